@@ -1,0 +1,1 @@
+"""The contract between the stages: views, targets, their storage. numpy and zarr only."""

@@ -1,0 +1,1 @@
+"""What a teacher emits and how a student meets it."""

@@ -1,0 +1,204 @@
+"""Reading a cache: blocks of rows, verified, opened lazily inside the process that reads."""
+
+import collections
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from cache.codecs import codec_of, is_finite
+from cache.errors import ReskdError
+from cache.group import ArraySpec, array_specs, check_fingerprint, load_group, load_manifest
+from cache.manifest import Manifest, ShardEntry, keys_digest
+from cache.store import VerifiedStore
+from cache.view import BLOCK
+
+__all__ = ["Block", "CacheReader", "check_join", "load_manifest"]
+
+_SHARDS, _VIEWS = 256, 32  # open groups, and views whose small arrays are held: some MB each at the most
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Consecutive rows of one view of one shard; arrays are read only. Where `valid` is False, targets are zeros."""
+
+    keys: tuple[str, ...]
+    frames: np.ndarray  # [n,T] int32
+    box: np.ndarray  # [n,4] float32
+    flip: np.ndarray  # [n] bool
+    valid: np.ndarray  # [n] bool
+    logits: np.ndarray | None  # [n,K] float32
+    features: np.ndarray | None  # [n,T',h,w,D], float16 or float32 as the codec has it
+
+
+class CacheReader:
+    """The stored views and targets of a cache. Cheap to make and to pickle; usable after fork, forkserver and spawn.
+
+    `targets` are those to read besides the views. At most `capacity_blocks` blocks stay in memory, the least recently
+    used go first; the default is what an order of 64 streams and windows of 16 keeps in use. The manifest is the one
+    at the time of making: a cache which grows meanwhile doesn't change the reader.
+
+    Raises ReskdError, naming shard and array, for a chunk that is missing, empty, exchanged or damaged, for views that
+    are not committed, and for targets that are not finite.
+    """
+
+    def __init__(self, path: str | Path, targets: Sequence[str] = ("logits",), capacity_blocks: int = 64 * 16):
+        self.path, self.targets = Path(path), tuple(targets)
+        self.manifest: Manifest = load_manifest(path)
+        stored = self.manifest.identity.targets
+        absent = [target for target in self.targets if target not in stored]
+        if absent:
+            raise ReskdError(
+                f"{path} holds no {' and no '.join(absent)}, only {', '.join(stored) or 'views'}: train with losses "
+                "of what is there, or make a cache with it (cache-teacher into a new folder)."
+            )
+        self._specs = array_specs(self.manifest.identity)
+        self._shards, self._views, self._blocks = _Recent(_SHARDS), _Recent(_VIEWS), _Recent(capacity_blocks)
+
+    def block(self, shard: str, view: int, block: int) -> Block:
+        """Rows [64 * block, 64 * block + 64) of a view, fewer at the shard's end."""
+        return self._blocks.get((shard, view, block), lambda: self._read_block(shard, view, block))
+
+    def view(self, shard: str, view: int) -> Block:
+        """All rows of a view, without features; not kept in memory."""
+        group = self._group(shard, view)
+        return self._decoded(group, view, slice(0, len(group.keys)), [t for t in self.targets if t != "features"])
+
+    def _read_block(self, shard: str, view: int, block: int) -> Block:
+        group = self._group(shard, view)
+        rows = slice(block * BLOCK, min(block * BLOCK + BLOCK, len(group.keys)))
+        if not 0 <= rows.start < rows.stop:
+            raise ReskdError(f"{self.path}, shard {shard}: no block {block} in {len(group.keys)} rows.")
+        return self._decoded(group, view, rows, self.targets)
+
+    def _group(self, shard: str, view: int) -> "_Group":
+        group = self._shards.get(shard, lambda: _Group(self.path, self.manifest, self._specs, shard))
+        if not 0 <= view < group.views:
+            raise ReskdError(
+                f"{self.path}, shard {shard}: view {view} is not committed, there are {group.views}: "
+                "run cache-teacher to the end."
+            )
+        return group
+
+    def _decoded(self, group: "_Group", view: int, rows: slice, targets: Sequence[str]) -> Block:
+        names = ("frames", "box", "flip", "valid")
+        columns: dict[str, Any] = {name: self._column(group, name, view, rows) for name in names}
+        for target in ("logits", "features"):
+            columns[target] = self._target(group, target, view, rows, columns["valid"]) if target in targets else None
+        for values in columns.values():
+            if values is not None:
+                values.flags.writeable = False  # they are shared by all who ask
+        return Block(keys=group.keys[rows], **columns)
+
+    def _target(self, group: "_Group", target: str, view: int, rows: slice, valid: np.ndarray) -> np.ndarray:
+        codec = codec_of(target, self.manifest.identity.targets[target]["codec"])
+        values = codec.decode({name: self._column(group, name, view, rows) for name in codec.arrays})
+        if not valid.all():
+            values[~valid] = 0
+        if not is_finite(values):
+            bad = next(i for i in range(len(values)) if not is_finite(values[i]))
+            raise ReskdError(
+                f"{self.path}, shard {group.shard}, view {view}, row {rows.start + bad} "
+                f"({group.keys[rows][bad]!r}): array {' or '.join(codec.arrays)} holds NaN or infinity for a valid "
+                f"row. Delete {self.path / group.shard} and run cache-teacher again."
+            )
+        return values
+
+    def _column(self, group: "_Group", name: str, view: int, rows: slice) -> np.ndarray:
+        """Rows of an array: maps by blocks as they lie on disk, small arrays out of the whole view."""
+        if self._specs[name].rows is not None:
+            return group.read(name, view, rows)
+        small = self._views.get((group.shard, view), dict)
+        if name not in small:
+            small[name] = group.read(name, view, slice(0, len(group.keys)))
+        return small[name][rows].copy()  # a copy, lest a block keep the whole view in memory
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process of its own reads for itself: neither what is in memory nor what is verified travels.
+        empty = {name: _Recent(getattr(self, name).capacity) for name in ("_shards", "_views", "_blocks")}
+        return self.__dict__ | empty
+
+
+def check_join(manifest: Manifest, entries: Sequence[ShardEntry]) -> None:
+    """Whether the shards of a data set are those which the cache was made for: names, clip counts, keys.
+
+    Bytes may differ (a companion at another resolution has the same keys), and the cache may have more shards.
+    Raises ReskdError naming the first offender and how many there are.
+    """
+    stored = {entry.name: entry for entry in manifest.identity.shards}
+    problems = []
+    for entry in entries:
+        other = stored.get(entry.name)
+        if other is None:
+            problems.append(f"shard {entry.name} is in the data set and not in the cache")
+        elif other.clips != entry.clips:
+            problems.append(f"shard {entry.name} has {entry.clips} clips in the data set, {other.clips} in the cache")
+        elif other.keys_sha256 != entry.keys_sha256:
+            problems.append(f"shard {entry.name} has other keys, or another order, in the data set than in the cache")
+    if problems:
+        raise ReskdError(
+            f"{problems[0]} ({len(problems)} of {len(entries)} shards don't fit): give the data set that the cache "
+            "was made from, or run cache-teacher on this one into a new folder."
+        )
+
+
+class _Group:
+    """One shard's group, open: attributes at once, arrays when first read."""
+
+    def __init__(self, path: Path, manifest: Manifest, specs: Mapping[str, ArraySpec], shard: str):
+        entry = manifest.identity.shard(shard)
+        attributes = load_group(path, shard)
+        if attributes is None:
+            raise ReskdError(f"{path}: shard {shard} is not there (not committed, or lost): run cache-teacher.")
+        check_fingerprint(path, manifest.identity, shard, attributes)
+        self.shard, self.folder, self.specs = shard, path / shard, specs
+        self.keys, self.views = tuple(attributes["keys"]), attributes["views"]
+        if keys_digest(self.keys) != entry.keys_sha256:
+            raise ReskdError(f"{self.folder}: its keys are damaged: delete it and run cache-teacher again.")
+        self._store = VerifiedStore(self.folder, attributes["files"])
+        self._arrays: dict[str, zarr.Array] = {}
+
+    def read(self, name: str, view: int, rows: slice) -> np.ndarray:
+        """[n, *tail] of one view. Raises ReskdError for anything that isn't as it was committed."""
+        try:
+            if name not in self._arrays:
+                self._arrays[name] = self._open(name)
+            return np.asarray(self._arrays[name][rows, view])
+        except (ReskdError, MemoryError, PermissionError):
+            raise
+        except Exception as error:  # whatever zarr and its codecs raise for damaged metadata
+            raise ReskdError(
+                f"{self.folder}: array {name}, view {view} can't be read ({type(error).__name__}: {error}). "
+                f"Delete {self.folder} and run cache-teacher again."
+            ) from error
+
+    def _open(self, name: str) -> zarr.Array:
+        array, spec = zarr.open_array(self._store, path=name, mode="r", zarr_format=3), self.specs[name]
+        clips = len(self.keys)
+        wanted = (clips, *spec.tail), (min(spec.rows or clips, clips), 1, *spec.tail), np.dtype(spec.dtype)
+        if ((array.shape[0], *array.shape[2:]), array.chunks, array.dtype) != wanted or array.shape[1] < self.views:
+            raise ReskdError(
+                f"{self.folder}: array {name} is {array.dtype} {list(array.shape)} in chunks {list(array.chunks)}, "
+                f"not what the manifest says: delete {self.folder} and run cache-teacher again."
+            )
+        return array
+
+
+class _Recent:
+    """The `capacity` most recently used values."""
+
+    def __init__(self, capacity: int):
+        self.capacity, self._values = max(1, capacity), collections.OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The value of `key`, made where it isn't held."""
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key]
+        self._values[key] = value = make()
+        if len(self._values) > self.capacity:
+            self._values.popitem(last=False)
+        return value

@@ -1,0 +1,89 @@
+"""Files of a cache: durable writes, and the zarr store which verifies what it reads."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from zarr.storage import LocalStore
+
+from cache.errors import ReskdError
+
+METADATA = "zarr.json"
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file so that a kill or a power cut at any instant leaves the old one or the new one, whole."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")  # a fixed name: what a kill leaves behind is overwritten
+    with open(partial, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def sync(path: str | Path) -> None:
+    """fsync a file or a folder (a folder's names are durable only then)."""
+    if os.name == "nt" and os.path.isdir(path):
+        return  # Windows has no fsync of folders
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folders(path: Path) -> None:
+    """mkdir -p, durably."""
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
+
+
+def file_digest(path: Path) -> list:
+    """[size in bytes, sha256] of a file, read in pieces."""
+    with open(path, "rb") as f:
+        return [os.fstat(f.fileno()).st_size, hashlib.file_digest(f, "sha256").hexdigest()]
+
+
+class VerifiedStore(LocalStore):
+    """One shard's group, read only, whose chunk files are checked against the commit's list when first read.
+
+    To zarr a chunk which isn't there is a chunk of fill values, and any file under a chunk's name is that chunk.
+    """
+
+    def __init__(self, root: Path | str, files: Mapping[str, Sequence]):
+        super().__init__(root, read_only=True)
+        self.files = files
+        self.verified: set[str] = set()
+
+    async def get(self, key, prototype=None, byte_range=None):
+        return self._checked(key, await super().get(key, prototype, byte_range))
+
+    def get_sync(self, key, *, prototype=None, byte_range=None):
+        return self._checked(key, super().get_sync(key, prototype=prototype, byte_range=byte_range))
+
+    def _checked(self, key: str, buffer):
+        if key.rpartition("/")[2] == METADATA:
+            return buffer
+        array, _, chunk = key.rpartition("/")
+        listed = self.files.get(key)
+        if listed is None:
+            self._fail(array, chunk, "the commit doesn't list it")
+        if buffer is None:
+            self._fail(array, chunk, f"it is missing (the commit lists {listed[0]} bytes)")
+        if len(buffer) != listed[0]:
+            self._fail(array, chunk, f"it has {len(buffer)} bytes, the commit lists {listed[0]}")
+        if key not in self.verified:
+            if hashlib.sha256(buffer.as_numpy_array()).hexdigest() != listed[1]:
+                self._fail(array, chunk, "its sha256 is not the commit's: it was exchanged or damaged")
+            self.verified.add(key)
+        return buffer
+
+    def _fail(self, array: str, chunk: str, what: str):
+        raise ReskdError(
+            f"{self.root}: array {array}, chunk {chunk}: {what}. Delete {self.root} and run cache-teacher again."
+        )

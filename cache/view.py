@@ -1,0 +1,188 @@
+"""Views: which frames of a clip, and which part of them, a net looks at, with no resolution in it.
+
+A view is a pure function of (policy, shard, key, index, frames, aspect). The random words come from numpy's raw
+Philox4x64-10 stream, whose key is a hash of (policy seed, shard, key, index); they become numbers by our own integer
+arithmetic, since the distributions of `numpy.random.Generator` may change between versions of numpy.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from decimal import Context, Decimal
+from typing import Literal
+
+import numpy as np
+
+from cache.errors import ReskdError
+
+BLOCK = 64  # rows of a block: the unit of the order, and the chunk of feature maps in the cache
+
+# Words of the random stream, by purpose: a policy with another crop still draws the same frames and the same flip.
+_FLIP, _BOX, _FRAMES = 0, 1, 41
+_ATTEMPTS = 10  # of random_resized_crop, four words each
+_GRID = 1 << 24  # boxes are multiples of 2^-24: exact in float32, and so top + height never passes 1
+_EXACT = Context(prec=20)  # decimal's exp and ln are correctly rounded; those of libm differ between machines
+
+
+@dataclass(frozen=True)
+class ViewPolicy:
+    """How views are drawn. `num_frames` is T; `center_fraction` and `scales` are relative to the short side.
+
+    Raises ReskdError for a value outside its range.
+    """
+
+    seed: int = 0
+    sampling: Literal["segments", "dense"] = "segments"
+    num_frames: int = 8
+    stride: int = 1
+    jitter: bool = True
+    crop: Literal["multi_scale_crop", "random_resized_crop", "center", "three_crop", "full"] = "multi_scale_crop"
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    area: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    center_fraction: float = 0.875
+    flip: float = 0.5
+
+    def __post_init__(self):
+        checks = {
+            "sampling": self.sampling in ("segments", "dense"),
+            "num_frames": self.num_frames >= 1,
+            "stride": self.stride >= 1,
+            "crop": self.crop in _CROPS,
+            "scales": len(self.scales) > 0 and all(0 < s <= 1 for s in self.scales),
+            "area": len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1,
+            "ratio": len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1] < math.inf,
+            "center_fraction": 0 < self.center_fraction <= 1,
+            "flip": 0 <= self.flip <= 1,
+        }
+        for name, ok in checks.items():
+            if not ok:
+                raise ReskdError(f"view policy: {name} = {getattr(self, name)!r} is out of range.")
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What is seen of a clip."""
+
+    frames: np.ndarray  # [T] int32, indices into the clip
+    box: np.ndarray  # [4] float32 top, left, height, width as fractions of the upright frame
+    flip: bool  # mirrored left to right
+
+
+def sample_view(policy: ViewPolicy, *, shard: str, key: str, index: int, num_frames: int, aspect: float) -> View:
+    """View number `index` of a clip of `num_frames` frames whose upright frame has `aspect` = width / height.
+
+    Sampling and crops are those of mmaction2's SampleFrames, MultiScaleCrop (13 fixed positions), RandomResizedCrop,
+    CenterCrop and ThreeCrop, in fractions instead of pixels. A clip too short for T frames loops.
+    Raises ReskdError where the clip has no frames or no area.
+    """
+    if num_frames < 1:
+        raise ReskdError(f"{shard}, clip {key}: a clip of {num_frames} frames has no views.")
+    if not 0 < aspect < math.inf:
+        raise ReskdError(f"{shard}, clip {key}: width / height is {aspect}: the frame has no area.")
+    words = _words(policy.seed, shard, key, index, _FRAMES + policy.num_frames)
+    frames = (_segments if policy.sampling == "segments" else _dense)(policy, num_frames, words[_FRAMES:])
+    top, left, height, width = _CROPS[policy.crop](policy, aspect, index, words[_BOX:_FRAMES])
+    flip = _uniform(words[_FLIP]) < policy.flip
+    return View(np.array(frames, dtype=np.int32), _box(top, left, height, width), flip)
+
+
+def _words(seed: int, shard: str, key: str, index: int, count: int) -> list[int]:
+    """The first `count` 64-bit words of the stream of (seed, shard, key, index)."""
+    name = json.dumps(["reskd view", int(seed), shard, key, int(index)], separators=(",", ":"))
+    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+    return np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64)).random_raw(count).tolist()
+
+
+def _uniform(word: int) -> float:
+    """A number in [0, 1), from the 53 high bits."""
+    return (word >> 11) * 2.0**-53
+
+
+def _below(word: int, n: int) -> int:
+    """An integer in [0, n): the high word of the product (Lemire), whose bias is below n / 2^64."""
+    return (word * n) >> 64
+
+
+def _segments(policy: ViewPolicy, n: int, words: list[int]) -> list[int]:
+    """One frame of each of T equal segments: a random one with jitter, else the middle."""
+    count = policy.num_frames
+    if not policy.jitter:
+        return [(2 * i + 1) * n // (2 * count) for i in range(count)]
+    if n <= count:
+        return [round(i * n / count) % n for i in range(count)]
+    length = n // count
+    return [i * length + _below(words[i], length) for i in range(count)]
+
+
+def _dense(policy: ViewPolicy, n: int, words: list[int]) -> list[int]:
+    """T frames `stride` apart: a random clip with jitter, else the centre one; it loops where n is too short."""
+    starts = max(1, n - policy.num_frames * policy.stride + 1)
+    start = _below(words[0], starts) if policy.jitter else starts // 2
+    return [(start + i * policy.stride) % n for i in range(policy.num_frames)]
+
+
+def _short_side(aspect: float) -> tuple[float, float]:
+    """Height and width, as fractions of the frame, of the square on the short side."""
+    return min(1.0, aspect), min(1.0, 1 / aspect)
+
+
+def _multi_scale_crop(policy: ViewPolicy, aspect: float, index: int, words: list[int]):
+    sizes = [(h, w) for i, h in enumerate(policy.scales) for j, w in enumerate(policy.scales) if abs(i - j) <= 1]
+    scale_h, scale_w = sizes[_below(words[0], len(sizes))]
+    row, column = _POSITIONS[_below(words[1], len(_POSITIONS))]
+    short_h, short_w = _short_side(aspect)
+    height, width = scale_h * short_h, scale_w * short_w
+    return (1 - height) * row / 4, (1 - width) * column / 4, height, width
+
+
+# In quarters of the free space: corners, centre, middles of the sides, centres of the quarters.
+_POSITIONS = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3))
+
+
+def _random_resized_crop(policy: ViewPolicy, aspect: float, index: int, words: list[int]):
+    low, high = (_EXACT.ln(Decimal(r)) for r in policy.ratio)
+    for a in range(_ATTEMPTS):
+        u_area, u_ratio, u_top, u_left = (_uniform(w) for w in words[4 * a : 4 * a + 4])
+        area = policy.area[0] + u_area * (policy.area[1] - policy.area[0])
+        ratio = float(_EXACT.exp(_EXACT.fma(Decimal(u_ratio), high - low, low)))
+        height, width = math.sqrt(area * aspect / ratio), math.sqrt(area * ratio / aspect)
+        if height <= 1 and width <= 1:
+            return (1 - height) * u_top, (1 - width) * u_left, height, width
+    return _centred(*_short_side(aspect))
+
+
+def _center(policy: ViewPolicy, aspect: float, index: int, words: list[int]):
+    return _centred(*(policy.center_fraction * side for side in _short_side(aspect)))
+
+
+def _three_crop(policy: ViewPolicy, aspect: float, index: int, words: list[int]):
+    """The squares on the short side: left, right, middle of a wide frame; top, bottom, middle of a tall one."""
+    height, width = _short_side(aspect)
+    place = (0.0, 1.0, 0.5)[index % 3]
+    return (1 - height) * place, (1 - width) * place, height, width
+
+
+def _full(policy: ViewPolicy, aspect: float, index: int, words: list[int]):
+    return 0.0, 0.0, 1.0, 1.0
+
+
+def _centred(height: float, width: float):
+    return (1 - height) / 2, (1 - width) / 2, height, width
+
+
+_CROPS = {
+    "multi_scale_crop": _multi_scale_crop,
+    "random_resized_crop": _random_resized_crop,
+    "center": _center,
+    "three_crop": _three_crop,
+    "full": _full,
+}
+
+
+def _box(top: float, left: float, height: float, width: float) -> np.ndarray:
+    """The box on the grid of 2^-24, inside the frame and never empty; float32."""
+    height, width = (min(_GRID, max(1, round(side * _GRID))) for side in (height, width))
+    top, left = min(round(top * _GRID), _GRID - height), min(round(left * _GRID), _GRID - width)
+    return (np.array([top, left, height, width], dtype=np.float64) / _GRID).astype(np.float32)

@@ -1,0 +1,264 @@
+"""Stage one: the teacher runs once over every stored view of every clip; its targets go into the cache."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from cache.errors import ReskdError
+from cache.manifest import BLOCK, Manifest
+from cache.reader import CacheReader, load_manifest
+from cache.view import View
+from cache.writer import ShardWriter, committed_views, create_cache, finalise
+from stages.config import CacheConfig
+from stages.data.decode import decode_frames
+from stages.data.render import render
+from stages.data.shards import Dataset, open_dataset
+from stages.data.views import AllViews, ViewBatch, Work
+from stages.distill.teacher import Teacher, load_teacher
+from stages.training.distributed import Ranks, ranks
+from stages.training.log import console, progress_bar
+from stages.training.metrics import chance, decoding_workers, raising
+from stages.training.state import in_use
+
+NEAR_CHANCE = 2.0  # a teacher below so many times chance is more likely mistaken than weak
+
+
+def cache_teacher(config: CacheConfig, *, strict: bool = False, dry_run: bool = False, verify: int = 0) -> dict:
+    """Bring the cache up to `config.views` views of every clip; what is committed is never done again.
+
+    Returns {"clip_views": computed by this rank, "seconds", "bytes": of the cache, "quarantined": clips,
+    "top1": of the teacher on its cached views in percent, None where no clip is labelled, "verified": largest
+    difference found, None where not asked for}; for `dry_run`, what it would do, and nothing is written.
+    `strict`: an unreadable clip is fatal. `verify`: recompute so many random clip·views and compare.
+    """
+    started = time.perf_counter()
+    data = open_dataset(config.data)
+    with ranks() as at:
+        teacher, wanted = load_teacher(config, data, at.device)
+        if dry_run:
+            return _show_plan(config, wanted)
+        with in_use(config.output) if at.first else nullcontext():
+            if at.first:
+                _check_room(config.output, wanted)
+                create_cache(config.output, wanted)
+            at.barrier()
+            manifest = load_manifest(config.output)
+            done = _fill(config, data, teacher, manifest, at, strict)
+            at.barrier()
+            if at.first:
+                manifest = finalise(config.output)
+            at.barrier()
+        return _report(config, data, teacher, load_manifest(config.output), done, started, verify)
+
+
+def cache_shard(
+    path: Path,
+    manifest: Manifest,
+    work: Work,
+    keys: list[str],
+    teacher: Teacher,
+    batches: Iterable[ViewBatch],
+    on_batch: Callable[[ViewBatch], None] = lambda batch: None,
+) -> int:
+    """Compute and commit the missing views of one shard; returns the clip·views computed.
+
+    Idempotent, the unit of work of every engine: one process owns a shard's group while it is here, and a forward
+    holds rows of one shard and view, in tar order, in the batch size which the manifest fixes. So the content does
+    not depend on who computes it (bit by bit on one CPU with one number of threads).
+    """
+    writer = ShardWriter(path, manifest, work.shard, keys, work.views)
+    quarantine, fallbacks, computed = {}, {}, 0
+    try:
+        for batch in batches:
+            n = len(batch.frames)
+            rows = slice(batch.start, batch.start + n)
+            valid = np.array([key not in batch.quarantine for key in keys[rows]])
+            for j, view in enumerate(work.views):
+                targets = {name: value[:n] for name, value in teacher.run(batch.clips[j]).items()}
+                writer.write(
+                    view,
+                    rows,
+                    frames=batch.frames[:, j],
+                    box=batch.box[:, j],
+                    flip=batch.flip[:, j],
+                    valid=valid,
+                    **targets,
+                )
+            quarantine |= batch.quarantine
+            fallbacks |= batch.fallbacks
+            computed += int(valid.sum()) * len(work.views)
+            on_batch(batch)
+        writer.commit(quarantine, fallbacks)
+    except BaseException:
+        writer.abort()
+        raise
+    return computed
+
+
+def _fill(config: CacheConfig, data: Dataset, teacher: Teacher, manifest: Manifest, at: Ranks, strict: bool) -> int:
+    """The work of this rank: every W-th shard that lacks views."""
+    mine = data.shards[at.rank :: at.world]
+    work = [Work(e.name, range(committed_views(config.output, e.name), manifest.views)) for e in mine]
+    work = [w for w in work if len(w.views)]
+    batches = AllViews(data, work, config.policy, teacher.size, teacher.batch_size)
+    workers = min(decoding_workers(config.loader), len(batches))
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=config.loader.prefetch if workers else None,
+        pin_memory=at.device.type == "cuda",
+        generator=torch.Generator(),
+    )
+    total = sum(data.entry(w.shard).clips * len(w.views) for w in work)
+    done, shards = 0, {w.shard: w for w in work}
+    with progress_bar("clip·views", disable=not at.first) as bar:
+        task = bar.add_task("cache-teacher", total=total, rate=0.0, note="")
+        started = time.perf_counter()
+
+        def on_batch(batch: ViewBatch) -> None:
+            for key, reason in batch.quarantine.items():
+                if strict:
+                    raise ReskdError(f"{data.path}: shard {batch.shard}, clip {key!r}: {reason} (--strict)")
+                console.print(f"[yellow]quarantined[/] {batch.shard}/{key}: {reason}", highlight=False)
+            for key, reason in batch.fallbacks.items():
+                console.print(f"[yellow]fallback[/] {batch.shard}/{key}: {reason}", highlight=False)
+            bar.advance(task, batch.frames.shape[0] * batch.frames.shape[1])
+            bar.update(task, rate=bar.tasks[0].completed / (time.perf_counter() - started), note=batch.shard)
+
+        for shard, of_shard in itertools.groupby(raising(loader), key=lambda batch: batch.shard):
+            keys = [row.key for row in data.rows(shard)]
+            done += cache_shard(config.output, manifest, shards[shard], keys, teacher, of_shard, on_batch)
+    return done
+
+
+def bytes_of_clip_view(manifest: Manifest) -> int:
+    """Bytes of one clip·view before zstd: the view, the logits, the feature map."""
+    targets = manifest.identity.targets
+    logits = targets["logits"]["width"] * (1 if targets["logits"]["codec"] == "uint8" else 2) + 8
+    features = (
+        2 * int(np.prod([*targets["features"]["grid"], targets["features"]["width"]])) if "features" in targets else 0
+    )
+    return 4 * manifest.identity.policy.num_frames + 16 + 2 + logits + features
+
+
+def _missing(path: Path, wanted: Manifest) -> int:
+    """Clip·views that are not committed."""
+    clips = {e.name: e.clips for e in wanted.identity.shards}
+    return sum(n * max(0, wanted.views - (committed_views(path, s) if path.exists() else 0)) for s, n in clips.items())
+
+
+def _check_room(path: Path, wanted: Manifest) -> None:
+    """Refuse before work what can't be finished: a disk too small, a folder that can't be written."""
+    parent = path.parent
+    need = _missing(path, wanted) * bytes_of_clip_view(wanted)
+    free = shutil.disk_usage(parent).free
+    if need > free:
+        raise ReskdError(f"{path}: up to {need / 1e9:.2f} GB are missing, the disk has {free / 1e9:.2f} GB free: lower "
+                         f"`views`, leave out `targets.features`, or give another output")  # fmt: skip
+    if not os.access(path if path.exists() else parent, os.W_OK):
+        raise ReskdError(f"{path} can't be written: give another output")
+
+
+def _show_plan(config: CacheConfig, wanted: Manifest) -> dict:
+    clips = sum(e.clips for e in wanted.identity.shards)
+    missing, each = _missing(config.output, wanted), bytes_of_clip_view(wanted)
+    plan = {
+        "output": str(config.output),
+        "shards": len(wanted.identity.shards),
+        "clips": clips,
+        "views": wanted.views,
+        "clip_views_missing": missing,
+        "bytes_of_clip_view": each,
+        "bytes_missing_at_most": missing * each,
+    }
+    table = Table(title="cache-teacher: what it would do", show_header=False)
+    for name, value in plan.items():
+        table.add_row(name, str(value))
+    console.print(table)
+    return plan
+
+
+def _report(
+    config: CacheConfig, data: Dataset, teacher: Teacher, manifest: Manifest, done: int, started: float, verify: int
+) -> dict:
+    reader = CacheReader(config.output, tuple(manifest.identity.targets))
+    top1 = _teacher_accuracy(data, manifest, reader)
+    result = {
+        "clip_views": done,
+        "seconds": time.perf_counter() - started,
+        "bytes": sum(p.stat().st_size for p in config.output.rglob("*") if p.is_file()),
+        "quarantined": sum(map(len, manifest.quarantine.values())),
+        "top1": top1,
+        "verified": _verify(data, manifest, reader, teacher, verify) if verify else None,
+    }
+    console.print(
+        f"{config.output}: {manifest.views} views of {sum(e.clips for e in data.shards)} clips, "
+        f"{result['bytes'] / 1e6:.1f} MB, {result['quarantined']} quarantined; computed {done} clip·views in "
+        f"{result['seconds']:.1f} s" + ("" if top1 is None else f"; the teacher's top-1 on its views: {top1:.2f} %")
+    )
+    return result
+
+
+def _teacher_accuracy(data: Dataset, manifest: Manifest, reader: CacheReader) -> float | None:
+    """top-1 in percent over labelled clip·views, with a warning where it is near chance."""
+    labels, hits = [], 0
+    for entry in data.shards:
+        rows = data.rows(entry.name)
+        truth = np.array([row.labels[0] if row.labels else -1 for row in rows])
+        for view in range(manifest.views):
+            stored = reader.view(entry.name, view)
+            keep = stored.valid & (truth >= 0)
+            hits += int((stored.logits[keep].argmax(1) == truth[keep]).sum())
+            labels += truth[keep].tolist()
+    if not labels:
+        return None
+    top1, by_chance = 100 * hits / len(labels), chance(labels, len(data.classes))
+    if top1 < NEAR_CHANCE * by_chance:
+        console.print(f"[bold red]warning[/] the teacher's top-1 on its cached views is {top1:.2f} %, near chance "
+                      f"({by_chance:.2f} %): look at its checkpoint, the order of the classes, its size and "
+                      f"normalisation before students are trained on it")  # fmt: skip
+    return top1
+
+
+def _verify(data: Dataset, manifest: Manifest, reader: CacheReader, teacher: Teacher, count: int) -> float:
+    """Recompute `count` random clip·views from their stored views; the largest difference of a logit.
+
+    Raises ReskdError where one is further off than the codec and another batch's rounding explain.
+    """
+    rows = [(e.name, r) for e in data.shards for r in range(e.clips) if r not in manifest.quarantine.get(e.name, {})]
+    worst = 0.0
+    for shard, r in random.Random(0).sample(rows, min(count, len(rows))):
+        v = random.Random(f"{shard} {r}").randrange(manifest.views)
+        block, i = reader.block(shard, v, r // BLOCK), r % BLOCK
+        view, row = View(block.frames[i], block.box[i], bool(block.flip[i])), data.rows(shard)[r]
+        pictures, _ = decode_frames(data.read(shard, r), view.frames, row.decoder)
+        clips = np.zeros((teacher.batch_size, len(view.frames), 3, teacher.size, teacher.size), np.uint8)
+        clips[0] = render(pictures, view, teacher.size)
+        fresh = teacher.run(torch.from_numpy(clips))
+        span = float(np.ptp(fresh["logits"][0])) + 1e-3
+        rounding = 1e-3 if teacher.dtype == torch.float32 else 5e-2
+        off = float(np.abs(fresh["logits"][0] - block.logits[i]).max())
+        feature_off = 0.0
+        if block.features is not None:
+            near = np.abs(fresh["features"][0] - block.features[i].astype(np.float32))
+            feature_off = float((near / (1 + np.abs(fresh["features"][0]))).max())
+        if off > span / 500 + rounding * span or feature_off > rounding + 1e-3:
+            raise ReskdError(f"shard {shard}, clip {row.key!r}, view {v}: the cached targets differ from the "
+                             f"teacher's by {off:.4f} (logits) and {feature_off:.4f} (features, relative): the cache is not of this "
+                             f"teacher and these videos; make it anew")  # fmt: skip
+        worst = max(worst, off)
+    console.print(f"verified {min(count, len(rows))} clip·views: logits differ by at most {worst:.4f}")
+    return worst

@@ -1,0 +1,258 @@
+"""Encoded video in, upright RGB frames out; the only file that knows of decord and PyAV.
+
+Which frame is "frame i" must not depend on which other frames are asked for: teacher and student, or two epochs, ask
+for different sets of them. decord 0.6 breaks this silently on some files: it takes a key frame's place in coding order
+for its place in time (off by the leading B-frames of an open group of pictures: x265's default, MPEG-4 in AVI), and it
+replaces frames that it lost by their neighbours. So `probe` reads the packets' times first, without decoding, and lets
+decord serve only those files in which its way of seeking is exact; PyAV, which decodes from the start, takes the rest.
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+import av
+import av.stream
+import numpy as np
+
+from cache.errors import ReskdError
+
+# decord's library reads this when it loads. By default it answers for a frame it cannot get with an earlier one.
+os.environ["DECORD_REWIND_RETRY_MAX"] = "0"
+try:
+    import decord
+except (ImportError, OSError):  # no wheel for this platform, or one whose library doesn't load
+    decord = None
+else:
+    decord.logging.set_level(decord.logging.QUIET)  # errors are raised anyway; the log only repeats them
+av.logging.set_level(None)
+
+# Left out on purpose: still images, text, and playlists (HLS, DASH, concat), whose content makes FFmpeg open other
+# files and addresses.
+CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
+# The smallest share of lost frames that decord accepts as a threshold: the first one raises.
+NO_LOST_FRAME = 1e-9
+
+
+class DecodeError(ReskdError):
+    """No decoder can serve what was asked of these bytes. The caller, who knows the clip's name, adds it."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """A clip as its decoder sees it; width and height are those of the upright frame, duration is in seconds."""
+
+    frames: int
+    fps: float
+    width: int
+    height: int
+    duration: float
+    decoder: Literal["decord", "pyav"]
+    fallback: str | None  # why decord was not used
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """What the packets of the video stream say, in coded order, before anything is decoded."""
+
+    times: list[int | None]  # presentation times, in the stream's units
+    keys: list[int]  # positions of the packets at which decoding can start
+    discards: int  # packets that an edit list hides
+    fps: float  # the container's average rate
+    duration: float
+
+
+def decoder_identity() -> str:
+    """The decoder this machine prefers, as caches record it: "decord 0.6.0", or "pyav 18.1.0" without decord."""
+    return f"pyav {av.__version__}" if decord is None else f"decord {decord.__version__}"
+
+
+def probe(data: bytes) -> VideoInfo:
+    """Decides which decoder serves this clip, and decodes enough with it to trust it with any frame.
+
+    decord: first, middle and last frame, after its seeking was found to be exact. PyAV: every frame, since only that
+    counts them. Raises DecodeError, with both decoders' reasons, where the file is unreadable or cut short.
+    """
+    reason = None
+    try:
+        timeline = _read_timeline(data)
+        reason = "it is not installed" if decord is None else _why_seeking_fails(data, timeline)
+        if reason is None:
+            try:
+                return _probe_decord(data, timeline)
+            except Exception as error:  # decord raises nearly every type there is
+                reason = _brief(error)
+        return replace(_probe_pyav(data, timeline), fallback=f"decord: {reason}")
+    except Exception as error:
+        both = f"decord: {reason}; PyAV: {_brief(error)}" if reason else _brief(error)
+        raise DecodeError(f"unreadable video: {both}") from error
+
+
+def decode_frames(data: bytes, indices: np.ndarray, decoder: str) -> tuple[np.ndarray, str]:
+    """The frames asked for, uint8 [len(indices), H, W, 3] upright RGB in that order, and the decoder that served.
+
+    `indices`: [T] integers from 0 to frames - 1, in any order, repeated or not (each is decoded once). `decoder`: what
+    `probe` chose for this clip. Where decord fails after all, PyAV serves and the returned name says so. Raises
+    DecodeError for an index that isn't there, and where no decoder delivers.
+    """
+    wanted, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+    if not len(wanted) or wanted[0] < 0:
+        raise DecodeError(f"frames {wanted.tolist()} were asked for; expected one or more indices from 0 on")
+    reason = None
+    try:
+        if decoder == "decord" and decord is not None:
+            try:
+                return _decord_frames(data, wanted)[inverse], "decord"
+            except DecodeError:
+                raise
+            except Exception as error:
+                reason = _brief(error)
+        return _pyav_frames(data, wanted)[inverse], "pyav"
+    except DecodeError:
+        raise
+    except Exception as error:
+        both = f"decord: {reason}; PyAV: {_brief(error)}" if reason else f"PyAV: {_brief(error)}"
+        raise DecodeError(f"frames {wanted.tolist()} can't be decoded: {both}") from error
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    options = {"format_whitelist": CONTAINERS}
+    try:
+        opened = av.open(io.BytesIO(data), metadata_errors="ignore", options=options)
+    except av.FFmpegError as error:
+        raise DecodeError(f"{len(data)} bytes that do not open as one of {CONTAINERS} ({_brief(error)})") from error
+    with opened as container:
+        stream = container.streams.best("video")  # av_find_best_stream, as decord does
+        if stream is None:
+            raise DecodeError("it has no video stream")
+        if stream.disposition & av.stream.Disposition.attached_pic:
+            raise DecodeError("its only picture is a cover image")
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def _read_timeline(data: bytes) -> _Timeline:
+    times, keys, spans, discards = [], [], [], 0
+    with _opened(data) as (container, stream):
+        for packet in container.demux(stream):
+            if not packet.size:  # the mark of the end
+                continue
+            if packet.is_corrupt:
+                raise DecodeError(f"it is cut short: packet {len(times)} of the video is incomplete")
+            if packet.is_keyframe:
+                keys.append(len(times))
+            if packet.pts is not None and not packet.is_discard:
+                spans.append((packet.pts, packet.pts + (packet.duration or 0)))
+            discards += packet.is_discard
+            times.append(packet.pts)
+        rate, unit = stream.average_rate or stream.guessed_rate, stream.time_base
+    if not times:
+        raise DecodeError("its video stream is empty")
+    seconds = float((max(end for _, end in spans) - min(start for start, _ in spans)) * unit) if spans else 0.0
+    fps = float(rate) if rate else len(times) / seconds if seconds > 0 else 0.0
+    return _Timeline(times, keys, discards, fps, seconds if seconds > 0 else len(times) / fps if fps else 0.0)
+
+
+def _why_seeking_fails(data: bytes, timeline: _Timeline) -> str | None:
+    """None where decord's numbering holds: packet k of n is frame k at every key frame, and each gives one frame.
+
+    The second half is checked on the last group of pictures: decoded from its key frame, it must give its packets'
+    times and nothing else (not so with VP8's hidden frames, packed B-frames, or intra refresh).
+    """
+    if None in timeline.times or len(set(timeline.times)) < len(timeline.times):
+        return "packets without a time of their own"
+    if timeline.discards:
+        return f"an edit list hides {timeline.discards} packets"
+    shown = sorted(timeline.times)
+    if not timeline.keys or any(timeline.times[key] != shown[key] for key in timeline.keys):
+        return "a key frame is coded before frames that are shown earlier (open group of pictures)"
+    last = timeline.keys[-1]
+    with _opened(data) as (container, stream):
+        if last:
+            container.seek(shown[last], stream=stream)
+        try:
+            if [frame.pts for frame in container.decode(stream)] == shown[last:]:
+                return None
+        except av.FFmpegError as error:
+            return f"the packets from the last key frame on do not decode ({_brief(error)})"
+    return "the packets from the last key frame on do not give one frame each"
+
+
+def _probe_decord(data: bytes, timeline: _Timeline) -> VideoInfo:
+    reader = _decord_reader(data)
+    count = len(reader)
+    if count != len(timeline.times):
+        raise DecodeError(f"it counts {count} frames where the file holds {len(timeline.times)}")
+    starts = reader.get_frame_timestamp(np.arange(count))[:, 0]
+    # Its older FFmpeg finds no times in some AVI files, where a newer one does; it then sorts garbage.
+    if not (np.abs(starts) < 1e9).all() or any(b < a for a, b in pairwise(starts.tolist())):
+        raise DecodeError("it finds no times in this container")
+    height, width = reader.get_batch(sorted({0, count // 2, count - 1})).shape[1:3]
+    return VideoInfo(count, timeline.fps, width, height, timeline.duration, "decord", None)
+
+
+def _probe_pyav(data: bytes, timeline: _Timeline) -> VideoInfo:
+    count, sizes, frame = 0, set(), None
+    with _opened(data) as (container, stream):
+        for frame in _whole_frames(container, stream):
+            count += 1
+            sizes.add((frame.width, frame.height, frame.rotation))
+        if frame is None:
+            raise DecodeError("no frame comes out of its packets")
+        if len(sizes) > 1:
+            raise DecodeError("its frames change size or rotation on the way")
+        height, width = _upright(frame).shape[:2]
+    return VideoInfo(count, timeline.fps, width, height, timeline.duration, "pyav", None)
+
+
+def _decord_reader(data: bytes) -> "decord.VideoReader":
+    return decord.VideoReader(io.BytesIO(data), num_threads=1, fault_tol=NO_LOST_FRAME)
+
+
+def _decord_frames(data: bytes, wanted: np.ndarray) -> np.ndarray:
+    """`wanted`: sorted and unique, so that decord never goes back."""
+    reader = _decord_reader(data)
+    if wanted[-1] >= len(reader):
+        raise DecodeError(f"frame {wanted[-1]} was asked for; the video has {len(reader)} frames")
+    return reader.get_batch(wanted).asnumpy()
+
+
+def _pyav_frames(data: bytes, wanted: np.ndarray) -> np.ndarray:
+    """One pass from the start: exact for every container and codec; only the wanted frames are converted to RGB."""
+    left, frames, index = wanted.tolist(), [], -1
+    with _opened(data) as (container, stream):
+        for index, frame in enumerate(_whole_frames(container, stream)):
+            if index == left[len(frames)]:
+                frames.append(_upright(frame))
+                if len(frames) == len(left):
+                    return np.stack(frames)
+    raise DecodeError(f"frame {left[-1]} was asked for; the video has {index + 1} frames")
+
+
+def _whole_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    index = 0
+    try:
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise DecodeError(f"frame {index} is damaged")
+            yield frame
+            index += 1
+    except av.FFmpegError as error:
+        raise DecodeError(f"nothing can be decoded after {index} frames ({_brief(error)})") from error
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    return np.rot90(frame.to_ndarray(format="rgb24"), (frame.rotation // 90) % 4)
+
+
+def _brief(error: Exception) -> str:
+    """The first line, without clock times, addresses and stray numbers: reasons are stored, and compared by reruns."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    text = re.sub(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: |\(-?\d+ vs\. -?\d+\) ?", "", text.splitlines()[0])
+    return text[:200]

@@ -1,0 +1,131 @@
+"""The demo's data set: a handwritten digit moves over clutter; the class is the digit × the direction of its motion.
+
+The digits are scikit-learn's `load_digits` (1,797 real 8×8 pictures from the test set of UCI's "Optical Recognition of
+Handwritten Digits"), split by picture, so validation and test show handwriting that no training clip has. Opposite
+directions show the same frames in the opposite order, so nothing but the order tells them apart.
+"""
+
+import hashlib
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import numpy as np
+from sklearn.datasets import load_digits
+
+DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}  # y, x per unit of time
+CLASSES = tuple(f"{digit}-{direction}" for digit in range(10) for direction in DIRECTIONS)
+SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}  # of the pictures of each digit
+FRAGMENTS = 5  # pieces of other digits that lie in the background of a clip
+FPS = 8
+
+
+def generator(*key: object) -> np.random.Generator:
+    """A counter-based generator for this key alone, whatever was drawn before."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+@lru_cache
+def handwriting(split: str) -> tuple[np.ndarray, ...]:
+    """The pictures of one split, per digit: ten arrays [n, 8, 8] of ink from 0 to 1. No picture is in two."""
+    pictures, labels = load_digits(return_X_y=True)
+    names = list(SHARES)
+    edges = np.cumsum([0.0, *SHARES.values()])
+    low, high = edges[names.index(split)], edges[names.index(split) + 1]
+    chosen = []
+    for digit in range(10):
+        rows = generator("handwriting", digit).permutation(np.flatnonzero(labels == digit))
+        rows = rows[round(low * len(rows)) : round(high * len(rows))]
+        chosen.append((pictures[rows] / 16).reshape(-1, 8, 8))
+    return tuple(chosen)
+
+
+def _stretch(picture: np.ndarray, centers: np.ndarray, cell: float, size: int) -> np.ndarray:
+    """Ink [h, w] → [N, size, size]: enlarged linearly, a cell to `cell` pixels, around each of `centers` [N, 2] (y, x).
+
+    In float64: a last bit, which the matrix product may round either way, then never decides a pixel's grey level.
+    """
+    pixels = np.arange(size) + 0.5
+
+    def weights(center: np.ndarray, cells: int) -> np.ndarray:
+        position = (pixels[None, :, None] - center[:, None, None]) / cell + cells / 2
+        return np.maximum(0, 1 - np.abs(position - np.arange(cells) - 0.5))
+
+    return weights(centers[:, 0], picture.shape[0]) @ picture @ weights(centers[:, 1], picture.shape[1]).swapaxes(1, 2)
+
+
+def draw_clip(*, split: str, label: int, seed: int, index: int, size: int = 40, frames: int = 8) -> np.ndarray:
+    """One clip uint8 [frames, size, size, 3], a pure function of its arguments; `label` counts in CLASSES.
+
+    `seed` and `index` choose handwriting, clutter, colours, place and speed; of these only the handwriting depends on
+    the digit, and none on the direction. The place is that of the digit in the middle of the clip.
+    """
+    rng = generator("clip", seed, split, index)
+    digits = handwriting(split)
+    digit, direction = divmod(label, len(DIRECTIONS))
+    picture = digits[digit][int(rng.random() * len(digits[digit]))]
+    cell, speed = size * rng.uniform(0.05, 0.06), size * rng.uniform(0.018, 0.028)
+    middle = size * rng.uniform(0.32, 0.68, 2)
+    times = np.arange(frames) - (frames - 1) / 2
+    centers = middle + speed * times[:, None] * np.array(list(DIRECTIONS.values())[direction])
+
+    slope, tint = rng.uniform(-0.2, 0.2, 2), rng.uniform(0.1, 0.3, 3)
+    ramp = (np.arange(size) + 0.5) / size - 0.5
+    scene = np.clip(tint + (slope[0] * ramp[:, None] + slope[1] * ramp)[..., None], 0, 1)
+    for _ in range(FRAGMENTS):
+        other = digits[int(rng.integers(10))]
+        top, left = rng.integers(0, 5, 2)
+        piece = other[int(rng.integers(len(other)))][top : top + 4, left : left + 4]
+        ink = _stretch(piece, size * rng.uniform(0, 1, (1, 2)), cell, size)[0, ..., None]
+        scene += ink * (rng.uniform(0.3, 0.8, 3) - scene)
+    ink = _stretch(picture, centers, cell, size)[..., None]
+    clip = scene + ink * (rng.uniform(0.6, 1.0, 3) - scene)
+    return np.round(clip * 255).astype(np.uint8)
+
+
+def encode_clip(clip: np.ndarray, crf: int = 18) -> bytes:
+    """uint8 [N, H, W, 3] → an H.264 mp4 (yuv420p, even H and W), the same bytes for the same pictures and library."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream(
+            "libx264", rate=FPS, options={"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        )
+        stream.height, stream.width = clip.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for picture in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def make_digits(
+    folder: Path, *, clips: dict[str, int], seed: int = 0, size: int = 40, frames: int = 8, workers: int = 2
+) -> None:
+    """Writes `folder/<split>/<digit>-<direction>/<index>.mp4`; the classes take turns, so they are equally many.
+
+    A file that is there already is kept (each is written whole or not at all): a call goes on where a killed one ended.
+    Its content depends on the arguments, never on `workers` or on which other clips were asked for.
+    """
+
+    def write(task: tuple[str, int]) -> None:
+        split, index = task
+        label = index % len(CLASSES)
+        path = folder / split / CLASSES[label] / f"{index:06d}.mp4"
+        if path.exists():
+            return
+        clip = draw_clip(split=split, label=label, seed=seed, index=index, size=size, frames=frames)
+        part = path.with_suffix(".part")
+        part.write_bytes(encode_clip(clip))
+        os.replace(part, path)
+
+    for split in clips:
+        handwriting(split)
+        for name in CLASSES:
+            (folder / split / name).mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(write, [(split, index) for split, count in clips.items() for index in range(count)]):
+            pass

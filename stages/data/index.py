@@ -1,0 +1,92 @@
+"""The files of a data set's index, and how files are made to last: whole and synced, or not there.
+
+<data set>/index.json             classes, decoder, shards with digests, quarantined rows; written last
+<data set>/<shard>.rows.json      of each tar: a list per property of its rows, in tar order
+<data set>/<base>/<shard>         the tars; base is "." where `prepare` wrote them
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cache.errors import ReskdError
+from cache.manifest import ShardEntry
+
+FORMAT = 1
+INDEX = "index.json"
+# offset and size: bytes of the video in the tar; header: crc32 of the 512-byte tar header before it; fps 1/s;
+# width, height: upright, pixels; duration: seconds; fallback: why decord wasn't used; error: why it is quarantined.
+COLUMNS = ("key", "ext", "offset", "size", "header", "sha256", "frames", "fps", "width", "height", "duration", "labels",
+           "decoder", "fallback", "error")  # fmt: skip
+
+
+def rows_path(path: Path, shard: str) -> Path:
+    return path / f"{shard}.rows.json"
+
+
+def write_rows(path: Path, shard: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Writes the rows of a shard, returns the file's sha256."""
+    data = dump({name: [row[name] for row in rows] for name in COLUMNS})
+    write_whole(rows_path(path, shard), data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_index(
+    path: Path,
+    *,
+    classes: Sequence[str],
+    decoder: str,
+    base: str,
+    shards: Sequence[tuple[ShardEntry, str]],
+    quarantine: Mapping[str, Mapping[int, str]],
+) -> None:
+    """Writes index.json of (entry, sha256 of its rows file); with it the data set is finished."""
+    entries = [asdict(entry) | {"rows_sha256": digest} for entry, digest in shards]
+    index = {"format": FORMAT, "decoder": decoder, "base": base, "classes": list(classes), "shards": entries}
+    write_whole(path / INDEX, dump(index | {"quarantine": {shard: dict(rows) for shard, rows in quarantine.items()}}))
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """Raises ReskdError where there is no index, or one of another format version."""
+    file = path / INDEX
+    try:
+        index = json.loads(file.read_bytes())
+        version = index["format"]
+    except OSError as error:
+        raise ReskdError(f"{file}: no data set here ({error.strerror}). `prepare` makes one, of videos or of existing "
+                         "shards") from error  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReskdError(f"{file}: not an index of a data set ({error!r}). Run `prepare` into a new folder") from error
+    if version != FORMAT:
+        raise ReskdError(f"{file}: format version {version}, this program reads {FORMAT}. Run `prepare` into a new "
+                         "folder, or use the version of reskd that wrote it")  # fmt: skip
+    return index
+
+
+def dump(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """After this the file is on disk, whole; killed before, whatever was there still is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    move_whole(temporary, path)
+
+
+def move_whole(temporary: Path, path: Path) -> None:
+    """Renames a synced file into place, and syncs its folder."""
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

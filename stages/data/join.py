@@ -1,0 +1,158 @@
+"""Rows of shards joined with their stored views and targets, decoded and rendered: what a student streams.
+
+A map-style data set whose index says everything (shard, row, view): persistent workers never hear of a new epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from cache.errors import ReskdError
+from cache.manifest import BLOCK
+from cache.reader import CacheReader
+from cache.view import View, ViewPolicy, sample_view
+from stages.data.decode import DecodeError, decode_frames
+from stages.data.render import render
+from stages.data.shards import Dataset, Row
+
+Index = tuple[int, int, int]  # shard (position in the data set's list), row, view
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of B rows."""
+
+    clips: Tensor  # uint8 [B,T,3,S,S]; zeros where not usable
+    labels: Tensor  # int64 [B], -1 where unlabelled; the first label of several
+    multi_hot: Tensor  # float32 [B,K]
+    usable: Tensor  # bool [B], False where the clip could not be decoded
+    index: Tensor  # int64 [B,3] shard, row, view
+    logits: Tensor | None = None  # float32 [B,K]
+    features: Tensor | None = None  # float16 [B,T',h,w,D]
+    failures: tuple[str, ...] = ()  # shard/key: reason, of the rows that are not usable
+    fallbacks: tuple[str, ...] = ()  # shard/key: decoded by another decoder than the index names
+
+    def _map(self, function) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: function(v) for n, v in values.items() if isinstance(v, Tensor)})
+
+    def pin_memory(self) -> Batch:
+        return self._map(lambda t: t.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        return self._map(lambda t: t.to(device, non_blocking=True))
+
+
+class Clips(TorchDataset):
+    """`clips[[(shard, row, view), ...]]` -> Batch.
+
+    With `cache`, a view is the stored one of that number, beside its targets; without, it is drawn by `policy`
+    (whose index is the view's number: the epoch, for fresh views).
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        *,
+        size: int,
+        num_classes: int,
+        policy: ViewPolicy | None = None,
+        cache: CacheReader | None = None,
+        via: int | None = None,
+    ):
+        assert (policy is None) != (cache is None)
+        self.data, self.size, self.via = data, size, via
+        self.num_classes, self.policy, self.cache = num_classes, policy, cache
+
+    def __getitem__(self, index: Index) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[Index]) -> Batch | ReskdError:
+        # An error as a value: raised in a worker, it would reach the user as a traceback of two processes.
+        try:
+            return self._batch(indices)
+        except ReskdError as error:
+            return error
+
+    def _batch(self, indices: Sequence[Index]) -> Batch:
+        rows = [self.data.rows(self.data.shards[s].name)[r] for s, r, _ in indices]
+        views, targets = self._joined(indices, rows)
+        clips, failures, fallbacks = [], {}, []
+        for i, ((s, r, _), row, view) in enumerate(zip(indices, rows, views, strict=True)):
+            shard = self.data.shards[s].name
+            try:
+                frames, served = decode_frames(self.data.read(shard, r), view.frames, row.decoder)
+                clips.append(render(frames, view, self.size, self.via))
+                if served != row.decoder:
+                    fallbacks.append(f"{shard}/{row.key}: {row.decoder} failed, {served} served")
+            except DecodeError as error:
+                clips.append(np.zeros((len(view.frames), 3, self.size, self.size), np.uint8))
+                failures[i] = f"{shard}/{row.key}: {error}"
+        multi_hot = torch.zeros(len(rows), self.num_classes)
+        for i, row in enumerate(rows):
+            multi_hot[i, list(row.labels)] = 1.0
+        return Batch(
+            clips=torch.from_numpy(np.stack(clips)),
+            labels=torch.tensor([row.labels[0] if row.labels else -1 for row in rows]),
+            multi_hot=multi_hot,
+            usable=torch.tensor([i not in failures for i in range(len(rows))]),
+            index=torch.tensor(indices),
+            failures=tuple(failures.values()),
+            fallbacks=tuple(fallbacks),
+            **targets,
+        )
+
+    def _joined(self, indices: Sequence[Index], rows: Sequence[Row]) -> tuple[list[View], dict[str, Tensor]]:
+        """The view of each row and, from a cache, its targets; the key of each row is compared."""
+        names = [self.data.shards[s].name for s, _, _ in indices]
+        if self.cache is None:
+            return [
+                sample_view(
+                    self.policy, shard=name, key=row.key, index=v, num_frames=row.frames, aspect=row.width / row.height
+                )
+                for name, (_, _, v), row in zip(names, indices, rows, strict=True)
+            ], {}
+        views, logits, features = [], [], []
+        for name, (_, r, v), row in zip(names, indices, rows, strict=True):
+            block, i = self.cache.block(name, v, r // BLOCK), r % BLOCK
+            if block.keys[i] != row.key:
+                raise ReskdError(
+                    f"shard {name} row {r}: the data set has the clip {row.key!r}, the cache {block.keys[i]!r}; the "
+                    f"cache belongs to another version of the shard: run cache-teacher into a new folder"
+                )
+            if not block.valid[i]:
+                raise ReskdError(f"shard {name} row {r} ({row.key!r}) has no targets in view {v} of the cache, "
+                                 f"though its manifest doesn't list the row as quarantined: run cache-teacher again")  # fmt: skip
+            views.append(View(block.frames[i], block.box[i], bool(block.flip[i])))
+            if block.logits is not None:
+                logits.append(block.logits[i])
+            if block.features is not None:
+                features.append(block.features[i])
+        arrays = {"logits": logits, "features": features}
+        return views, {name: torch.from_numpy(np.stack(rows)) for name, rows in arrays.items() if rows}
+
+
+def check_labels(data: Dataset, *, single: bool) -> dict[str, int]:
+    """Count labelled and unlabelled clips of a data set, reading every shard's rows once.
+
+    Raises ReskdError for a label outside the classes, and, where `single`, for a clip of several labels.
+    """
+    counts = {"labelled": 0, "unlabelled": 0}
+    for shard in data.shards:
+        for row in data.rows(shard.name):
+            counts["labelled" if row.labels else "unlabelled"] += 1
+            if any(not 0 <= label < len(data.classes) for label in row.labels):
+                raise ReskdError(f"{data.path}: shard {shard.name}, clip {row.key!r}: labels {list(row.labels)} lie "
+                                 f"outside the {len(data.classes)} classes: prepare the data set again")  # fmt: skip
+            if single and len(row.labels) > 1:
+                raise ReskdError(
+                    f"{data.path}: shard {shard.name}, clip {row.key!r} has {len(row.labels)} labels, but "
+                    f"cross_entropy takes one: set losses.cross_entropy to 0 and losses.binary_cross_entropy to 1"
+                )
+    return counts

@@ -1,0 +1,107 @@
+"""Stage one's input: every new view of every clip, rendered from one decode, in tar order.
+
+Each DataLoader worker streams the shards by webdataset and decodes every W-th batch; DataLoader serves the workers in
+turn, so that batches arrive in order. Reading a tar W times costs little beside decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from cache.errors import ReskdError
+from cache.view import View, ViewPolicy, sample_view
+from stages.data.decode import DecodeError, decode_frames
+from stages.data.render import render
+from stages.data.shards import Dataset, Row
+
+
+@dataclass(frozen=True)
+class Work:
+    """One shard's missing views."""
+
+    shard: str
+    views: range
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Rows [start, start + n) of a shard in v new views, padded to the forward's fixed batch of B rows."""
+
+    shard: str
+    start: int
+    frames: np.ndarray  # int32 [n,v,T]
+    box: np.ndarray  # float32 [n,v,4]
+    flip: np.ndarray  # bool [n,v]
+    clips: Tensor  # uint8 [v,B,T,3,S,S]; zeros where the clip can't be decoded, and in the padding
+    quarantine: dict[str, str]  # key -> reason, of the rows that can't be decoded
+    fallbacks: dict[str, str]  # key -> reason, of the rows that another decoder served
+
+    def pin_memory(self) -> ViewBatch:
+        return ViewBatch(**{**self.__dict__, "clips": self.clips.pin_memory()})
+
+
+class AllViews(IterableDataset):
+    """Iterates over ViewBatch of the given work, shard after shard."""
+
+    def __init__(self, data: Dataset, work: Sequence[Work], policy: ViewPolicy, size: int, batch_size: int):
+        self.data, self.work = data, work
+        self.policy, self.size, self.batch_size = policy, size, batch_size
+
+    def __len__(self) -> int:
+        return sum(-(-self.data.entry(work.shard).clips // self.batch_size) for work in self.work)
+
+    def __iter__(self) -> Iterator[ViewBatch | ReskdError]:
+        worker = get_worker_info()
+        turn, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        try:
+            number = count()
+            for work in self.work:
+                yield from self._shard(work, number, turn, workers)
+        except ReskdError as error:  # as a value: see stages/data/join.py
+            yield error
+
+    def _shard(self, work: Work, number: count, turn: int, workers: int) -> Iterator[ViewBatch]:
+        chunk: list[tuple[Row, bytes]] = []
+        clips = self.data.entry(work.shard).clips
+        for r, row, video in self.data.stream(work.shard):
+            chunk.append((row, video))
+            if len(chunk) == self.batch_size or r + 1 == clips:
+                if next(number) % workers == turn:
+                    yield self._render(work, r + 1 - len(chunk), chunk)
+                chunk = []
+
+    def _render(self, work: Work, start: int, rows: Sequence[tuple[Row, bytes]]) -> ViewBatch:
+        time, size = self.policy.num_frames, self.size
+        clips = np.zeros((len(work.views), self.batch_size, time, 3, size, size), np.uint8)
+        frames = np.zeros((len(rows), len(work.views), time), np.int32)
+        box = np.zeros((len(rows), len(work.views), 4), np.float32)
+        flip = np.zeros((len(rows), len(work.views)), bool)
+        quarantine, fallbacks = {}, {}
+        for i, (row, video) in enumerate(rows):
+            if row.error is not None:
+                quarantine[row.key] = row.error
+                continue
+            views = [self._view(work.shard, row, v) for v in work.views]
+            for j, view in enumerate(views):
+                frames[i, j], box[i, j], flip[i, j] = view.frames, view.box, view.flip
+            try:
+                pictures, served = decode_frames(video, np.concatenate([v.frames for v in views]), row.decoder)
+            except DecodeError as error:
+                quarantine[row.key] = str(error)
+                continue
+            if served != row.decoder:
+                fallbacks[row.key] = f"{row.decoder} failed, {served} served"
+            for j, view in enumerate(views):
+                clips[j, i] = render(pictures[j * time : (j + 1) * time], view, size)
+        return ViewBatch(work.shard, start, frames, box, flip, torch.from_numpy(clips), quarantine, fallbacks)
+
+    def _view(self, shard: str, row: Row, index: int) -> View:
+        aspect = row.width / row.height
+        return sample_view(self.policy, shard=shard, key=row.key, index=index, num_frames=row.frames, aspect=aspect)

@@ -1,0 +1,102 @@
+"""Losses as pure functions: each gives one number, the mean over the rows that have a target, in float32.
+
+Inputs of any float type are taken to float32 first (float64 stays), so autocast changes nothing. Rows without a target
+(a masked clip, an unlabelled one) add nothing, neither value nor gradient, whatever stands in its place, NaN too; where
+no row has one, the loss is an exact 0 which still has a gradient.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cache.errors import ReskdError
+
+UNLABELLED = -1
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross entropy of logits [B, K] with labels [B] int64, where -1 means unlabelled.
+
+    With smoothing s the target is (1 - s) on the label plus s / K on every class.
+    """
+    per_row = F.cross_entropy(
+        _wide(logits), labels, ignore_index=UNLABELLED, reduction="none", label_smoothing=label_smoothing
+    )
+    return _mean(per_row, labels != UNLABELLED)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Multi-label: logits [B, K] with targets [B, K] in 0..1 (multi-hot), mean over classes; mask [B] bool, True = labelled.
+
+    Raises:
+        ReskdError: the shapes differ.
+    """
+    _check_classes("labels", logits, targets)
+    targets = _wide(targets).masked_fill(~mask[:, None], 0)
+    per_class = F.binary_cross_entropy_with_logits(_wide(logits), targets, reduction="none")
+    return _mean(per_class.mean(1), mask)
+
+
+def logit_kl(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor) -> Tensor:
+    """T^2 * KL(teacher || student) at temperature T, summed over classes (Hinton et al. 2015); logits [B, K], mask [B].
+
+    T^2 keeps the gradient's size where the temperature changes.
+
+    Raises:
+        ReskdError: the shapes differ.
+    """
+    _check_classes("the teacher's logits", student, teacher)
+    teacher = _wide(teacher).masked_fill(~mask[:, None], 0)
+    log_p = F.log_softmax(teacher / temperature, dim=1)
+    log_q = F.log_softmax(_wide(student) / temperature, dim=1)
+    per_row = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+    return temperature**2 * _mean(per_row, mask)
+
+
+def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error between a teacher's map and a student's, resized bilinearly to its grid (seed: weight 100).
+
+    Args:
+        student: [B, T', h, w, D]. Any grid: it is interpolated (align_corners False) up or down to the teacher's.
+        teacher: [B, T', H, W, D]. The squared error is summed and divided by T' * H * W * D, so that the weight of this
+            loss means the same for all grids and encodings.
+        mask: [B] bool, True = the row has a target.
+
+    Raises:
+        ReskdError: T' or D of the two differ.
+    """
+    if student.shape[1] != teacher.shape[1] or student.shape[4] != teacher.shape[4]:
+        raise ReskdError(
+            f"feature_mse: the student's map [T, h, w, D] = {list(student.shape[1:])} doesn't fit the teacher's "
+            f"{list(teacher.shape[1:])}: times T and channels D must agree; give the student as many frames as the "
+            "cache's views have, and a backbone whose last layer is as wide as the teacher's"
+        )
+    resized = _resize(_wide(student), teacher.shape[2:4])
+    error = torch.where(mask[:, None, None, None, None], resized - _wide(teacher), 0)
+    return _mean(error.square().flatten(1).mean(1), mask)
+
+
+def _resize(maps: Tensor, grid: torch.Size) -> Tensor:
+    """[B, T, h, w, D] -> [B, T, *grid, D]."""
+    if maps.shape[2:4] == grid:
+        return maps
+    images = maps.flatten(0, 1).permute(0, 3, 1, 2)
+    images = F.interpolate(images, size=tuple(grid), mode="bilinear", align_corners=False)
+    return images.permute(0, 2, 3, 1).unflatten(0, maps.shape[:2])
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _mean(per_row: Tensor, mask: Tensor) -> Tensor:
+    """Mean of [B] over the rows of the mask; 0 where there are none. No synchronisation with the device."""
+    return torch.where(mask, per_row, 0).sum() / mask.sum().clamp(min=1)
+
+
+def _check_classes(what: str, logits: Tensor, targets: Tensor) -> None:
+    if logits.shape != targets.shape:
+        raise ReskdError(
+            f"the model's logits [B, K] = {list(logits.shape)} don't fit {what} {list(targets.shape)}: "
+            "give the model as many classes (num_classes) as the data set and the cache have"
+        )

@@ -1,0 +1,248 @@
+"""Stage two: a student on low-resolution views, joined with the cached targets. Without a cache, plain training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cache.errors import ReskdError
+from cache.manifest import Manifest
+from cache.reader import CacheReader, check_join, load_manifest
+from cache.view import ViewPolicy
+from cache.writer import committed_views
+from stages.config import TrainConfig
+from stages.data.decode import decoder_identity
+from stages.data.join import Clips, check_labels
+from stages.data.shards import Dataset, open_dataset
+from stages.distill.targets import check_targets, needed_targets
+from stages.models import Output, VideoModel, build_model, model_stats
+from stages.models.checkpoints import ModelCard, load_weights, read_checkpoint, save_model
+from stages.training.distributed import Ranks, ranks
+from stages.training.log import console
+from stages.training.loop import autocast, fit
+from stages.training.metrics import decoding_workers, in_order, score
+from stages.training.order import Order, batches_of_run
+from stages.training.state import in_use, open_run
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The part of a cache that a run replays, frozen at its start: a cache that grows doesn't change it."""
+
+    manifest: Manifest
+    views: int
+    rows: list[np.ndarray]  # of each shard of the data set
+
+
+def train_student(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_partial: bool = False,
+    dry_run: bool = False,
+) -> dict:
+    """Train a student (or, without `data.cache`, a teacher or a baseline) and write its run folder `config.output`.
+
+    The folder: config.yaml (resolved), metrics.jsonl, tensorboard/, last.pt (for --resume), last.safetensors and
+    best.safetensors (of the best validation), result.json, which is returned.
+    `allow_partial`: train on an unfinished cache's finished shards, saying what is left out.
+    """
+    started = time.perf_counter()
+    with ranks() as at:
+        data = open_dataset(config.data.train)
+        val = open_dataset(config.data.val) if config.data.val else None
+        _check_data(config, data, val)
+        replay = _open_cache(config, data, allow_partial) if config.data.cache else None
+        torch.manual_seed(config.seed)
+        model, config = _build(config, data, replay)
+        if replay:
+            check_targets(
+                replay.manifest, needed_targets(config.losses), _shapes(model, config), config.model.num_frames
+            )
+        order = _order(config, data, replay, at)
+        if dry_run:
+            return _show_plan(config, data, order, replay, model)
+        with in_use(config.output) if at.first else nullcontext():
+            state = open_run(config, resume=resume, overwrite=overwrite) if at.first else None
+            state = at.gather(state)[0]
+            progress = _run(config, data, val, replay, model, order, state, at)
+            result = {
+                "top1": None if val is None else progress.best,
+                "best_epoch": progress.best_epoch,
+                "steps": progress.step,
+                "failed_clips": progress.failed,
+                "gmacs": model_stats(model, config.size).gmacs,
+                "seconds": time.perf_counter() - started,
+            }
+            if at.first:
+                (config.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        return result
+
+
+def _run(config: TrainConfig, data: Dataset, val: Dataset | None, replay: Replay | None, model: VideoModel,
+         order: Order, state: dict | None, at: Ranks):  # fmt: skip
+    """Wire what the loop takes: batches, validation, weights to disk."""
+    make = partial(Clips, size=config.size, via=config.render_via, num_classes=len(data.classes))
+    reader = CacheReader(config.data.cache, needed_targets(config.losses)) if replay else None
+    clips = make(data, cache=reader) if reader else make(data, policy=config.policy)
+
+    def batches(start: tuple[int, int]):
+        return batches_of_run(clips, order, config.schedule.epochs, start, config.loader, at)
+
+    def validate(evaluated: torch.nn.Module) -> dict[str, float]:
+        ordered = in_order(make(val, policy=config.eval_policy), config.loader, config.batch_size, at)
+        return score(evaluated, ordered, len(data.classes), at, autocast(config, at))
+
+    def save_weights(name: str, evaluated: torch.nn.Module, notes: dict) -> None:
+        card = ModelCard(config.model, data.classes, config.size, config.render_via, config.eval_policy, notes)
+        save_model(config.output / f"{name}.safetensors", evaluated, card)
+
+    return fit(
+        model.to(at.device),
+        batches,
+        order.steps_per_epoch(),
+        config,
+        at,
+        state=state,
+        validate=validate if val else None,
+        save_weights=save_weights,
+    )
+
+
+def evaluation_policy(policy: ViewPolicy) -> ViewPolicy:
+    """The deterministic twin of a training policy: middle frames, centre crop, no flip."""
+    return dataclasses.replace(policy, jitter=False, crop="center", flip=0.0)
+
+
+def _check_data(config: TrainConfig, data: Dataset, val: Dataset | None) -> None:
+    single = config.losses.cross_entropy > 0
+    labelled = check_labels(data, single=single)["labelled"]
+    if labelled == 0 and not needed_targets(config.losses):
+        raise ReskdError(f"{data.path} has no labelled clip, and no loss without labels is set: give "
+                         f"losses.logit_kl or losses.feature_mse a weight and data.cache")  # fmt: skip
+    if val is None:
+        return
+    if val.classes != data.classes:
+        raise ReskdError(f"{val.path} has other classes than {data.path}: prepare both with one class list "
+                         f"(prepare --classes FILE)")  # fmt: skip
+    check_labels(val, single=False)
+
+
+def _open_cache(config: TrainConfig, data: Dataset, allow_partial: bool) -> Replay:
+    """Hold the cache against the data set, and fix which views and rows are replayed.
+
+    Raises ReskdError for a cache of other shards, one that isn't finished (unless `allow_partial`), or one with
+    fewer views than asked for.
+    """
+    path, manifest = config.data.cache, load_manifest(config.data.cache)
+    check_join(manifest, data.shards)
+    if tuple(manifest.identity.classes) != tuple(data.classes):
+        raise ReskdError(f"{path} was made for other classes than {data.path} has: make it anew")
+    if manifest.identity.decoder != decoder_identity():
+        console.print(f"[yellow]warning[/] {path} was decoded by {manifest.identity.decoder}, here it is "
+                      f"{decoder_identity()}: frames may differ a little")  # fmt: skip
+    views = config.data.views or manifest.finalised or manifest.views
+    if views > manifest.views:
+        raise ReskdError(f"data.views {views}: {path} has {manifest.views} views: lower it, or raise `views` of "
+                         f"cache-teacher")  # fmt: skip
+    usable = data.usable_rows()
+    if views <= manifest.finalised:
+        rows = [
+            np.setdiff1d(u, list(manifest.quarantine.get(e.name, {}))) for e, u in zip(data.shards, usable, strict=True)
+        ]
+        return Replay(manifest, views, rows)
+    if not allow_partial:
+        raise ReskdError(f"{path} is not finished ({manifest.finalised} of {views} views on every shard): run "
+                         f"cache-teacher again, or train on what is there with --allow-partial")  # fmt: skip
+    return _partial(path, manifest, views, data, usable)
+
+
+def _partial(path: Path, manifest: Manifest, views: int, data: Dataset, usable: list[np.ndarray]) -> Replay:
+    """What an unfinished cache has: shards that have all the views, without their quarantined rows."""
+    rows, left_out = [], []
+    reader = CacheReader(path, ())
+    for entry, of_shard in zip(data.shards, usable, strict=True):
+        if committed_views(path, entry.name) < views:
+            left_out.append(entry.name)
+            rows.append(of_shard[:0])
+            continue
+        valid = reader.view(entry.name, 0).valid
+        rows.append(of_shard[valid[of_shard]])
+    clips = sum(len(u) for u in usable) - sum(map(len, rows))
+    console.print(f"[yellow]--allow-partial[/] {path}: leaves out {len(left_out)} of {len(data.shards)} shards "
+                  f"({clips} clips) that lack some of {views} views: {', '.join(left_out[:10])}"
+                  + (" …" if len(left_out) > 10 else ""))  # fmt: skip
+    return Replay(manifest, views, rows)
+
+
+def _build(config: TrainConfig, data: Dataset, replay: Replay | None) -> tuple[VideoModel, TrainConfig]:
+    """The model with its first weights, and the config with all that was left to defaults filled in."""
+    classes = config.model.num_classes or len(data.classes)
+    if classes != len(data.classes):
+        raise ReskdError(f"model.num_classes is {classes}, {data.path} has {len(data.classes)} classes: leave it out")
+    policy = None if replay else config.policy or ViewPolicy(num_frames=config.model.num_frames)
+    seen = replay.manifest.identity.policy if replay else policy
+    filled = {
+        "model": config.model.model_copy(update={"num_classes": classes}),
+        "policy": policy,
+        "eval_policy": config.eval_policy or evaluation_policy(seen),
+    }
+    config = config.model_copy(update=filled)
+    model = build_model(config.model, pretrained=config.init.source == "timm")
+    if config.init.source == "checkpoint":
+        tensors, card = read_checkpoint(config.init.path)
+        if card.classes != tuple(data.classes):
+            raise ReskdError(f"init.path {config.init.path} knows other classes than {data.path} has")
+        load_weights(model, tensors, config.init.path)
+    return model, config
+
+
+def _shapes(model: VideoModel, config: TrainConfig) -> Output:
+    """The student's output for one clip, as shapes alone."""
+    stats = model_stats(model, config.size)
+    return Output(
+        torch.empty(1, config.model.num_classes, device="meta"),
+        torch.empty(1, *stats.grid, stats.width, device="meta"),
+    )
+
+
+def _order(config: TrainConfig, data: Dataset, replay: Replay | None, at: Ranks) -> Order:
+    order = Order(
+        rows=replay.rows if replay else data.usable_rows(),
+        names=[entry.name for entry in data.shards],
+        seed=config.seed,
+        batch_size=config.batch_size,
+        group=at.world * config.accumulate,
+        window=config.loader.window,
+        streams=config.loader.streams,
+        views=replay.views if replay else None,
+    )
+    order.epoch(0)  # raises where there are fewer clips than one step takes
+    return order
+
+
+def _show_plan(config: TrainConfig, data: Dataset, order: Order, replay: Replay | None, model: VideoModel) -> dict:
+    stats = model_stats(model, config.size)
+    plan = {
+        "output": str(config.output),
+        "clips": sum(map(len, order.rows)),
+        "steps_per_epoch": order.steps_per_epoch(),
+        "steps": order.steps_per_epoch() * config.schedule.epochs,
+        "stored_views": replay.views if replay else None,
+        "losses": config.losses.weights(),
+        "parameters": stats.parameters,
+        "gmacs": stats.gmacs,
+        "workers": decoding_workers(config.loader),
+    }
+    for name, value in plan.items():
+        console.print(f"{name:16} {value}")
+    return plan

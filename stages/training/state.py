@@ -1,0 +1,122 @@
+"""A run's folder and its checkpoints: atomic, and complete enough for an exact resume in mid-epoch."""
+
+from __future__ import annotations
+
+import io
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from cache.errors import ReskdError
+from cache.store import write_atomically
+from stages.config import TrainConfig, save_config
+
+# Keys whose change doesn't make another run: where it is written, and how its batches are fetched.
+FREE_KEYS = ("output", "log_every", "checkpoint_every", "loader.workers", "loader.prefetch")
+
+
+@contextmanager
+def in_use(path: Path) -> Iterator[None]:
+    """Hold the folder `path` for this process; the lock (a file beside it) ends with the process, however it ends.
+
+    Raises ReskdError where another process holds it, or its parent can't be written.
+    """
+    lock = FileLock(path.parent / f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ReskdError(f"{path} is in use by another process: wait for it, or give another output") from None
+    except OSError as error:
+        raise ReskdError(f"{path} can't be written: {error.strerror or error}; give another output") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> dict | None:
+    """Make the run's folder ready and save the config in it. Returns the checkpoint to resume from, if any.
+
+    Raises ReskdError where the folder holds a run and neither `resume` nor `overwrite` is given, or where `resume`
+    is and the stored config differs (each difference is named).
+    """
+    folder, stored = config.output, config.output / "config.yaml"
+    if overwrite:
+        for entry in ("config.yaml", "metrics.jsonl", "last.pt", "last.safetensors", "best.safetensors", "result.json"):
+            (folder / entry).unlink(missing_ok=True)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    if stored.exists():
+        if not resume:
+            raise ReskdError(f"{folder} holds a run already: continue it with --resume, replace it with --overwrite, "
+                             f"or give another output")  # fmt: skip
+        _compare(stored, config)
+    elif folder.exists() and any(folder.iterdir()):
+        raise ReskdError(f"{folder} is not empty and holds no run: give another output")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, stored)
+    return load_state(folder / "last.pt") if (folder / "last.pt").exists() else None
+
+
+def _compare(stored: Path, config: TrainConfig) -> None:
+    there, here = _flat(yaml.safe_load(stored.read_text())), _flat(config.model_dump(mode="json"))
+    differing = [key for key in sorted(there.keys() | here.keys())
+                 if key not in FREE_KEYS and there.get(key) != here.get(key)]  # fmt: skip
+    if differing:
+        lines = [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in differing]
+        raise ReskdError(f"{stored.parent} holds a run of another config:\n" + "\n".join(lines)
+                         + "\nresume with the stored config, or give another output")  # fmt: skip
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def save_state(path: Path, state: dict) -> None:
+    """Write a dict of tensors and plain values atomically: the file before it survives a kill at any instant."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ReskdError(f"checkpoint {path} can't be read ({error}): start again with --overwrite") from error
+
+
+def random_state() -> dict:
+    """State of every generator that training may draw from, in types that `weights_only=True` loads."""
+    state = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": _numpy_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _numpy_state() -> tuple:
+    name, keys, *rest = np.random.get_state()
+    return (name, torch.from_numpy(keys.astype(np.int64)), *rest)

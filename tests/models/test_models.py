@@ -1,0 +1,245 @@
+import copy
+import pickle
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from cache.errors import ReskdError
+from stages.config import ModelConfig
+from stages.models import build_model, model_stats
+from stages.models.tsm import temporal_shift
+
+SMALL = {"channels": [16, 32, 64, 64], "layers": [1, 1, 1, 1], "output_stride": 8}
+
+
+def config(arch="tsn", backbone="resnet50", args=None, **changes):
+    changes = {"num_classes": 5, "num_frames": 3, **changes}
+    return ModelConfig(arch=arch, backbone=backbone, args=args or {}, **changes)
+
+
+def small(arch="tsm", args=None, **changes):
+    return build_model(config(arch, "resnet18", {**SMALL, **(args or {})}, **changes))
+
+
+def random_clips(clips, frames, size, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (clips, frames, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+class Shift(nn.Module):
+    """The seed's shift written from its description, frame by frame, for clips of three frames."""
+
+    def forward(self, x):
+        fold = x.shape[1] // 8
+        moved = x.clone()
+        for i in range(len(x)):
+            first, last = i % 3 == 0, i % 3 == 2
+            moved[i, :fold] = 0 if last else x[i + 1, :fold]
+            moved[i, fold : 2 * fold] = 0 if first else x[i - 1, fold : 2 * fold]
+        return moved
+
+
+def reference(net, arch, every):
+    """A torchvision ResNet with weights and statistics that matter, shifted in blocks 0, every, 2 * every, ... of a stage."""
+    torch.manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    state = copy.deepcopy(net.state_dict())
+    if arch == "tsm":
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            for block in list(stage)[::every]:
+                block.conv1 = nn.Sequential(Shift(), block.conv1)
+    return net.eval(), state
+
+
+def reference_output(net, clips, mean, std):
+    pixels = clips.flatten(0, 1).to(net.fc.weight.dtype)
+    x = (pixels / 255 - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)
+    for name, module in net.named_children():
+        if name not in ("avgpool", "fc"):
+            x = module(x)
+    pooled = x.mean((2, 3)).view(*clips.shape[:2], -1).mean(1)
+    return net.fc(pooled), x.view(*clips.shape[:2], *x.shape[1:]).permute(0, 1, 3, 4, 2)
+
+
+ResNet, Basic = torchvision.models.ResNet, torchvision.models.resnet.BasicBlock
+
+
+@pytest.mark.parametrize("arch", ["tsn", "tsm"])
+@pytest.mark.parametrize(
+    "make, backbone, layers, every",
+    [
+        (torchvision.models.resnet50, "resnet50", None, 1),
+        (lambda num_classes: ResNet(Basic, [2, 1, 23, 2], num_classes), "resnet18", [2, 1, 23, 2], 2),
+    ],
+    ids=["r50", "deep"],
+)
+@torch.no_grad()
+def test_a_model_equals_torchvision_with_the_same_weights(arch, make, backbone, layers, every):
+    net, state = reference(make(num_classes=5), arch, every)
+    mean, std = (0.4, 0.5, 0.3), (0.2, 0.25, 0.3)
+    model = build_model(config(arch, backbone, {"layers": layers} if layers else {}, mean=mean, std=std)).eval()
+    fc = {key.removeprefix("fc."): state.pop(key) for key in list(state) if key.startswith("fc.")}
+    model.backbone.load_state_dict(state, strict=True)
+    model.head.fc.load_state_dict(fc)
+    clips = random_clips(2, 3, 64)
+    logits, features = reference_output(net, clips, mean, std)
+    output = model(clips)
+    assert features.std() > 0.1 and logits.std() > 0.01
+    torch.testing.assert_close(output.features, features, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.logits, logits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_shift_moves_an_eighth_each_way_and_pads_with_zeros_at_the_ends():
+    frames = torch.arange(1.0, 9).view(8, 1, 1, 1).expand(8, 16, 2, 2)  # two clips of four frames, value = frame number
+    shifted = temporal_shift(frames, num_frames=4, shift_div=8)[:, :, 0, 0]
+    assert shifted[:, 0].tolist() == shifted[:, 1].tolist() == [2, 3, 4, 0, 6, 7, 8, 0]
+    assert shifted[:, 2].tolist() == shifted[:, 3].tolist() == [0, 1, 2, 3, 0, 5, 6, 7]
+    assert torch.equal(shifted[:, 4:], frames[:, 4:, 0, 0])
+
+
+def test_the_shift_keeps_channels_last_memory():
+    frames = torch.randn(6, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    assert temporal_shift(frames, 3, 8).is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def test_only_tsm_knows_the_order_of_frames():
+    clips = random_clips(2, 3, 24)
+    for arch, alike in [("tsn", True), ("tsm", False)]:
+        model = small(arch, {"zero_init_last": False}).eval()
+        features = model(clips).features, model(clips.flip(1)).features.flip(1)
+        assert torch.allclose(*features, atol=1e-5) is alike
+
+
+@torch.no_grad()
+def test_clips_of_a_batch_do_not_see_each_other():
+    model = small("tsm", {"zero_init_last": False}).eval()
+    one, two = random_clips(1, 3, 24, seed=1), random_clips(1, 3, 24, seed=2)
+    together = model(torch.cat([one, two])).features
+    torch.testing.assert_close(together, torch.cat([model(one).features, model(two).features]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["tsn", "tsm"])
+@pytest.mark.parametrize("size, side", [(16, 2), (24, 3), (32, 4)])
+def test_small_nets_and_what_they_say_of_themselves(arch, size, side):
+    model = small(arch)
+    logits, features = model(random_clips(2, 3, size))
+    assert logits.shape == (2, 5) and logits.dtype == torch.float32
+    assert features.shape == (2, 3, side, side, 64)
+    stats = model_stats(model, size)
+    assert (stats.grid, stats.width) == ((3, side, side), 64)
+    assert stats.parameters == sum(p.numel() for p in model.parameters())
+    assert model.training and next(model.parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize("arch", ["tsn", "tsm"])
+def test_figures_of_resnet50_are_those_of_the_literature(arch):
+    model = build_model(config(arch, num_classes=1000, num_frames=2))
+    high, low = model_stats(model, 224), model_stats(model, 112)
+    assert (high.grid, low.grid, low.width) == ((2, 7, 7), (2, 4, 4), 2048)
+    assert high.gmacs / 2 == pytest.approx(4.089, rel=0.01)
+    assert low.gmacs / 2 == pytest.approx(1.078, rel=0.01)
+    assert high.parameters == 25_557_032
+
+
+def test_the_count_is_that_of_a_forward_by_hand():
+    """A 7x7 stem of stride 2 alone is 32*32/4 positions x 64 x 3 x 49 multiply-adds a frame; the rest adds to it."""
+    model = small("tsn", num_classes=7)
+    counted = 0
+
+    def count(module, inputs, output):
+        nonlocal counted
+        per_value = module.weight[0].numel()  # of one output number
+        counted += output.numel() * per_value
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    model(random_clips(1, 3, 32))
+    assert counted > 3 * 256 * 64 * 147
+    for module in model.modules():
+        module._forward_hooks.clear()
+    assert model_stats(model, 32).gmacs * 1e9 == pytest.approx(counted, abs=1)
+
+
+@pytest.mark.parametrize("arch", ["tsn", "tsm"])
+def test_gradients_reach_all_parameters(arch):
+    model = small(arch, {"zero_init_last": False}, dropout=0.0)
+    logits, features = model(random_clips(2, 3, 24))
+    (logits.square().sum() + features.square().sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_logits_are_float32_under_autocast_and_near_the_exact_ones():
+    model = small().eval()
+    nn.init.normal_(model.head.fc.weight)
+    clips = random_clips(2, 3, 24)
+    exact = model(clips)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, features = model(clips)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(features.float(), exact.features, rtol=0.05, atol=0.05)
+    # The head itself adds no rounding: its logits are those of its features in full precision.
+    full = features.float().mean((1, 2, 3)) @ model.head.fc.weight.T + model.head.fc.bias
+    torch.testing.assert_close(logits, full, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_compiles_with_gradients_under_autocast():
+    model = small("tsm", {"zero_init_last": False}, dropout=0.0)
+    clips = random_clips(2, 3, 16)
+    grads = []
+    for run in (model, torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, features = run(clips)
+        (logits.sum() + features.float().sum()).backward()
+        grads.append((features.detach().float(), next(run.parameters()).grad))
+    torch.testing.assert_close(grads[0], grads[1], rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+def test_copies_keep_the_shift_and_buffers_are_not_saved():
+    model = small("tsm", {"zero_init_last": False}, mean=(0.1, 0.2, 0.3)).eval()
+    clips = random_clips(1, 3, 16)
+    expected = model(clips)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(clips).features, expected.features)
+    assert {key.split(".")[0] for key in model.state_dict()} == {"backbone", "head"}
+    assert set(small("tsn").state_dict()) == set(model.state_dict())
+
+
+def test_the_classifier_starts_small():
+    weight = small(num_classes=2000).head.fc.weight
+    assert weight.std().item() == pytest.approx(0.001, rel=0.05) and weight.shape == (2000, 64)
+
+
+def test_clips_of_another_length_are_refused_before_the_shift_mixes_them():
+    with pytest.raises(ReskdError, match="clips of 6 frames for a model of num_frames 3"):
+        small()(random_clips(1, 6, 16))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"backbone": "resnet5"}, "'resnet5' is not a model of timm .*resnet50"),
+        ({"backbone": "mobilenetv3_small_050"}, "MobileNetV3, not a ResNet"),
+        ({"args": {"chanels": [8]}}, "'resnet50' with args .*'chanels'"),
+        ({"arch": "tsm", "shift_div": 100}, "shift_div 100 is more than the 64 channels"),
+    ],
+)
+def test_a_backbone_that_can_not_be_had_is_named(changes, message):
+    with pytest.raises(ReskdError, match=message):
+        build_model(config(**changes))
+
+
+def test_pretrained_weights_that_can_not_be_had_are_named_with_a_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ReskdError, match="pretrained weights of the backbone 'resnet18'.*local checkpoint"):
+        build_model(config(backbone="resnet18", args={"cache_dir": str(tmp_path)}), pretrained=True)

@@ -17,9 +17,9 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from cache.errors import ReskdError
-from cache.manifest import BLOCK, Manifest
+from cache.manifest import Manifest
 from cache.reader import CacheReader, load_manifest
-from cache.view import View
+from cache.view import BLOCK, View
 from cache.writer import ShardWriter, committed_views, create_cache, finalise
 from stages.config import CacheConfig
 from stages.data.decode import decode_frames
@@ -257,8 +257,8 @@ def _verify(data: Dataset, manifest: Manifest, reader: CacheReader, teacher: Tea
             feature_off = float((near / (1 + np.abs(fresh["features"][0]))).max())
         if off > span / 500 + rounding * span or feature_off > rounding + 1e-3:
             raise ReskdError(f"shard {shard}, clip {row.key!r}, view {v}: the cached targets differ from the "
-                             f"teacher's by {off:.4f} (logits) and {feature_off:.4f} (features, relative): the cache is not of this "
-                             f"teacher and these videos; make it anew")  # fmt: skip
+                             f"teacher's by {off:.4f} (logits) and {feature_off:.4f} (features, relative): the "
+                             f"cache is not of this teacher and these videos; make it anew")  # fmt: skip
         worst = max(worst, off)
     console.print(f"verified {min(count, len(rows))} clip·views: logits differ by at most {worst:.4f}")
     return worst

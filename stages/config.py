@@ -157,9 +157,7 @@ class TrainConfig(Config):
     size: Size = Field(112, description="px of the model's input")
     render_via: Size | None = Field(None, description="render at this size, then shrink bilinearly without "
                                                       "antialiasing, as the seed does")  # fmt: skip
-    policy: ViewPolicy | None = Field(
-        None, description="fresh views each epoch; only without a cache (null: the default)"
-    )
+    policy: ViewPolicy | None = Field(None, description="fresh views each epoch; only without a cache (null: default)")
     eval_policy: ViewPolicy | None = Field(None, description="validation's views; centre crop, middle frames if null")
     losses: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
@@ -219,6 +217,29 @@ class PrepareConfig(Config):
     clips_per_shard: Positive = 1000
     seed: int = Field(0, description="of the clips' order over the shards")
     workers: int | None = Field(None, gt=0)
+
+
+class DemoClips(Config):
+    """Clips of each split; no handwriting is in two of them."""
+
+    train: Positive
+    val: Positive
+    test: Positive
+
+
+class DemoConfig(Config):
+    """`pipeline.py demo`. The stages' configs are the files beside it; `teacher`, `cache`, `baseline` and `distilled`
+    hold keys to change in them."""
+
+    output: Path
+    seeds: Positive = Field(1, description="students of each kind, with seeds 0, 1, ...")
+    clips: DemoClips
+    video_size: Positive = Field(description="px of the clips, which are square")
+    video_frames: Positive
+    teacher: dict[str, Any] = {}
+    cache: dict[str, Any] = {}
+    baseline: dict[str, Any] = {}
+    distilled: dict[str, Any] = {}
 
 
 C = TypeVar("C", bound=Config)

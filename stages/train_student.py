@@ -74,11 +74,16 @@ def train_student(
         with in_use(config.output) if at.first else nullcontext():
             state = open_run(config, resume=resume, overwrite=overwrite) if at.first else None
             state = at.gather(state)[0]
+            finished = config.output / "result.json"
+            if state is not None and finished.exists():
+                console.print(f"{config.output}: finished already")
+                return json.loads(finished.read_text())
             progress = _run(config, data, val, replay, model, order, state, at)
             result = {
                 "top1": None if val is None else progress.best,
                 "best_epoch": progress.best_epoch,
                 "steps": progress.step,
+                "clips_seen": progress.step * order.group * config.batch_size,
                 "failed_clips": progress.failed,
                 "gmacs": model_stats(model, config.size).gmacs,
                 "seconds": time.perf_counter() - started,

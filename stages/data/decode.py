@@ -37,6 +37,8 @@ av.logging.set_level(None)
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
 # The smallest share of lost frames that decord accepts as a threshold: the first one raises.
 NO_LOST_FRAME = 1e-9
+# In decord's messages: clock time and source line, values of pointers, the name of the file in memory.
+_NOISE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: |\(-?\d+ vs\. -?\d+\) ?|\[?/proc/self/fd/\d+\]?")
 
 
 class DecodeError(ReskdError):
@@ -76,7 +78,8 @@ def probe(data: bytes) -> VideoInfo:
     """Decides which decoder serves this clip, and decodes enough with it to trust it with any frame.
 
     decord: first, middle and last frame, after its seeking was found to be exact. PyAV: every frame, since only that
-    counts them. Raises DecodeError, with both decoders' reasons, where the file is unreadable or cut short.
+    counts them. Raises DecodeError, with both decoders' reasons, where the file is unreadable or ends within a frame.
+    (A Matroska file that was cut off but whose last packets are whole is a shorter clip.)
     """
     reason = None
     try:
@@ -133,6 +136,8 @@ def _opened(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.Video
             raise DecodeError("it has no video stream")
         if stream.disposition & av.stream.Disposition.attached_pic:
             raise DecodeError("its only picture is a cover image")
+        if stream.codec_context is None:
+            raise DecodeError("its video codec is not known")
         stream.codec_context.thread_count = 1
         yield container, stream
 
@@ -177,11 +182,12 @@ def _why_seeking_fails(data: bytes, timeline: _Timeline) -> str | None:
         if last:
             container.seek(shown[last], stream=stream)
         try:
-            if [frame.pts for frame in container.decode(stream)] == shown[last:]:
-                return None
+            times = [frame.pts for frame in container.decode(stream)]
         except av.FFmpegError as error:
             return f"the packets from the last key frame on do not decode ({_brief(error)})"
-    return "the packets from the last key frame on do not give one frame each"
+    if times[:1] != shown[last : last + 1]:
+        return "a seek to the last key frame does not land there"
+    return None if times == shown[last:] else "the packets from the last key frame on do not give one frame each"
 
 
 def _probe_decord(data: bytes, timeline: _Timeline) -> VideoInfo:
@@ -212,7 +218,17 @@ def _probe_pyav(data: bytes, timeline: _Timeline) -> VideoInfo:
 
 
 def _decord_reader(data: bytes) -> "decord.VideoReader":
-    return decord.VideoReader(io.BytesIO(data), num_threads=1, fault_tol=NO_LOST_FRAME)
+    """Through a file in memory: decord reads bytes without checking their end, and damaged headers lead it beyond."""
+    options = {"num_threads": 1, "fault_tol": NO_LOST_FRAME}
+    if not hasattr(os, "memfd_create"):  # Windows
+        return decord.VideoReader(io.BytesIO(data), **options)
+    descriptor = os.memfd_create("clip")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        return decord.VideoReader(f"/proc/self/fd/{descriptor}", **options)
+    finally:
+        os.close(descriptor)
 
 
 def _decord_frames(data: bytes, wanted: np.ndarray) -> np.ndarray:
@@ -248,11 +264,11 @@ def _whole_frames(container: av.container.InputContainer, stream: av.VideoStream
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
-    return np.rot90(frame.to_ndarray(format="rgb24"), (frame.rotation // 90) % 4)
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), (frame.rotation // 90) % 4))
 
 
 def _brief(error: Exception) -> str:
-    """The first line, without clock times, addresses and stray numbers: reasons are stored, and compared by reruns."""
+    """The first line, without what changes from run to run: reasons are stored, and runs must store the same."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    text = re.sub(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: |\(-?\d+ vs\. -?\d+\) ?", "", text.splitlines()[0])
+    text = _NOISE.sub("", text.splitlines()[0])
     return text[:200]

@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from cache.errors import ReskdError
-from cache.manifest import BLOCK
 from cache.reader import CacheReader
-from cache.view import View, ViewPolicy, sample_view
+from cache.view import BLOCK, View, ViewPolicy, sample_view
 from stages.data.decode import DecodeError, decode_frames
 from stages.data.render import render
 from stages.data.shards import Dataset, Row
@@ -128,7 +127,8 @@ class Clips(TorchDataset):
                 )
             if not block.valid[i]:
                 raise ReskdError(f"shard {name} row {r} ({row.key!r}) has no targets in view {v} of the cache, "
-                                 f"though its manifest doesn't list the row as quarantined: run cache-teacher again")  # fmt: skip
+                                 f"though its manifest doesn't list the row as quarantined: run "
+                                 f"cache-teacher again")  # fmt: skip
             views.append(View(block.frames[i], block.box[i], bool(block.flip[i])))
             if block.logits is not None:
                 logits.append(block.logits[i])

@@ -1,8 +1,8 @@
 """The order of an epoch: which rows make up which micro-batch. A pure function that can be replayed anywhere.
 
-Nothing here knows of targets, views, workers or ranks: rank r of W takes the micro-batches j with j % W == r, DataLoader
-workers take them in turn, and a resume is a slice of the list. Integer hashes (splitmix64) and sorts of unique keys make
-the order independent of any library's shuffle and of its version.
+Nothing here knows of targets, views, workers or ranks: rank r of W takes the micro-batches j with j % W == r,
+DataLoader workers take them in turn, and a resume is a slice of the list. Integer hashes (splitmix64) and sorts of
+unique keys make the order independent of any library's shuffle and of its version.
 """
 
 import hashlib
@@ -27,16 +27,17 @@ def plan_epoch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Order the usable rows of all shards into M micro-batches of `batch_size` clips.
 
-    Shards are cut into blocks of 64 rows; blocks are permuted and taken `window` at a time, rows permuted inside; all is
-    concatenated, truncated to whole steps of `group` micro-batches, and cut into `stream_count(M, streams)` runs;
-    micro-batch j is the next one of run j modulo their number. So a run needs the blocks of one window at a time.
+    Shards are cut into blocks of 64 rows; blocks are permuted and taken `window` at a time, rows permuted inside; all
+    is concatenated, truncated to whole steps of `group` micro-batches, and cut into S = `stream_count(M, streams)`
+    streams; micro-batch j is the next one of stream j % S. So, row by row, a stream needs the blocks of one window at
+    a time; a micro-batch that crosses the border of two windows touches both.
 
     Args:
         rows: for each shard its usable row numbers, integers, strictly increasing.
         seed, epoch: what the order depends on; the rows left out by the truncation change with the epoch.
         batch_size: clips of a micro-batch.
         window: blocks whose rows are mixed; the larger, the nearer to a full shuffle and the more targets are held.
-        streams: how many runs are interleaved at most.
+        streams: how many streams are interleaved at most.
         group: micro-batches of one optimiser step over all ranks (world size x accumulation): M is a multiple of it.
 
     Returns:
@@ -62,14 +63,14 @@ def plan_epoch(
 
 
 def stream_count(micro_batches: int, streams: int = 64) -> int:
-    """How many runs an epoch of that many micro-batches is cut into: `streams`, fewer where a run would have under 8."""
+    """S, the streams of an epoch of so many micro-batches: `streams`, or fewer so that each has at least 8 of them."""
     return min(streams, max(1, micro_batches // 8))
 
 
 def replay_view(epoch: int, shard: str, views: int) -> int:
     """The stored view, 0 <= v < views, on which `epoch` trains the shard of that name: (epoch + offset) modulo views.
 
-    The offset is a stable hash of the name, so shards differ in an epoch and each goes through all views in `views` epochs.
+    The offset is a stable hash of the name: shards differ in an epoch, and each meets all views in `views` epochs.
     """
     assert views >= 1
     offset = int.from_bytes(hashlib.sha256(shard.encode()).digest()[:8], "little")

@@ -141,7 +141,9 @@ class Dataset:
         except OSError as error:
             raise ReskdError(f"{path}: can't be read ({error.strerror}). Run `prepare` into a new folder") from error
         if hashlib.sha256(data).hexdigest() != digest:
-            raise ReskdError(f"{path}: not the rows that {self.path / INDEX} was made with. Run `prepare` into a new folder")
+            raise ReskdError(
+                f"{path}: not the rows that {self.path / INDEX} was made with. Run `prepare` into a new folder"
+            )
         columns = json.loads(data)
         columns["labels"] = [tuple(labels) for labels in columns["labels"]]
         rows = tuple(Row(*values) for values in zip(*(columns[name] for name in Row.__slots__), strict=True))
@@ -193,7 +195,7 @@ def _samples(file: BinaryIO) -> Iterator[dict[str, Any]]:
 
     shard = {"url": file.name, "stream": file}
     try:
-        yield from webdataset.DataPipeline([shard], tar_file_expander, group_by_keys)
+        yield from webdataset.DataPipeline([[shard]], tar_file_expander, group_by_keys)
     except ValueError as error:  # the same member twice
         raise tarfile.ReadError(str(error.args[0])) from error
 

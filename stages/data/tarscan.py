@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from cache.errors import ReskdError
 
-VIDEO_EXTENSIONS = frozenset("mp4 webm avi mov mkv m4v mpg mpeg wmv flv".split())
+VIDEO_EXTENSIONS = frozenset(["mp4", "webm", "avi", "mov", "mkv", "m4v", "mpg", "mpeg", "wmv", "flv"])
 LABEL_EXTENSIONS = frozenset(("json", "cls", "txt"))
 HEADER = 512  # bytes of a tar block; the header block directly precedes the data, whatever the tar's dialect
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's base_plus_ext: the key ends at the first dot
@@ -52,7 +52,9 @@ def scan_tar(path: Path) -> list[Sample]:
         with open(path, "rb") as file:
             samples = _group(path, _members(path, file))
     except OSError as error:
-        raise ReskdError(f"{path}: shard can't be read ({error.strerror or error}). Put it back, or index anew") from error
+        raise ReskdError(
+            f"{path}: shard can't be read ({error.strerror or error}). Put it back, or index anew"
+        ) from error
     if not samples:
         raise ReskdError(f"{path}: empty shard, no clip in it. Delete it, or write it anew")
     return samples
@@ -86,7 +88,11 @@ def _members(path: Path, file: BinaryIO) -> Iterator[Member]:
 
 
 def _member(path: Path, file: BinaryIO, info: tarfile.TarInfo, size: int) -> Member:
-    kinds = ((info.isdir(), "a directory"), (info.issym() or info.islnk(), "a link"), (info.issparse(), "a sparse file"))
+    kinds = (
+        (info.isdir(), "a directory"),
+        (info.issym() or info.islnk(), "a link"),
+        (info.issparse(), "a sparse file"),
+    )
     kind = next((kind for found, kind in kinds if found), None if info.isreg() else "a special file")
     if kind:
         raise ReskdError(f"{path}: member {info.name!r} is {kind}. Pack the tar anew with plain files only")
@@ -119,8 +125,8 @@ def _group(path: Path, members: Iterator[Member]) -> list[Sample]:
     for member in members:
         key, ext = _split(path, member.name)
         if key != current and key in groups:
-            raise ReskdError(f"{path}: member {member.name!r}: key {key!r} occurs again after other clips. Keys must be "
-                             "unique in a tar: rename one of them, or keep a clip's files side by side")  # fmt: skip
+            raise ReskdError(f"{path}: member {member.name!r}: key {key!r} occurs again after other clips. Keys must "
+                             "be unique in a tar: rename one of them, or keep a clip's files side by side")  # fmt: skip
         current, group = key, groups.setdefault(key, {})
         if ext in group:
             raise ReskdError(f"{path}: member {member.name!r} occurs twice. Rename or remove one of them")
@@ -131,11 +137,13 @@ def _group(path: Path, members: Iterator[Member]) -> list[Sample]:
 def _split(path: Path, name: str) -> tuple[str, str]:
     match = _NAME.match(name)
     if not match or _META.match(name):
-        raise ReskdError(f"{path}: member {name!r}: WebDataset would skip it, its name isn't `key.ext`. Rename or remove it")
+        raise ReskdError(
+            f"{path}: member {name!r}: WebDataset would skip it, its name isn't `key.ext`. Rename or remove it"
+        )
     key, ext = match.group(1), match.group(2).lower()
     last = ext.rpartition(".")[2]
     if last != ext and last in VIDEO_EXTENSIONS | LABEL_EXTENSIONS:
-        raise ReskdError(f"{path}: member {name!r}: dotted stem; WebDataset's key would be {key!r}, and clips would merge. "
+        raise ReskdError(f"{path}: member {name!r}: dotted stem, WebDataset's key would be {key!r} and clips merge. "
                          "Rename it so that its only dot is the one before the extension")  # fmt: skip
     return key, ext
 

@@ -26,14 +26,15 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Multi-label: logits [B, K] with targets [B, K] in 0..1 (multi-hot), mean over classes; mask [B] bool, True = labelled.
+    """Multi-label, mean over classes: logits [B, K], targets [B, K] multi-hot, mask [B] bool (True = labelled).
 
     Raises:
         ReskdError: the shapes differ.
     """
     _check_classes("labels", logits, targets)
-    targets = _wide(targets).masked_fill(~mask[:, None], 0)
-    per_class = F.binary_cross_entropy_with_logits(_wide(logits), targets, reduction="none")
+    logits = _wide(logits)
+    targets = targets.to(logits.dtype).masked_fill(~mask[:, None], 0)
+    per_class = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return _mean(per_class.mean(1), mask)
 
 

@@ -54,7 +54,7 @@ class VideoModel(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ) -> None:
-        """`encode(backbone, clips [B, T, 3, H, W])` gives the feature map [B, T', h, w, D]; mean and std are in 0..1."""
+        """`encode(backbone, clips [B, T, 3, H, W])` gives the map [B, T', h, w, D]; mean and std of RGB are in 0..1."""
         super().__init__()
         self.backbone, self.encode, self.head, self.num_frames = backbone, encode, head, num_frames
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)

@@ -1,4 +1,4 @@
-"""TSN: a 2D ResNet of timm on every frame (Wang et al. 2016, "Temporal Segment Networks"); the head averages over time."""
+"""TSN (Wang et al. 2016, "Temporal Segment Networks"): a 2D ResNet of timm on every frame, averaged by the head."""
 
 import difflib
 
@@ -43,7 +43,7 @@ def _pretrained(name: str, args: dict) -> ResNet:
 
 
 def encode_frames(backbone: ResNet, clips: Tensor) -> Tensor:
-    """Normalised clips [B, T, 3, H, W] -> feature map [B, T, h, w, D], each frame by itself, in channels-last memory."""
+    """Normalised clips [B, T, 3, H, W] -> feature map [B, T, h, w, D], frame by frame, in channels-last memory."""
     frames = clips.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     maps = backbone.forward_features(frames)
     return maps.permute(0, 2, 3, 1).unflatten(0, clips.shape[:2])

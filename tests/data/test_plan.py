@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_small_data_is_cut_into_fewer_streams_and_all_streams_are_near_equal(mic
     order, cuts = concatenated(shard, row, 64)
     # Put together stream by stream, the blocks follow each other without a gap: this is how it was before the cut.
     spans = sorted(extents(order).values())
-    assert all(a[1] + 1 == b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(spans))
     lengths = np.diff([0, *cuts, len(order)]) // 2
     assert lengths.tolist() == sorted(lengths, reverse=True) and lengths[0] - lengths[-1] <= 1
 
@@ -137,7 +138,7 @@ def test_the_order_and_the_rows_left_out_change_with_the_epoch_and_the_seed():
 def test_quarantined_rows_leave_the_physical_blocks_where_they_are():
     """Block b holds rows 64b..64b+63 of the tar, as the cache's chunks do, however many of them are unusable."""
     usable = np.array([*range(10, 64), *range(64, 70), *range(200, 256)])
-    shard, row = plan_epoch([usable], seed=0, epoch=0, batch_size=1, window=1, streams=1)
+    _, row = plan_epoch([usable], seed=0, epoch=0, batch_size=1, window=1, streams=1)
     runs = [row[0, 0] // BLOCK]
     for block in (row[:, 0] // BLOCK).tolist():
         if block != runs[-1]:
@@ -147,7 +148,7 @@ def test_quarantined_rows_leave_the_physical_blocks_where_they_are():
 
 def test_rows_inside_a_window_are_mixed_evenly():
     """Mean displacement of a uniform permutation of n is n / 3."""
-    shard, row = plan_epoch([np.arange(1024)], seed=0, epoch=0, batch_size=1, window=16, streams=1)
+    _, row = plan_epoch([np.arange(1024)], seed=0, epoch=0, batch_size=1, window=16, streams=1)
     assert abs(np.abs(row[:, 0] - np.arange(1024)).mean() / (1024 / 3) - 1) < 0.08
 
 

@@ -42,7 +42,7 @@ class Shift(nn.Module):
 
 
 def reference(net, arch, every):
-    """A torchvision ResNet with weights and statistics that matter, shifted in blocks 0, every, 2 * every, ... of a stage."""
+    """A torchvision ResNet with statistics that matter, shifted in blocks 0, every, 2 * every, ... of each stage."""
     torch.manual_seed(0)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -88,12 +88,12 @@ def test_a_model_equals_torchvision_with_the_same_weights(arch, make, backbone, 
     fc = {key.removeprefix("fc."): state.pop(key) for key in list(state) if key.startswith("fc.")}
     model.backbone.load_state_dict(state, strict=True)
     model.head.fc.load_state_dict(fc)
-    clips = random_clips(2, 3, 64)
+    clips = random_clips(1, 3, 64)
     logits, features = reference_output(net, clips, mean, std)
     output = model(clips)
     assert features.std() > 0.1 and logits.std() > 0.01
-    torch.testing.assert_close(output.features, features, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(output.logits, logits, rtol=1e-5, atol=1e-5)
+    for mine, theirs in ((output.features, features), (output.logits, logits)):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
 
 
 def test_the_shift_moves_an_eighth_each_way_and_pads_with_zeros_at_the_ends():
@@ -241,5 +241,5 @@ def test_a_backbone_that_can_not_be_had_is_named(changes, message):
 
 def test_pretrained_weights_that_can_not_be_had_are_named_with_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ReskdError, match="pretrained weights of the backbone 'resnet18'.*local checkpoint"):
+    with pytest.raises(ReskdError, match=r"pretrained weights of the backbone 'resnet18'.*local checkpoint"):
         build_model(config(backbone="resnet18", args={"cache_dir": str(tmp_path)}), pretrained=True)

@@ -1,0 +1,35 @@
+"""A view and decoded frames in, pixels at any size out: one function for teacher, student and companion shards."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from cache.view import View
+
+
+def render(frames: np.ndarray, view: View, size: int, via: int | None = None) -> np.ndarray:
+    """What `view` shows of a clip, as contiguous uint8 [T, 3, size, size].
+
+    `frames`: uint8 [T, H, W, 3], whole upright frames, already those of `view.frames` in their order. The box may fall
+    between pixels, and its shape is not kept (the seed's `keep_ratio=False`). Pillow's bilinear filter widens with the
+    scale when it shrinks (a triangle, antialiased), so every size shows the same picture.
+
+    `via`: the seed's way to a student's input, for parity: the picture at size `via` (the teacher's 224), then plain
+    bilinear without antialiasing. At half of `via` this is the mean of 2×2 pixels; at 160, 96 or 72 it aliases.
+    """
+    assert len(frames) == len(view.frames), f"{len(frames)} frames for a view of {len(view.frames)}"
+    height, width = frames.shape[1:3]
+    top, left, box_height, box_width = (float(part) for part in view.box)
+    # Rounding may carry the far edges beyond the frame by less than a millionth; Pillow refuses that.
+    box = (left * width, top * height, min((left + box_width) * width, width), min((top + box_height) * height, height))
+    first = via or size
+    pixels = np.stack(
+        [np.asarray(Image.fromarray(f).resize((first, first), Image.Resampling.BILINEAR, box)) for f in frames]
+    )
+    pixels = pixels.transpose(0, 3, 1, 2)
+    if via is not None:
+        floats = torch.from_numpy(pixels.astype(np.float32))
+        shrunk = interpolate(floats, size=(size, size), mode="bilinear", align_corners=False, antialias=False)
+        pixels = shrunk.round().clamp(0, 255).to(torch.uint8).numpy()
+    return np.ascontiguousarray(pixels[..., ::-1] if view.flip else pixels)

@@ -1,0 +1,192 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cache.errors import ReskdError
+from stages.distill.losses import binary_cross_entropy, cross_entropy, feature_mse, logit_kl
+
+MASK = np.array([True, False, True, True])
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def tensor(array, dtype=torch.float64, grad=False):
+    return torch.tensor(array, dtype=dtype, requires_grad=grad)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def bilinear(maps, height, width):
+    """[B, T, h, w, D] resized by the definition: pixel centres at i + 1/2, edges repeated."""
+
+    def weights(out, size):
+        w = np.zeros((out, size))
+        for i in range(out):
+            x = max((i + 0.5) * size / out - 0.5, 0)
+            low = int(x)
+            w[i, low] += 1 - (x - low)
+            w[i, min(low + 1, size - 1)] += x - low
+        return w
+
+    return np.einsum("ih,jw,bthwd->btijd", weights(height, maps.shape[2]), weights(width, maps.shape[3]), maps)
+
+
+# Each loss of four rows of which the second has no target, and the same number from its definition in numpy.
+
+
+def ce(logits, smoothing=0.1):
+    return cross_entropy(logits, torch.tensor([2, -1, 0, 4]), smoothing)
+
+
+def ce_by_hand(logits, smoothing=0.1):
+    goal = np.eye(5)[[2, 0, 4]] * (1 - smoothing) + smoothing / 5
+    return -(goal * np.log(softmax(logits[MASK]))).sum(1).mean()
+
+
+MULTI_HOT = np.array([[1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 1, 1, 1]], dtype=float)
+
+
+def bce(logits, targets=MULTI_HOT):
+    return binary_cross_entropy(logits, tensor(targets, torch.float32), torch.tensor(MASK))
+
+
+def bce_by_hand(logits):
+    p = 1 / (1 + np.exp(-logits))
+    return -(MULTI_HOT * np.log(p) + (1 - MULTI_HOT) * np.log(1 - p))[MASK].mean()
+
+
+TEACHER_LOGITS = 3 * draw(4, 5, seed=1)
+
+
+def kl(logits, teacher=TEACHER_LOGITS):
+    return logit_kl(logits, tensor(teacher, logits.dtype), 2.0, torch.tensor(MASK))
+
+
+def kl_by_hand(logits):
+    p, q = softmax(TEACHER_LOGITS[MASK] / 2), softmax(logits[MASK] / 2)
+    return 4 * (p * np.log(p / q)).sum(1).mean()
+
+
+TEACHER_MAP = draw(4, 2, 5, 7, 3, seed=2)
+
+
+def mse(student, teacher=TEACHER_MAP):
+    return feature_mse(student, tensor(teacher, student.dtype), torch.tensor(MASK))
+
+
+def mse_by_hand(student):
+    squares = (bilinear(student, 5, 7) - TEACHER_MAP) ** 2
+    return np.mean([squares[i].sum() / (2 * 5 * 7 * 3) for i in np.flatnonzero(MASK)])
+
+
+LOSSES = [
+    pytest.param(ce, ce_by_hand, 2 * draw(4, 5), id="cross_entropy"),
+    pytest.param(bce, bce_by_hand, 2 * draw(4, 5), id="binary_cross_entropy"),
+    pytest.param(kl, kl_by_hand, 2 * draw(4, 5), id="logit_kl"),
+    pytest.param(mse, mse_by_hand, draw(4, 2, 3, 4, 3), id="feature_mse-up"),
+    pytest.param(mse, mse_by_hand, draw(4, 2, 5, 7, 3), id="feature_mse-same"),
+    pytest.param(mse, mse_by_hand, draw(4, 2, 8, 9, 3), id="feature_mse-down"),
+]
+
+
+@pytest.mark.parametrize("loss, by_hand, student", LOSSES)
+def test_each_loss_is_its_definition(loss, by_hand, student):
+    assert loss(tensor(student)).item() == pytest.approx(by_hand(student), rel=1e-7)
+    assert loss(tensor(student, torch.float32)).item() == pytest.approx(by_hand(student), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss, by_hand, student", LOSSES)
+def test_gradients_are_those_of_finite_differences_and_nil_on_masked_rows(loss, by_hand, student):
+    student = tensor(student, grad=True)
+    assert torch.autograd.gradcheck(loss, student)
+    loss(student).backward()
+    assert torch.equal(student.grad.flatten(1).abs().amax(1) > 0, torch.tensor(MASK))
+
+
+@pytest.mark.parametrize("loss, by_hand, student", LOSSES)
+def test_half_precision_under_autocast_is_computed_in_float32(loss, by_hand, student):
+    half = tensor(student, torch.bfloat16, grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(half)
+    assert value.dtype == torch.float32
+    value.backward()
+    assert torch.isfinite(half.grad).all()
+    # Only the inputs were rounded: the loss of the rounded inputs in float32 is the same number.
+    if loss in (ce, bce):
+        assert value.item() == pytest.approx(by_hand(half.detach().double().numpy()), rel=1e-5)
+    else:
+        teacher = tensor(TEACHER_LOGITS if loss is kl else TEACHER_MAP, torch.bfloat16).float().numpy()
+        assert value.item() == pytest.approx(loss(half.detach().float(), teacher).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss, target", [(bce, MULTI_HOT), (kl, TEACHER_LOGITS), (mse, TEACHER_MAP)], ids=["bce", "kl", "mse"]
+)
+def test_what_stands_in_a_masked_row_of_the_targets_does_not_matter(loss, target):
+    student = tensor(draw(4, 2, 3, 4, 3) if loss is mse else draw(4, 5), torch.float32, grad=True)
+    expected = loss(student, target)
+    (gradient,) = torch.autograd.grad(expected, student)
+    for rubbish in (np.nan, np.inf, 1e30):
+        spoilt = target.copy()
+        spoilt[1] = rubbish
+        value = loss(student, spoilt)
+        assert torch.equal(value, expected)
+        assert torch.equal(torch.autograd.grad(value, student)[0], gradient)
+
+
+def test_a_loss_of_no_rows_is_zero_with_a_gradient_of_zero():
+    logits, maps = tensor(draw(3, 5), grad=True), tensor(draw(3, 2, 2, 2, 4), grad=True)
+    none = torch.zeros(3, dtype=torch.bool)
+    for value, student in [
+        (cross_entropy(logits, torch.tensor([-1, -1, -1])), logits),
+        (cross_entropy(logits, torch.tensor([-1, -1, -1]), 0.1), logits),
+        (binary_cross_entropy(logits, torch.ones(3, 5), none), logits),
+        (logit_kl(logits, torch.full((3, 5), torch.nan), 2.0, none), logits),
+        (feature_mse(maps, torch.full((3, 2, 3, 3, 4), torch.nan), none), maps),
+    ]:
+        assert value.item() == 0
+        assert torch.equal(torch.autograd.grad(value, student)[0], torch.zeros_like(student))
+
+
+def test_feature_mse_is_the_seeds_expression_and_keeps_its_scale():
+    """The seed: 100 * mean((up(s) - t)^2) over all rows, times, channels and 7x7 positions; up is 4x4 -> 7x7."""
+    s = torch.arange(2 * 3 * 16 * 8, dtype=torch.float64).sin().view(2, 3, 4, 4, 8)
+    t = torch.arange(2 * 3 * 49 * 8, dtype=torch.float64).mul(0.7).cos().view(2, 3, 7, 7, 8)
+    up = F.interpolate(s.flatten(0, 1).permute(0, 3, 1, 2), size=(7, 7), mode="bilinear", align_corners=False)
+    seed = 100 * ((up - t.flatten(0, 1).permute(0, 3, 1, 2)) ** 2).mean()
+    mine = 100 * feature_mse(s, t, torch.ones(2, dtype=torch.bool))
+    assert mine.item() == pytest.approx(seed.item(), rel=1e-12)
+    assert mine.item() == pytest.approx(GOLDEN, rel=1e-9)
+
+
+GOLDEN = 84.65800619535993
+
+
+def test_logit_kl_is_nil_for_equal_logits_and_its_gradient_keeps_its_size_with_temperature():
+    logits, all_rows = tensor(draw(4, 5), grad=True), torch.ones(4, dtype=torch.bool)
+    assert logit_kl(logits, logits.detach() + 7, 3.0, all_rows).item() == pytest.approx(0, abs=1e-12)
+    norms = []
+    for temperature in (50.0, 100.0):
+        value = logit_kl(logits, tensor(TEACHER_LOGITS), temperature, all_rows)
+        norms.append(torch.autograd.grad(value, logits)[0].norm().item())
+    assert norms[0] == pytest.approx(norms[1], rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4, 8), (2, 2, 4, 4, 6)], ids=["times", "channels"])
+def test_maps_that_do_not_fit_are_refused_with_both_shapes(shape):
+    with pytest.raises(ReskdError, match=rf"\[{', '.join(map(str, shape[1:]))}\].*\[2, 7, 7, 8\].*as wide as"):
+        feature_mse(torch.zeros(shape), torch.zeros(2, 2, 7, 7, 8), torch.ones(2, dtype=torch.bool))
+
+
+def test_logits_of_other_classes_are_refused_rather_than_broadcast():
+    mask = torch.ones(2, dtype=torch.bool)
+    with pytest.raises(ReskdError, match=r"\[2, 5\].*teacher's logits \[2, 1\].*num_classes"):
+        logit_kl(torch.zeros(2, 5), torch.zeros(2, 1), 1.0, mask)
+    with pytest.raises(ReskdError, match=r"\[2, 5\].*labels \[2, 4\]"):
+        binary_cross_entropy(torch.zeros(2, 5), torch.zeros(2, 4), mask)

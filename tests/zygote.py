@@ -1,0 +1,116 @@
+"""Runs the pipeline's commands in processes of their own, which can be killed, without paying the imports each time.
+
+One process imports everything and then forks for each command: `Zygote().start([...])`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command at work in a process group of its own (its DataLoader workers are in it)."""
+
+    pid: int
+    output: Path
+    status: Path
+
+    def wait(self, timeout: float = 120) -> int:
+        """The exit status; -9 where it was killed."""
+        end = time.monotonic() + timeout
+        while not self.status.exists():
+            assert time.monotonic() < end, f"still running: {self.said()}"
+            time.sleep(0.005)
+        return int(self.status.read_text())
+
+    def kill(self, number: int = signal.SIGKILL, group: bool = True) -> None:
+        try:
+            (os.killpg if group else os.kill)(self.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def said(self) -> str:
+        return self.output.read_text() if self.output.exists() else ""
+
+
+class Zygote:
+    def __init__(self, folder: Path):
+        self.folder, self.count = folder, 0
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, arguments: list[str]) -> Command:
+        self.count += 1
+        output, status = self.folder / f"{self.count}.txt", self.folder / f"{self.count}.status"
+        self.process.stdin.write(json.dumps([list(map(str, arguments)), str(output), str(status)]) + "\n")
+        self.process.stdin.flush()
+        return Command(int(self.process.stdout.readline()), output, status)
+
+    def run(self, arguments: list[str], expect: int = 0) -> str:
+        """Run to the end; returns what it said."""
+        command = self.start(arguments)
+        status = command.wait()
+        assert status == expect, command.said()
+        return command.said()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(10)
+
+
+def _child(arguments: list[str], output: str) -> None:
+    os.setpgid(0, 0)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ["pipeline.py", *arguments]
+    import pipeline
+
+    pipeline.cli()
+
+
+def _serve() -> None:
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    import stages.cache_teacher
+    import stages.evaluate
+    import stages.prepare
+    import stages.train_student  # noqa: F401
+
+    torch.set_num_threads(1)  # OpenMP's threads don't survive a fork; and one thread adds in one order
+    waiting = {}
+    for line in sys.stdin:
+        arguments, output, status = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            # A grandchild does the work, so that its parent can wait for it while this process reads on.
+            worker = os.fork()
+            if worker == 0:
+                os.setpgid(0, 0)
+                try:
+                    _child(arguments, output)
+                finally:
+                    os._exit(1)
+            print(worker, flush=True)
+            _, code = os.waitpid(worker, 0)
+            Path(status + ".part").write_text(str(os.waitstatus_to_exitcode(code)))
+            os.replace(status + ".part", status)
+            os._exit(0)
+        waiting[pid] = status
+        for done in list(waiting):
+            if os.waitpid(done, os.WNOHANG)[0]:
+                del waiting[done]
+
+
+if __name__ == "__main__":
+    _serve()

@@ -43,7 +43,7 @@ def cli():
 
 
 @cli.command()
-@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
+@click.option("--output", help="Everything goes there.  [default: runs/demo]")
 @click.option(
     "--seeds", type=click.IntRange(1), help="Students of each kind; 3 gives a mean and a spread.  [default: 1]"
 )
@@ -55,12 +55,11 @@ def demo(output, seeds, config_file, overrides):
     Moving handwritten digits, encoded as H.264: a teacher is trained at high resolution and cached once; one student
     learns from labels alone, one from the cache. Writes summary.json, curves.png, views.png; a rerun resumes.
     """
+    from stages.config import DemoConfig, load_config
     from stages.demo import run_demo
 
-    from stages.config import DemoConfig, load_config
-
-    given = [f"output={output}"] + ([f"seeds={seeds}"] if seeds else [])
-    run_demo(load_config(DemoConfig, config_file or DEMO, [*given, *overrides]))
+    options = {"output": output, "seeds": seeds}
+    run_demo(load_config(DemoConfig, config_file or DEMO, _with_options(options, overrides)))
 
 
 DEMO = Path(__file__).parent / "configs" / "demo" / "demo.yaml"
@@ -81,9 +80,8 @@ def prepare(config_file, overrides, **options):
     a folder of .tar shards that exist already (of which only the index is made). Videos are copied byte by byte;
     unreadable ones are listed in OUTPUT/quarantine.jsonl. A rerun resumes.
     """
-    from stages.prepare import prepare
-
     from stages.config import PrepareConfig, load_config
+    from stages.prepare import prepare
 
     config = load_config(PrepareConfig, config_file, _with_options(options, overrides))
     prepare(

@@ -185,14 +185,15 @@ class ShardWriter:
         self._buffers.clear()
 
     def abort(self) -> None:
-        """Give up: nothing of this writer stays."""
+        """Give up: what is not committed goes. After a commit, even one interrupted at its very end, nothing does."""
         self._buffers.clear()
         if self.stored is None:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
-        _remove_unlisted(self.folder, self.stored["files"])
+        now = load_group(self.path, self.shard)  # not what was read at the start, lest the new views be deleted
+        _remove_unlisted(self.folder, now["files"])
         for name in self.specs:
-            resize_array(self.folder / name, self.stored["views"])
+            resize_array(self.folder / name, now["views"])
 
     def _check(self) -> None:
         entry, where = self.manifest.identity.shard(self.shard), f"{self.path}, shard {self.shard}"

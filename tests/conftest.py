@@ -7,30 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cache.view import ViewPolicy
 from stages.cache_teacher import cache_teacher
-from stages.config import CacheConfig, TrainConfig, load_config
 from stages.data.digits import make_digits
 from stages.prepare import prepare
 from stages.train_student import train_student
+from tests.runs import POLICY, cache_config, train_config
 
 torch.set_num_threads(2)
-
-NET = {"channels": [8, 16, 16, 16], "layers": [1, 1, 1, 1], "output_stride": 8}
-MODEL = ["model.arch=tsm", "model.backbone=resnet18", f"model.args={NET}", "model.num_frames=4", "model.dropout=0.2"]
-QUICK = [*MODEL, "optim.lr=0.005", "loader.workers=1", "schedule.epochs=2", "batch_size=16", "log_every=1"]
-POLICY = {"num_frames": 4, "crop": "multi_scale_crop", "scales": [1.0, 0.8], "flip": 0.0}
-
-
-def train_config(output: Path, data: SimpleNamespace, *changes: str) -> TrainConfig:
-    """A quick run on `data`; later changes win."""
-    fixed = [f"output={output}", f"data.train={data.train}", "size=16"]
-    return load_config(TrainConfig, None, [*fixed, *QUICK, *changes])
-
-
-def cache_config(output: Path, data: SimpleNamespace, teacher: Path, *changes: str) -> CacheConfig:
-    fixed = [f"output={output}", f"data={data.train}", f"teacher.checkpoint={teacher}", f"policy={POLICY}"]
-    return load_config(CacheConfig, None, [*fixed, "views=2", "loader.workers=1", *changes])
 
 
 @pytest.fixture(scope="session")

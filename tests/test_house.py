@@ -37,7 +37,9 @@ def module_of(path: Path) -> str:
 
 def place(module: str) -> tuple[int, str]:
     """Floor, and the entry of FLOORS that put it there (the longest that fits)."""
-    fits = [(len(e), i, e) for i, floor in enumerate(FLOORS) for e in floor if module == e or module.startswith(e + ".")]
+    fits = [
+        (len(e), i, e) for i, floor in enumerate(FLOORS) for e in floor if module == e or module.startswith(e + ".")
+    ]
     _, floor, entry = max(fits)
     return floor, entry
 

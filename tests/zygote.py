@@ -42,10 +42,11 @@ class Command:
 
 
 class Zygote:
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, cwd: Path = ROOT):
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.count = folder, 0
         self.process = subprocess.Popen(
-            [sys.executable, __file__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def start(self, arguments: list[str]) -> Command:

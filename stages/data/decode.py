@@ -88,7 +88,7 @@ def probe(data: bytes) -> VideoInfo:
         if reason is None:
             try:
                 return _probe_decord(data, timeline)
-            except Exception as error:  # decord raises nearly every type there is
+            except Exception as error:
                 reason = _brief(error)
         return replace(_probe_pyav(data, timeline), fallback=f"decord: {reason}")
     except Exception as error:
@@ -107,17 +107,15 @@ def decode_frames(data: bytes, indices: np.ndarray, decoder: str) -> tuple[np.nd
     if not len(wanted) or wanted[0] < 0:
         raise DecodeError(f"frames {wanted.tolist()} were asked for; expected one or more indices from 0 on")
     reason = None
+    if decoder == "decord" and decord is not None:
+        try:
+            return _decord_frames(data, wanted)[inverse], "decord"
+        except DecodeError:  # no such frame
+            raise
+        except Exception as error:  # decord raises nearly every type there is
+            reason = _brief(error)
     try:
-        if decoder == "decord" and decord is not None:
-            try:
-                return _decord_frames(data, wanted)[inverse], "decord"
-            except DecodeError:
-                raise
-            except Exception as error:
-                reason = _brief(error)
         return _pyav_frames(data, wanted)[inverse], "pyav"
-    except DecodeError:
-        raise
     except Exception as error:
         both = f"decord: {reason}; PyAV: {_brief(error)}" if reason else f"PyAV: {_brief(error)}"
         raise DecodeError(f"frames {wanted.tolist()} can't be decoded: {both}") from error

@@ -47,14 +47,15 @@ class Prober:
     """A pool of `workers` processes (spawned: a fork after threads may hang); 0 does everything in this process."""
 
     def __init__(self, workers: int):
-        self.workers, self.pool = workers, None
+        self.workers, self.pool, self.single = workers, None, None
 
     def __enter__(self) -> "Prober":
         return self
 
     def __exit__(self, *_) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
+        for pool in (self.pool, self.single):
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
 
     def map(self, tasks: Iterable[Task[T]], crashed: Callable[[str], T] | None = None) -> Iterator[T]:
         """The results in the order of the tasks. A task's own exception is raised here.
@@ -75,7 +76,7 @@ class Prober:
             except BrokenProcessPool:
                 if self.pool is pool:
                     self.pool = None
-                result = _alone(task, crashed)
+                result = self._alone(task, crashed)
             for following in islice(tasks, 1):
                 pending.append((following, *self._submit(following)))
             yield result
@@ -88,6 +89,17 @@ class Prober:
         except BrokenProcessPool:  # not yet noticed by its results
             self.pool = _start(self.workers)
             return self.pool, self.pool.submit(task)
+
+    def _alone(self, task: Task[T], crashed: Callable[[str], T] | None) -> T:
+        if self.single is None:
+            self.single = _start(1)
+        try:
+            return self.single.submit(task).result()
+        except BrokenProcessPool as error:
+            self.single = None
+            if crashed is None:
+                raise ReskdError(f"a worker process died, twice, in {task}. Is there enough memory?") from error
+            return crashed("crashes the process that decodes it")
 
 
 def crashed_probe(reason: str) -> Probe:
@@ -102,16 +114,6 @@ def _start(workers: int) -> ProcessPoolExecutor:
         raise ReskdError("worker processes can't be started. Call `prepare` under `if __name__ == '__main__':` or "
                          "workers=0") from error  # fmt: skip
     return pool
-
-
-def _alone(task: Task[T], crashed: Callable[[str], T] | None) -> T:
-    with _start(1) as pool:
-        try:
-            return pool.submit(task).result()
-        except BrokenProcessPool as error:
-            if crashed is None:
-                raise ReskdError(f"a worker process died, twice, in {task}. Is there enough memory?") from error
-            return crashed("crashes the process that decodes it")
 
 
 def _begin() -> None:

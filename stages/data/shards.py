@@ -80,8 +80,7 @@ class Dataset:
 
     def usable_rows(self) -> list[np.ndarray]:
         """For each shard the numbers of the rows that aren't quarantined, [n] int64; reads nothing."""
-        bad = [list(self.quarantine.get(entry.name, {})) for entry in self.shards]
-        return [np.delete(np.arange(entry.clips), rows) for entry, rows in zip(self.shards, bad, strict=True)]
+        return [np.delete(np.arange(e.clips), list(self.quarantine.get(e.name, ()))) for e in self.shards]
 
     def read(self, shard: str, row: int) -> bytes:
         """A row's encoded video, by its offset. Raises ReskdError where the tar isn't the indexed one any more."""

@@ -188,6 +188,20 @@ def test_an_aborted_writer_leaves_nothing(tmp_path):
     assert tree_of(path) == before
 
 
+def test_an_abort_after_the_commit_takes_nothing_back(tmp_path):
+    """As when an interrupt falls between the commit and the caller's next line."""
+    path, keys = tmp_path / "c.zarr", keys_of(SHARD, 3)
+    manifest = create_cache(path, Manifest(identity_of({SHARD: 3}, features=True), 2))
+    for views in (range(1), range(1, 2)):
+        writer = ShardWriter(path, manifest, SHARD, keys, views)
+        writer.write(views.start, slice(0, 3), **content(manifest.identity, SHARD, views.start))
+        writer.commit({}, {})
+        before = tree_of(path)
+        writer.abort()
+        assert tree_of(path) == before
+    assert_holds(path, manifest.identity, SHARD, 2, ("logits", "features"))
+
+
 def test_blocks_of_maps_reach_the_disk_when_full(tmp_path):
     path = tmp_path / "c.zarr"
     manifest = create_cache(path, Manifest(identity_of({SHARD: 130}, features=True), 1))

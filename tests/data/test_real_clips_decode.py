@@ -67,10 +67,9 @@ def test_the_fate_of_each_file(name):
     else:
         size = f"{info.width}×{info.height}"
         line = f"| {name} | {info.decoder} | {info.frames} | {size} | {info.fps:.2f} | {info.fallback or ''} |"
-    first = name == next(iter(FATES))
-    print(
-        ("\n| file | decoder | frames | upright | fps | note |\n|---|---|---|---|---|---|\n" if first else "\n") + line
-    )
+    if name == next(iter(FATES)):
+        print("\n| file | decoder | frames | upright | fps | note |\n|---|---|---|---|---|---|")
+    print(f"\n{line}")
     if FATES[name] is None:
         assert isinstance(info, str) and "decoded after" in info
         return

@@ -1,0 +1,131 @@
+"""Stages killed at random moments while at work, and run again: nothing is lost, nothing is done twice, nothing differs."""
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache.writer import committed_views
+from stages.data.shards import open_dataset
+from stages.models.checkpoints import load_model
+from tests.runs import POLICY, QUICK, rows_of, tree
+from tests.zygote import Zygote
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory):
+    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield zygote
+    zygote.close()
+
+
+def options(*values: str) -> list[str]:
+    return [part for value in values for part in ("--set", value)]
+
+
+def test_cache_teacher_killed_at_random_moments(zygote, data, teacher, tmp_path):
+    def command(output):
+        fixed = options(f"output={output}", f"data={data.train}", f"teacher.checkpoint={teacher}", f"policy={POLICY}")
+        return ["cache-teacher", *fixed, *options("views=2", "loader.workers=1", "teacher.batch_size=8")]
+
+    shards = open_dataset(data.train).shards
+    started = time.monotonic()
+    zygote.run(command(tmp_path / "whole.zarr"))
+    duration = time.monotonic() - started
+    whole, chance = tree(tmp_path / "whole.zarr"), random.Random(0)
+    partly = 0
+    for kill in range(12):
+        output = tmp_path / f"{kill}.zarr"
+        running = zygote.start(command(output))
+        time.sleep(duration * chance.uniform(0.1, 0.9))
+        running.kill()
+        running.wait()
+        done = sum(e.clips * committed_views(output, e.name) for e in shards) if output.exists() else 0
+        partly += 0 < done < 400
+        said = zygote.run(command(output))
+        assert f"computed {400 - done} clip·views" in re.sub(r"\s+", " ", said)
+        assert tree(output) == whole
+    assert partly >= 1, "no kill fell between two commits"
+
+
+def test_train_student_killed_at_random_moments(zygote, data, cached, tmp_path):
+    def command(output, *flags):
+        fixed = options(f"output={output}", f"data.train={data.train}", f"data.val={data.val}", f"data.cache={cached}")
+        losses = options("losses.feature_mse=5", "losses.logit_kl=1", "size=16", "schedule.epochs=8")
+        return ["train-student", *fixed, *options(*QUICK), *losses, *options("schedule.epochs=8", "schedule.val_every=2",
+                "checkpoint_every=5", "ema=0.9"), *flags]  # fmt: skip
+
+    zygote.run(command(tmp_path / "whole"))
+    whole, output, chance = rows_of(tmp_path / "whole"), tmp_path / "killed", random.Random(1)
+    assert len(whole) == 96
+    saved = 0
+    for _ in range(10):
+        running = zygote.start(command(output, *(["--resume"] if (output / "config.yaml").exists() else [])))
+        goal, end = saved + chance.randrange(2, 11), time.monotonic() + 60
+        while len(rows_of(output)) < goal and running.status.exists() is False and time.monotonic() < end:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.05))
+        running.kill()
+        running.wait()
+        if (output / "last.pt").exists():
+            step = torch.load(output / "last.pt", weights_only=True)["step"]
+            assert step >= saved and len(rows_of(output)) - step <= 12  # what is redone: since the last checkpoint
+            saved = step
+    assert 20 < saved < 96
+    zygote.run(command(output, "--resume"))
+    assert rows_of(output) == whole
+    assert rows_of(output, "val") == rows_of(tmp_path / "whole", "val")
+    ours, theirs = (load_model(p / "last.safetensors")[0].state_dict() for p in (output, tmp_path / "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_signal_saves_and_says_how_to_go_on(zygote, data, tmp_path):
+    output = tmp_path / "run"
+    command = ["train-student", *options(f"output={output}", f"data.train={data.train}", *QUICK, "size=16",
+               "schedule.epochs=200", "checkpoint_every=100000")]  # fmt: skip
+    running = zygote.start(command)
+    while len(rows_of(output)) < 5:
+        time.sleep(0.01)
+    running.kill(signal.SIGTERM, group=False)
+    assert running.wait() == 1
+    said = re.sub(r"\s+", " ", running.said())
+    step = int(re.search(r"stopped at step (\d+) of 2400", said).group(1))
+    assert "--resume" in said and step == len(rows_of(output))
+    assert torch.load(output / "last.pt", weights_only=True)["step"] == step
+
+
+def test_two_processes_equal_one_that_accumulates(data, cached, tmp_path):
+    """DDP over gloo: each rank takes every other micro-batch, so W ranks are one process at accumulate: W."""
+    common = options(f"data.train={data.train}", f"data.val={data.val}", f"data.cache={cached}", *QUICK, "size=16",
+                     "losses.feature_mse=5", "model.dropout=0", "optim.clip_grad=1.0")  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    one, two = tmp_path / "one", tmp_path / "two"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    for launcher, output, extra in (([], one, "accumulate=2"), (torchrun, two, "accumulate=1")):
+        command = [sys.executable, *launcher, "pipeline.py", "train-student", *common]
+        done = subprocess.run([*command, *options(f"output={output}", extra)], cwd=ROOT, env=environment,
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    ours, theirs = rows_of(two), rows_of(one)
+    assert len(ours) == len(theirs) == 12
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["step"] == b["step"] and a["lr"] == b["lr"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+    ours, theirs = (dict(load_model(p / "last.safetensors")[0].named_parameters()) for p in (two, one))
+    for name in theirs:
+        a, b = ours[name].detach().numpy(), theirs[name].detach().numpy()
+        assert np.abs(a - b).max() <= 2e-3 * np.abs(b).max() + 1e-4, name

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
@@ -117,6 +118,16 @@ class Manifest:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ReskdError(f"the cache's manifest is damaged ({error!r}): make the cache anew.") from error
+
+
+def bytes_of_clip_view(identity: Identity, targets: Sequence[str] | None = None) -> int:
+    """Bytes of one clip in one view, before zstd: the view itself and the targets named (all where None)."""
+    logits, maps = identity.targets["logits"], identity.targets.get("features")
+    size = {
+        "logits": logits["width"] + 8 if logits["codec"] == "uint8" else 2 * logits["width"],
+        "features": 2 * math.prod([*maps["grid"], maps["width"]]) if maps else 0,
+    }
+    return 4 * identity.policy.num_frames + 16 + 2 + sum(size[t] for t in (size if targets is None else targets))
 
 
 def keys_digest(keys: Sequence[str]) -> str:

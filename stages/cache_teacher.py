@@ -17,7 +17,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from cache.errors import ReskdError
-from cache.manifest import Manifest
+from cache.manifest import Manifest, bytes_of_clip_view
 from cache.reader import CacheReader, load_manifest
 from cache.view import BLOCK, View
 from cache.writer import ShardWriter, committed_views, create_cache, finalise
@@ -144,16 +144,6 @@ def _fill(config: CacheConfig, data: Dataset, teacher: Teacher, manifest: Manife
     return done
 
 
-def bytes_of_clip_view(manifest: Manifest) -> int:
-    """Bytes of one clip·view before zstd: the view, the logits, the feature map."""
-    targets = manifest.identity.targets
-    logits = targets["logits"]["width"] * (1 if targets["logits"]["codec"] == "uint8" else 2) + 8
-    features = (
-        2 * int(np.prod([*targets["features"]["grid"], targets["features"]["width"]])) if "features" in targets else 0
-    )
-    return 4 * manifest.identity.policy.num_frames + 16 + 2 + logits + features
-
-
 def _missing(path: Path, wanted: Manifest) -> int:
     """Clip·views that are not committed."""
     clips = {e.name: e.clips for e in wanted.identity.shards}
@@ -163,7 +153,7 @@ def _missing(path: Path, wanted: Manifest) -> int:
 def _check_room(path: Path, wanted: Manifest) -> None:
     """Refuse before work what can't be finished: a disk too small, a folder that can't be written."""
     parent = path.parent
-    need = _missing(path, wanted) * bytes_of_clip_view(wanted)
+    need = _missing(path, wanted) * bytes_of_clip_view(wanted.identity)
     free = shutil.disk_usage(parent).free
     if need > free:
         raise ReskdError(f"{path}: up to {need / 1e9:.2f} GB are missing, the disk has {free / 1e9:.2f} GB free: lower "
@@ -174,7 +164,7 @@ def _check_room(path: Path, wanted: Manifest) -> None:
 
 def _show_plan(config: CacheConfig, wanted: Manifest) -> dict:
     clips = sum(e.clips for e in wanted.identity.shards)
-    missing, each = _missing(config.output, wanted), bytes_of_clip_view(wanted)
+    missing, each = _missing(config.output, wanted), bytes_of_clip_view(wanted.identity)
     plan = {
         "output": str(config.output),
         "shards": len(wanted.identity.shards),

@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from cache.errors import ReskdError
-from cache.manifest import Manifest
+from cache.manifest import Manifest, bytes_of_clip_view
 from cache.reader import CacheReader, check_join, load_manifest
-from cache.view import ViewPolicy
+from cache.view import BLOCK, ViewPolicy
 from cache.writer import committed_views
 from stages.config import TrainConfig
 from stages.data.decode import decoder_identity
@@ -97,7 +98,7 @@ def _run(config: TrainConfig, data: Dataset, val: Dataset | None, replay: Replay
          order: Order, state: dict | None, at: Ranks):  # fmt: skip
     """Wire what the loop takes: batches, validation, weights to disk."""
     make = partial(Clips, size=config.size, via=config.render_via, num_classes=len(data.classes))
-    reader = CacheReader(config.data.cache, needed_targets(config.losses)) if replay else None
+    reader = _reader(config, replay.manifest, order, at) if replay else None
     clips = make(data, cache=reader) if reader else make(data, policy=config.policy)
 
     def batches(start: tuple[int, int]):
@@ -121,6 +122,21 @@ def _run(config: TrainConfig, data: Dataset, val: Dataset | None, replay: Replay
         validate=validate if val else None,
         save_weights=save_weights,
     )
+
+
+def _reader(config: TrainConfig, manifest: Manifest, order: Order, at: Ranks) -> CacheReader:
+    """A reader that holds what its worker's streams have open, with a word where that is much of the memory."""
+    targets = needed_targets(config.losses)
+    workers = max(1, decoding_workers(config.loader))
+    blocks = order.resident_blocks(at.world * workers)
+    per_rank = workers * blocks * BLOCK * bytes_of_clip_view(manifest.identity, targets)
+    available = psutil.virtual_memory().available
+    if per_rank > available / 4:
+        console.print(
+            f"[yellow]warning[/] resident targets: {per_rank / 1e9:.1f} GB ({workers} workers × {blocks} blocks of {BLOCK} "
+            f"rows) of {available / 1e9:.1f} GB: lower loader.window ({order.window}) or loader.streams ({order.streams})"
+        )
+    return CacheReader(config.data.cache, targets, capacity_blocks=blocks)
 
 
 def evaluation_policy(policy: ViewPolicy) -> ViewPolicy:

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from cache.errors import ReskdError
+from cache.manifest import bytes_of_clip_view
 from cache.reader import CacheReader, load_manifest
 from cache.view import ViewPolicy, sample_view
 from stages import cache_teacher as stage
-from stages.cache_teacher import bytes_of_clip_view, cache_teacher
+from stages.cache_teacher import cache_teacher
 from stages.data.decode import decode_frames
 from stages.data.render import render
 from stages.data.shards import open_dataset
@@ -93,7 +94,7 @@ def test_dry_run_prints_and_writes_nothing(data, teacher, tmp_path):
 def test_planned_bytes_bound_the_real_ones(cached):
     manifest = load_manifest(cached)
     chunks = sum(p.stat().st_size for p in cached.rglob("*") if p.is_file() and p.name != "zarr.json")
-    assert chunks <= 400 * bytes_of_clip_view(manifest) * 1.05
+    assert chunks <= 400 * bytes_of_clip_view(manifest.identity) * 1.05
 
 
 def test_verify_recomputes(data, teacher, tmp_path):

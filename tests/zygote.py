@@ -3,6 +3,7 @@
 One process imports everything and then forks for each command: `Zygote().start([...])`.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -32,10 +33,8 @@ class Command:
         return int(self.status.read_text())
 
     def kill(self, number: int = signal.SIGKILL, group: bool = True) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.pid, number)
-        except ProcessLookupError:
-            pass
 
     def said(self) -> str:
         return self.output.read_text() if self.output.exists() else ""

@@ -91,7 +91,7 @@ def encode_clip(clip: np.ndarray, crf: int = 18) -> bytes:
     """uint8 [N, H, W, 3] → an H.264 mp4 (yuv420p, even H and W), the same bytes for the same pictures and library."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        # zerolatency: the lookahead is a thread, whose timing changed bytes of about 1 clip in 200 on a busy machine.
+        # zerolatency has no lookahead: with it, encoders in several threads now and then wrote other bytes (cause not proven).
         options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency", "threads": "1"}
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.height, stream.width = clip.shape[1:3]

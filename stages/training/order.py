@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from stages.config import LoaderConfig
 from stages.data.join import Batch, Clips, Index
-from stages.data.plan import plan_epoch, replay_view
+from stages.data.plan import plan_epoch, replay_view, stream_count
 from stages.training.distributed import Ranks
 from stages.training.metrics import decoding_workers, identity, raising
 
@@ -43,6 +43,12 @@ class Order:
 
     def steps_per_epoch(self) -> int:
         return sum(map(len, self.rows)) // self.batch_size // self.group
+
+    def resident_blocks(self, readers: int) -> int:
+        """Blocks that one of `readers` processes holds so that each is read once an epoch: of its streams, a window
+        each and the first block of the next."""
+        micro_batches = self.steps_per_epoch() * self.group
+        return -(-stream_count(micro_batches, self.streams) // readers) * (self.window + 1)
 
     def batches(self, epoch: int, first_step: int, rank: int, world: int) -> Iterator[list[Index]]:
         """A rank's micro-batches of an epoch from an optimizer step on."""

@@ -62,7 +62,7 @@ def test_cache_teacher_killed_at_random_moments(zygote, data, teacher, tmp_path)
 def test_train_student_killed_at_random_moments(zygote, data, cached, tmp_path):
     def command(output, *flags):
         fixed = options(f"output={output}", f"data.train={data.train}", f"data.val={data.val}", f"data.cache={cached}")
-        losses = options("losses.feature_mse=5", "losses.logit_kl=1", "size=16", "schedule.epochs=8")
+        losses = options("losses.feature_mse=5", "losses.logit_kl=1", "size=16")
         return ["train-student", *fixed, *options(*QUICK), *losses, *options("schedule.epochs=8", "schedule.val_every=2",
                 "checkpoint_every=5", "ema=0.9"), *flags]  # fmt: skip
 

@@ -43,7 +43,6 @@ class Shift(nn.Module):
 
 def reference(net, arch, every):
     """A torchvision ResNet with statistics that matter, shifted in blocks 0, every, 2 * every, ... of each stage."""
-    torch.manual_seed(0)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1)
@@ -68,23 +67,24 @@ def reference_output(net, clips, mean, std):
     return net.fc(pooled), x.view(*clips.shape[:2], *x.shape[1:]).permute(0, 1, 3, 4, 2)
 
 
-ResNet, Basic = torchvision.models.ResNet, torchvision.models.resnet.BasicBlock
+ResNet, Bottleneck = torchvision.models.ResNet, torchvision.models.resnet.Bottleneck
 
 
-@pytest.mark.parametrize("arch", ["tsn", "tsm"])
 @pytest.mark.parametrize(
-    "make, backbone, layers, every",
+    "arch, layers, base_width, every",
     [
-        (torchvision.models.resnet50, "resnet50", None, 1),
-        (lambda num_classes: ResNet(Basic, [2, 1, 23, 2], num_classes), "resnet18", [2, 1, 23, 2], 2),
+        pytest.param("tsn", [3, 4, 6, 3], 64, 1, id="tsn-resnet50"),
+        pytest.param("tsm", [3, 4, 6, 3], 16, 1, id="tsm-narrow-resnet50"),
+        pytest.param("tsm", [2, 2, 23, 2], 16, 2, id="tsm-deep"),  # 23 blocks in layer3, as a ResNet-101 has
     ],
-    ids=["r50", "deep"],
 )
 @torch.no_grad()
-def test_a_model_equals_torchvision_with_the_same_weights(arch, make, backbone, layers, every):
-    net, state = reference(make(num_classes=5), arch, every)
+def test_a_model_equals_torchvision_with_the_same_weights(arch, layers, base_width, every):
+    torch.manual_seed(0)
+    net, state = reference(ResNet(Bottleneck, layers, num_classes=5, width_per_group=base_width), arch, every)
     mean, std = (0.4, 0.5, 0.3), (0.2, 0.25, 0.3)
-    model = build_model(config(arch, backbone, {"layers": layers} if layers else {}, mean=mean, std=std)).eval()
+    args = {} if base_width == 64 else {"layers": layers, "base_width": base_width}
+    model = build_model(config(arch, "resnet50", args, mean=mean, std=std)).eval()
     fc = {key.removeprefix("fc."): state.pop(key) for key in list(state) if key.startswith("fc.")}
     model.backbone.load_state_dict(state, strict=True)
     model.head.fc.load_state_dict(fc)

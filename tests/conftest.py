@@ -5,15 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from stages.cache_teacher import cache_teacher
 from stages.data.digits import make_digits
 from stages.prepare import prepare
 from stages.train_student import train_student
 from tests.runs import POLICY, cache_config, train_config
-
-torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

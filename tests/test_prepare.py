@@ -13,6 +13,7 @@ import time
 from functools import cache, partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cache.errors import ReskdError
@@ -65,6 +66,7 @@ def quarantine(folder: Path) -> dict[str, str]:
     return {line["path"]: line["reason"] for line in map(json.loads, lines)}
 
 
+ROOT = Path(__file__).parents[1]
 make = partial(prepare, workers=0)
 
 
@@ -383,67 +385,95 @@ def test_an_output_made_from_something_else_is_refused_naming_the_difference(tmp
 KILLS = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
-import stages.data.index as index
 import webdataset
 from stages.prepare import prepare
-source, output, step = Path(sys.argv[1]), Path(sys.argv[2]), os.replace
-options = json.loads(sys.argv[3])
+source, output, mode, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
+rename = os.replace
 
-def child(kill_at):
-    if os.fork():
-        return os.wait()[1]
-    os.setpgid(0, 0)
+def start(kill_at=None):
+    child = os.fork()
+    if child:
+        return child
     count = 0
-    def dying(*names):  # killed before or after the n-th rename, by turns
+    def dying(*names):  # killed before (even) or after (odd) the n-th rename
         nonlocal count
         count += 1
-        if kill_at is not None and count == kill_at // 2 + 1:
+        if count == kill_at // 2 + 1:
             if kill_at % 2:
-                step(*names)
+                rename(*names)
             os.kill(os.getpid(), signal.SIGKILL)
-        step(*names)
-    os.replace = dying
+        rename(*names)
+    if kill_at is not None:
+        os.replace = dying
     prepare(source, output, workers=0, **options)
     os._exit(0)
 
-if sys.argv[4] == "steps":
+def finish(name):
+    work = output / ".prepare/notes"
+    names = [p.relative_to(work).as_posix()[:-5] for p in work.rglob("*.tar.json")]
+    rows = [output / f"{n}.rows.json" for n in names if (output / f"{n}.rows.json").exists()]
+    before = [p.stat().st_mtime_ns for p in rows]
+    assert os.waitpid(start(), 0)[1] == 0
+    assert before == [p.stat().st_mtime_ns for p in rows], "a finished shard was made again"
+    output.rename(f"{output}-{name}")
+    print(len(rows), flush=True)
+
+if mode == "steps":
     at = 0
-    while child(at) == signal.SIGKILL:
-        print(json.dumps(sorted(p.name for p in output.rglob("*.tar"))))
-        if at % 3 == 0:  # else go on from here
-            assert child(None) == 0
-            print("finished", flush=True)
-            shutil.copytree(output, f"{output}{at}")
-            shutil.rmtree(output)
+    while os.waitpid(start(at), 0)[1] == signal.SIGKILL:
+        finish(at)
         at += 1
-    print(at)
+else:
+    began = time.monotonic()
+    finish("undisturbed")
+    seconds, draw = time.monotonic() - began, random.Random(0)
+    for i in range(12):
+        for _ in range(1 + i % 2):  # some runs are killed twice
+            child = start()
+            time.sleep(draw.uniform(0, seconds))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        finish(i)
 """
 
 
-def kills(tmp_path: Path, source: Path, options: dict) -> list[str]:
+def finished_before(tmp_path: Path, source: Path, mode: str, options: dict) -> list[int]:
+    """Kills and reruns in every way, checks the bytes, returns for each rerun how many shards it found finished."""
+    whole = tmp_path / "whole"
+    make(source, whole, **options)
     script = write(tmp_path / "kills.py", KILLS.encode())
-    command = [sys.executable, script, source, tmp_path / "out", json.dumps(options), "steps"]
+    command = [sys.executable, script, source, tmp_path / "out", mode, json.dumps(options)]
     run = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True, timeout=300
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout.splitlines()
-
-
-@pytest.mark.parametrize("kind", ["videos", "tars"])
-def test_killed_at_every_commit_step_a_rerun_gives_the_undisturbed_bytes(tmp_path, kind):
-    if kind == "videos":
-        source, options = class_folders(tmp_path / "source", "xy"), {"clips_per_shard": 4}
-        write(source / "x/bad.mp4", b"")
-    else:
-        source, options = foreign(tmp_path / "source"), {}
-    make(source, tmp_path / "whole", **options)
-    lines = kills(tmp_path, source, options)
-    assert int(lines[-1]) >= 12  # at least: arguments, 2 × (rows, note), quarantine; before and after each
-    outputs = [path for path in tmp_path.glob("out[0-9]*")] + [tmp_path / "out"]
-    assert len(outputs) >= 5
+    found = [int(line) for line in run.stdout.splitlines()]
+    outputs = list(tmp_path.glob("out-*"))
+    assert len(outputs) == len(found)
     for output in outputs:
-        assert tree(output) == tree(tmp_path / "whole"), output
+        assert tree(output) == tree(whole), output
+    return found
+
+
+def test_killed_at_every_commit_step_a_rerun_gives_the_undisturbed_bytes(tmp_path):
+    source = class_folders(tmp_path / "source", "xy")
+    write(source / "x/bad.mp4", b"")
+    found = finished_before(tmp_path, source, "steps", {"clips_per_shard": 4})
+    # before and after each rename: arguments, tar, rows, note, tar, rows, note, quarantine, index
+    assert found == [0] * 7 + [1] * 6 + [2] * 5
+
+
+def test_an_index_killed_at_every_commit_step_is_continued(tmp_path):
+    found = finished_before(tmp_path, foreign(tmp_path / "source"), "steps", {})
+    assert found == [0] * 5 + [1] * 4 + [2] * 5
+
+
+def test_killed_at_random_moments_a_rerun_gives_the_undisturbed_bytes(tmp_path):
+    source = tmp_path / "videos"
+    for i in range(36):
+        write(source / f"{'xy'[i % 2]}/{i}.mp4", clip(i % 8, 40))
+    found = finished_before(tmp_path, source, "random", {"clips_per_shard": 3})
+    assert len(found) == 13 and len(set(found)) >= 4  # the kills fell on different moments
 
 
 RUN = """
@@ -451,42 +481,28 @@ import sys
 from pathlib import Path
 from stages.prepare import prepare
 if __name__ == "__main__":
-    prepare(Path(sys.argv[1]), Path(sys.argv[2]), clips_per_shard=4, workers=1)
+    prepare(Path(sys.argv[1]), Path(sys.argv[2]), clips_per_shard=4, workers=2)
 """
 
 
-def test_killed_at_random_moments_finished_shards_are_kept_and_no_worker_is_left(tmp_path):
-    source = tmp_path / "videos"
-    for i in range(40):
+def test_a_killed_run_leaves_no_worker_and_another_run_finishes_its_work(tmp_path):
+    source, output = tmp_path / "videos", tmp_path / "out"
+    for i in range(80):
         write(source / f"{'xy'[i % 2]}/{i}.mp4", clip(i % 8, 40))
-    whole = make(source, tmp_path / "whole", clips_per_shard=4)
-    script, output = write(tmp_path / "run.py", RUN.encode()), tmp_path / "out"
-    command = [sys.executable, script, source, output]
-    kept, kills = {}, 0
-    while True:
-        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.getcwd()}, stderr=subprocess.DEVNULL)
-        shards = output / ".prepare/notes"
-        while process.poll() is None and (not shards.exists() or len(list(shards.iterdir())) <= len(kept)):
-            time.sleep(0.005)
-        time.sleep(0.001 * (7 * kills % 23))  # somewhere in the work on the next shard
-        os.kill(process.pid, signal.SIGKILL)
-        if process.wait() != -signal.SIGKILL:
-            break
-        kills += 1
-        if (output / "index.json").exists():
-            continue
-        for name, stamp in kept.items():
-            assert (output / name).stat().st_mtime_ns == stamp  # not written again
-        done = [note.name.removesuffix(".json") for note in shards.glob("*.tar.json")]
-        kept = {name: (output / name).stat().st_mtime_ns for name in done}
-    assert kills >= 3
-    assert tree(output) == tree(tmp_path / "whole") and len(whole.shards) == 10
-    for _ in range(100):
-        left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout.split()
-        if not left:
-            break
-        time.sleep(0.1)
-    assert not left
+    command = [sys.executable, write(tmp_path / "run.py", RUN.encode()), source, output]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    notes = output / ".prepare/notes"
+    while process.poll() is None and not notes.exists():
+        time.sleep(0.005)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and len(workers) >= 2
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+    done = {path: path.stat().st_mtime_ns for path in output.glob("*.rows.json")}
+    prepare(source, output, clips_per_shard=4, workers=2)
+    make(source, tmp_path / "whole", clips_per_shard=4)
+    assert tree(output) == tree(tmp_path / "whole") and len(done) < 20
+    assert sum(path.stat().st_mtime_ns != stamp for path, stamp in done.items()) <= 1  # the one not yet noted
 
 
 def test_two_at_once_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Stage two: what it learns from, what it refuses, and that a run is the same however it is cut up."""
 
+import functools
 import json
 import shutil
 
@@ -122,7 +123,7 @@ def test_accumulation_is_a_larger_batch_but_for_batch_statistics(data, tmp_path)
 @pytest.mark.parametrize(
     "changes",
     [
-        ["optim.name=sgd", "schedule.name=step", "schedule.milestones=[1]", "schedule.warmup_epochs=0.5"],
+        ["optim.name=sgd", "optim.lr=0.5", "schedule.name=step", "schedule.milestones=[1]"],
         ["ema=0.9", "optim.clip_grad=1.0", "losses.label_smoothing=0.1"],
         ["losses.cross_entropy=0", "losses.binary_cross_entropy=1"],
         ["render_via=32", "policy.sampling=dense", "policy.num_frames=4"],
@@ -130,12 +131,28 @@ def test_accumulation_is_a_larger_batch_but_for_batch_statistics(data, tmp_path)
     ],
     ids=lambda changes: changes[0],
 )
-def test_other_ways_to_train(data, tmp_path, changes):
+def test_other_ways_to_train(data, tmp_path, changes, monkeypatch):
+    # Inductor's C++ takes a minute; what it would compile is traced and run here all the same.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     config = train_config(tmp_path / "run", data, f"data.val={data.val}", *changes)
     result = train_student(config)
     assert result["top1"] >= 0
-    losses = [row["loss"] for row in rows_of(config.output)]
-    assert np.isfinite(losses).all() and np.mean(losses[-3:]) < np.mean(losses[:3])
+    assert np.isfinite([row["loss"] for row in rows_of(config.output)]).all()
+    torch.manual_seed(config.seed)
+    first = build_model(config.model.model_copy(update={"num_classes": 40})).state_dict()
+    last, _ = load_model(config.output / "last.safetensors")
+    moved = [name for name, value in last.named_parameters() if not torch.equal(value, first[name])]
+    assert len(moved) == len(list(last.parameters()))
+
+
+def test_ema_is_what_is_evaluated_and_kept(data, tmp_path):
+    config = train_config(tmp_path / "run", data, "ema=0.9", "schedule.epochs=1")
+    train_student(config)
+    state = torch.load(config.output / "last.pt", weights_only=True)
+    kept = load_model(config.output / "last.safetensors")[0].state_dict()
+    assert all(torch.equal(kept[name], state["ema"][name]) for name in kept)
+    assert all(torch.equal(state["ema"][n], state["model"][n]) for n in kept if "running" in n)  # buffers are copied
+    assert not torch.equal(kept["head.fc.weight"], state["model"]["head.fc.weight"])
 
 
 def test_step_schedule_and_warmup(data, tmp_path):

@@ -64,7 +64,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
             classes=tuple(meta["classes"]),
             size=meta["size"],
             render_via=meta["render_via"],
-            eval_policy=ViewPolicy(**{k: tuple(v) if isinstance(v, list) else v for k, v in meta["eval_policy"].items()}),
+            eval_policy=ViewPolicy(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in meta["eval_policy"].items()}
+            ),
             notes=meta["notes"],
         )
     except (KeyError, TypeError, ValidationError) as error:

@@ -63,6 +63,12 @@ class Ranks:
         return model.no_sync() if self.world > 1 and skip else nullcontext()
 
 
+def cores() -> int:
+    """Cores of this machine that this rank may use."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 @contextmanager
 def ranks() -> Iterator[Ranks]:
     """Join the process group that torchrun describes in the environment, and leave it at the end."""
@@ -71,6 +77,9 @@ def ranks() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        # Workers decode beside the net: threads for every core would wait for one another at each layer.
+        torch.set_num_threads(max(1, cores() // 2))
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

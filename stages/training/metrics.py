@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -13,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from cache.errors import ReskdError
 from stages.config import LoaderConfig
 from stages.data.join import Batch, Clips
-from stages.training.distributed import Ranks
+from stages.training.distributed import Ranks, cores
 
 
 def accuracy_metrics(num_classes: int) -> MetricCollection:
@@ -43,11 +42,7 @@ def identity(batch: Batch) -> Batch:
 
 def decoding_workers(loader: LoaderConfig) -> int:
     """Processes that decode, of one rank: as asked for, or a core each."""
-    if loader.workers is not None:
-        return loader.workers
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores // local_ranks))
+    return min(16, cores()) if loader.workers is None else loader.workers
 
 
 def in_order(clips: Clips, loader: LoaderConfig, batch_size: int, ranks: Ranks) -> Iterable[Batch]:

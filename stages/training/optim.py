@@ -32,5 +32,5 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, ste
     if config.name == "cosine":
         total = config.epochs * steps_per_epoch
         return CosineLRScheduler(optimizer, t_initial=total - warmup, warmup_prefix=True, **common)
-    steps = [m * steps_per_epoch for m in config.milestones]
+    steps = [m * steps_per_epoch + 1 for m in config.milestones]  # timm looks one step ahead
     return MultiStepLRScheduler(optimizer, decay_t=steps, decay_rate=config.gamma, warmup_prefix=False, **common)

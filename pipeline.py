@@ -68,31 +68,27 @@ DEMO = Path(__file__).parent / "configs" / "demo" / "demo.yaml"
 @cli.command()
 @click.argument("source", required=False)
 @click.option("--output", help="The data set's folder.")
-@click.option("--annotations", help="A CSV path,label[,label...]; paths relative to SOURCE.")
-@click.option("--classes", help="A file with one class name a line, which fixes their order.")
+@click.option("--annotations", help="A CSV path,label[,label...] for a folder of videos; paths relative to it.")
+@click.option("--classes", help="The classes' order: a file with one name a line, or a prepared data set.")
 @click.option("--clips-per-shard", type=int)
 @CONFIG
 @SET
 def prepare(config_file, overrides, **options):
     """Make a data set from SOURCE: videos -> tar shards and an index.
 
-    SOURCE is a folder of class folders of videos, a folder of videos (unlabelled, or labelled by --annotations), or
-    a folder of .tar shards that exist already (of which only the index is made). Videos are copied byte by byte;
-    unreadable ones are listed in OUTPUT/quarantine.jsonl. A rerun resumes.
+    \b
+    SOURCE is one of
+      a folder of class folders of videos     (the folders' names are the classes)
+      a folder of videos                      (unlabelled, or labelled by --annotations)
+      a CSV path,label[,label...]             (paths relative to it; an empty label: unlabelled)
+      a folder of .tar shards made elsewhere  (only the index is made; the tars stay where they are)
+
+    Videos are copied byte by byte; unreadable ones are listed in OUTPUT/quarantine.jsonl. A rerun resumes.
     """
     from stages.config import PrepareConfig, load_config
     from stages.prepare import prepare
 
-    config = load_config(PrepareConfig, config_file, _with_options(options, overrides))
-    prepare(
-        config.source,
-        config.output,
-        annotations=config.annotations,
-        classes=config.classes,
-        clips_per_shard=config.clips_per_shard,
-        seed=config.seed,
-        workers=config.workers,
-    )
+    prepare(**dict(load_config(PrepareConfig, config_file, _with_options(options, overrides))))
 
 
 @cli.command("cache-teacher")

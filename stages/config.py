@@ -210,13 +210,14 @@ class EvaluateConfig(Config):
 class PrepareConfig(Config):
     """`pipeline.py prepare`."""
 
-    source: Path = Field(description="class folders of videos, or a folder of existing .tar shards, or of videos")
+    source: Path = Field(description="class folders of videos, a folder of videos, a CSV, or a folder of tar shards")
     output: Path
-    annotations: Path | None = Field(None, description="a CSV path,label[,label...]; paths relative to source")
-    classes: Path | None = Field(None, description="a file with one class name a line, which fixes their order")
+    annotations: Path | None = Field(None, description="a CSV path,label[,label...] for a folder of videos")
+    classes: Path | None = Field(None, description="their order: a file with one name a line, or a prepared data set")
     clips_per_shard: Positive = 1000
+    max_shard_bytes: Positive = 1_000_000_000
     seed: int = Field(0, description="of the clips' order over the shards")
-    workers: int | None = Field(None, gt=0)
+    workers: int | None = Field(None, ge=0, description="processes that look at the videos; one a core if not given")
 
 
 class DemoClips(Config):

@@ -70,9 +70,9 @@ def prepare(
     `source` is a folder of class folders of videos; a folder of videos without classes (unlabelled); a CSV
     `path,label[,label...]`, paths relative to it; or a folder of tar shards, nested or not, which are indexed where
     they lie (`output` may be the same folder). `annotations`: such a CSV, of the videos in the folder `source`.
-    `classes`: names in the order of their numbers, or a file with one a line. A shard is full at `clips_per_shard`
-    clips or `max_shard_bytes` of video, whichever comes first; `seed` spreads the clips over the shards. `workers`:
-    processes that decode (None: one a core; 0: this process alone).
+    `classes`: names in the order of their numbers, a file with one a line, or a prepared data set. A shard is full
+    at `clips_per_shard` clips or `max_shard_bytes` of video, whichever comes first; `seed` spreads the clips over
+    the shards. `workers`: processes that decode (None: one a core; 0: this process alone).
 
     What can't be decoded goes to quarantine.jsonl with its reason, and the run goes on. Raises ReskdError for bad
     annotations, classes and tars (before any work), an output in use or made from anything else, a full disk, and

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,17 @@ def _child(arguments: list[str], output: str) -> None:
     sys.argv = ["pipeline.py", *arguments]
     import pipeline
 
-    pipeline.cli()
+    code = 1
+    try:
+        pipeline.cli()
+    except SystemExit as exit:
+        code = exit.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _serve() -> None:
@@ -96,11 +107,7 @@ def _serve() -> None:
             # A grandchild does the work, so that its parent can wait for it while this process reads on.
             worker = os.fork()
             if worker == 0:
-                os.setpgid(0, 0)
-                try:
-                    _child(arguments, output)
-                finally:
-                    os._exit(1)
+                _child(arguments, output)
             print(worker, flush=True)
             _, code = os.waitpid(worker, 0)
             Path(status + ".part").write_text(str(os.waitstatus_to_exitcode(code)))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.errors import ReskdError
+from stages.data.index import read_index
 from stages.data.tarscan import VIDEO_EXTENSIONS
 
 MAX_CLASSES = 100_000  # a larger number is taken for a mistake: an id in the column of the label
@@ -73,12 +74,14 @@ def list_csv(file: Path, videos: Path) -> list[Clip]:
 
 
 def read_classes(classes: Path | str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Class names in the order of their numbers: given, or a file with one a line."""
+    """Class names in the order of their numbers: given, a file with one a line, or a prepared data set's folder."""
     if classes is None:
         return None
     where = "classes"
     if isinstance(classes, (str, Path)):
         where = str(classes)
+        if Path(classes).is_dir():
+            return tuple(read_index(Path(classes))["classes"])
         try:
             classes = [
                 line.strip() for line in Path(classes).read_text(encoding="utf-8-sig").splitlines() if line.strip()

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn.functional import interpolate
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from cache.view import View
 
@@ -30,6 +31,6 @@ def render(frames: np.ndarray, view: View, size: int, via: int | None = None) ->
     pixels = pixels.transpose(0, 3, 1, 2)
     if via is not None:
         floats = torch.from_numpy(pixels.astype(np.float32))
-        shrunk = interpolate(floats, size=(size, size), mode="bilinear", align_corners=False, antialias=False)
+        shrunk = resize(floats, [size, size], InterpolationMode.BILINEAR, antialias=False)
         pixels = shrunk.round().clamp(0, 255).to(torch.uint8).numpy()
     return np.ascontiguousarray(pixels[..., ::-1] if view.flip else pixels)

@@ -68,8 +68,8 @@ def draw_clip(*, split: str, label: int, seed: int, index: int, size: int = 40, 
     digits = handwriting(split)
     digit, direction = divmod(label, len(DIRECTIONS))
     picture = digits[digit][int(rng.random() * len(digits[digit]))]
-    cell, speed = size * rng.uniform(0.05, 0.06), size * rng.uniform(0.026, 0.034)
-    middle = size * rng.uniform(0.28, 0.72, 2)
+    cell, speed = size * rng.uniform(0.05, 0.06), size * rng.uniform(0.03, 0.04)
+    middle = size * rng.uniform(0.35, 0.65, 2)
     times = np.arange(frames) - (frames - 1) / 2
     centers = middle + speed * times[:, None] * np.array(list(DIRECTIONS.values())[direction])
 

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def cache_teacher(config: CacheConfig, *, strict: bool = False, dry_run: bool = 
     """
     started = time.perf_counter()
     data = open_dataset(config.data)
-    with ranks() as at:
+    with ranks(patience=timedelta(days=7)) as at:  # shards differ: the first to finish waits for the last
         teacher, wanted = load_teacher(config, data, at.device)
         if dry_run:
             return _show_plan(config, wanted)
@@ -57,10 +58,9 @@ def cache_teacher(config: CacheConfig, *, strict: bool = False, dry_run: bool = 
             manifest = load_manifest(config.output)
             done = _fill(config, data, teacher, manifest, at, strict)
             at.barrier()
-            if at.first:
-                manifest = finalise(config.output)
-            at.barrier()
-        return _report(config, data, teacher, load_manifest(config.output), done, started, verify)
+            if not at.first:
+                return {"clip_views": done}
+            return _report(config, data, teacher, finalise(config.output), done, started, verify)
 
 
 def cache_shard(

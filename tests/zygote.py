@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -44,17 +45,18 @@ class Command:
 class Zygote:
     def __init__(self, folder: Path, cwd: Path = ROOT):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.count = folder, 0
+        self.folder, self.commands = folder, []
         self.process = subprocess.Popen(
             [sys.executable, __file__], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def start(self, arguments: list[str]) -> Command:
-        self.count += 1
-        output, status = self.folder / f"{self.count}.txt", self.folder / f"{self.count}.status"
-        self.process.stdin.write(json.dumps([list(map(str, arguments)), str(output), str(status)]) + "\n")
+    def start(self, arguments: list[str], **environment: str) -> Command:
+        name = str(len(self.commands))
+        output, status = self.folder / f"{name}.txt", self.folder / f"{name}.status"
+        self.process.stdin.write(json.dumps([list(map(str, arguments)), environment, str(output), str(status)]) + "\n")
         self.process.stdin.flush()
-        return Command(int(self.process.stdout.readline()), output, status)
+        self.commands.append(Command(int(self.process.stdout.readline()), output, status))
+        return self.commands[-1]
 
     def run(self, arguments: list[str], expect: int = 0) -> str:
         """Run to the end; returns what it said."""
@@ -63,13 +65,29 @@ class Zygote:
         assert status == expect, command.said()
         return command.said()
 
+    def run_ranks(self, arguments: list[str], world: int) -> None:
+        """The command on `world` ranks, with the environment that torchrun gives each."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": free.getsockname()[1]}
+        texts = {key: str(value) for key, value in common.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        commands = [self.start(arguments, RANK=str(r), LOCAL_RANK=str(r), **texts) for r in range(world)]
+        for command in commands:
+            assert command.wait() == 0, command.said()
+
+    def kill_all(self) -> None:
+        for command in self.commands:
+            if not command.status.exists():
+                command.kill()
+
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait(10)
 
 
-def _child(arguments: list[str], output: str) -> None:
+def _child(arguments: list[str], environment: dict[str, str], output: str) -> None:
     os.setpgid(0, 0)
+    os.environ.update(environment)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -101,13 +119,13 @@ def _serve() -> None:
     torch.set_num_threads(1)  # OpenMP's threads don't survive a fork; and one thread adds in one order
     waiting = {}
     for line in sys.stdin:
-        arguments, output, status = json.loads(line)
+        arguments, environment, output, status = json.loads(line)
         pid = os.fork()
         if pid == 0:
             # A grandchild does the work, so that its parent can wait for it while this process reads on.
             worker = os.fork()
             if worker == 0:
-                _child(arguments, output)
+                _child(arguments, environment, output)
             print(worker, flush=True)
             _, code = os.waitpid(worker, 0)
             Path(status + ".part").write_text(str(os.waitstatus_to_exitcode(code)))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -70,8 +71,11 @@ def cores() -> int:
 
 
 @contextmanager
-def ranks() -> Iterator[Ranks]:
-    """Join the process group that torchrun describes in the environment, and leave it at the end."""
+def ranks(patience: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
+    """Join the process group that torchrun describes in the environment, and leave it at the end.
+
+    `patience`: how long one rank waits for another before the run is given up.
+    """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -81,7 +85,7 @@ def ranks() -> Iterator[Ranks]:
         # Workers decode beside the net: threads for every core would wait for one another at each layer.
         torch.set_num_threads(max(1, cores() // 2))
     if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     try:
         yield Ranks(rank, world, device)
     finally:

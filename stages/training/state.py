@@ -22,6 +22,10 @@ from stages.config import TrainConfig, save_config
 FREE_KEYS = ("output", "log_every", "checkpoint_every", "loader.workers", "loader.prefetch")
 
 
+# Seconds. DataLoader's workers inherit the lock, and notice within five that the process they work for was killed.
+LOCK_PATIENCE = 7
+
+
 @contextmanager
 def in_use(path: Path) -> Iterator[None]:
     """Hold the folder `path` for this process; the lock (a file beside it) ends with the process, however it ends.
@@ -31,7 +35,7 @@ def in_use(path: Path) -> Iterator[None]:
     lock = FileLock(path.parent / f".{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOCK_PATIENCE)
     except Timeout:
         raise ReskdError(f"{path} is in use by another process: wait for it, or give another output") from None
     except OSError as error:

@@ -168,19 +168,20 @@ def _stopwatch(path: Path) -> tuple[Callable[[str, Callable[[], Any]], Any], dic
 
 @contextlib.contextmanager
 def _peak_memory(path: Path) -> Iterator[Callable[[], float]]:
-    """Samples, twice a second, the resident memory of this process and all below it; the peak so far, in MB.
+    """Samples, once a second, the memory of this process and all below it; the peak so far, in MB.
 
-    Pages that processes share are counted in each: an upper bound.
+    A page that several processes share counts once, by its shares (PSS); where the system doesn't tell them, in each.
     """
     peak, stop = [json.loads(path.read_text()) if path.exists() else 0.0], threading.Event()
 
     def sample() -> None:
         process = psutil.Process()
-        while not stop.wait(0.5):
+        while not stop.wait(1.0):
             total = 0
             for p in (process, *process.children(recursive=True)):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    total += p.memory_info().rss
+                    memory = p.memory_full_info()
+                    total += getattr(memory, "pss", memory.rss)
             peak[0] = max(peak[0], total / 1e6)
 
     thread = threading.Thread(target=sample, daemon=True)

@@ -148,7 +148,9 @@ def evaluate(config_file, overrides, **options):
 
 def _with_options(options: dict, overrides: tuple) -> list[str]:
     """Options that were given, as overrides; --set comes last and wins."""
-    return [f"{name}={value}" for name, value in options.items() if value is not None] + list(overrides)
+    import json  # JSON is YAML: a path keeps its blanks, colons, and hashes
+
+    return [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None] + list(overrides)
 
 
 if __name__ == "__main__":

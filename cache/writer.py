@@ -29,8 +29,8 @@ from cache.manifest import FORMAT, Manifest, differences, keys_digest
 from cache.store import METADATA, file_digest, make_folders, sync
 
 
-def create_cache(path: str | Path, manifest: Manifest) -> Manifest:
-    """Make an empty cache, or open the one that is there; returns the manifest that holds from now on.
+def check_cache(path: str | Path, manifest: Manifest) -> Manifest:
+    """The manifest that `create_cache` would leave; nothing is written.
 
     An existing cache must have the same identity; its planned views can be raised, and what is finished stays so.
     Raises ReskdError, naming every difference, where it hasn't, for fewer views, and for a folder of something else.
@@ -49,16 +49,24 @@ def create_cache(path: str | Path, manifest: Manifest) -> Manifest:
                 f"{path} is planned for {stored.views} views, this run wants {manifest.views}: views can be added, "
                 f"not taken away. Ask for at least {stored.views}, or give another output folder."
             )
-        if manifest.views == stored.views:
-            return stored
-        manifest = replace(stored, views=manifest.views)
-    elif path.exists() and (not path.is_dir() or any(not p.name.startswith(".") for p in path.iterdir())):
+        return replace(stored, views=manifest.views)
+    if path.exists() and (not path.is_dir() or any(not p.name.startswith(".") for p in path.iterdir())):
         raise ReskdError(f"{path} holds something else than a cache: give another output folder.")
     if manifest.views < 1:
         raise ReskdError(f"a cache needs at least 1 view, not {manifest.views}.")
     array_specs(manifest.identity)  # an unknown codec is refused before any work
-    make_folders(path)
-    write_attributes(path, manifest.to_json())
+    return manifest
+
+
+def create_cache(path: str | Path, manifest: Manifest) -> Manifest:
+    """Make an empty cache, or open the one that is there; returns the manifest that holds from now on.
+
+    Raises ReskdError as `check_cache` does.
+    """
+    path, manifest = Path(path), check_cache(path, manifest)
+    if not (path / METADATA).exists() or load_manifest(path) != manifest:
+        make_folders(path)
+        write_attributes(path, manifest.to_json())
     return manifest
 
 

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from rich.table import Table
 from torch.utils.data import DataLoader
@@ -21,7 +23,7 @@ from cache.errors import ReskdError
 from cache.manifest import Manifest, bytes_of_clip_view
 from cache.reader import CacheReader, load_manifest
 from cache.view import BLOCK, View
-from cache.writer import ShardWriter, committed_views, create_cache, finalise
+from cache.writer import ShardWriter, check_cache, committed_views, create_cache, finalise
 from stages.config import CacheConfig
 from stages.data.decode import decode_frames
 from stages.data.render import render
@@ -29,8 +31,9 @@ from stages.data.shards import Dataset, open_dataset
 from stages.data.views import AllViews, ViewBatch, Work
 from stages.distill.teacher import Teacher, load_teacher
 from stages.training.distributed import Ranks, ranks
+from stages.training.loading import decoding_workers, raising
 from stages.training.log import console, progress_bar
-from stages.training.metrics import chance, decoding_workers, raising
+from stages.training.metrics import chance
 from stages.training.state import in_use
 
 NEAR_CHANCE = 2.0  # a teacher below so many times chance is more likely mistaken than weak
@@ -46,15 +49,16 @@ def cache_teacher(config: CacheConfig, *, strict: bool = False, dry_run: bool = 
     """
     started = time.perf_counter()
     data = open_dataset(config.data)
+    data.check_files()
     with ranks(patience=timedelta(days=7)) as at:  # shards differ: the first to finish waits for the last
         teacher, wanted = load_teacher(config, data, at.device)
         if dry_run:
+            check_cache(config.output, wanted)
+            _check_room(config.output, wanted)
             return _show_plan(config, wanted)
         with in_use(config.output) if at.first else nullcontext():
-            if at.first:
-                _check_room(config.output, wanted)
-                create_cache(config.output, wanted)
-            at.barrier()
+            at.first_does(lambda: _check_room(config.output, check_cache(config.output, wanted)))
+            at.first_does(partial(create_cache, config.output, wanted))
             manifest = load_manifest(config.output)
             done = _fill(config, data, teacher, manifest, at, strict)
             at.barrier()
@@ -100,6 +104,8 @@ def cache_shard(
             fallbacks |= batch.fallbacks
             computed += int(valid.sum()) * len(work.views)
             on_batch(batch)
+            if rows.stop == len(keys):  # not by asking for more, which may be the next shard's error
+                break
         writer.commit(quarantine, fallbacks)
     except BaseException:
         writer.abort()
@@ -114,11 +120,19 @@ def _fill(config: CacheConfig, data: Dataset, teacher: Teacher, manifest: Manife
     work = [w for w in work if len(w.views)]
     batches = AllViews(data, work, config.policy, teacher.size, teacher.batch_size)
     workers = min(decoding_workers(config.loader), len(batches))
+    each = (
+        max((len(w.views) for w in work), default=0)
+        * teacher.batch_size
+        * config.policy.num_frames
+        * 3
+        * teacher.size**2
+    )
+    fits = psutil.virtual_memory().available // 8 // max(1, each * workers)  # batches of all views, in shared memory
     loader = DataLoader(
         batches,
         batch_size=None,
         num_workers=workers,
-        prefetch_factor=config.loader.prefetch if workers else None,
+        prefetch_factor=max(1, min(config.loader.prefetch, fits)) if workers else None,
         pin_memory=at.device.type == "cuda",
         generator=torch.Generator(),
     )
@@ -204,7 +218,7 @@ def _report(
 
 def _teacher_accuracy(data: Dataset, manifest: Manifest, reader: CacheReader) -> float | None:
     """top-1 in percent over labelled clip·views, with a warning where it is near chance."""
-    labels, hits = [], 0
+    counts, hits = np.zeros(len(data.classes), np.int64), 0
     for entry in data.shards:
         rows = data.rows(entry.name)
         truth = np.array([row.labels[0] if row.labels else -1 for row in rows])
@@ -212,10 +226,10 @@ def _teacher_accuracy(data: Dataset, manifest: Manifest, reader: CacheReader) ->
             stored = reader.view(entry.name, view)
             keep = stored.valid & (truth >= 0)
             hits += int((stored.logits[keep].argmax(1) == truth[keep]).sum())
-            labels += truth[keep].tolist()
-    if not labels:
+            counts += np.bincount(truth[keep], minlength=len(counts))
+    if not counts.any():
         return None
-    top1, by_chance = 100 * hits / len(labels), chance(labels, len(data.classes))
+    top1, by_chance = 100 * hits / int(counts.sum()), chance(counts)
     if top1 < NEAR_CHANCE * by_chance:
         console.print(f"[bold red]warning[/] the teacher's top-1 on its cached views is {top1:.2f} %, near chance "
                       f"({by_chance:.2f} %): look at its checkpoint, the order of the classes, its size and "
@@ -228,10 +242,17 @@ def _verify(data: Dataset, manifest: Manifest, reader: CacheReader, teacher: Tea
 
     Raises ReskdError where one is further off than the codec and another batch's rounding explain.
     """
-    rows = [(e.name, r) for e in data.shards for r in range(e.clips) if r not in manifest.quarantine.get(e.name, {})]
-    worst = 0.0
-    for shard, r in random.Random(0).sample(rows, min(count, len(rows))):
-        v = random.Random(f"{shard} {r}").randrange(manifest.views)
+    ends, chosen, worst = np.cumsum([e.clips for e in data.shards]), random.Random(), 0.0
+    numbers = chosen.sample(range(int(ends[-1])), min(count, int(ends[-1])))
+    for number in numbers:
+        s = int(np.searchsorted(ends, number, side="right"))
+        shard, r, v = (
+            data.shards[s].name,
+            number - int(ends[s]) + data.shards[s].clips,
+            chosen.randrange(manifest.views),
+        )
+        if r in manifest.quarantine.get(shard, {}):
+            continue
         block, i = reader.block(shard, v, r // BLOCK), r % BLOCK
         view, row = View(block.frames[i], block.box[i], bool(block.flip[i])), data.rows(shard)[r]
         pictures, _ = decode_frames(data.read(shard, r), view.frames, row.decoder)
@@ -250,5 +271,5 @@ def _verify(data: Dataset, manifest: Manifest, reader: CacheReader, teacher: Tea
                              f"teacher's by {off:.4f} (logits) and {feature_off:.4f} (features, relative): the "
                              f"cache is not of this teacher and these videos; make it anew")  # fmt: skip
         worst = max(worst, off)
-    console.print(f"verified {min(count, len(rows))} clip·views: logits differ by at most {worst:.4f}")
+    console.print(f"verified {len(numbers)} clip·views: logits differ by at most {worst:.4f}")
     return worst

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cache.errors import ReskdError
+from cache.store import write_atomically
 from cache.view import ViewPolicy
 
 Positive = Annotated[int, Field(gt=0)]
@@ -25,7 +26,7 @@ Size = Annotated[int, Field(ge=8, le=1024)]
 
 
 class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Config):
@@ -203,6 +204,7 @@ class EvaluateConfig(Config):
     output: Path | None = Field(None, description="JSON")
     size: Size | None = Field(None, description="px; the size it was trained at where not given")
     policy: ViewPolicy | None = Field(None, description="the validation views of its training where not given")
+    amp: Literal["auto", "off"] = Field("auto", description="auto: bfloat16 autocast on CUDA")
     batch_size: Positive = 16
     loader: LoaderConfig = LoaderConfig()
 
@@ -257,7 +259,7 @@ def load_config(model: type[C], file: Path | None = None, overrides: Sequence[st
             values = yaml.safe_load(Path(file).read_text()) or {}
         except OSError as error:
             raise ReskdError(f"config {file}: {error.strerror}; give an existing file with --config") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ReskdError(f"config {file} is not YAML: {error}") from error
         if not isinstance(values, dict):
             raise ReskdError(f"config {file} must be a mapping of keys to values, but is a {type(values).__name__}")
@@ -272,7 +274,7 @@ def load_config(model: type[C], file: Path | None = None, overrides: Sequence[st
 
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved config, defaults included, as YAML that `load_config` reads back to an equal one."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_atomically(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
 
 def _apply(values: dict, override: str) -> None:

@@ -75,9 +75,9 @@ def _train(config: DemoConfig, kind: str, seed: int, timed: Callable) -> Path:
     """Train one net and score it on the test split; returns its run folder."""
     run = _stage_config(TrainConfig, kind, getattr(config, kind), _train_paths(config.output, kind, seed))
     timed(f"train {kind} {seed}", lambda: train_student(run, resume=True))
-    best = EvaluateConfig(checkpoint=run.output / "last.safetensors", data=config.output / "data" / "test",
+    scored = EvaluateConfig(checkpoint=run.output / "last.safetensors", data=config.output / "data" / "test",
                           output=run.output / "test.json", batch_size=64)  # fmt: skip
-    timed(f"evaluate {kind} {seed}", lambda: evaluate(best))
+    timed(f"evaluate {kind} {seed}", lambda: evaluate(scored))
     return run.output
 
 
@@ -94,16 +94,17 @@ def _cache_paths(out: Path) -> dict[str, Any]:
 
 def _stage_config(model: type[C], name: str, changes: dict, paths: dict[str, Any]) -> C:
     """configs/demo/NAME.yaml with the demo's paths and the user's changes, by the rules of --set."""
-    overrides = [f"{key}={value}" for key, value in {**paths, **dict(_flat(changes))}.items()]
+    values = {key: value if isinstance(value, int) else str(value) for key, value in paths.items()}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in (values | dict(_flat(changes))).items()]
     return load_config(model, CONFIGS / f"{name}.yaml", overrides)
 
 
-def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, json.dumps(value)
+            yield prefix + key, value
 
 
 def _scores(runs: list[Path]) -> dict:
@@ -152,15 +153,22 @@ def _show(summary: dict, out: Path) -> None:
 
 
 def _stopwatch(path: Path) -> tuple[Callable[[str, Callable[[], Any]], Any], dict[str, float]]:
-    """`timed(name, stage)`, and the seconds of each stage: of the call that finished it, kept over reruns."""
-    seconds = json.loads(path.read_text()) if path.exists() else {}
+    """`timed(name, stage)`, and the seconds of each stage, its interrupted calls included, kept over reruns."""
+    stored = json.loads(path.read_text()) if path.exists() else {"seconds": {}, "done": []}
+    seconds, done = stored["seconds"], stored["done"]
 
     def timed(name: str, stage: Callable[[], Any]) -> Any:
         console.rule(name)
         started = time.perf_counter()
-        result = stage()
-        seconds.setdefault(name, time.perf_counter() - started)
-        write_atomically(path, json.dumps(seconds).encode())
+        try:
+            result = stage()
+        finally:
+            if name not in done:
+                seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+                write_atomically(path, json.dumps(stored).encode())
+        if name not in done:
+            done.append(name)
+            write_atomically(path, json.dumps(stored).encode())
         return result
 
     return timed, seconds

@@ -17,6 +17,7 @@ import torch
 from cache.errors import ReskdError
 from cache.manifest import Manifest, bytes_of_clip_view
 from cache.reader import CacheReader, check_join, load_manifest
+from cache.store import METADATA, write_atomically
 from cache.view import BLOCK, ViewPolicy
 from cache.writer import committed_views
 from stages.config import TrainConfig
@@ -24,14 +25,17 @@ from stages.data.decode import decoder_identity
 from stages.data.join import Clips, check_labels
 from stages.data.shards import Dataset, open_dataset
 from stages.distill.targets import check_targets, needed_targets
-from stages.models import Output, VideoModel, build_model, model_stats
+from stages.models import Output, VideoModel, build_model, model_stats, place
 from stages.models.checkpoints import ModelCard, load_weights, read_checkpoint, save_model
 from stages.training.distributed import Ranks, ranks
+from stages.training.loading import decoding_workers, in_order
 from stages.training.log import console
 from stages.training.loop import autocast, fit
-from stages.training.metrics import decoding_workers, in_order, score
+from stages.training.metrics import score
 from stages.training.order import Order, batches_of_run
-from stages.training.state import in_use, open_run
+from stages.training.state import in_use, load_state, open_run, stored_views
+
+READ_LOGITS = {"cross_entropy", "binary_cross_entropy", "logit_kl"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ def train_student(
     """
     started = time.perf_counter()
     with ranks() as at:
+        if resume and config.data.cache and config.data.views is None and (views := stored_views(config)):
+            config = config.model_copy(update={"data": config.data.model_copy(update={"views": views})})
         data = open_dataset(config.data.train)
         val = open_dataset(config.data.val) if config.data.val else None
         _check_data(config, data, val)
@@ -73,24 +79,26 @@ def train_student(
         if dry_run:
             return _show_plan(config, data, order, replay, model)
         with in_use(config.output) if at.first else nullcontext():
-            state = open_run(config, resume=resume, overwrite=overwrite) if at.first else None
-            state = at.gather(state)[0]
-            finished = config.output / "result.json"
+            at.first_does(partial(open_run, config, resume=resume, overwrite=overwrite))
+            last, finished = config.output / "last.pt", config.output / "result.json"
+            state = load_state(last) if last.exists() else None
             if state is not None and finished.exists():
                 console.print(f"{config.output}: finished already")
                 return json.loads(finished.read_text())
+            if not at.first:
+                torch.manual_seed(config.seed + at.rank)  # the same weights on every rank, but not the same dropout
             progress = _run(config, data, val, replay, model, order, state, at)
             result = {
                 "top1": None if val is None else progress.best,
                 "best_epoch": progress.best_epoch,
                 "steps": progress.step,
                 "clips_seen": progress.step * order.group * config.batch_size,
-                "failed_clips": progress.failed,
+                "failed_clips": int(at.sum(torch.tensor(progress.failed, device=at.device))),
                 "gmacs": model_stats(model, config.size).gmacs,
                 "seconds": time.perf_counter() - started,
             }
             if at.first:
-                (config.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+                write_atomically(finished, (json.dumps(result, indent=2) + "\n").encode())
         return result
 
 
@@ -112,12 +120,16 @@ def _run(config: TrainConfig, data: Dataset, val: Dataset | None, replay: Replay
         card = ModelCard(config.model, data.classes, config.size, config.render_via, config.eval_policy, notes)
         save_model(config.output / f"{name}.safetensors", evaluated, card)
 
+    if not READ_LOGITS & config.losses.weights().keys():
+        model.head.requires_grad_(False)
+        console.print("[yellow]warning[/] no loss reads the logits: the features are trained, the classifier is not")
     return fit(
-        model.to(at.device),
+        place(model, at.device),
         batches,
         order.steps_per_epoch(),
         config,
         at,
+        order=order.digest(),
         state=state,
         validate=validate if val else None,
         save_weights=save_weights,
@@ -140,12 +152,14 @@ def _reader(config: TrainConfig, manifest: Manifest, order: Order, at: Ranks) ->
 
 
 def evaluation_policy(policy: ViewPolicy) -> ViewPolicy:
-    """The deterministic twin of a training policy: middle frames, centre crop, no flip."""
-    return dataclasses.replace(policy, jitter=False, crop="center", flip=0.0)
+    """The deterministic twin of a training policy: middle frames, no flip, and its own crop or the centre's."""
+    crop = policy.crop if policy.crop in ("full", "center") else "center"
+    return dataclasses.replace(policy, jitter=False, crop=crop, flip=0.0)
 
 
 def _check_data(config: TrainConfig, data: Dataset, val: Dataset | None) -> None:
     single = config.losses.cross_entropy > 0
+    data.check_files()
     labelled = check_labels(data, single=single)["labelled"]
     if labelled == 0 and not needed_targets(config.losses):
         raise ReskdError(f"{data.path} has no labelled clip, and no loss without labels is set: give "
@@ -155,6 +169,7 @@ def _check_data(config: TrainConfig, data: Dataset, val: Dataset | None) -> None
     if val.classes != data.classes:
         raise ReskdError(f"{val.path} has other classes than {data.path}: prepare both with one class list "
                          f"(prepare --classes FILE)")  # fmt: skip
+    val.check_files()
     check_labels(val, single=False)
 
 
@@ -176,14 +191,16 @@ def _open_cache(config: TrainConfig, data: Dataset, allow_partial: bool) -> Repl
         raise ReskdError(f"data.views {views}: {path} has {manifest.views} views: lower it, or raise `views` of "
                          f"cache-teacher")  # fmt: skip
     usable = data.usable_rows()
-    if views <= manifest.finalised:
+    lost = [e.name for e in data.shards if not (path / e.name / METADATA).exists()]
+    if views <= manifest.finalised and not lost:
         rows = [
             np.setdiff1d(u, list(manifest.quarantine.get(e.name, {}))) for e, u in zip(data.shards, usable, strict=True)
         ]
         return Replay(manifest, views, rows)
     if not allow_partial:
-        raise ReskdError(f"{path} is not finished ({manifest.finalised} of {views} views on every shard): run "
-                         f"cache-teacher again, or train on what is there with --allow-partial")  # fmt: skip
+        what = f"it lacks {len(lost)} shards, {lost[0]} first" if lost else f"{manifest.finalised} of {views} views"
+        raise ReskdError(f"{path} is not finished ({what}): run cache-teacher again, or train on what is there with "
+                         f"--allow-partial")  # fmt: skip
     return _partial(path, manifest, views, data, usable)
 
 
@@ -196,7 +213,7 @@ def _partial(path: Path, manifest: Manifest, views: int, data: Dataset, usable: 
             left_out.append(entry.name)
             rows.append(of_shard[:0])
             continue
-        valid = reader.view(entry.name, 0).valid
+        valid = np.all([reader.view(entry.name, view).valid for view in range(views)], axis=0)
         rows.append(of_shard[valid[of_shard]])
     clips = sum(len(u) for u in usable) - sum(map(len, rows))
     console.print(f"[yellow]--allow-partial[/] {path}: leaves out {len(left_out)} of {len(data.shards)} shards "
@@ -213,6 +230,7 @@ def _build(config: TrainConfig, data: Dataset, replay: Replay | None) -> tuple[V
     policy = None if replay else config.policy or ViewPolicy(num_frames=config.model.num_frames)
     seen = replay.manifest.identity.policy if replay else policy
     filled = {
+        "data": config.data.model_copy(update={"views": replay.views if replay else None}),
         "model": config.model.model_copy(update={"num_classes": classes}),
         "policy": policy,
         "eval_policy": config.eval_policy or evaluation_policy(seen),
@@ -222,7 +240,8 @@ def _build(config: TrainConfig, data: Dataset, replay: Replay | None) -> tuple[V
     if config.init.source == "checkpoint":
         tensors, card = read_checkpoint(config.init.path)
         if card.classes != tuple(data.classes):
-            raise ReskdError(f"init.path {config.init.path} knows other classes than {data.path} has")
+            raise ReskdError(f"init.path {config.init.path} knows other classes than {data.path} has: prepare the "
+                             f"data with its order (prepare --classes FILE)")  # fmt: skip
         load_weights(model, tensors, config.init.path)
     return model, config
 

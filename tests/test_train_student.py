@@ -160,7 +160,7 @@ def test_step_schedule_and_warmup(data, tmp_path):
     config = train_config(tmp_path / "run", data, *changes)
     train_student(config)
     rates = [row["lr"] / (0.005 * 16 / 64) for row in rows_of(config.output)]
-    assert rates[:6] == pytest.approx([i / 6 for i in range(6)])
+    assert rates[:6] == pytest.approx([(i + 1) / 7 for i in range(6)])
     assert rates[6:12] == pytest.approx([1.0] * 6) and rates[12:] == pytest.approx([0.1] * 12)
 
 
@@ -239,7 +239,7 @@ def test_refuses_another_runs_folder(distilled, data, cached, tmp_path):
     changed = config.model_copy(update={"batch_size": 8})
     refuses(changed, "batch_size: 16 there, 8 now", resume=True)
     (tmp_path / "notes.txt").write_text("mine")
-    refuses(train_config(tmp_path, data), "not empty")
+    refuses(train_config(tmp_path, data), "not an empty folder")
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -252,8 +252,66 @@ def test_overwrite_starts_anew(data, tmp_path):
     config = train_config(tmp_path / "run", data, "schedule.epochs=1")
     train_student(config)
     first = rows_of(config.output)
+    (config.output / "test.json").write_text(
+        "{}"
+    )  # whoever keeps something beside a run can begin it anew all the same
     train_student(config, overwrite=True)
-    assert rows_of(config.output) == first
+    assert rows_of(config.output) == first and (config.output / "test.json").exists()
+    refuses(config, "give one of them", resume=True, overwrite=True)
+
+
+def test_a_resume_replays_the_views_it_began_with(data, teacher, tmp_path):
+    """The cache grows between a run's interruption and its resume: nothing changes. Other clips are refused."""
+    cache = cache_config(tmp_path / "t.zarr", data, teacher)
+    cache_teacher(cache)
+    changes = [f"data.cache={cache.output}", *DISTILLED, "checkpoint_every=4", "schedule.epochs=3"]
+    whole = train_config(tmp_path / "whole", data, *changes)
+    train_student(whole)
+    cut = train_config(tmp_path / "cut", data, *changes)
+    _cut_after(cut, step=15)
+    cache_teacher(cache.model_copy(update={"views": 4}))
+    train_student(cut, resume=True)
+    assert rows_of(cut.output) == rows_of(whole.output)
+    state = torch.load(cut.output / "last.pt", weights_only=True)
+    torch.save({**state, "order": "another"}, cut.output / "last.pt")
+    (cut.output / "result.json").unlink()
+    refuses(cut, "not those that the run began with.*--overwrite", resume=True)
+
+
+def _cut_after(config, step):
+    """Ctrl-C without a save: what a kill leaves, with the checkpoint before it."""
+    import stages.training.loop as loop
+
+    whole = loop._optimizer_step
+
+    def cut(model, optimizer, stream, progress, *rest):
+        if progress.step == step:
+            raise KeyboardInterrupt
+        whole(model, optimizer, stream, progress, *rest)
+
+    loop._optimizer_step = cut
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_student(config)
+    finally:
+        loop._optimizer_step = whole
+
+
+def test_features_alone_leave_the_classifier_as_it_is(data, cached, tmp_path, capfd):
+    config = train_config(tmp_path / "run", data, f"data.cache={cached}", "losses={cross_entropy: 0, feature_mse: 1}")
+    train_student(config)
+    assert "the classifier is not" in " ".join(capfd.readouterr().err.split())
+
+
+def test_refuses_a_missing_shard_and_a_lost_group_before_work(data, cached, tmp_path):
+    shutil.copytree(data.train, tmp_path / "data")
+    shutil.copytree(cached, tmp_path / "t.zarr")
+    shutil.rmtree(tmp_path / "t.zarr" / "000001.tar")
+    run = train_config(tmp_path / "run", data, f"data.cache={tmp_path / 't.zarr'}", *DISTILLED)
+    refuses(run, r"lacks 1 shards, 000001\.tar first")
+    (tmp_path / "data" / "000002.tar").unlink()
+    refuses(train_config(tmp_path / "run", type(data)(train=tmp_path / "data")), r"000002\.tar: missing")
+    assert not run.output.exists()
 
 
 def test_refuses_fewer_clips_than_one_step(data, tmp_path):

@@ -112,9 +112,7 @@ class Clips(TorchDataset):
         names = [self.data.shards[s].name for s, _, _ in indices]
         if self.cache is None:
             return [
-                sample_view(
-                    self.policy, shard=name, key=row.key, index=v, num_frames=row.frames, aspect=row.width / row.height
-                )
+                sample_view(self.policy, shard=name, key=row.key, index=v, num_frames=row.frames, aspect=row.aspect)
                 for name, (_, _, v), row in zip(names, indices, rows, strict=True)
             ], {}
         views, logits, features = [], [], []

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cache.errors import ReskdError
-
-BLOCK = 64  # rows of a shard which are read together: the chunk of `features` in the cache
+from cache.view import BLOCK
 
 
 def plan_epoch(

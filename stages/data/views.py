@@ -103,5 +103,4 @@ class AllViews(IterableDataset):
         return ViewBatch(work.shard, start, frames, box, flip, torch.from_numpy(clips), quarantine, fallbacks)
 
     def _view(self, shard: str, row: Row, index: int) -> View:
-        aspect = row.width / row.height
-        return sample_view(self.policy, shard=shard, key=row.key, index=index, num_frames=row.frames, aspect=aspect)
+        return sample_view(self.policy, shard=shard, key=row.key, index=index, num_frames=row.frames, aspect=row.aspect)

@@ -15,7 +15,7 @@ from stages.config import CacheConfig
 from stages.data.decode import decoder_identity
 from stages.data.shards import Dataset
 from stages.distill.targets import emit
-from stages.models import VideoModel, model_stats
+from stages.models import VideoModel, model_stats, place
 from stages.models.checkpoints import load_model, weights_sha256
 
 
@@ -62,6 +62,7 @@ def load_teacher(config: CacheConfig, data: Dataset, device: torch.device) -> tu
             "size": size,
             "dtype": dtype,
             "batch_size": config.teacher.batch_size,
+            "compile": config.teacher.compile,
         },
         decoder=decoder_identity(),
         policy=config.policy,
@@ -69,7 +70,7 @@ def load_teacher(config: CacheConfig, data: Dataset, device: torch.device) -> tu
         classes=tuple(data.classes),
         targets=targets,
     )
-    model = model.to(device).eval()
+    model = place(model, device).eval()
     if config.teacher.compile:
         model = torch.compile(model)
     teacher = Teacher(model, size, getattr(torch, dtype), config.teacher.batch_size, tuple(targets))

@@ -96,6 +96,12 @@ def build_model(config: ModelConfig, pretrained: bool = False) -> VideoModel:
     return VideoModel(backbone, encode_frames, head, num_frames=config.num_frames, mean=config.mean, std=config.std)
 
 
+def place(model: VideoModel, device: torch.device) -> VideoModel:
+    """The model on a device, in the memory layout that its convolutions are fast in there."""
+    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    return model.to(device, memory_format=layout)
+
+
 @dataclass(frozen=True)
 class ModelStats:
     """What a model costs on one clip.

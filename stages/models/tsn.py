@@ -24,7 +24,7 @@ def build_resnet(name: str, args: dict, pretrained: bool) -> ResNet:
         )
     try:
         net = timm.create_model(name, pretrained=False, num_classes=0, global_pool="", **args)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, AttributeError, RuntimeError, LookupError) as error:
         raise ReskdError(f"timm can't build the backbone {name!r} with args {args}: {error}; correct `args`") from error
     if not isinstance(net, ResNet):
         raise ReskdError(f"backbone {name!r} is a {type(net).__name__}, not a ResNet; choose one like 'resnet50'")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from timm.utils import distribute_bn
+
+from cache.errors import ReskdError
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,23 @@ class Ranks:
         gathered: list[object] = [None] * self.world
         dist.all_gather_object(gathered, value)
         return gathered
+
+    def first_does(self, work: Callable[[], None]) -> None:
+        """Rank 0 does it before any other goes on; what it refuses, every rank refuses."""
+        refused = None
+        if self.first:
+            try:
+                work()
+            except ReskdError as error:
+                refused = error
+        refused = self.gather(refused)[0]
+        if refused is not None:
+            raise refused
+
+    def average_statistics(self, model: torch.nn.Module) -> None:
+        """BatchNorm's running statistics, which are each rank's own, averaged over the ranks."""
+        if self.world > 1:
+            distribute_bn(model, self.world, reduce=True)
 
     def any(self, flag: bool) -> bool:
         """Whether it is set on any rank."""

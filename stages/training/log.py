@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from cache.store import write_atomically
+
 console = Console(stderr=True)
 
 
@@ -34,7 +36,7 @@ class RunLog:
     def __init__(self, folder: Path, step: int):
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.file = self.path.open("a", buffering=1)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 

@@ -58,6 +58,7 @@ def fit(
     config: TrainConfig,
     ranks: Ranks,
     *,
+    order: str,
     state: dict | None,
     validate: Callable[[torch.nn.Module], dict[str, float]] | None,
     save_weights: Callable[[str, torch.nn.Module, dict], None],
@@ -65,7 +66,8 @@ def fit(
     """Train `model` (on the ranks' device) in place.
 
     `batches((epoch, step))` yields micro-batches from there to the end of the run; `state` is a checkpoint to go on
-    from; `validate` gives metrics of a model in eval mode; `save_weights("best" | "last", model, notes)` stores one.
+    from, whose order must have the digest `order`; `validate` gives metrics of a model in eval mode;
+    `save_weights("best" | "last", model, notes)` stores one.
 
     Raises ReskdError where the loss is not finite (the checkpoint before it is kept), and Interrupted after a
     SIGINT or SIGTERM, once the run is saved.
@@ -75,7 +77,7 @@ def fit(
     schedule = build_schedule(optimizer, config.schedule, steps_per_epoch)
     ema = ModelEmaV3(model, decay=config.ema, use_warmup=True, exclude_buffers=True) if config.ema else None
     evaluated = ema.module if ema else model
-    progress = _restore(state, model, ema, optimizer, ranks) if state else Progress()
+    progress = _restore(state, order, model, ema, optimizer, config, ranks) if state else Progress()
     trained = ranks.wrap(model)
     if config.compile:
         trained = torch.compile(trained)
@@ -105,6 +107,7 @@ def fit(
                 bar.update(task, completed=progress.step, rate=rate, note=f"loss {row['loss']:.4f}")
 
             if validate and ended and (epoch % config.schedule.val_every == 0 or epoch == epochs):
+                ranks.average_statistics(evaluated)  # what is scored is what is saved
                 metrics = {"epoch": epoch, **validate(evaluated.eval())}
                 better = metrics["top1"] > progress.best
                 if better:
@@ -119,10 +122,11 @@ def fit(
             # Ranks agree on stopping only where they meet anyway: asking at every step would cost each one a wait.
             stop = stop_requested() if ranks.world == 1 else logged and ranks.any(stop_requested())
             if ended or stop or progress.step % config.checkpoint_every == 0:
-                _save(progress, model, ema, optimizer, config, ranks)
+                _save(progress, order, model, ema, optimizer, config, ranks)
             if stop and progress.step < total:
                 raise Interrupted(f"{config.output}: stopped at step {progress.step} of {total}; all is saved, go on "
                                   f"with --resume")  # fmt: skip
+    ranks.average_statistics(evaluated)
     if ranks.first:
         save_weights("last", evaluated, {"epoch": epochs})
         log.close()
@@ -179,22 +183,28 @@ def _check_finite(progress: Progress, config: TrainConfig) -> None:
     """Raise before a checkpoint is written over by one whose weights have met a NaN."""
     bad = [name for name, value in progress.sums.items() if not torch.isfinite(value)]
     if bad:
-        last = config.output / "last.pt"
-        kept = f"the last good checkpoint is {last}" if last.exists() else "there was no checkpoint yet"
         raise ReskdError(
             f"{config.output}: {' and '.join(n for n in bad if n != 'loss') or 'the loss'} is not finite at step "
-            f"{progress.step + 1} (learning rate for {config.optim.lr_batch} clips: {config.optim.lr}); {kept}; lower "
+            f"{progress.step + 1} (learning rate for {config.optim.lr_batch} clips: {config.optim.lr}); {_kept(config)}; lower "
             f"optim.lr, set optim.clip_grad, or look at the weights in metrics.jsonl"
         )
+
+
+def _kept(config: TrainConfig) -> str:
+    last = config.output / "last.pt"
+    return f"the last good checkpoint is {last}" if last.exists() else "there was no checkpoint yet"
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:
     return optimizer.param_groups[0]["lr"]
 
 
-def _save(progress: Progress, model, ema, optimizer, config: TrainConfig, ranks: Ranks) -> None:
+def _save(progress: Progress, order: str, model, ema, optimizer, config: TrainConfig, ranks: Ranks) -> None:
     """Write last.pt. BatchNorm's buffers, generators, and sums are each rank's own: all are kept."""
     _check_finite(progress, config)
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise ReskdError(f"{config.output}: weights are not finite after step {progress.step}; {_kept(config)}; lower "
+                         f"optim.lr or set optim.clip_grad")  # fmt: skip
     buffers = {name: value.cpu() for name, value in model.named_buffers()}
     own = {"random": random_state(), "buffers": buffers, "failed": progress.failed,
            "sums": {n: v.cpu() for n, v in progress.sums.items()}, "summed": progress.summed}  # fmt: skip
@@ -202,6 +212,7 @@ def _save(progress: Progress, model, ema, optimizer, config: TrainConfig, ranks:
     if ranks.first:
         state = {
             "world": ranks.world,
+            "order": order,
             "step": progress.step,
             "best": progress.best,
             "best_epoch": progress.best_epoch,
@@ -213,10 +224,14 @@ def _save(progress: Progress, model, ema, optimizer, config: TrainConfig, ranks:
         save_state(config.output / "last.pt", state)
 
 
-def _restore(state: dict, model, ema, optimizer, ranks: Ranks) -> Progress:
+def _restore(state: dict, order: str, model, ema, optimizer, config: TrainConfig, ranks: Ranks) -> Progress:
     if state["world"] != ranks.world:
         raise ReskdError(f"the checkpoint is of {state['world']} processes, this run has {ranks.world}: resume with "
                          f"as many")  # fmt: skip
+    if state["order"] != order:
+        raise ReskdError(f"{config.output}: the clips of {config.data.train}, or what {config.data.cache or 'it'} has "
+                         f"of them, are not those that the run began with: put them back, or begin anew with "
+                         f"--overwrite")  # fmt: skip
     own = state["ranks"][ranks.rank]
     model.load_state_dict(state["model"])
     model.load_state_dict(own["buffers"], strict=False)

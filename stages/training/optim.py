@@ -27,8 +27,9 @@ def build_optimizer(model: torch.nn.Module, config: OptimConfig, global_batch: i
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps_per_epoch: int) -> Scheduler:
     """A pure function of the step: `schedule.step_update(step)` sets the rate of that step (counted from 0)."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    common = {"warmup_t": warmup, "warmup_lr_init": 0.0, "t_in_epochs": False}
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), config.epochs * steps_per_epoch - 1)
+    first = optimizer.param_groups[0]["lr"] / (warmup + 1)  # a rate of 0 would waste the first step
+    common = {"warmup_t": warmup, "warmup_lr_init": first, "t_in_epochs": False}
     if config.name == "cosine":
         total = config.epochs * steps_per_epoch
         return CosineLRScheduler(optimizer, t_initial=total - warmup, warmup_prefix=True, **common)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +16,7 @@ from stages.config import LoaderConfig
 from stages.data.join import Batch, Clips, Index
 from stages.data.plan import plan_epoch, replay_view, stream_count
 from stages.training.distributed import Ranks
-from stages.training.metrics import decoding_workers, identity, raising
+from stages.training.loading import decoding_workers, identity, raising
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,22 @@ class Order:
             group=self.group,
         )
 
+    def digest(self) -> str:
+        """Of all that the order depends on: a resume must find the same."""
+        fixed = [list(self.names), self.seed, self.batch_size, self.group, self.window, self.streams, self.views]
+        digest = hashlib.sha256(json.dumps(fixed).encode())
+        for rows in self.rows:
+            digest.update(np.asarray(rows, np.int64).tobytes() + b"|")
+        return digest.hexdigest()
+
     def steps_per_epoch(self) -> int:
         return sum(map(len, self.rows)) // self.batch_size // self.group
 
     def resident_blocks(self, readers: int) -> int:
         """Blocks that one of `readers` processes holds so that each is read once an epoch: of its streams, a window
         each and the first block of the next."""
-        micro_batches = self.steps_per_epoch() * self.group
-        return -(-stream_count(micro_batches, self.streams) // readers) * (self.window + 1)
+        streams = stream_count(self.steps_per_epoch() * self.group, self.streams)
+        return streams // math.gcd(streams, readers) * (self.window + 1)
 
     def batches(self, epoch: int, first_step: int, rank: int, world: int) -> Iterator[list[Index]]:
         """A rank's micro-batches of an epoch from an optimizer step on."""

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from cache.errors import ReskdError
 from cache.store import write_atomically
 from stages.config import TrainConfig, save_config
+from stages.training.log import console
 
 # Keys whose change doesn't make another run: where it is written, and how its batches are fetched.
 FREE_KEYS = ("output", "log_every", "checkpoint_every", "loader.workers", "loader.prefetch")
@@ -46,37 +47,56 @@ def in_use(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def open_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> dict | None:
-    """Make the run's folder ready and save the config in it. Returns the checkpoint to resume from, if any.
+def open_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+    """Make the run's folder ready and save the config in it.
 
-    Raises ReskdError where the folder holds a run and neither `resume` nor `overwrite` is given, or where `resume`
-    is and the stored config differs (each difference is named).
+    Raises ReskdError where the folder holds a run and neither `resume` nor `overwrite` is given, where it holds
+    something else, or where `resume` is given and the stored config differs (each difference is named).
     """
     folder, stored = config.output, config.output / "config.yaml"
-    if overwrite:
-        for entry in ("config.yaml", "metrics.jsonl", "last.pt", "last.safetensors", "best.safetensors", "result.json"):
-            (folder / entry).unlink(missing_ok=True)
+    if resume and overwrite:
+        raise ReskdError("--resume goes on with a run, --overwrite begins it anew: give one of them")
+    held = stored.exists()
+    if not held and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ReskdError(f"{folder} is not an empty folder and holds no run: give another output")
+    if held and overwrite:
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    if stored.exists():
-        if not resume:
-            raise ReskdError(f"{folder} holds a run already: continue it with --resume, replace it with --overwrite, "
-                             f"or give another output")  # fmt: skip
+        for entry in ("metrics.jsonl", "last.pt", "last.safetensors", "best.safetensors", "result.json", "config.yaml"):
+            (folder / entry).unlink(missing_ok=True)  # the config last: it says that a run is here
+    elif held and not resume:
+        raise ReskdError(f"{folder} holds a run already: continue it with --resume, replace it with --overwrite, "
+                         f"or give another output")  # fmt: skip
+    elif held:
         _compare(stored, config)
-    elif folder.exists() and any(folder.iterdir()):
-        raise ReskdError(f"{folder} is not empty and holds no run: give another output")
+    elif resume:
+        console.print(f"{folder} holds no run yet: starting at step 0")
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, stored)
-    return load_state(folder / "last.pt") if (folder / "last.pt").exists() else None
+
+
+def stored_views(config: TrainConfig) -> int | None:
+    """How many stored views the run in `config.output` replays, if there is one: a cache may have grown since."""
+    stored = config.output / "config.yaml"
+    return _load(stored)["data"]["views"] if stored.exists() else None
+
+
+def _load(stored: Path) -> dict:
+    try:
+        values = yaml.safe_load(stored.read_text())
+        values["data"]["views"]
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
+        raise ReskdError(f"{stored} is damaged ({error!r}): start again with --overwrite") from error
+    return values
 
 
 def _compare(stored: Path, config: TrainConfig) -> None:
-    there, here = _flat(yaml.safe_load(stored.read_text())), _flat(config.model_dump(mode="json"))
+    there, here = _flat(_load(stored)), _flat(config.model_dump(mode="json"))
     differing = [key for key in sorted(there.keys() | here.keys())
                  if key not in FREE_KEYS and there.get(key) != here.get(key)]  # fmt: skip
     if differing:
         lines = [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in differing]
         raise ReskdError(f"{stored.parent} holds a run of another config:\n" + "\n".join(lines)
-                         + "\nresume with the stored config, or give another output")  # fmt: skip
+                         + "\nresume with the stored config, begin anew with --overwrite, or give another output")  # fmt: skip
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, object]:

@@ -52,5 +52,5 @@ def evaluate(config: EvaluateConfig) -> dict:
         }
         if config.output is not None and at.first:
             write_atomically(config.output, (json.dumps(result, indent=2) + "\n").encode())
-    console.print(", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items()))
+    console.print(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items()))
     return result

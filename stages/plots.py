@@ -45,6 +45,7 @@ def contact_sheet(path: Path, data: Dataset, cache: Path, student_size: int, cli
     found = [(e.name, int(r)) for e, rows in zip(data.shards, data.usable_rows(), strict=True) for r in rows][:clips]
     time = reader.manifest.identity.policy.num_frames
     figure = Figure(figsize=(1.5 * 2 * time + 1, 1.9 * len(found)), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.93), hspace=0.12)  # room for what is written
     grid = figure.subplots(len(found), 2 * time, squeeze=False)
     for line, (shard, r) in zip(grid, found, strict=True):
         block, i, row = reader.block(shard, 0, r // BLOCK), r % BLOCK, data.rows(shard)[r]
@@ -56,10 +57,12 @@ def contact_sheet(path: Path, data: Dataset, cache: Path, student_size: int, cli
             axes.set_axis_off()
         truth = classes[row.labels[0]] if row.labels else "unlabelled"
         guess = classes[int(block.logits[i].argmax())]
-        line[0].set_title(f"{truth}\nteacher says {guess}", fontsize=8, loc="left")
+        line[0].set_title(f"{truth}, teacher says {guess}", fontsize=8, loc="left").set_in_layout(False)
     for place, who in (
         (0, f"what the teacher saw: {teacher_size} px"),
         (time, f"what the student sees: {student_size} px"),
     ):
-        grid[-1][place].text(0, -0.08, who, transform=grid[-1][place].transAxes, va="top", fontsize=9)
+        grid[-1][place].text(0, -0.08, who, transform=grid[-1][place].transAxes, va="top", fontsize=9).set_in_layout(
+            False
+        )
     figure.savefig(path, dpi=130)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -22,21 +21,16 @@ from torch.utils.data import DataLoader
 from cache.errors import ReskdError
 from cache.manifest import Manifest, bytes_of_clip_view
 from cache.reader import CacheReader, load_manifest
-from cache.view import BLOCK, View
 from cache.writer import ShardWriter, check_cache, committed_views, create_cache, finalise
 from stages.config import CacheConfig
-from stages.data.decode import decode_frames
-from stages.data.render import render
 from stages.data.shards import Dataset, open_dataset
 from stages.data.views import AllViews, ViewBatch, Work
 from stages.distill.teacher import Teacher, load_teacher
+from stages.training.audit import teacher_accuracy, verify_targets
 from stages.training.distributed import Ranks, ranks
 from stages.training.loading import decoding_workers, raising
 from stages.training.log import console, progress_bar
-from stages.training.metrics import chance
 from stages.training.state import in_use
-
-NEAR_CHANCE = 2.0  # a teacher below so many times chance is more likely mistaken than weak
 
 
 def cache_teacher(config: CacheConfig, *, strict: bool = False, dry_run: bool = False, verify: int = 0) -> dict:
@@ -199,14 +193,14 @@ def _report(
     config: CacheConfig, data: Dataset, teacher: Teacher, manifest: Manifest, done: int, started: float, verify: int
 ) -> dict:
     reader = CacheReader(config.output, tuple(manifest.identity.targets))
-    top1 = _teacher_accuracy(data, manifest, reader)
+    top1 = teacher_accuracy(data, manifest, reader)
     result = {
         "clip_views": done,
         "seconds": time.perf_counter() - started,
         "bytes": sum(p.stat().st_size for p in config.output.rglob("*") if p.is_file()),
         "quarantined": sum(map(len, manifest.quarantine.values())),
         "top1": top1,
-        "verified": _verify(data, manifest, reader, teacher, verify) if verify else None,
+        "verified": verify_targets(data, manifest, reader, teacher, verify) if verify else None,
     }
     console.print(
         f"{config.output}: {manifest.views} views of {sum(e.clips for e in data.shards)} clips, "
@@ -214,62 +208,3 @@ def _report(
         f"{result['seconds']:.1f} s" + ("" if top1 is None else f"; the teacher's top-1 on its views: {top1:.2f} %")
     )
     return result
-
-
-def _teacher_accuracy(data: Dataset, manifest: Manifest, reader: CacheReader) -> float | None:
-    """top-1 in percent over labelled clip·views, with a warning where it is near chance."""
-    counts, hits = np.zeros(len(data.classes), np.int64), 0
-    for entry in data.shards:
-        rows = data.rows(entry.name)
-        truth = np.array([row.labels[0] if row.labels else -1 for row in rows])
-        for view in range(manifest.views):
-            stored = reader.view(entry.name, view)
-            keep = stored.valid & (truth >= 0)
-            hits += int((stored.logits[keep].argmax(1) == truth[keep]).sum())
-            counts += np.bincount(truth[keep], minlength=len(counts))
-    if not counts.any():
-        return None
-    top1, by_chance = 100 * hits / int(counts.sum()), chance(counts)
-    if top1 < NEAR_CHANCE * by_chance:
-        console.print(f"[bold red]warning[/] the teacher's top-1 on its cached views is {top1:.2f} %, near chance "
-                      f"({by_chance:.2f} %): look at its checkpoint, the order of the classes, its size and "
-                      f"normalisation before students are trained on it")  # fmt: skip
-    return top1
-
-
-def _verify(data: Dataset, manifest: Manifest, reader: CacheReader, teacher: Teacher, count: int) -> float:
-    """Recompute `count` random clip·views from their stored views; the largest difference of a logit.
-
-    Raises ReskdError where one is further off than the codec and another batch's rounding explain.
-    """
-    ends, chosen, worst = np.cumsum([e.clips for e in data.shards]), random.Random(), 0.0
-    numbers = chosen.sample(range(int(ends[-1])), min(count, int(ends[-1])))
-    for number in numbers:
-        s = int(np.searchsorted(ends, number, side="right"))
-        shard, r, v = (
-            data.shards[s].name,
-            number - int(ends[s]) + data.shards[s].clips,
-            chosen.randrange(manifest.views),
-        )
-        if r in manifest.quarantine.get(shard, {}):
-            continue
-        block, i = reader.block(shard, v, r // BLOCK), r % BLOCK
-        view, row = View(block.frames[i], block.box[i], bool(block.flip[i])), data.rows(shard)[r]
-        pictures, _ = decode_frames(data.read(shard, r), view.frames, row.decoder)
-        clips = np.zeros((teacher.batch_size, len(view.frames), 3, teacher.size, teacher.size), np.uint8)
-        clips[0] = render(pictures, view, teacher.size)
-        fresh = teacher.run(torch.from_numpy(clips))
-        span = float(np.ptp(fresh["logits"][0])) + 1e-3
-        rounding = 1e-3 if teacher.dtype == torch.float32 else 5e-2
-        off = float(np.abs(fresh["logits"][0] - block.logits[i]).max())
-        feature_off = 0.0
-        if block.features is not None:
-            near = np.abs(fresh["features"][0] - block.features[i].astype(np.float32))
-            feature_off = float((near / (1 + np.abs(fresh["features"][0]))).max())
-        if off > span / 500 + rounding * span or feature_off > rounding + 1e-3:
-            raise ReskdError(f"shard {shard}, clip {row.key!r}, view {v}: the cached targets differ from the "
-                             f"teacher's by {off:.4f} (logits) and {feature_off:.4f} (features, relative): the "
-                             f"cache is not of this teacher and these videos; make it anew")  # fmt: skip
-        worst = max(worst, off)
-    console.print(f"verified {len(numbers)} clip·views: logits differ by at most {worst:.4f}")
-    return worst

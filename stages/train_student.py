@@ -6,22 +6,17 @@ import dataclasses
 import json
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 
 from cache.errors import ReskdError
 from cache.manifest import Manifest, bytes_of_clip_view
-from cache.reader import CacheReader, check_join, load_manifest
-from cache.store import METADATA, write_atomically
+from cache.reader import CacheReader
+from cache.store import write_atomically
 from cache.view import BLOCK, ViewPolicy
-from cache.writer import committed_views
 from stages.config import TrainConfig
-from stages.data.decode import decoder_identity
 from stages.data.join import Clips, check_labels
 from stages.data.shards import Dataset, open_dataset
 from stages.distill.targets import check_targets, needed_targets
@@ -33,18 +28,10 @@ from stages.training.log import console
 from stages.training.loop import autocast, fit
 from stages.training.metrics import score
 from stages.training.order import Order, batches_of_run
+from stages.training.replay import Replay, open_replay
 from stages.training.state import in_use, load_state, open_run, stored_views
 
 READ_LOGITS = {"cross_entropy", "binary_cross_entropy", "logit_kl"}
-
-
-@dataclass(frozen=True)
-class Replay:
-    """The part of a cache that a run replays, frozen at its start: a cache that grows doesn't change it."""
-
-    manifest: Manifest
-    views: int
-    rows: list[np.ndarray]  # of each shard of the data set
 
 
 def train_student(
@@ -68,7 +55,7 @@ def train_student(
         data = open_dataset(config.data.train)
         val = open_dataset(config.data.val) if config.data.val else None
         _check_data(config, data, val)
-        replay = _open_cache(config, data, allow_partial) if config.data.cache else None
+        replay = open_replay(config, data, allow_partial) if config.data.cache else None
         torch.manual_seed(config.seed)
         model, config = _build(config, data, replay)
         if replay:
@@ -171,55 +158,6 @@ def _check_data(config: TrainConfig, data: Dataset, val: Dataset | None) -> None
                          f"(prepare --classes FILE)")  # fmt: skip
     val.check_files()
     check_labels(val, single=False)
-
-
-def _open_cache(config: TrainConfig, data: Dataset, allow_partial: bool) -> Replay:
-    """Hold the cache against the data set, and fix which views and rows are replayed.
-
-    Raises ReskdError for a cache of other shards, one that isn't finished (unless `allow_partial`), or one with
-    fewer views than asked for.
-    """
-    path, manifest = config.data.cache, load_manifest(config.data.cache)
-    check_join(manifest, data.shards)
-    if tuple(manifest.identity.classes) != tuple(data.classes):
-        raise ReskdError(f"{path} was made for other classes than {data.path} has: make it anew")
-    if manifest.identity.decoder != decoder_identity():
-        console.print(f"[yellow]warning[/] {path} was decoded by {manifest.identity.decoder}, here it is "
-                      f"{decoder_identity()}: frames may differ a little")  # fmt: skip
-    views = config.data.views or manifest.finalised or manifest.views
-    if views > manifest.views:
-        raise ReskdError(f"data.views {views}: {path} has {manifest.views} views: lower it, or raise `views` of "
-                         f"cache-teacher")  # fmt: skip
-    usable = data.usable_rows()
-    lost = [e.name for e in data.shards if not (path / e.name / METADATA).exists()]
-    if views <= manifest.finalised and not lost:
-        rows = [
-            np.setdiff1d(u, list(manifest.quarantine.get(e.name, {}))) for e, u in zip(data.shards, usable, strict=True)
-        ]
-        return Replay(manifest, views, rows)
-    if not allow_partial:
-        what = f"it lacks {len(lost)} shards, {lost[0]} first" if lost else f"{manifest.finalised} of {views} views"
-        raise ReskdError(f"{path} is not finished ({what}): run cache-teacher again, or train on what is there with "
-                         f"--allow-partial")  # fmt: skip
-    return _partial(path, manifest, views, data, usable)
-
-
-def _partial(path: Path, manifest: Manifest, views: int, data: Dataset, usable: list[np.ndarray]) -> Replay:
-    """What an unfinished cache has: shards that have all the views, without their quarantined rows."""
-    rows, left_out = [], []
-    reader = CacheReader(path, ())
-    for entry, of_shard in zip(data.shards, usable, strict=True):
-        if committed_views(path, entry.name) < views:
-            left_out.append(entry.name)
-            rows.append(of_shard[:0])
-            continue
-        valid = np.all([reader.view(entry.name, view).valid for view in range(views)], axis=0)
-        rows.append(of_shard[valid[of_shard]])
-    clips = sum(len(u) for u in usable) - sum(map(len, rows))
-    console.print(f"[yellow]--allow-partial[/] {path}: leaves out {len(left_out)} of {len(data.shards)} shards "
-                  f"({clips} clips) that lack some of {views} views: {', '.join(left_out[:10])}"
-                  + (" …" if len(left_out) > 10 else ""))  # fmt: skip
-    return Replay(manifest, views, rows)
 
 
 def _build(config: TrainConfig, data: Dataset, replay: Replay | None) -> tuple[VideoModel, TrainConfig]:

@@ -21,6 +21,7 @@ from stages.data.shards import open_dataset
 from stages.models.checkpoints import load_model, save_model
 from stages.prepare import prepare
 from stages.train_student import train_student
+from stages.training.audit import verify_targets
 from stages.training.state import in_use
 from tests.runs import cache_config, train_config, tree
 
@@ -111,7 +112,7 @@ def test_verify_notices_other_pictures(data, teacher, tmp_path):
     net, _ = stage.load_teacher(config, open_dataset(data.val), device)
     with pytest.raises(ReskdError, match="differ from the teacher's"):
         swapped = _Swapped(open_dataset(data.val), other)
-        stage._verify(swapped, manifest, reader, net, 10)
+        verify_targets(swapped, manifest, reader, net, 10)
 
 
 class _Swapped:

@@ -160,7 +160,7 @@ def _missing(path: Path, wanted: Manifest) -> int:
 
 def _check_room(path: Path, wanted: Manifest) -> None:
     """Refuse before work what can't be finished: a disk too small, a folder that can't be written."""
-    parent = path.parent
+    parent = next(p for p in path.absolute().parents if p.exists())  # a dry run makes no folder
     need = _missing(path, wanted) * bytes_of_clip_view(wanted.identity)
     free = shutil.disk_usage(parent).free
     if need > free:

@@ -89,6 +89,8 @@ def test_dry_run_prints_and_writes_nothing(data, teacher, tmp_path):
     config = cache_config(tmp_path / "t.zarr", data, teacher)
     plan = cache_teacher(config, dry_run=True)
     assert plan["clip_views_missing"] == 400 and plan["bytes_of_clip_view"] == 16 + 16 + 2 + 48 + 2 * 4 * 4 * 4 * 16
+    deep = cache_config(tmp_path / "not" / "there" / "t.zarr", data, teacher)
+    assert cache_teacher(deep, dry_run=True)["clip_views_missing"] == 400
     assert not list(tmp_path.iterdir())
 
 
@@ -243,7 +245,8 @@ def with_bad_clips(data, tmp_path):
 
 def test_unreadable_clips_are_quarantined_and_left_out(with_bad_clips, teacher, tmp_path, capfd):
     config = cache_config(tmp_path / "t.zarr", with_bad_clips, teacher)
-    assert cache_teacher(config)["quarantined"] == 4
+    assert cache_teacher(config, verify=24)["quarantined"] == 4
+    assert "verified 20 clip·views" in capfd.readouterr().err  # not those that have nothing to verify
     dataset = open_dataset(with_bad_clips.train)
     keys = [row.key for row in dataset.rows("a.tar")]
     stored = load_manifest(config.output).quarantine["a.tar"]

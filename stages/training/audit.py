@@ -47,7 +47,8 @@ def verify_targets(data: Dataset, manifest: Manifest, reader: CacheReader, teach
 
     Raises ReskdError where one is further off than the codec and another batch's rounding explain.
     """
-    ends, chosen, worst = np.cumsum([e.clips for e in data.shards]), random.Random(), 0.0
+    ends, chosen = np.cumsum([e.clips for e in data.shards]), random.Random()
+    worst, verified = 0.0, 0
     numbers = chosen.sample(range(int(ends[-1])), min(count, int(ends[-1])))
     for number in numbers:
         s = int(np.searchsorted(ends, number, side="right"))
@@ -75,6 +76,6 @@ def verify_targets(data: Dataset, manifest: Manifest, reader: CacheReader, teach
             raise ReskdError(f"shard {shard}, clip {row.key!r}, view {v}: the cached targets differ from the "
                              f"teacher's by {off:.4f} (logits) and {feature_off:.4f} (features, relative): the "
                              f"cache is not of this teacher and these videos; make it anew")  # fmt: skip
-        worst = max(worst, off)
-    console.print(f"verified {len(numbers)} clip·views: logits differ by at most {worst:.4f}")
+        worst, verified = max(worst, off), verified + 1
+    console.print(f"verified {verified} clip·views: logits differ by at most {worst:.4f}")
     return worst

@@ -14,7 +14,7 @@ from cache.errors import ReskdError
 from cache.group import ArraySpec, array_specs, check_fingerprint, load_group, load_manifest
 from cache.manifest import Manifest, ShardEntry, keys_digest
 from cache.store import VerifiedStore
-from cache.view import BLOCK
+from cache.view import BLOCK, View
 
 __all__ = ["Block", "CacheReader", "check_join", "load_manifest"]
 
@@ -32,6 +32,10 @@ class Block:
     valid: np.ndarray  # [n] bool
     logits: np.ndarray | None  # [n,K] float32
     features: np.ndarray | None  # [n,T',h,w,D], float16 or float32 as the codec has it
+
+    def view_of(self, i: int) -> View:
+        """The stored view of row `i` of the block."""
+        return View(self.frames[i], self.box[i], bool(self.flip[i]))
 
 
 class CacheReader:

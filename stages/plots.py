@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cache.reader import CacheReader
-from cache.view import BLOCK, View
+from cache.view import BLOCK
 from stages.data.decode import decode_frames
 from stages.data.render import render
 from stages.data.shards import Dataset
@@ -49,7 +49,7 @@ def contact_sheet(path: Path, data: Dataset, cache: Path, student_size: int, cli
     grid = figure.subplots(len(found), 2 * time, squeeze=False)
     for line, (shard, r) in zip(grid, found, strict=True):
         block, i, row = reader.block(shard, 0, r // BLOCK), r % BLOCK, data.rows(shard)[r]
-        view = View(block.frames[i], block.box[i], bool(block.flip[i]))
+        view = block.view_of(i)
         pictures, _ = decode_frames(data.read(shard, r), view.frames, row.decoder)
         shown = [*render(pictures, view, teacher_size), *render(pictures, view, student_size)]
         for axes, picture in zip(line, shown, strict=True):

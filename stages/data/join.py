@@ -127,7 +127,7 @@ class Clips(TorchDataset):
                 raise ReskdError(f"shard {name} row {r} ({row.key!r}) has no targets in view {v} of the cache, "
                                  f"though its manifest doesn't list the row as quarantined: run "
                                  f"cache-teacher again")  # fmt: skip
-            views.append(View(block.frames[i], block.box[i], bool(block.flip[i])))
+            views.append(block.view_of(i))
             if block.logits is not None:
                 logits.append(block.logits[i])
             if block.features is not None:

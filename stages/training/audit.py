@@ -10,7 +10,7 @@ import torch
 from cache.errors import ReskdError
 from cache.manifest import Manifest
 from cache.reader import CacheReader
-from cache.view import BLOCK, View
+from cache.view import BLOCK
 from stages.data.decode import decode_frames
 from stages.data.render import render
 from stages.data.shards import Dataset
@@ -60,7 +60,7 @@ def verify_targets(data: Dataset, manifest: Manifest, reader: CacheReader, teach
         if r in manifest.quarantine.get(shard, {}):
             continue
         block, i = reader.block(shard, v, r // BLOCK), r % BLOCK
-        view, row = View(block.frames[i], block.box[i], bool(block.flip[i])), data.rows(shard)[r]
+        view, row = block.view_of(i), data.rows(shard)[r]
         pictures, _ = decode_frames(data.read(shard, r), view.frames, row.decoder)
         clips = np.zeros((teacher.batch_size, len(view.frames), 3, teacher.size, teacher.size), np.uint8)
         clips[0] = render(pictures, view, teacher.size)

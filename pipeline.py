@@ -16,7 +16,7 @@ class Pipeline(click.Group):
     """Commands in the order of the work; an error the user can mend is a message, not a traceback."""
 
     def list_commands(self, ctx):
-        return ["demo", "prepare", "cache-teacher", "train-student", "evaluate"]
+        return ["demo", "models", "prepare", "import-checkpoint", "cache-teacher", "train-student", "evaluate"]
 
     def invoke(self, ctx):
         from cache.errors import ReskdError
@@ -32,33 +32,38 @@ def cli():
     """Cross-resolution knowledge distillation for video, offline: the teacher is paid for once.
 
     \b
-    prepare         videos        -> WebDataset shards and an index
-    train-student   shards        -> a teacher (high resolution, no cache)
-    cache-teacher   shards+teacher-> a Zarr cache of soft targets and features
-    train-student   shards+cache  -> any number of low-resolution students
-    evaluate        checkpoint    -> accuracy, without the teacher
+    prepare            videos, annotations -> WebDataset shards and an index
+    train-student      shards              -> a teacher (high resolution, no cache)
+    import-checkpoint  a published one     -> a teacher
+    cache-teacher      shards, teacher     -> a Zarr cache of soft targets and features
+    train-student      shards, cache       -> any number of low-resolution students
+    evaluate           checkpoint, shards  -> accuracy, without the teacher
 
     Begin with `pipeline.py demo`: all of it on a small real data set, in minutes.
     """
 
 
 @cli.command()
-@click.option("--output", help="Everything goes there.  [default: runs/demo]")
+@click.option("--model", type=click.Choice(["tsm", "tsn", "slowonly", "swin"]), help="Of all nets.  [default: tsm]")
+@click.option("--output", help="Everything goes there.  [default: runs/demo, or runs/demo-MODEL]")
 @click.option(
     "--seeds", type=click.IntRange(1), help="Students of each kind; 3 gives a mean and a spread.  [default: 1]"
 )
 @CONFIG
 @SET
-def demo(output, seeds, config_file, overrides):
+def demo(model, output, seeds, config_file, overrides):
     """Make a small data set and take it through every stage.
 
     Moving handwritten digits, encoded as H.264: a teacher is trained at high resolution and cached once; one student
     learns from labels alone, one from the cache. Writes summary.json, curves.png, views.png; a rerun resumes.
     """
-    from stages.config import DemoConfig, load_config
+    from stages.config import DemoConfig
+    from stages.configfile import load_config
     from stages.demo import run_demo
 
-    options = {"output": output, "seeds": seeds}
+    if model and not output:
+        output = f"runs/demo-{model}"
+    options = {"model": model, "output": output, "seeds": seeds}
     run_demo(load_config(DemoConfig, config_file or DEMO, _with_options(options, overrides)))
 
 
@@ -66,14 +71,36 @@ DEMO = Path(__file__).parent / "configs" / "demo" / "demo.yaml"
 
 
 @cli.command()
+@click.option("--size", "sizes", type=int, multiple=True, default=(224, 112), show_default=True, help="px; repeatable.")
+def models(sizes):
+    """List the networks of the zoo: parameters, GFLOPs a view and a video, feature maps."""
+    from stages.list_models import list_models
+
+    list_models(sizes)
+
+
+@cli.command()
 @click.argument("source", required=False)
 @click.option("--output", help="The data set's folder.")
-@click.option("--annotations", help="A CSV path,label[,label...] for a folder of videos; paths relative to it.")
-@click.option("--classes", help="The classes' order: a file with one name a line, or a prepared data set.")
+@click.option("--annotations", help="As published, of a NAME; a CSV path,label[,label...] for a folder of videos.")
+@click.option("--videos", help="The folder of a NAME's videos, or of its folders of frames.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of annotations that hold several.")
+@click.option(
+    "--class-order",
+    "--classes",
+    "classes",
+    help="A file of one name a line, numbered or not, or {name: number}; a prepared data set; or a teacher.",
+)
+@click.option("--disjoint-from", multiple=True, metavar="DATASET", help="Report clips that are in that one too.")
+@click.option("--limit", type=click.IntRange(1), help="So many clips, the same ones each time, spread over the source.")
 @click.option("--clips-per-shard", type=int)
+@click.option("--with-offset", is_flag=True, default=None, help="rawframes: lines are `dir start total label...`.")
+@click.option("--frame-template", help="rawframes: the files' names.  [default: img_%05d or image_%05d, .jpg or .png]")
+@click.option("--fps", type=float, help="rawframes: frames a second of the encoded clips.  [default: 25]")
 @CONFIG
 @SET
-def prepare(config_file, overrides, **options):
+@DRY_RUN
+def prepare(config_file, overrides, dry_run, **options):
     """Make a data set from SOURCE: videos -> tar shards and an index.
 
     \b
@@ -82,13 +109,56 @@ def prepare(config_file, overrides, **options):
       a folder of videos                      (unlabelled, or labelled by --annotations)
       a CSV path,label[,label...]             (paths relative to it; an empty label: unlabelled)
       a folder of .tar shards made elsewhere  (only the index is made; the tars stay where they are)
+    or, with --annotations FILE --videos DIR, the NAME of a published format
+      kinetics   CSV label,youtube_id,time_start,time_end; clips already cut, or whole videos
+      minik      lines `path num_frames label`
+      sthv2      JSON with templates; --class-order something-something-v2-labels.json
+      actnet     activity_net.v1-3.min.json with --split, or lines `path,num_frames,label[,label...]`
+      fcvid      lines `path,num_frames,label[,label...]`
+      mmaction   lines `file label [label...]`, or its JSON
+      rawframes  lines `dir total label [label...]`: folders of frames, which are encoded
 
-    Videos are copied byte by byte; unreadable ones are listed in OUTPUT/quarantine.jsonl. A rerun resumes.
+    Videos are copied byte by byte. OUTPUT/quarantine.jsonl lists what is unreadable, absent or not listed,
+    OUTPUT/report.jsonl what is in the data set, and odd: clips that are in it twice, or in the data set of
+    --class-order or --disjoint-from too. A rerun resumes. A NAME means the format wherever --annotations is given,
+    even where a folder is called so.
     """
-    from stages.config import PrepareConfig, load_config
+    from stages.config import PrepareConfig
+    from stages.configfile import load_config
     from stages.prepare import prepare
 
-    prepare(**dict(load_config(PrepareConfig, config_file, _with_options(options, overrides))))
+    options["disjoint_from"] = list(options["disjoint_from"]) or None
+    prepare(**dict(load_config(PrepareConfig, config_file, _with_options(options, overrides))), dry_run=dry_run)
+
+
+@cli.command("import-checkpoint")
+@click.argument("source", metavar="IN", required=False)
+@click.argument("output", metavar="OUT.safetensors", required=False)
+@click.option("--model", metavar="NAME", help="A network of `pipeline.py models`; anything else by --set model.KEY=.")
+@click.option("--class-order", "classes", help="Its classes: a file of one name a line, or a prepared data set.")
+@click.option("--size", type=int, help="px of its input.  [default: 224]")
+@click.option(
+    "--format", type=click.Choice(["auto", "mmaction2", "rkd", "torchvision", "timm"]), help="[default: by its keys]"
+)
+@click.option("--part", type=click.Choice(["student", "teacher"]), help="Of the seed's rkd containers.")
+@click.option("--head", type=click.Choice(["keep", "reinit", "drop"]), help="The classifier.  [default: keep]")
+@CONFIG
+@SET
+def import_checkpoint(config_file, overrides, model, **options):
+    """Make a checkpoint of mmaction2, the seed, torchvision or timm one of ours.
+
+    Strict: every missing, unexpected or mis-shaped weight is listed. A 2D net's weights are inflated where the model
+    is 3D. Files are read as plain tensors: one that holds code is refused. --head reinit replaces a classifier of other
+    classes by a fresh one, drop any.
+    """
+    from stages.config import ImportConfig
+    from stages.configfile import load_config
+    from stages.import_checkpoint import import_checkpoint
+    from stages.models.zoo import named_model
+
+    if model:
+        options["model"] = named_model(model).model_dump(mode="json", exclude={"num_classes"})
+    import_checkpoint(load_config(ImportConfig, config_file, _with_options(options, overrides)))
 
 
 @cli.command("cache-teacher")
@@ -106,7 +176,8 @@ def cache_teacher(config_file, overrides, views, verify, strict, dry_run):
     the shards.
     """
     from stages.cache_teacher import cache_teacher
-    from stages.config import CacheConfig, load_config
+    from stages.config import CacheConfig
+    from stages.configfile import load_config
 
     config = load_config(CacheConfig, config_file, _with_options({"views": views}, overrides))
     cache_teacher(config, strict=strict, dry_run=dry_run, verify=verify or 0)
@@ -124,7 +195,8 @@ def train_student(config_file, overrides, resume, overwrite, allow_partial, dry_
 
     Several processes: torchrun --nproc-per-node N pipeline.py train-student ...
     """
-    from stages.config import TrainConfig, load_config
+    from stages.config import TrainConfig
+    from stages.configfile import load_config
     from stages.train_student import train_student
 
     config = load_config(TrainConfig, config_file, overrides)
@@ -134,13 +206,21 @@ def train_student(config_file, overrides, resume, overwrite, allow_partial, dry_
 @cli.command()
 @click.argument("checkpoint", required=False)
 @click.option("--data", help="A data set made by prepare.")
-@click.option("--output", help="Write the metrics there, as JSON.")
+@click.option("--output", help="NAME.json for the metrics; NAME.classes.csv and NAME.confusion.png go beside it.")
 @click.option("--size", type=int, help="px; the size it was trained at if not given.")
+@click.option("--protocol", metavar="CxP", help="C clips in time by 1 or 3 crops: 1x1, 2x3, 4x3, 10x3.  [default: 1x1]")
+@click.option(
+    "--average", type=click.Choice(["prob", "logit", "feature"]), help="Over a video's views.  [default: prob]"
+)
 @CONFIG
 @SET
 def evaluate(config_file, overrides, **options):
-    """Score a CHECKPOINT (.safetensors): top-1, top-5, mean class accuracy."""
-    from stages.config import EvaluateConfig, load_config
+    """Score a CHECKPOINT (.safetensors): top-1, top-5, mean class accuracy, mAP; each class; what is taken for what.
+
+    Several processes: torchrun --nproc-per-node N pipeline.py evaluate ... The numbers are those of one.
+    """
+    from stages.config import EvaluateConfig
+    from stages.configfile import load_config
     from stages.evaluate import evaluate
 
     evaluate(load_config(EvaluateConfig, config_file, _with_options(options, overrides)))

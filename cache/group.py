@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore
 
 from cache.codecs import codec_of
 from cache.errors import ReskdError
-from cache.manifest import FORMAT, Identity, Manifest
+from cache.manifest import CLASSIFIER, FORMAT, Identity, Manifest
 from cache.store import METADATA, write_atomically
 from cache.view import BLOCK
 
@@ -141,6 +142,28 @@ def resize_array(folder: Path, views: int) -> None:
         ) from error
     if grown:
         write_atomically(folder / METADATA, json.dumps(node, indent=2).encode())
+
+
+def classifier_files(weight: np.ndarray, bias: np.ndarray) -> dict[str, bytes]:
+    """The files, by their names below the root, of the arrays `classifier` [D,K] and `classifier_bias` [K], float32.
+
+    The same values give the same bytes.
+    """
+    files = {}
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        for name, values in zip(CLASSIFIER, (weight, bias), strict=True):
+            zarr.create_array(
+                MemoryStore(files),
+                name=name,
+                data=np.ascontiguousarray(values, dtype=np.float32),
+                chunks=values.shape,
+                fill_value=float("nan"),
+                filters=None,
+                compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=4), Crc32cCodec()],
+                chunk_key_encoding={"name": "default", "separator": "."},
+                zarr_format=3,
+            )
+    return {name: buffer.to_bytes() for name, buffer in files.items() if name != METADATA}  # zarr makes the root, too
 
 
 def open_for_writing(folder: Path, name: str) -> zarr.Array:

@@ -13,6 +13,8 @@ from cache.view import ViewPolicy
 
 FORMAT = 1
 
+CLASSIFIER = ("classifier", "classifier_bias")  # arrays at the root, [D,K] and [K] float32
+
 
 @dataclass(frozen=True)
 class ShardEntry:
@@ -29,7 +31,8 @@ class ShardEntry:
 class Identity:
     """All that decides the content of a cache. Stage one refuses to mix any two of these.
 
-    `teacher`: {"model": {...}, "weights_sha256": str, "size": pixels, "dtype": "float32" | "bfloat16", "batch_size"}.
+    `teacher`: {"model": {...}, "weights_sha256": str, "size": pixels, "dtype": "float32" | "bfloat16", "batch_size",
+    "bn": "running" | "recalibrate"}.
     `decoder`: name and version. `targets`: {"logits": {"codec": "uint8" | "float16", "width": K}} and, optionally,
     "features": {"codec": "float16", "grid": [T', h, w], "width": D}.
     """
@@ -49,7 +52,7 @@ class Identity:
             object.__setattr__(self, name, json.loads(_canonical(getattr(self, name))))
 
     def to_json(self) -> dict[str, Any]:
-        return json.loads(_canonical(asdict(self)))
+        return json.loads(_canonical(asdict(self) | {"policy": self.policy.to_json()}))
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Identity":
@@ -68,7 +71,7 @@ class Identity:
     def fingerprint(self, shard: str) -> str:
         """sha256 of all that decides the content of one shard's group: the other shards don't."""
         alone = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("policy", "shards")}
-        return _sha256(_canonical(alone | {"policy": asdict(self.policy), "shard": asdict(self.shard(shard))}))
+        return _sha256(_canonical(alone | {"policy": self.policy.to_json(), "shard": asdict(self.shard(shard))}))
 
     def _by_name(self) -> dict[str, ShardEntry]:
         if "_index" not in self.__dict__:  # a linear search for each of 10,000 shards would take a minute
@@ -81,6 +84,7 @@ class Manifest:
     """The root's attributes. `views` are planned (V), `finalised` of them are finished on every shard (0: none yet).
 
     `quarantine`: shard -> row -> reason, of the finalised views. `packages` are recorded and never compared.
+    `classifier`: file -> [size, sha256] of the teacher's classifier; empty where it isn't stored.
     """
 
     identity: Identity
@@ -88,6 +92,7 @@ class Manifest:
     finalised: int = 0
     quarantine: dict[str, dict[int, str]] = field(default_factory=dict)
     packages: dict[str, str] = field(default_factory=dict)
+    classifier: dict[str, list] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -97,6 +102,7 @@ class Manifest:
             "finalised": self.finalised,
             "quarantine": {s: {str(r): q[r] for r in sorted(q)} for s, q in sorted(self.quarantine.items())},
             "packages": dict(sorted(self.packages.items())),
+            "classifier": {name: list(digest) for name, digest in sorted(self.classifier.items())},
         }
 
     @staticmethod
@@ -115,6 +121,7 @@ class Manifest:
                 finalised=data["finalised"],
                 quarantine={s: {int(r): why for r, why in q.items()} for s, q in data["quarantine"].items()},
                 packages=dict(data["packages"]),
+                classifier=dict(data.get("classifier", {})),  # caches made before it was stored have none
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ReskdError(f"the cache's manifest is damaged ({error!r}): make the cache anew.") from error
@@ -143,10 +150,12 @@ def check_shard_names(names: Sequence[str]) -> None:
         raise ReskdError(f"shard {twice!r} comes twice in the shard list: every shard needs a name of its own.")
     for name in names:
         parts = name.split("/")
-        if "\\" in name or any(part in ("", "zarr.json") or part.startswith(".") for part in parts):
+        own = parts[0] in CLASSIFIER  # the cache's own folders
+        if own or "\\" in name or any(part in ("", "zarr.json") or part.startswith(".") for part in parts):
             raise ReskdError(
-                f"shard name {name!r} can't be used: names are relative to the data set, without '..', "
-                "hidden or empty parts and backslashes; rename the shard or move the data set's folder."
+                f"shard name {name!r} can't be used: names are relative to the data set, without '..', hidden or "
+                f"empty parts and backslashes, and not in a folder {' or '.join(CLASSIFIER)}; rename the shard or move "
+                "the data set's folder."
             )
         above = next((str(p) for p in PurePosixPath(name).parents if str(p) in seen), None)
         if above is not None:

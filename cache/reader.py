@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.storage import LocalStore
 
 from cache.codecs import codec_of, is_finite
 from cache.errors import ReskdError
 from cache.group import ArraySpec, array_specs, check_fingerprint, load_group, load_manifest
-from cache.manifest import Manifest, ShardEntry, keys_digest
-from cache.store import VerifiedStore
+from cache.manifest import CLASSIFIER, Manifest, ShardEntry, keys_digest
+from cache.store import VerifiedStore, file_digest
 from cache.view import BLOCK, View
 
 __all__ = ["Block", "CacheReader", "check_join", "load_manifest"]
@@ -70,6 +71,29 @@ class CacheReader:
         """All rows of a view, without features; not kept in memory."""
         group = self._group(shard, view)
         return self._decoded(group, view, slice(0, len(group.keys)), [t for t in self.targets if t != "features"])
+
+    def classifier(self) -> tuple[np.ndarray, np.ndarray]:
+        """The teacher's classifier, weight [D,K] and bias [K] float32: features @ weight + bias are a position's logits.
+
+        Raises ReskdError where the cache has none, and for a file of it that is missing or not the one written.
+        """
+        if not self.manifest.classifier:
+            raise ReskdError(
+                f"{self.path} doesn't hold its teacher's classifier, which logit_map_kl needs: it stores no features, or "
+                "was made before classifiers were stored. Run cache-teacher with targets.features, into a new folder."
+            )
+        for name, digest in self.manifest.classifier.items():
+            file = self.path / name
+            if not file.is_file() or file_digest(file) != digest:
+                what = "is not the one that was written" if file.is_file() else "is missing"
+                raise ReskdError(
+                    f"{file}, of the teacher's classifier, {what}: run cache-teacher again, which restores it."
+                )
+        store = LocalStore(self.path, read_only=True)
+        weight, bias = (
+            np.asarray(zarr.open_array(store, path=name, mode="r", zarr_format=3)[:]) for name in CLASSIFIER
+        )
+        return weight, bias
 
     def _read_block(self, shard: str, view: int, block: int) -> Block:
         group = self._group(shard, view)

@@ -8,7 +8,7 @@ arithmetic, since the distributions of `numpy.random.Generator` may change betwe
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Context, Decimal
 from typing import Literal
 
@@ -29,6 +29,8 @@ _EXACT = Context(prec=20)  # decimal's exp and ln are correctly rounded; those o
 class ViewPolicy:
     """How views are drawn. `num_frames` is T; `center_fraction` and `scales` are relative to the short side.
 
+    Without jitter a video has `views` different ones: `clips` in time, each in every crop (three of three_crop, else
+    one). View v is clip v // crops in crop v % crops.
     Raises ReskdError for a value outside its range.
     """
 
@@ -43,6 +45,7 @@ class ViewPolicy:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     center_fraction: float = 0.875
     flip: float = 0.5
+    clips: int = 1
 
     def __post_init__(self):
         checks = {
@@ -55,10 +58,29 @@ class ViewPolicy:
             "ratio": len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1] < math.inf,
             "center_fraction": 0 < self.center_fraction <= 1,
             "flip": 0 <= self.flip <= 1,
+            "clips": self.clips >= 1,
         }
         for name, ok in checks.items():
             if not ok:
                 raise ReskdError(f"view policy: {name} = {getattr(self, name)!r} is out of range.")
+        if self.clips > 1 and self.jitter:
+            raise ReskdError(
+                f"view policy: clips = {self.clips} goes with jitter = False: with it, every view draws its own."
+            )
+
+    @property
+    def crops(self) -> int:
+        return 3 if self.crop == "three_crop" else 1
+
+    @property
+    def views(self) -> int:
+        """Views of a video that differ, without jitter."""
+        return self.clips * self.crops
+
+    def to_json(self) -> dict:
+        """As identities store it: `clips` is left out where it is 1, so that those older than it stay the same."""
+        values = asdict(self)
+        return values if self.clips > 1 else {name: value for name, value in values.items() if name != "clips"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +93,10 @@ class View:
 
 
 def sample_view(policy: ViewPolicy, *, shard: str, key: str, index: int, num_frames: int, aspect: float) -> View:
-    """View number `index` of a clip of `num_frames` frames whose upright frame has `aspect` = width / height.
+    """View number `index` of a video of `num_frames` frames whose upright frame has `aspect` = width / height.
 
     Sampling and crops are those of mmaction2's SampleFrames, MultiScaleCrop (13 fixed positions), RandomResizedCrop,
-    CenterCrop and ThreeCrop, in fractions instead of pixels. A clip too short for T frames loops.
+    CenterCrop and ThreeCrop, in fractions instead of pixels. A video too short for T frames loops.
     Raises ReskdError where the clip has no frames or no area.
     """
     if num_frames < 1:
@@ -82,7 +104,8 @@ def sample_view(policy: ViewPolicy, *, shard: str, key: str, index: int, num_fra
     if not 0 < aspect < math.inf:
         raise ReskdError(f"{shard}, clip {key}: width / height is {aspect}: the frame has no area.")
     words = _words(policy.seed, shard, key, index, _FRAMES + policy.num_frames)
-    frames = (_segments if policy.sampling == "segments" else _dense)(policy, num_frames, words[_FRAMES:])
+    clip = index // policy.crops % policy.clips
+    frames = (_segments if policy.sampling == "segments" else _dense)(policy, num_frames, clip, words[_FRAMES:])
     top, left, height, width = _CROPS[policy.crop](policy, aspect, index, words[_BOX:_FRAMES])
     flip = _uniform(words[_FLIP]) < policy.flip
     return View(np.array(frames, dtype=np.int32), _box(top, left, height, width), flip)
@@ -105,21 +128,27 @@ def _below(word: int, n: int) -> int:
     return (word * n) >> 64
 
 
-def _segments(policy: ViewPolicy, n: int, words: list[int]) -> list[int]:
-    """One frame of each of T equal segments: a random one with jitter, else the middle."""
+def _segments(policy: ViewPolicy, n: int, clip: int, words: list[int]) -> list[int]:
+    """One frame of each of T equal segments: a random one with jitter, else the middle.
+
+    Clip c of C lies c/C of a segment after the middle, modulo a segment: the second of two has the segments' first
+    frames, as in mmaction2's twice_sample.
+    """
     count = policy.num_frames
     if not policy.jitter:
-        return [(2 * i + 1) * n // (2 * count) for i in range(count)]
+        shift = (policy.clips + 2 * clip) % (2 * policy.clips)  # in units of 1/2C of a segment
+        return [(2 * policy.clips * i + shift) * n // (2 * policy.clips * count) for i in range(count)]
     if n <= count:
         return [round(i * n / count) % n for i in range(count)]
     length = n // count
     return [i * length + _below(words[i], length) for i in range(count)]
 
 
-def _dense(policy: ViewPolicy, n: int, words: list[int]) -> list[int]:
-    """T frames `stride` apart: a random clip with jitter, else the centre one; it loops where n is too short."""
+def _dense(policy: ViewPolicy, n: int, clip: int, words: list[int]) -> list[int]:
+    """T frames `stride` apart: a random clip with jitter, else the middle of the clip-th of C equal parts of the
+    starts; it loops where n is too short."""
     starts = max(1, n - policy.num_frames * policy.stride + 1)
-    start = _below(words[0], starts) if policy.jitter else starts // 2
+    start = _below(words[0], starts) if policy.jitter else (2 * clip + 1) * starts // (2 * policy.clips)
     return [(start + i * policy.stride) % n for i in range(policy.num_frames)]
 
 

@@ -5,6 +5,7 @@ files, then the attributes. Everything is fsynced before the step which makes it
 left behind is removed or overwritten by the next, so that the same input always ends in the same bytes.
 """
 
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from cache.group import (
     TEMPORARY,
     array_specs,
     check_fingerprint,
+    classifier_files,
     create_arrays,
     load_group,
     load_manifest,
@@ -25,8 +27,8 @@ from cache.group import (
     resize_array,
     write_attributes,
 )
-from cache.manifest import FORMAT, Manifest, differences, keys_digest
-from cache.store import METADATA, file_digest, make_folders, sync
+from cache.manifest import CLASSIFIER, FORMAT, Manifest, differences, keys_digest
+from cache.store import METADATA, file_digest, make_folders, sync, write_atomically
 
 
 def check_cache(path: str | Path, manifest: Manifest) -> Manifest:
@@ -50,7 +52,7 @@ def check_cache(path: str | Path, manifest: Manifest) -> Manifest:
                 f"not taken away. Ask for at least {stored.views}, or give another output folder."
             )
         return replace(stored, views=manifest.views)
-    if path.exists() and (not path.is_dir() or any(not p.name.startswith(".") for p in path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(not _ours(p) for p in path.iterdir())):
         raise ReskdError(f"{path} holds something else than a cache: give another output folder.")
     if manifest.views < 1:
         raise ReskdError(f"a cache needs at least 1 view, not {manifest.views}.")
@@ -58,16 +60,42 @@ def check_cache(path: str | Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def create_cache(path: str | Path, manifest: Manifest) -> Manifest:
+def _ours(path: Path) -> bool:
+    """Whether an entry of a folder without a manifest may be what a killed run left of a cache in the making."""
+    if path.name in CLASSIFIER and path.is_dir():
+        return all(p.name == METADATA or p.name[:2] == "c." or p.name[:1] == "." for p in path.iterdir())
+    return path.name.startswith(".")
+
+
+def create_cache(
+    path: str | Path, manifest: Manifest, classifier: tuple[np.ndarray, np.ndarray] | None = None
+) -> Manifest:
     """Make an empty cache, or open the one that is there; returns the manifest that holds from now on.
 
+    `classifier`: the teacher's weight [D,K] and bias [K]. They are written where they aren't there whole already, so
+    that a rerun repairs them: they follow from the identity.
     Raises ReskdError as `check_cache` does.
     """
     path, manifest = Path(path), check_cache(path, manifest)
+    if classifier is not None:
+        manifest = replace(manifest, classifier=_write_classifier(path, manifest, *classifier))
     if not (path / METADATA).exists() or load_manifest(path) != manifest:
         make_folders(path)
         write_attributes(path, manifest.to_json())
     return manifest
+
+
+def _write_classifier(path: Path, manifest: Manifest, weight: np.ndarray, bias: np.ndarray) -> dict[str, list]:
+    """Before the manifest, which lists their digests; returns these."""
+    targets = manifest.identity.targets
+    assert weight.shape == (targets["features"]["width"], *bias.shape) and bias.shape == (targets["logits"]["width"],)
+    digests = {}
+    for name, data in classifier_files(weight, bias).items():
+        digests[name], file = [len(data), hashlib.sha256(data).hexdigest()], path / name
+        if not file.is_file() or file_digest(file) != digests[name]:
+            make_folders(file.parent)
+            write_atomically(file, data)
+    return digests
 
 
 def committed_views(path: str | Path, shard: str) -> int:

@@ -6,17 +6,14 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
-import torch
 from rich.table import Table
-from torch.utils.data import DataLoader
 
 from cache.errors import ReskdError
 from cache.manifest import Manifest, bytes_of_clip_view
@@ -24,12 +21,12 @@ from cache.reader import CacheReader, load_manifest
 from cache.writer import ShardWriter, check_cache, committed_views, create_cache, finalise
 from stages.config import CacheConfig
 from stages.data.shards import Dataset, open_dataset
-from stages.data.views import AllViews, ViewBatch, Work
+from stages.data.views import ViewBatch, Work
 from stages.distill.teacher import Teacher, load_teacher
 from stages.training.audit import teacher_accuracy, verify_targets
 from stages.training.distributed import Ranks, ranks
-from stages.training.loading import decoding_workers, raising
-from stages.training.log import console, progress_bar
+from stages.training.log import console
+from stages.training.passes import estimate_statistics, view_batches
 from stages.training.state import in_use
 
 
@@ -49,10 +46,13 @@ def cache_teacher(config: CacheConfig, *, strict: bool = False, dry_run: bool = 
         if dry_run:
             check_cache(config.output, wanted)
             _check_room(config.output, wanted)
-            return _show_plan(config, wanted)
+            return _show_plan(config, wanted, teacher)
         with in_use(config.output) if at.first else nullcontext():
             at.first_does(lambda: _check_room(config.output, check_cache(config.output, wanted)))
-            at.first_does(partial(create_cache, config.output, wanted))
+            if at.any(teacher.pending is not None):
+                estimate_statistics(config, data, teacher, at, strict)
+                teacher, wanted = load_teacher(config, data, at.device)  # every rank the same
+            at.first_does(partial(create_cache, config.output, wanted, teacher.classifier))
             manifest = load_manifest(config.output)
             done = _fill(config, data, teacher, manifest, at, strict)
             at.barrier()
@@ -68,7 +68,6 @@ def cache_shard(
     keys: list[str],
     teacher: Teacher,
     batches: Iterable[ViewBatch],
-    on_batch: Callable[[ViewBatch], None] = lambda batch: None,
 ) -> int:
     """Compute and commit the missing views of one shard; returns the clip·views computed.
 
@@ -97,7 +96,9 @@ def cache_shard(
             quarantine |= batch.quarantine
             fallbacks |= batch.fallbacks
             computed += int(valid.sum()) * len(work.views)
-            on_batch(batch)
+            for what, reasons in (("quarantined", batch.quarantine), ("fallback", batch.fallbacks)):
+                for key, reason in reasons.items():
+                    console.print(f"[yellow]{what}[/] {work.shard}/{key}: {reason}", highlight=False)
             if rows.stop == len(keys):  # not by asking for more, which may be the next shard's error
                 break
         writer.commit(quarantine, fallbacks)
@@ -112,43 +113,12 @@ def _fill(config: CacheConfig, data: Dataset, teacher: Teacher, manifest: Manife
     mine = data.shards[at.rank :: at.world]
     work = [Work(e.name, range(committed_views(config.output, e.name), manifest.views)) for e in mine]
     work = [w for w in work if len(w.views)]
-    batches = AllViews(data, work, config.policy, teacher.size, teacher.batch_size)
-    workers = min(decoding_workers(config.loader), len(batches))
-    each = (
-        max((len(w.views) for w in work), default=0)
-        * teacher.batch_size
-        * config.policy.num_frames
-        * 3
-        * teacher.size**2
-    )
-    fits = psutil.virtual_memory().available // 8 // max(1, each * workers)  # batches of all views, in shared memory
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=max(1, min(config.loader.prefetch, fits)) if workers else None,
-        pin_memory=at.device.type == "cuda",
-        generator=torch.Generator(),
-    )
-    total = sum(data.entry(w.shard).clips * len(w.views) for w in work)
     done, shards = 0, {w.shard: w for w in work}
-    with progress_bar("clip·views", disable=not at.first) as bar:
-        task = bar.add_task("cache-teacher", total=total, rate=0.0, note="")
-        started = time.perf_counter()
 
-        def on_batch(batch: ViewBatch) -> None:
-            for key, reason in batch.quarantine.items():
-                if strict:
-                    raise ReskdError(f"{data.path}: shard {batch.shard}, clip {key!r}: {reason} (--strict)")
-                console.print(f"[yellow]quarantined[/] {batch.shard}/{key}: {reason}", highlight=False)
-            for key, reason in batch.fallbacks.items():
-                console.print(f"[yellow]fallback[/] {batch.shard}/{key}: {reason}", highlight=False)
-            bar.advance(task, batch.frames.shape[0] * batch.frames.shape[1])
-            bar.update(task, rate=bar.tasks[0].completed / (time.perf_counter() - started), note=batch.shard)
-
-        for shard, of_shard in itertools.groupby(raising(loader), key=lambda batch: batch.shard):
+    with view_batches(config, data, work, teacher, at, strict, "cache-teacher") as batches:
+        for shard, of_shard in itertools.groupby(batches, key=lambda batch: batch.shard):
             keys = [row.key for row in data.rows(shard)]
-            done += cache_shard(config.output, manifest, shards[shard], keys, teacher, of_shard, on_batch)
+            done += cache_shard(config.output, manifest, shards[shard], keys, teacher, of_shard)
     return done
 
 
@@ -170,7 +140,7 @@ def _check_room(path: Path, wanted: Manifest) -> None:
         raise ReskdError(f"{path} can't be written: give another output")
 
 
-def _show_plan(config: CacheConfig, wanted: Manifest) -> dict:
+def _show_plan(config: CacheConfig, wanted: Manifest, teacher: Teacher) -> dict:
     clips = sum(e.clips for e in wanted.identity.shards)
     missing, each = _missing(config.output, wanted), bytes_of_clip_view(wanted.identity)
     plan = {
@@ -181,6 +151,7 @@ def _show_plan(config: CacheConfig, wanted: Manifest) -> dict:
         "clip_views_missing": missing,
         "bytes_of_clip_view": each,
         "bytes_missing_at_most": missing * each,
+        "clip_views_recalibrated_on": clips * wanted.views if teacher.pending else 0,
     }
     table = Table(title="cache-teacher: what it would do", show_header=False)
     for name, value in plan.items():

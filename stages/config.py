@@ -1,23 +1,16 @@
-"""Every config of the pipeline, as frozen pydantic models: YAML plus `--set a.b=c`, checked before any work.
+"""Every config of the pipeline, as frozen pydantic models; `configfile.py` fills them from YAML and `--set a.b=c`.
 
-An unknown key is an error that names the key it may have been meant for; rules across fields are checked here too,
-so that a run never fails after an hour for what its config already said.
+An unknown key is an error; rules across fields are checked here too, so that a run never fails after an hour for what
+its config already said.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import typing
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cache.errors import ReskdError
-from cache.store import write_atomically
 from cache.view import ViewPolicy
 
 Positive = Annotated[int, Field(gt=0)]
@@ -29,26 +22,49 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ModelConfig(Config):
-    """A TSN or TSM over any timm ResNet."""
+def _check_deterministic(name: str, policy: ViewPolicy | None) -> None:
+    if policy and (policy.jitter or policy.flip or policy.crop not in ("center", "three_crop", "full")):
+        raise ValueError(f"{name} must be deterministic: jitter: false, flip: 0, crop: center, three_crop or full")
 
-    arch: Literal["tsn", "tsm"] = "tsn"
-    backbone: str = Field("resnet50", description="name of a timm ResNet")
-    args: dict[str, Any] = Field({}, description="further arguments of the timm model, such as channels and layers")
+
+class ModelConfig(Config):
+    """TSN over any timm backbone, TSM and SlowOnly over its ResNets, or torchvision's Video Swin."""
+
+    arch: Literal["tsn", "tsm", "slowonly", "swin"] = "tsn"
+    backbone: str = Field("resnet50", description="a model of timm; swin: swin3d_t, swin3d_s or swin3d_b")
+    args: dict[str, Any] = Field({}, description="further arguments of that model, such as channels and layers")
     num_classes: int | None = Field(None, gt=0, description="from the data set's classes where not given")
     num_frames: Positive = Field(8, description="T, frames of one view")
     dropout: float = Field(0.5, ge=0, lt=1)
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block; it rises linearly to it")
     shift_div: Positive = Field(8, description="tsm: 1/shift_div of the channels come from the next frame, as many "
                                                "from the one before")  # fmt: skip
+    rel_pos: Literal["exact", "seed"] = Field("exact", description="swin, on maps smaller than its window: each pair's "
+                                              "own position bias, or the seed's mistaken one for weights trained so")  # fmt: skip
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="of RGB in 0..1")
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+CheckpointFormat = Literal["auto", "reskd", "mmaction2", "rkd", "torchvision", "timm"]
+HeadPolicy = Literal["keep", "reinit", "drop"]
 
 
 class InitConfig(Config):
     """Where a model's first weights come from."""
 
     source: Literal["scratch", "timm", "checkpoint"] = "scratch"
-    path: Path | None = Field(None, description="checkpoint: a .safetensors of an earlier run")
+    path: Path | None = Field(None, description="of a checkpoint; 2D weights are inflated where the model is 3D")
+    format: CheckpointFormat = Field("auto", description="of the checkpoint; recognised by its keys where auto")
+    part: Literal["student", "teacher"] = Field("student", description="rkd: which of the two nets in the container")
+    head: HeadPolicy = Field("keep", description="keep: a classifier of other classes is an error; reinit: such a one "
+                                                 "is replaced by a fresh one; drop: any is")  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_means_checkpoint(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("path") is not None:
+            return {"source": "checkpoint", **values}
+        return values
 
     @model_validator(mode="after")
     def _path_iff_checkpoint(self) -> InitConfig:
@@ -72,6 +88,8 @@ class TeacherConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA, else float32")
     batch_size: Positive = Field(16, description="clips of one forward; part of the cache's identity")
     compile: bool = False
+    bn: Literal["running", "recalibrate"] = Field("running", description="BatchNorm statistics: those of the "
+                                                  "checkpoint, or estimated anew on the views to be stored")  # fmt: skip
 
 
 class TargetsConfig(Config):
@@ -98,6 +116,9 @@ class TrainData(Config):
     views: Positive | None = Field(None, description="replay the first so many stored views; all where not given")
 
 
+DISTILLED = ("logit_kl", "feature_mse", "logit_map_kl")  # the terms that need a teacher's targets
+
+
 class LossConfig(Config):
     """A weighted sum; a weight of 0 leaves a term out."""
 
@@ -105,12 +126,15 @@ class LossConfig(Config):
     binary_cross_entropy: Weight = 0.0
     logit_kl: Weight = 0.0
     feature_mse: Weight = 0.0
-    temperature: float = Field(1.0, gt=0, description="of logit_kl")
+    logit_map_kl: Weight = 0.0
+    temperature: float = Field(1.0, gt=0, description="of logit_kl and logit_map_kl")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of cross_entropy")
+    random_label: bool = Field(False, description="cross_entropy takes one label of a clip of several, drawn anew each "
+                                                  "epoch, as the seed does; else such a clip is an error")  # fmt: skip
 
     def weights(self) -> dict[str, float]:
         """name -> weight of every term that is in the sum."""
-        names = ("cross_entropy", "binary_cross_entropy", "logit_kl", "feature_mse")
+        names = ("cross_entropy", "binary_cross_entropy", *DISTILLED)
         return {name: getattr(self, name) for name in names if getattr(self, name) > 0}
 
     @model_validator(mode="after")
@@ -124,7 +148,13 @@ class OptimConfig(Config):
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0, description="for a global batch of `lr_batch`; scaled linearly to the real one")
     lr_batch: Positive = Field(64, description="clips")
-    weight_decay: float = Field(0.05, ge=0, description="not applied to biases and norms")
+    weight_decay: float = Field(0.05, ge=0, description="of which parameters: see groups")
+    groups: Literal["matrices", "all", "tsm", "swin", "swin_seed"] = Field(
+        "matrices",
+        description="matrices: decay on weights, none on biases and norms; all: decay on everything; tsm: as matrices, "
+        "biases at twice the rate; swin: decay on all but norms and position biases, the backbone at a tenth of the "
+        "rate; swin_seed: the seed's, where the backbone's norms decay and its position bias keeps the full rate",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd")
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm")
 
@@ -135,6 +165,7 @@ class ScheduleConfig(Config):
     warmup_epochs: float = Field(0.0, ge=0)
     milestones: tuple[Positive, ...] = Field((), description="step: epochs at which lr is multiplied by gamma")
     gamma: float = Field(0.1, gt=0, lt=1)
+    by_epoch: bool = Field(False, description="the rate changes between epochs only, as the seed's does")
     val_every: Positive = Field(1, description="epochs")
 
     @model_validator(mode="after")
@@ -168,6 +199,8 @@ class TrainConfig(Config):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights (evaluated when given)")
     amp: Literal["auto", "off"] = Field("auto", description="auto: bfloat16 autocast on CUDA")
     compile: bool = False
+    grad_checkpointing: bool = Field(False, description="less memory for a third more compute: blocks are run again "
+                                                        "in the backward pass")  # fmt: skip
     seed: int = 0
     log_every: Positive = Field(20, description="optimizer steps")
     checkpoint_every: Positive = Field(500, description="optimizer steps; each epoch's end too")
@@ -175,7 +208,7 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
-        distilled = [name for name in ("logit_kl", "feature_mse") if getattr(self.losses, name) > 0]
+        distilled = [name for name in DISTILLED if getattr(self.losses, name) > 0]
         if self.data.cache is None:
             if distilled:
                 raise ValueError(f"losses.{distilled[0]} needs targets: set data.cache, or its weight to 0")
@@ -189,8 +222,7 @@ class TrainConfig(Config):
                 raise ValueError(
                     f"{name}.num_frames {policy.num_frames} and model.num_frames {self.model.num_frames} must be equal"
                 )
-        if self.eval_policy is not None and (self.eval_policy.jitter or self.eval_policy.flip):
-            raise ValueError("eval_policy must be deterministic: jitter: false, flip: 0")
+        _check_deterministic("eval_policy", self.eval_policy)
         if self.render_via is not None and self.render_via < self.size:
             raise ValueError(f"render_via {self.render_via} must not be below size {self.size}")
         return self
@@ -201,21 +233,38 @@ class EvaluateConfig(Config):
 
     checkpoint: Path
     data: Path
-    output: Path | None = Field(None, description="JSON")
+    output: Path | None = Field(None, description="NAME.json; NAME.classes.csv and NAME.confusion.png go beside it")
     size: Size | None = Field(None, description="px; the size it was trained at where not given")
     policy: ViewPolicy | None = Field(None, description="the validation views of its training where not given")
+    protocol: str = Field("1x1", pattern=r"^[1-9][0-9]?x[13]$", description="temporal clips x spatial crops of a video: "
+                          "1x1 is the policy's own view, 2x3 the seed's twice_sample with three crops")  # fmt: skip
+    average: Literal["prob", "logit", "feature"] = Field("prob", description="what is averaged over a video's views")
     amp: Literal["auto", "off"] = Field("auto", description="auto: bfloat16 autocast on CUDA")
-    batch_size: Positive = 16
+    batch_size: Positive = Field(16, description="views of one forward")
     loader: LoaderConfig = LoaderConfig()
+
+    @model_validator(mode="after")
+    def _deterministic(self) -> EvaluateConfig:
+        _check_deterministic("policy", self.policy)
+        return self
 
 
 class PrepareConfig(Config):
     """`pipeline.py prepare`."""
 
-    source: Path = Field(description="class folders of videos, a folder of videos, a CSV, or a folder of tar shards")
+    source: Path = Field(description="class folders of videos, a folder of videos, a CSV, a folder of tar shards, or "
+                                     "kinetics, minik, sthv2, actnet, fcvid, mmaction, rawframes")  # fmt: skip
     output: Path
-    annotations: Path | None = Field(None, description="a CSV path,label[,label...] for a folder of videos")
-    classes: Path | None = Field(None, description="their order: a file with one name a line, or a prepared data set")
+    annotations: Path | None = Field(None, description="as published; for a folder of videos a CSV path,label[,...]")
+    videos: Path | None = Field(None, description="the folder of the videos, or of the folders of frames, of a list")
+    split: Literal["train", "val", "test"] | None = Field(None, description="of annotations that hold several")
+    with_offset: bool = Field(False, description="rawframes: lines are `dir start total label...`")
+    frame_template: str | None = Field(None, description="rawframes: such as img_%05d.jpg, which is tried if not given")
+    fps: float | None = Field(None, gt=0, le=1000, description="rawframes: frames a second of the clips; 25 if null")
+    classes: Path | None = Field(None, description="their order: a file with one name a line or {name: number}, or a "
+                                                   "prepared data set")  # fmt: skip
+    limit: Positive | None = Field(None, description="clips, the first in the order of the shards; all where not given")
+    disjoint_from: tuple[Path, ...] = Field((), description="data sets that should share no clip with this one")
     clips_per_shard: Positive = 1000
     max_shard_bytes: Positive = 1_000_000_000
     seed: int = Field(0, description="of the clips' order over the shards")
@@ -231,10 +280,11 @@ class DemoClips(Config):
 
 
 class DemoConfig(Config):
-    """`pipeline.py demo`. The stages' configs are the files beside it; `teacher`, `cache`, `baseline` and `distilled`
-    hold keys to change in them."""
+    """`pipeline.py demo`. The stages' configs are the files beside it, those of the nets in the folder `model`;
+    `teacher`, `cache`, `baseline` and `distilled` hold keys to change in them."""
 
     output: Path
+    model: Literal["tsm", "tsn", "slowonly", "swin"] = "tsm"
     seeds: Positive = Field(1, description="students of each kind, with seeds 0, 1, ...")
     clips: DemoClips
     video_size: Positive = Field(description="px of the clips, which are square")
@@ -245,75 +295,33 @@ class DemoConfig(Config):
     distilled: dict[str, Any] = {}
 
 
-C = TypeVar("C", bound=Config)
+class ImportConfig(Config):
+    """`pipeline.py import-checkpoint`: a checkpoint of another program as one of ours."""
 
+    source: Path = Field(description="a checkpoint of mmaction2, the seed, torchvision or timm")
+    output: Path = Field(description="a new .safetensors")
+    model: ModelConfig
+    size: Size = Field(224, description="px of its input")
+    classes: Path | None = Field(None, description="their order: a file with one name a line, or a prepared data set; "
+                                                   "the checkpoint's own names where not given")  # fmt: skip
+    format: CheckpointFormat = "auto"
+    part: Literal["student", "teacher"] = Field("student", description="rkd: which of the two nets in the container")
+    head: HeadPolicy = "keep"
+    eval_policy: ViewPolicy | None = Field(None, description="its evaluation's views; middle frames (slowonly, swin: "
+                                                             "the middle clip), centre crop if null")  # fmt: skip
+    render_via: Size | None = Field(None, description="render at this size, then shrink bilinearly without "
+                                                      "antialiasing, as the seed does")  # fmt: skip
 
-def load_config(model: type[C], file: Path | None = None, overrides: Sequence[str] = ()) -> C:
-    """Read a YAML file, apply `a.b=c` overrides (values are YAML) in order, validate.
-
-    Raises ReskdError naming each offending key, its value, and the nearest known key.
-    """
-    values: Any = {}
-    if file is not None:
-        try:
-            values = yaml.safe_load(Path(file).read_text()) or {}
-        except OSError as error:
-            raise ReskdError(f"config {file}: {error.strerror}; give an existing file with --config") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ReskdError(f"config {file} is not YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise ReskdError(f"config {file} must be a mapping of keys to values, but is a {type(values).__name__}")
-    for override in overrides:
-        _apply(values, override)
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        where = f"config {file}" if file is not None else "config"
-        raise ReskdError(f"{where}:\n" + "\n".join(_explain(model, e) for e in error.errors())) from None
-
-
-def save_config(config: Config, path: Path) -> None:
-    """Write the resolved config, defaults included, as YAML that `load_config` reads back to an equal one."""
-    write_atomically(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
-
-
-def _apply(values: dict, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ReskdError(f"--set {override!r} is not of the form key=value (such as --set optim.lr=0.01)")
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ReskdError(f"--set {override}: {parent!r} is a value and has no keys below it")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ReskdError(f"--set {override}: the value is not YAML: {error}") from error
-
-
-def _explain(model: type[Config], error: dict) -> str:
-    path = [str(part) for part in error["loc"]]
-    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _fields_at(model, path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"  {'.'.join(path)}: unknown key; {hint}"
-    if error["type"] == "missing":
-        return f"  {'.'.join(path)}: missing; set it in the config or with --set {'.'.join(path)}=..."
-    message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
-    shown = f" (given: {given!r})" if path and not isinstance(given, dict) else ""
-    return f"  {'.'.join(path) or model.__name__}: {message}{shown}"
-
-
-def _fields_at(model: Any, path: Sequence[str]) -> list[str]:
-    """Names of the keys that the (sub-)config at `path` knows."""
-    for part in path:
-        hints = typing.get_type_hints(model)
-        options = [hints.get(part), *typing.get_args(hints.get(part))]
-        found = [o for o in options if dataclasses.is_dataclass(o) or hasattr(o, "model_fields")]
-        if not found:  # pydantic names the class of a union's member in the location
-            continue
-        model = found[0]
-    return [f.name for f in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else list(model.model_fields)
+    @model_validator(mode="after")
+    def _fits(self) -> ImportConfig:
+        if self.output.suffix != ".safetensors":
+            raise ValueError(f"output {self.output} must end in .safetensors")
+        policy = self.eval_policy
+        if policy is not None and policy.num_frames != self.model.num_frames:
+            raise ValueError(
+                f"eval_policy.num_frames {policy.num_frames} and model.num_frames {self.model.num_frames} must be equal"
+            )
+        _check_deterministic("eval_policy", policy)
+        if self.render_via is not None and self.render_via < self.size:
+            raise ValueError(f"render_via {self.render_via} must not be below size {self.size}")
+        return self

@@ -4,44 +4,31 @@ Or an index alone, for shards made elsewhere. A killed run is continued by runni
 whole and then noted; `index.json` comes last, and with it the data set is there.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from cache.errors import ReskdError
-from cache.manifest import check_shard_names
-from stages.data.annotations import Clip, class_table, list_csv, list_files, list_videos, read_classes
 from stages.data.claim import WORK, Note, claimed, disk_errors, read_note, refuse_other, write_note
-from stages.data.decode import decoder_identity
+from stages.data.classes import class_table, read_classes
 from stages.data.foreign import choose_field, merge_surveys, survey_shard
-from stages.data.index import INDEX, dump, write_index, write_rows, write_whole
+from stages.data.index import INDEX, make_index, write_index, write_lines, write_rows
 from stages.data.ingest import Shard, index_shard, pack_shard, spread_clips
 from stages.data.probing import Prober
 from stages.data.shards import Dataset, open_dataset
-from stages.data.tarscan import VIDEO_EXTENSIONS
+from stages.data.sources import Annotated, Source, look, published_name
+from stages.data.twins import count_kinds, duplicates, update_report
 
-FORMAT = 1  # of a data set's content: raised when the same source would give other bytes
-QUARANTINE = "quarantine.jsonl"
+QUARANTINE = "quarantine.jsonl"  # what is not in the data set, and why: path, kind, reason
+REPORT = "report.jsonl"  # what is in it, and odd
 MARGIN = 1.02  # tar headers and padding, beside the videos' bytes
-
-
-@dataclass(frozen=True)
-class Source:
-    """What lies at a source: videos, or tars by relative name. `arguments` decide every byte of the output."""
-
-    clips: list[Clip]
-    tars: list[str]
-    base: str  # the folder of the tars, relative to the output
-    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,95 +39,99 @@ class Plan:
     clips: int
     make: dict[str, Callable[[Callable[[str | None], None]], Shard]]
     sizes: dict[str, int]
+    labelled: int | None = None  # clips; None where only the tars know
+    several: int = 0  # clips of several labels
 
 
 def prepare(
-    source: Path,
+    source: Path | str,
     output: Path,
     *,
     annotations: Path | None = None,
+    videos: Path | None = None,
+    split: str | None = None,
+    with_offset: bool = False,
+    frame_template: str | None = None,
+    fps: float | None = None,
     classes: Path | Sequence[str] | None = None,
+    limit: int | None = None,
+    disjoint_from: Sequence[Path] = (),
     clips_per_shard: int = 1000,
     max_shard_bytes: int = 1_000_000_000,
     seed: int = 0,
     workers: int | None = None,
-) -> Dataset:
+    dry_run: bool = False,
+) -> Dataset | None:
     """Makes a data set in `output`, or continues it, or opens it where it is finished.
 
     `source` is a folder of class folders of videos; a folder of videos without classes (unlabelled); a CSV
-    `path,label[,label...]`, paths relative to it; or a folder of tar shards, nested or not, which are indexed where
-    they lie (`output` may be the same folder). `annotations`: such a CSV, of the videos in the folder `source`.
-    `classes`: names in the order of their numbers, a file with one a line, or a prepared data set. A shard is full
-    at `clips_per_shard` clips or `max_shard_bytes` of video, whichever comes first; `seed` spreads the clips over
-    the shards. `workers`: processes that decode (None: one a core; 0: this process alone).
+    `path,label[,label...]`, paths relative to it; a folder of tar shards, nested or not, which are indexed where
+    they lie (`output` may be the same folder); or one of publishers.NAMES, with `annotations` as published and the
+    folder `videos` (and `split`, where the file holds several; the next three for rawframes: see `list_frames`).
+    `annotations` otherwise: such a CSV, of the videos in the folder `source`.
+    `classes`: names in the order of their numbers, a file with one a line or {name: number}, a prepared data set or a teacher.
+    `limit`: so many clips, the first in the order of the shards, which is that of a hash. A shard is full at
+    `clips_per_shard` clips or `max_shard_bytes` of video, whichever comes first; `seed` spreads the clips over the
+    shards. `disjoint_from`: data sets that should share no clip with this one (that of `classes` is one, too).
+    `workers`: processes that decode (None: one a core; 0: this process alone). `dry_run`: says what would be done,
+    writes nothing, returns None.
 
-    What can't be decoded goes to quarantine.jsonl with its reason, and the run goes on. Raises ReskdError for bad
-    annotations, classes and tars (before any work), an output in use or made from anything else, a full disk, and
-    where no clip at all is readable.
+    What can't be decoded, isn't there or isn't listed goes to quarantine.jsonl with its reason; clips that are twice
+    in the data set, or in a data set that should share none, and parts that ended early stay in, and are told in
+    report.jsonl. Raises ReskdError for bad annotations, classes and tars (before any work), an output in use or made
+    from anything else, a full disk, and where no clip at all is readable.
     """
     source, output, order = Path(source), Path(output), read_classes(classes)
-    options = {"clips_per_shard": clips_per_shard, "max_shard_bytes": max_shard_bytes, "seed": seed}
-    found = _look(source, output, Path(annotations) if annotations else None, options, order)
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    annotated = Annotated(_path(annotations), _path(videos), split, with_offset, frame_template, fps)
     console = Console(stderr=True)
-    with disk_errors(output), Prober(min(workers, max(len(found.clips), len(found.tars)))) as prober:
+    if source.exists() and published_name(source, annotated):
+        _say(console, f"{source}: taken for the format of the annotations, not for the {source} that is here.")
+    options = {"clips_per_shard": clips_per_shard, "max_shard_bytes": max_shard_bytes, "seed": seed, "limit": limit}
+    apart = _apart(output, classes, disjoint_from)
+    found = look(source, output, annotated, options, order)
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    with disk_errors(output), Prober(min(workers, max(len(found.listing.clips), len(found.tars)))) as prober:
         refuse_other(output, found.arguments, among_tars=bool(found.tars))
         if (output / INDEX).exists():
             data = open_dataset(output)
             data.check_files()
-            console.print(f"{output} was finished before: {len(data.shards)} shards. Nothing to do.", soft_wrap=True)
+            _say(console, f"{output} was finished before: {len(data.shards)} shards. Nothing to do.")
         else:
             planner = _plan_index if found.tars else _plan_shards
             plan = planner(found, source, output, prober, order, options)  # refuses bad input, touches nothing
+            if dry_run:
+                return _describe(plan, found, output, console)
             with claimed(output, found.arguments, among_tars=bool(found.tars)):
                 data = _work(plan, found, output, console)
-    shutil.rmtree(output / WORK, ignore_errors=True)
+        if dry_run:
+            return None
+        if odd := update_report(data, output / REPORT, apart):
+            _say(console, f"{output / REPORT} tells of clips that are in it, and odd: {odd}.")
+        shutil.rmtree(output / WORK, ignore_errors=True)
     return data
 
 
-def _look(source: Path, output: Path, annotations: Path | None, options: dict, order: Sequence[str] | None) -> Source:
-    """Lists the source and decides what it is."""
-    clips, tars, base = [], {}, "."
-    if source.is_file() and annotations is None:
-        clips, kind = list_csv(source, source.parent), "CSV"
-    elif not source.is_dir():
-        raise ReskdError(f"{source}: no such folder. Give a folder of videos or of tar shards, or a CSV")
-    elif annotations is not None:
-        clips, kind = list_csv(annotations, source), "CSV"
-    else:
-        files = list_files(source, output)
-        clips, kind = list_videos(source, files), "folder of videos"
-        tars = {p.relative_to(source).as_posix(): p.stat().st_size for p in files if p.suffix == ".tar"}
-        if bool(clips) == bool(tars):
-            what = f"both videos ({clips[0].name}) and tars ({next(iter(tars))})" if tars else "neither videos nor tars"
-            raise ReskdError(f"{source}: {what} in it. Give a folder of either; known as videos: "
-                             f"{', '.join(sorted(VIDEO_EXTENSIONS))}")  # fmt: skip
-    listing = [[clip.name, clip.size, clip.labels] for clip in clips]
-    if tars:
-        check_shard_names(list(tars))
-        listing, options, kind = sorted(tars.items()), {}, "tar shards"
-        base = Path(os.path.relpath(source.resolve(), output.resolve())).as_posix()
-    digest = hashlib.sha256(dump(listing)).hexdigest()
-    arguments = {"format": FORMAT, "source": kind, "base": base, "items": len(listing), "listing": digest, **options,
-                 "classes": list(order) if order else None, "decoder": decoder_identity()}  # fmt: skip
-    return Source(clips, sorted(tars), base, arguments)
+def _apart(output: Path, classes: Path | Sequence[str] | None, disjoint_from: Sequence[Path]) -> dict[str, Dataset]:
+    """The data sets that should share no clip with that in `output`, by the names that were given."""
+    paths = [Path(path) for path in disjoint_from]
+    if isinstance(classes, (str, Path)) and Path(classes).is_dir():
+        paths.append(Path(classes))
+    return {str(path): open_dataset(path) for path in paths if path.resolve() != output.resolve()}
 
 
 def _plan_shards(found: Source, source: Path, output: Path, prober: Prober, order, options: dict[str, int]) -> Plan:
     """Videos to be packed."""
-    labels = {}
-    for clip in found.clips:
-        for label in clip.labels:
-            labels.setdefault(label, clip.where)
-    classes, table = class_table(labels, order, names=found.arguments["source"] == "folder of videos")
-    shards = spread_clips(found.clips, seed=options["seed"], per_shard=options["clips_per_shard"],
-                          max_bytes=options["max_shard_bytes"])  # fmt: skip
+    classes, table = class_table(found.listing.labels, order, names=found.listing.names)
+    shards = spread_clips(found.listing.clips, seed=options["seed"], per_shard=options["clips_per_shard"],
+                          max_bytes=options["max_shard_bytes"], limit=options["limit"])  # fmt: skip
     make, sizes = {}, {}
     for i, clips in enumerate(shards):
         name = f"{i:06d}.tar"
         make[name] = partial(pack_shard, output / name, output / WORK / name, clips, table, prober)
         sizes[name] = sum(clip.size or 0 for _, clip in clips)
-    return Plan(classes, len(found.clips), make, sizes)
+    taken = [clip for clips in shards for _, clip in clips]
+    labelled, several = (sum(len(clip.labels) > least for clip in taken) for least in (0, 1))
+    return Plan(classes, len(taken), make, sizes, labelled, several)
 
 
 def _plan_index(found: Source, source: Path, output: Path, prober: Prober, order, options: dict[str, int]) -> Plan:
@@ -162,7 +153,7 @@ def _work(plan: Plan, found: Source, output: Path, console: Console) -> Dataset:
         raise ReskdError(f"{output}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} free. Make room and run again, or "
                          "choose another output")  # fmt: skip
     if kept:
-        console.print(f"Continuing: {len(kept)} of {len(notes)} shards were finished before.", soft_wrap=True)
+        _say(console, f"Continuing: {len(kept)} of {len(notes)} shards were finished before.")
     columns = (TextColumn("prepare"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
                TextColumn("{task.fields[bad]} unreadable"))  # fmt: skip
     with Progress(*columns, console=console) as progress:
@@ -185,39 +176,64 @@ def _make(output: Path, name: str, make: Callable, advance: Callable[[str | None
         rows_sha256=digest,
         clips=len(shard.rows) + sum("row" not in line for line in shard.quarantine),
         unlabelled=sum(not row["labels"] for row in shard.rows),
+        several=sum(len(row["labels"]) > 1 for row in shard.rows),
         fallbacks=sum(row["fallback"] is not None for row in shard.rows),
         errors={str(i): row["error"] for i, row in enumerate(shard.rows) if row["error"]},
         quarantine=shard.quarantine,
+        report=shard.report,
     )
     write_note(output, name, note)
     return note
 
 
 def _finish(plan: Plan, found: Source, output: Path, notes: dict[str, Note], console: Console) -> Dataset:
-    quarantine = sorted((line for note in notes.values() for line in note.quarantine), key=lambda line: line["path"])
-    write_whole(output / QUARANTINE, b"".join(dump(line) for line in quarantine))
+    lost = found.listing.quarantine + [line for note in notes.values() for line in note.quarantine]
+    write_lines(output / QUARANTINE, sorted(lost, key=lambda line: line["path"]))
     shards = [(note.entry, note.rows_sha256) for note in notes.values() if note.entry]
-    readable = sum(note.clips for note in notes.values()) - len(quarantine)
-    if readable == 0:
-        raise ReskdError(f"{output}: none of {len(quarantine)} clips is readable, see {QUARANTINE} in it. The first, "
-                         f"{quarantine[0]['path']}: {quarantine[0]['reason']}")  # fmt: skip
-    write_index(
-        output,
-        classes=plan.classes,
-        decoder=found.arguments["decoder"],
-        base=found.base,
-        shards=shards,
-        quarantine={name: note.errors for name, note in notes.items() if note.errors},
-    )
-    lines = [f"{output}: {readable} clips in {len(shards)} shards, {len(plan.classes)} classes."]
+    bad = [line for line in lost if line["kind"] != "unlisted"]
+    if all(note.clips == len(note.quarantine) for note in notes.values()):
+        first = f" The first, {bad[0]['path']}: {bad[0]['reason']}" if bad else ""
+        raise ReskdError(f"{output}: none of {len(bad)} clips is readable, see {QUARANTINE} in it.{first}")
+    errors = {name: note.errors for name, note in notes.items() if note.errors}
+    decoder = found.arguments["decoder"]
+    index = make_index(classes=plan.classes, decoder=decoder, base=found.base, shards=shards, quarantine=errors)
+    odd = found.listing.report + [line for note in notes.values() for line in note.report]
+    write_lines(output / REPORT, odd + duplicates(Dataset(output, index)))
+    write_index(output, index)
+    clips = sum(note.clips - len(note.quarantine) for note in notes.values())
+    _say(console, f"{output}: {clips} clips in {len(shards)} shards, {len(plan.classes)} classes.")
+    if several := sum(note.several for note in notes.values()):
+        _say(console, f"{several} clips have several labels.")
     if unlabelled := sum(note.unlabelled for note in notes.values()):
-        lines.append(f"{unlabelled} clips have no label: they can be cached and distilled from.")
+        _say(console, f"{unlabelled} clips have no label: they can be cached and distilled from.")
     if fallbacks := sum(note.fallbacks for note in notes.values()):
-        lines.append(f"{fallbacks} clips are decoded by PyAV instead of decord.")
-    if quarantine:
-        lines.append(f"{len(quarantine)} of {plan.clips} clips could not be read: {output / QUARANTINE} says why.")
-    console.print("\n".join(lines), soft_wrap=True, markup=False)
+        _say(console, f"{fallbacks} clips are decoded by PyAV instead of decord.")
+    if lost:
+        _say(console, f"{output / QUARANTINE} says why these are not in it: {count_kinds(lost)}.")
     return open_dataset(output)
+
+
+def _describe(plan: Plan, found: Source, output: Path, console: Console) -> None:
+    """Says what would be done."""
+    several = f", {plan.several} with several labels" if plan.several else ""
+    labelled = "" if plan.labelled is None else f" ({plan.labelled} labelled{several})"
+    _say(console, f"Dry run: {output} would have {plan.clips} clips{labelled} of {len(plan.classes)} classes, "
+                  f"{sum(plan.sizes.values()) / 1e9:.3f} GB more, in {len(plan.make)} shards.")  # fmt: skip
+    if done := sum(read_note(output, name, output / found.base) is not None for name in plan.make):
+        _say(console, f"{done} of the shards are finished already.")
+    if found.listing.quarantine:
+        _say(console, f"Not in it: {count_kinds(found.listing.quarantine)}. For example:")
+        examples = {line["kind"]: line for line in reversed(found.listing.quarantine)}
+        for kind in sorted(examples):
+            _say(console, f"  {kind}: {examples[kind]['path']}: {examples[kind]['reason']}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def _path(value: Path | str | None) -> Path | None:
+    return None if value is None else Path(value)
 
 
 class _Rate(ProgressColumn):

@@ -19,9 +19,10 @@ from cache.view import BLOCK, ViewPolicy
 from stages.config import TrainConfig
 from stages.data.join import Clips, check_labels
 from stages.data.shards import Dataset, open_dataset
+from stages.distill.student import Student, build_student
 from stages.distill.targets import check_targets, needed_targets
-from stages.models import Output, VideoModel, build_model, model_stats, place
-from stages.models.checkpoints import ModelCard, load_weights, read_checkpoint, save_model
+from stages.models import Output, VideoModel, build_model, enable_grad_checkpointing, model_stats, place
+from stages.models.checkpoints import ModelCard, initialise, save_model
 from stages.training.distributed import Ranks, ranks
 from stages.training.loading import decoding_workers, in_order
 from stages.training.log import console
@@ -31,7 +32,7 @@ from stages.training.order import Order, batches_of_run
 from stages.training.replay import Replay, open_replay
 from stages.training.state import in_use, load_state, open_run, stored_views
 
-READ_LOGITS = {"cross_entropy", "binary_cross_entropy", "logit_kl"}
+TRAIN_THE_CLASSIFIER = {"cross_entropy", "binary_cross_entropy", "logit_kl", "logit_map_kl"}
 
 
 def train_student(
@@ -45,7 +46,8 @@ def train_student(
     """Train a student (or, without `data.cache`, a teacher or a baseline) and write its run folder `config.output`.
 
     The folder: config.yaml (resolved), metrics.jsonl, tensorboard/, last.pt (for --resume), last.safetensors and
-    best.safetensors (of the best validation), result.json, which is returned.
+    best.safetensors (of the best validation: by mAP where clips have several labels, else by
+    top-1), result.json, which is returned.
     `allow_partial`: train on an unfinished cache's finished shards, saying what is left out.
     """
     started = time.perf_counter()
@@ -59,12 +61,13 @@ def train_student(
         torch.manual_seed(config.seed)
         model, config = _build(config, data, replay)
         if replay:
-            check_targets(
-                replay.manifest, needed_targets(config.losses), _shapes(model, config), config.model.num_frames
-            )
+            check_targets(replay.manifest, config.losses, _shapes(model, config), config.model.num_frames)
+        if config.grad_checkpointing:
+            enable_grad_checkpointing(model, compiled=config.compile)
+        student = _student(model, config, replay, at)
         order = _order(config, data, replay, at)
         if dry_run:
-            return _show_plan(config, data, order, replay, model)
+            return _show_plan(config, data, order, replay, student)
         with in_use(config.output) if at.first else nullcontext():
             at.first_does(partial(open_run, config, resume=resume, overwrite=overwrite))
             last, finished = config.output / "last.pt", config.output / "result.json"
@@ -74,10 +77,9 @@ def train_student(
                 return json.loads(finished.read_text())
             if not at.first:
                 torch.manual_seed(config.seed + at.rank)  # the same weights on every rank, but not the same dropout
-            progress = _run(config, data, val, replay, model, order, state, at)
+            progress = _run(config, data, val, replay, student, order, state, at)
             result = {
-                "top1": None if val is None else progress.best,
-                "best_epoch": progress.best_epoch,
+                "best": progress.best,
                 "steps": progress.step,
                 "clips_seen": progress.step * order.group * config.batch_size,
                 "failed_clips": int(at.sum(torch.tensor(progress.failed, device=at.device))),
@@ -89,7 +91,7 @@ def train_student(
         return result
 
 
-def _run(config: TrainConfig, data: Dataset, val: Dataset | None, replay: Replay | None, model: VideoModel,
+def _run(config: TrainConfig, data: Dataset, val: Dataset | None, replay: Replay | None, student: Student,
          order: Order, state: dict | None, at: Ranks):  # fmt: skip
     """Wire what the loop takes: batches, validation, weights to disk."""
     make = partial(Clips, size=config.size, via=config.render_via, num_classes=len(data.classes))
@@ -107,17 +109,18 @@ def _run(config: TrainConfig, data: Dataset, val: Dataset | None, replay: Replay
         card = ModelCard(config.model, data.classes, config.size, config.render_via, config.eval_policy, notes)
         save_model(config.output / f"{name}.safetensors", evaluated, card)
 
-    if not READ_LOGITS & config.losses.weights().keys():
-        model.head.requires_grad_(False)
+    if not TRAIN_THE_CLASSIFIER & config.losses.weights().keys():
+        student.model.head.requires_grad_(False)
         console.print("[yellow]warning[/] no loss reads the logits: the features are trained, the classifier is not")
     return fit(
-        place(model, at.device),
+        place(student, at.device),
         batches,
         order.steps_per_epoch(),
         config,
         at,
         order=order.digest(),
         state=state,
+        classifier=replay and replay.classifier_on(at.device),
         validate=validate if val else None,
         save_weights=save_weights,
     )
@@ -145,7 +148,7 @@ def evaluation_policy(policy: ViewPolicy) -> ViewPolicy:
 
 
 def _check_data(config: TrainConfig, data: Dataset, val: Dataset | None) -> None:
-    single = config.losses.cross_entropy > 0
+    single = config.losses.cross_entropy > 0 and not config.losses.random_label
     data.check_files()
     labelled = check_labels(data, single=single)["labelled"]
     if labelled == 0 and not needed_targets(config.losses):
@@ -155,7 +158,7 @@ def _check_data(config: TrainConfig, data: Dataset, val: Dataset | None) -> None
         return
     if val.classes != data.classes:
         raise ReskdError(f"{val.path} has other classes than {data.path}: prepare both with one class list "
-                         f"(prepare --classes FILE)")  # fmt: skip
+                         f"(prepare --class-order {data.path})")  # fmt: skip
     val.check_files()
     check_labels(val, single=False)
 
@@ -176,12 +179,19 @@ def _build(config: TrainConfig, data: Dataset, replay: Replay | None) -> tuple[V
     config = config.model_copy(update=filled)
     model = build_model(config.model, pretrained=config.init.source == "timm")
     if config.init.source == "checkpoint":
-        tensors, card = read_checkpoint(config.init.path)
-        if card.classes != tuple(data.classes):
-            raise ReskdError(f"init.path {config.init.path} knows other classes than {data.path} has: prepare the "
-                             f"data with its order (prepare --classes FILE)")  # fmt: skip
-        load_weights(model, tensors, config.init.path)
+        console.print(initialise(model, config.model, config.init, data.classes), markup=False, soft_wrap=True)
     return model, config
+
+
+def _student(model: VideoModel, config: TrainConfig, replay: Replay | None, at: Ranks) -> Student:
+    """The model with what its losses need beside it; said, where that is an adapter."""
+    maps = replay.manifest.identity.targets.get("features") if replay else None
+    student = build_student(model, config.losses, maps["width"] if maps else None)
+    if student.adapter is not None and at.first:
+        console.print(f"the student's map has {student.adapter.in_features} channels, the cached one "
+                      f"{student.adapter.out_features}: a 1×1 adapter between them is trained with the student and "
+                      f"left out of its exported weights")  # fmt: skip
+    return student
 
 
 def _shapes(model: VideoModel, config: TrainConfig) -> Output:
@@ -208,8 +218,8 @@ def _order(config: TrainConfig, data: Dataset, replay: Replay | None, at: Ranks)
     return order
 
 
-def _show_plan(config: TrainConfig, data: Dataset, order: Order, replay: Replay | None, model: VideoModel) -> dict:
-    stats = model_stats(model, config.size)
+def _show_plan(config: TrainConfig, data: Dataset, order: Order, replay: Replay | None, student: Student) -> dict:
+    stats, adapter = model_stats(student.model, config.size), student.adapter
     plan = {
         "output": str(config.output),
         "clips": sum(map(len, order.rows)),
@@ -218,6 +228,7 @@ def _show_plan(config: TrainConfig, data: Dataset, order: Order, replay: Replay 
         "stored_views": replay.views if replay else None,
         "losses": config.losses.weights(),
         "parameters": stats.parameters,
+        "adapter": None if adapter is None else f"{adapter.in_features} -> {adapter.out_features} channels",
         "gmacs": stats.gmacs,
         "workers": decoding_workers(config.loader),
     }

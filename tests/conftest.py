@@ -5,12 +5,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import settings
 
 from stages.cache_teacher import cache_teacher
 from stages.data.digits import make_digits
 from stages.prepare import prepare
 from stages.train_student import train_student
 from tests.runs import POLICY, cache_config, train_config
+
+settings.register_profile("house", deadline=None)  # a busy machine fails no test
+settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")

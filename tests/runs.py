@@ -1,10 +1,15 @@
 """Configs of quick runs, and what tests compare of them."""
 
 import hashlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
-from stages.config import CacheConfig, TrainConfig, load_config
+from click.testing import CliRunner
+
+from pipeline import cli
+from stages.config import CacheConfig, TrainConfig
+from stages.configfile import load_config
 from stages.training.log import read_metrics
 
 NET = {"channels": [8, 16, 16, 16], "layers": [1, 1, 1, 1], "output_stride": 8}
@@ -33,3 +38,15 @@ def tree(path: Path) -> dict[str, str]:
     """sha256 of every file below a folder, by its relative name."""
     files = sorted(p for p in path.rglob("*") if p.is_file())
     return {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def command(*arguments) -> str:
+    """Run `pipeline.py ARGUMENTS` in this process; returns what it said."""
+    done = CliRunner().invoke(cli, [str(a) for a in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def sets(changes: dict) -> list[str]:
+    """As --set options."""
+    return [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from cache.errors import ReskdError
-from stages.config import CacheConfig, DemoConfig, TrainConfig, load_config
+from stages.config import TrainConfig
+from stages.configfile import load_config, read_values, save_config
 
-ROOT = Path(__file__).parents[1]
 LEAST = ["output=out", "data.train=data"]
 
 
@@ -78,9 +78,72 @@ def test_overrides_win_and_the_last_one_most(tmp_path):
     assert config.optim.lr == 3 and config.optim.momentum == 0.5
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_every_shipped_config_is_valid_and_headed_by_its_command(file):
-    model = {"cache": CacheConfig, "demo": DemoConfig}.get(file.stem, TrainConfig)
-    load_config(model, file)
-    command = "demo" if model is DemoConfig else "cache-teacher" if model is CacheConfig else "train-student"
-    assert f"pipeline.py {command}" in file.read_text().split("\n", 2)[1]
+def write(folder: Path, **files: str) -> Path:
+    """YAML files by name; the folder of them."""
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def test_a_file_is_laid_over_its_base(tmp_path):
+    """Mappings key by key, at any depth; a list, a number, or null replaces what was there."""
+    write(
+        tmp_path,
+        below="output: a\ndata: {train: d}\nmodel: {args: {x: 1, y: [1, 2]}}\npolicy: {flip: 0.1, num_frames: 8}\n",
+        above="base: below.yaml\noutput: b\nmodel: {args: {y: [3]}}\npolicy: null\noptim: {lr: 0.5}\n",
+    )
+    config = load_config(TrainConfig, tmp_path / "above.yaml", ["optim.momentum=0"])
+    assert (str(config.output), str(config.data.train), config.optim.lr) == ("b", "d", 0.5)
+    assert config.model.args == {"x": 1, "y": [3]} and config.policy is None
+    assert "base" not in read_values(tmp_path / "above.yaml")
+
+
+def test_of_several_bases_the_later_wins_and_the_file_over_all(tmp_path):
+    write(tmp_path, a="x: 1\ny: 1\nz: 1\n", b="y: 2\nz: 2\n", own="base: [a.yaml, b.yaml]\nz: 3\n")
+    assert read_values(tmp_path / "own.yaml") == {"x": 1, "y": 2, "z": 3}
+    write(tmp_path, other="base: [b.yaml, a.yaml]\n", none="base: []\nx: 5\n")
+    assert read_values(tmp_path / "other.yaml") == {"x": 1, "y": 1, "z": 1}
+    assert read_values(tmp_path / "none.yaml") == {"x": 5}
+
+
+def test_a_base_is_found_beside_the_file_that_names_it_and_may_have_its_own(tmp_path, monkeypatch):
+    (tmp_path / "base" / "deep").mkdir(parents=True)
+    write(tmp_path / "base" / "deep", root="a: {b: 1, c: 1}\n")
+    write(tmp_path / "base", middle="base: deep/root.yaml\na: {c: 2}\n", twin="base: deep/root.yaml\nd: 4\n")
+    write(tmp_path, own="base: [base/middle.yaml, base/twin.yaml]\n")
+    monkeypatch.chdir(tmp_path / "base")
+    assert read_values(tmp_path / "own.yaml") == {"a": {"b": 1, "c": 1}, "d": 4}  # root comes again with the twin
+
+
+def test_the_files_read_are_not_changed_by_each_other(tmp_path):
+    write(tmp_path, root="a: {b: 1}\n", one="base: root.yaml\na: {c: 1}\n", two="base: [one.yaml, root.yaml]\n")
+    assert read_values(tmp_path / "two.yaml") == {"a": {"b": 1, "c": 1}}
+    assert read_values(tmp_path / "root.yaml") == {"a": {"b": 1}}
+
+
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("base: gone.yaml", r"gone\.yaml: No such file or directory \(base of .*own\.yaml\)"),
+        ("base: own.yaml", r"own\.yaml: it is its own base, by way of own\.yaml"),
+        ("base: [ring.yaml]", r"it is its own base, by way of own\.yaml -> ring\.yaml"),
+        ("base: list.yaml", r"list\.yaml must be a mapping"),
+        ("base: 3", r"`base` must be a file or a list of files \(given: 3\)"),
+        ("base: [3]", r"`base` must be a file or a list of files \(given: \[3\]\)"),
+        ("base:", r"`base` must be a file or a list of files \(given: None\)"),
+        ("base: {file: ring.yaml}", "`base` must be a file or a list of files"),
+        ("base: typo.yaml", r"own\.yaml:\n  optim\.lrr: unknown key; did you mean 'lr'"),
+    ],
+)
+def test_a_base_that_can_not_be_is_named(tmp_path, text, match):
+    write(tmp_path, own=text, ring="base: own.yaml", list="- 1", typo="output: o\ndata: {train: d}\noptim: {lrr: 1}")
+    with pytest.raises(ReskdError, match=match):
+        load_config(TrainConfig, tmp_path / "own.yaml")
+
+
+def test_a_saved_config_stands_alone(tmp_path):
+    write(tmp_path, base="data: {train: d}\noptim: {lr: 0.25}\n", own="base: base.yaml\noutput: o\n")
+    config = load_config(TrainConfig, tmp_path / "own.yaml")
+    save_config(config, tmp_path / "saved.yaml")
+    (tmp_path / "base.yaml").unlink()
+    assert load_config(TrainConfig, tmp_path / "saved.yaml") == config

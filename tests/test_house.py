@@ -16,6 +16,7 @@ FILES = sorted(p for folder in ("cache", "stages") for p in (ROOT / folder).rglo
 FLOORS = [
     ["cache"],
     ["stages.config"],
+    ["stages.configfile"],
     ["stages.data", "stages.models"],
     ["stages.distill"],
     ["stages.training"],
@@ -26,7 +27,8 @@ FLOORS = [
 OWNED = {
     "webdataset": ["stages/data/shards.py"],
     "decord": ["stages/data/decode.py"],
-    "av": ["stages/data/decode.py", "stages/data/digits.py"],  # digits encodes, it decodes nothing
+    # digits and rawframes encode, they decode nothing
+    "av": ["stages/data/decode.py", "stages/data/digits.py", "stages/data/rawframes.py"],
     "torch.distributed": ["stages/training/distributed.py"],
 }
 

@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from cache.errors import ReskdError
-from stages.data.annotations import class_table, safe_keys
+from stages.data.annotations import safe_keys
+from stages.data.classes import class_table
 from stages.data.decode import decode_frames
 from stages.data.probing import Prober, crashed_probe, probe_task
 from stages.data.shards import Dataset
@@ -209,6 +210,13 @@ def test_a_csv_alone_has_paths_relative_to_itself_and_integers_are_class_numbers
     assert data.classes == ("walk", "run", "jump") and labels(data) == {"videos_a": (2,), "videos_b": (0,)}
     data = make(csv(tmp_path / "list.csv", "videos/a.mp4,run"), tmp_path / "ordered", classes=["walk", "run"])
     assert labels(data) == {"videos_a": (1,)}
+
+
+@pytest.mark.parametrize("header", ["path,label", "video,Label", "filename,class", "label,label"])
+def test_a_header_is_no_clip_and_no_class(tmp_path, header):
+    write(tmp_path / "a.mp4", clip(0))
+    assert make(csv(tmp_path / "l.csv", header, "a.mp4,x"), tmp_path / "out").classes == ("x",)
+    assert not quarantine(tmp_path / "out")
 
 
 def test_class_numbers():
@@ -459,13 +467,13 @@ def test_killed_at_every_commit_step_a_rerun_gives_the_undisturbed_bytes(tmp_pat
     source = class_folders(tmp_path / "source", "xy")
     write(source / "x/bad.mp4", b"")
     found = finished_before(tmp_path, source, "steps", {"clips_per_shard": 4})
-    # before and after each rename: arguments, tar, rows, note, tar, rows, note, quarantine, index
-    assert found == [0] * 7 + [1] * 6 + [2] * 5
+    # before and after each rename: arguments, tar, rows, note, tar, rows, note, quarantine, report, index
+    assert found == [0] * 7 + [1] * 6 + [2] * 7
 
 
 def test_an_index_killed_at_every_commit_step_is_continued(tmp_path):
     found = finished_before(tmp_path, foreign(tmp_path / "source"), "steps", {})
-    assert found == [0] * 5 + [1] * 4 + [2] * 5
+    assert found == [0] * 5 + [1] * 4 + [2] * 7
 
 
 def test_killed_at_random_moments_a_rerun_gives_the_undisturbed_bytes(tmp_path):

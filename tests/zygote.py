@@ -82,7 +82,7 @@ class Zygote:
 
     def close(self) -> None:
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 def _child(arguments: list[str], environment: dict[str, str], output: str) -> None:

@@ -1,23 +1,30 @@
-"""Which videos there are and what they are labelled: class folders, CSV files, lists of classes.
+"""Which videos there are and what they are labelled: class folders and CSV files.
 
-A label is kept as the text its source has; `class_table` turns all of them into class numbers at once.
+A label is kept as the text its source has; `classes.class_table` turns all of them into class numbers at once.
 """
 
 import csv
-import difflib
 import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cache.errors import ReskdError
-from stages.data.index import read_index
 from stages.data.tarscan import VIDEO_EXTENSIONS
 
-MAX_CLASSES = 100_000  # a larger number is taken for a mistake: an id in the column of the label
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Pictures in a folder, of which a clip is encoded: `template % i` for i in range(first, first + count)."""
+
+    template: str
+    first: int
+    count: int
+    fps: float
+    offset: int | None = None  # as listed, where one folder holds several clips
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +33,39 @@ class Clip:
 
     name: str
     path: Path
-    size: int | None  # bytes; None where there is no such file
+    size: int | None  # bytes, of pictures an estimate; None where there is no such file
     labels: tuple[str, ...]
     where: str  # of the annotation, for messages
+    start: float | None = None  # seconds: the clip is this part of its video, where given
+    end: float | None = None
+    frames: Frames | None = None  # the clip is encoded from them; `path` is their folder
+
+    @property
+    def identity(self) -> str:
+        """A name that no other clip of the data set has: two clips may be parts of one video, or of one folder."""
+        if self.frames is not None:
+            part = "" if self.frames.offset is None else f"_{self.frames.offset}_{self.frames.count}"
+            return f"{self.name}{part}.mp4"
+        if self.start is None:
+            return self.name
+        stem, ext = os.path.splitext(self.name)
+        return f"{stem}_{_seconds(self.start)}_{_seconds(self.end)}{ext}"
 
 
 def list_files(source: Path, skip: Path) -> list[Path]:
     """Files below a folder in a fixed order, without hidden ones (`._clip.mp4`) and those of the folder `skip`."""
-    return list(_walk(source, skip.resolve()))
+    return [folder / name for folder, names in walk(source, skip) for name in names]
+
+
+def walk(source: Path, skip: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder from `source` down, with its files sorted; without hidden ones, and without the folder `skip`."""
+    skip = skip.resolve()
+    for folder, folders, files in os.walk(source, followlinks=True, onerror=_unreadable):
+        here = Path(folder).resolve()
+        # A link to a folder above would be followed for ever.
+        below = [n for n in folders if not here.is_relative_to(t := (here / n).resolve()) and t != skip]
+        folders[:] = sorted(name for name in below if not name.startswith("."))
+        yield Path(folder), sorted(name for name in files if not name.startswith("."))
 
 
 def list_videos(source: Path, files: Sequence[Path]) -> list[Clip]:
@@ -42,7 +74,7 @@ def list_videos(source: Path, files: Sequence[Path]) -> list[Clip]:
     for path in files:
         if extension(path.name) in VIDEO_EXTENSIONS:
             name = path.relative_to(source).as_posix()
-            clips.append(Clip(name, path, _size(path), tuple(name.split("/")[:-1][:1]), str(path)))
+            clips.append(Clip(name, path, file_size(path), tuple(name.split("/")[:-1][:1]), str(path)))
     flat = next((clip for clip in clips if not clip.labels), None)
     if flat and any(clip.labels for clip in clips):
         raise ReskdError(f"{flat.path}: a video beside class folders, so its class is unknown. Move it into a folder, "
@@ -51,8 +83,9 @@ def list_videos(source: Path, files: Sequence[Path]) -> list[Clip]:
 
 
 def list_csv(file: Path, videos: Path) -> list[Clip]:
-    """Lines `path,label[,label...]`, paths relative to `videos`; `path,` is unlabelled; a first line whose first field
-    is `path` is a header. Files that aren't there are listed too, with size None.
+    """Lines `path,label[,label...]`, paths relative to `videos`; `path,` is unlabelled; a first line that begins with
+    `path`, or is a name without an extension and then `label` or `class`, is a header. Files that aren't there are
+    listed too, with size None.
     """
     clips, lines = [], {}
     for line, fields in _csv_lines(file):
@@ -67,61 +100,10 @@ def list_csv(file: Path, videos: Path) -> list[Clip]:
             what = f"{fields[0]!r} is listed before, in line {lines[name]}" if fields[0] else "no path"
             raise ReskdError(f"{where}: {what}. Keep one line for each video, with all of its labels")
         lines[name] = line
-        clips.append(Clip(name, path, _size(path), tuple(dict.fromkeys(filter(None, fields[1:]))), where))
+        clips.append(Clip(name, path, file_size(path), tuple(dict.fromkeys(filter(None, fields[1:]))), where))
     if not clips:
         raise ReskdError(f"{file}: no clip in it. Write lines `path,label`")
     return sorted(clips, key=lambda clip: clip.name)
-
-
-def read_classes(classes: Path | str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Class names in the order of their numbers: given, a file with one a line, or a prepared data set's folder."""
-    if classes is None:
-        return None
-    where = "classes"
-    if isinstance(classes, (str, Path)):
-        where = str(classes)
-        if Path(classes).is_dir():
-            return tuple(read_index(Path(classes))["classes"])
-        try:
-            classes = [
-                line.strip() for line in Path(classes).read_text(encoding="utf-8-sig").splitlines() if line.strip()
-            ]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ReskdError(f"{where}: no readable list of class names ({error}). Write one name a line") from error
-    twice = [name for name, count in Counter(classes).items() if count > 1]
-    if twice or not classes:
-        what = f"{twice[0]!r} is listed twice" if twice else "no class in it"
-        raise ReskdError(f"{where}: {what}. List each class once, in the order of its number")
-    return tuple(classes)
-
-
-def class_table(
-    found: Mapping[str, str], classes: Sequence[str] | None, *, names: bool
-) -> tuple[tuple[str, ...], dict[str, int]]:
-    """All labels found (each with where, for messages) -> (class names, number of each label).
-
-    With `classes`: labels are its names or, where they are all integers, positions in it. Without: integers are
-    numbers as they are, of max+1 classes named "0", "1", ...; anything else is a name, and names are sorted.
-    `names`: labels are names even where they look like integers (class folders; sorted by value then).
-    """
-    numbers = all(re.fullmatch(r"-?[0-9]+", label) for label in found)
-    if classes is not None:
-        unknown = next((label for label in found if label not in classes), None)
-        if unknown is None or names or not numbers:
-            _refuse_unknown(found, unknown, classes)
-            return tuple(classes), {name: i for i, name in enumerate(classes)}
-        limit = len(classes)
-    elif names or not numbers:
-        order = tuple(sorted(found, key=(lambda n: (int(n), n)) if numbers else None))
-        return order, {name: i for i, name in enumerate(order)}
-    else:
-        limit = MAX_CLASSES
-    for label, where in found.items():
-        if not 0 <= int(label) < limit:
-            raise ReskdError(f"{where}: label {label} is out of range, 0 to {limit - 1}. Mend the label, or the list "
-                             "of classes")  # fmt: skip
-    table = {label: int(label) for label in found}
-    return tuple(classes or map(str, range(max(table.values(), default=-1) + 1))), table
 
 
 def safe_keys(names: Sequence[str]) -> list[str]:
@@ -144,17 +126,12 @@ def extension(name: str) -> str:
     return os.path.splitext(name)[1][1:].lower()
 
 
-def _size(path: Path) -> int | None:
+def file_size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _walk(source: Path, skip: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(source, followlinks=True, onerror=_unreadable):
-        here = Path(folder).resolve()
-        # A link to a folder above would be followed for ever.
-        below = [n for n in folders if not here.is_relative_to(t := (here / n).resolve()) and t != skip]
-        folders[:] = sorted(name for name in below if not name.startswith("."))
-        yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
+def _seconds(value: float) -> str:
+    return f"{int(value):06d}" if value == int(value) else f"{value:.15g}"
 
 
 def _unreadable(error: OSError) -> None:
@@ -163,23 +140,20 @@ def _unreadable(error: OSError) -> None:
     )
 
 
+def _is_header(fields: list[str]) -> bool:
+    second = fields[1].lower() if len(fields) > 1 else ""
+    return fields[0].lower() == "path" or (second in ("label", "labels", "class") and not extension(fields[0]))
+
+
 def _csv_lines(file: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
             reader = csv.reader(lines)
             for number, fields in enumerate(reader):
                 fields = [field.strip() for field in fields]
-                if any(fields) and not (number == 0 and fields[0].lower() == "path"):
+                if any(fields) and not (number == 0 and _is_header(fields)):
                     yield reader.line_num, fields
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise ReskdError(
             f"{file}: not a readable CSV ({error}). Write lines `path,label[,label...]`, in UTF-8"
         ) from error
-
-
-def _refuse_unknown(found: Mapping[str, str], unknown: str | None, classes: Sequence[str]) -> None:
-    if unknown is not None:
-        near = difflib.get_close_matches(unknown, classes, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ReskdError(f"{found[unknown]}: label {unknown!r} is none of the {len(classes)} classes.{hint} Mend the "
-                         "label, or the list of classes")  # fmt: skip

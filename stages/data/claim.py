@@ -26,8 +26,10 @@ class Note:
     clips: int  # looked at: rows, and clips that became none
     unlabelled: int
     fallbacks: int  # rows that the preferred decoder failed on
+    several: int = 0  # rows of several labels
     errors: dict[str, str] = field(default_factory=dict)  # row -> reason
     quarantine: list[dict[str, Any]] = field(default_factory=list)  # lines of quarantine.jsonl
+    report: list[dict[str, Any]] = field(default_factory=list)  # lines of report.jsonl
 
 
 def refuse_other(output: Path, arguments: Mapping[str, Any], *, among_tars: bool) -> None:
@@ -50,7 +52,10 @@ def refuse_other(output: Path, arguments: Mapping[str, Any], *, among_tars: bool
         raise ReskdError(f"{file}: damaged ({error}). Choose another output, or delete {output}") from error
     names = [name for name in {**stored, **arguments} if stored.get(name) != arguments.get(name)]
     if names:
-        lines = [f"{name}: {_short(stored.get(name))} there, {_short(arguments.get(name))} now" for name in names]
+        lines = [f"{name}: {_short(stored.get(name))} there, {_short(arguments.get(name))} now"
+                 for name in names if name != "listing"]  # fmt: skip
+        if "listing" in names:  # two digests would say nothing
+            lines.append("listing: other videos, sizes or labels than before")
         raise ReskdError(f"{output}: prepared from something else ({'; '.join(lines)}). Choose another output, or "
                          "delete this one")  # fmt: skip
 

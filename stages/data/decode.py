@@ -105,7 +105,7 @@ def decode_frames(data: bytes, indices: np.ndarray, decoder: str) -> tuple[np.nd
     """
     wanted, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
     if not len(wanted) or wanted[0] < 0:
-        raise DecodeError(f"frames {wanted.tolist()} were asked for; expected one or more indices from 0 on")
+        raise DecodeError(f"{_named(wanted)} were asked for; expected one or more indices from 0 on")
     reason = None
     if decoder == "decord" and decord is not None:
         try:
@@ -118,7 +118,7 @@ def decode_frames(data: bytes, indices: np.ndarray, decoder: str) -> tuple[np.nd
         return _pyav_frames(data, wanted)[inverse], "pyav"
     except Exception as error:
         both = f"decord: {reason}; PyAV: {_brief(error)}" if reason else f"PyAV: {_brief(error)}"
-        raise DecodeError(f"frames {wanted.tolist()} can't be decoded: {both}") from error
+        raise DecodeError(f"{_named(wanted)} can't be decoded: {both}") from error
 
 
 @contextmanager
@@ -247,6 +247,12 @@ def _pyav_frames(data: bytes, wanted: np.ndarray) -> np.ndarray:
                 if len(frames) == len(left):
                     return np.stack(frames)
     raise DecodeError(f"frame {left[-1]} was asked for; the video has {index + 1} frames")
+
+
+def _named(frames: np.ndarray) -> str:
+    """For messages: ten views of 32 frames would fill a screen."""
+    listed = frames.tolist()
+    return f"frames {listed if len(listed) <= 16 else f'{min(listed)} to {max(listed)} ({len(listed)} of them)'}"
 
 
 def _whole_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:

@@ -11,6 +11,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -103,18 +104,29 @@ def encode_clip(clip: np.ndarray, crf: int = 18) -> bytes:
 
 
 def make_digits(
-    folder: Path, *, clips: dict[str, int], seed: int = 0, size: int = 40, frames: int = 8, workers: int = 2
+    folder: Path,
+    *,
+    clips: dict[str, int],
+    seed: int = 0,
+    size: int = 40,
+    frames: int = 8,
+    workers: int = 2,
+    labels: Literal["digit-direction", "digit", "direction"] = "digit-direction",
 ) -> None:
     """Writes `folder/<split>/<digit>-<direction>/<index>.mp4`; the classes take turns, so they are equally many.
 
+    By other `labels` the same clips lie in `<digit>` or `<direction>` folders: ten classes, or four.
     A file that is there already is kept (each is written whole or not at all): a call goes on where a killed one ended.
     Its content depends on the arguments, never on `workers` or on which other clips were asked for.
     """
 
+    parts = {"digit": slice(0, 1), "direction": slice(1, 2)}.get(labels, slice(2))
+    names = ["-".join(name.split("-")[parts]) for name in CLASSES]
+
     def write(task: tuple[str, int]) -> None:
         split, index = task
         label = index % len(CLASSES)
-        path = folder / split / CLASSES[label] / f"{index:06d}.mp4"
+        path = folder / split / names[label] / f"{index:06d}.mp4"
         if path.exists():
             return
         clip = draw_clip(split=split, label=label, seed=seed, index=index, size=size, frames=frames)
@@ -124,7 +136,7 @@ def make_digits(
 
     for split in clips:
         handwriting(split)
-        for name in CLASSES:
+        for name in names:
             (folder / split / name).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(write, [(split, index) for split, count in clips.items() for index in range(count)]):

@@ -9,6 +9,7 @@ from typing import Any
 from cache.errors import ReskdError
 from stages.data.tarscan import Sample, read_member, scan_tar
 
+OURS = {"segment", "start", "frames", "decoder"}  # in the json of a part; others mean by a segment what they like
 # Where a clip's label is kept, first choice first: its `.cls`, fields of its `.json` (video2dataset copies there
 # whatever columns its user asks for; `label_names` is what `prepare` writes), its `.txt` where that is no caption.
 FIELDS = ("cls", "label_names", "labels", "label", "class", "txt")
@@ -28,7 +29,7 @@ def survey_shard(path: Path, text: bool) -> Survey:
 
     `text`: the `.txt` is a class name; a caption otherwise, which is passed over.
     """
-    samples, labels = shard_labels(path, text)
+    samples, labels, _ = shard_labels(path, text)
     survey = Survey(len(samples))
     for sample, fields in zip(samples, labels, strict=True):
         where = f"{path}: clip {sample.key!r}"
@@ -66,20 +67,27 @@ def choose_field(survey: Survey) -> tuple[str | None, dict[str, str]]:
     return name, survey.found[name]
 
 
-def shard_labels(path: Path, text: bool) -> tuple[list[Sample], list[dict[str, tuple[str, ...]]]]:
-    """The clips of a tar, and for each the labels in every field that it has; empty: said to be unlabelled."""
-    samples, labels = scan_tar(path), []
+def shard_labels(
+    path: Path, text: bool
+) -> tuple[list[Sample], list[dict[str, tuple[str, ...]]], list[tuple[float, float] | None]]:
+    """The clips of a tar; for each the labels in every field that it has (empty: said to be unlabelled), and from when
+    to when (s) it is a part of its video, where `prepare` has written so.
+    """
+    samples, labels, parts = scan_tar(path), [], []
     with open(path, "rb") as file:
         for sample in samples:
-            fields = {}
+            fields, part = {}, None
             for ext, member in sample.labels.items():
                 if ext != "txt" or text:
-                    fields |= _fields(ext, read_member(file, member), f"{path}: member {member.name!r}")
+                    value = _content(ext, read_member(file, member), where := f"{path}: member {member.name!r}")
+                    fields |= _fields(ext, value, where)
+                    part = _part(value, where) if ext == "json" and value.keys() >= OURS else part
             labels.append(fields)
-    return samples, labels
+            parts.append(part)
+    return samples, labels, parts
 
 
-def _fields(ext: str, data: bytes, where: str) -> dict[str, tuple[str, ...]]:
+def _content(ext: str, data: bytes, where: str) -> dict[str, Any]:
     try:
         content = data.decode("utf-8-sig").strip()
         value = json.loads(content) if ext == "json" else {ext: content}
@@ -87,8 +95,22 @@ def _fields(ext: str, data: bytes, where: str) -> dict[str, tuple[str, ...]]:
         raise ReskdError(f"{where}: not {ext} ({error}). Write it anew, or remove it") from error
     if not isinstance(value, dict):
         raise ReskdError(f"{where}: not a JSON object. Write one, with the label as `label`")
+    return value
+
+
+def _fields(ext: str, value: dict[str, Any], where: str) -> dict[str, tuple[str, ...]]:
     allowed = [name for name in FIELDS if name not in ("cls", "txt")] if ext == "json" else [ext]
     return {name: _texts(value[name], where) for name in allowed if name in value}
+
+
+def _part(value: dict[str, Any], where: str) -> tuple[float, float]:
+    try:
+        start, end = map(float, value["segment"])
+    except (TypeError, ValueError) as error:
+        raise ReskdError(f"{where}: segment {value['segment']!r}, where [start, end] was expected") from error
+    if not 0 <= start < end:
+        raise ReskdError(f"{where}: segment from {start:g} to {end:g} s. Mend it")
+    return start, end
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:

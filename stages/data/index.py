@@ -16,12 +16,13 @@ from typing import Any
 from cache.errors import ReskdError
 from cache.manifest import ShardEntry
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "index.json"
 # offset and size: bytes of the video in the tar; header: crc32 of the 512-byte tar header before it; fps 1/s;
-# width, height: upright, pixels; duration: seconds; fallback: why decord wasn't used; error: why it is quarantined.
+# width, height: upright, pixels; start: the clip's first frame in its video; frames, duration (seconds): from there
+# on; fallback: why decord wasn't used; error: why it is quarantined.
 COLUMNS = ("key", "ext", "offset", "size", "header", "sha256", "frames", "fps", "width", "height", "duration", "labels",
-           "decoder", "fallback", "error")  # fmt: skip
+           "decoder", "start", "fallback", "error")  # fmt: skip
 
 
 def rows_path(path: Path, shard: str) -> Path:
@@ -35,19 +36,23 @@ def write_rows(path: Path, shard: str, rows: Sequence[Mapping[str, Any]]) -> str
     return hashlib.sha256(data).hexdigest()
 
 
-def write_index(
-    path: Path,
+def make_index(
     *,
     classes: Sequence[str],
     decoder: str,
     base: str,
     shards: Sequence[tuple[ShardEntry, str]],
     quarantine: Mapping[str, Mapping[int, str]],
-) -> None:
-    """Writes index.json of (entry, sha256 of its rows file); with it the data set is finished."""
+) -> dict[str, Any]:
+    """The content of index.json, of (entry, sha256 of its rows file)."""
     entries = [asdict(entry) | {"rows_sha256": digest} for entry, digest in shards]
     index = {"format": FORMAT, "decoder": decoder, "base": base, "classes": list(classes), "shards": entries}
-    write_whole(path / INDEX, dump(index | {"quarantine": {shard: dict(rows) for shard, rows in quarantine.items()}}))
+    return index | {"quarantine": {shard: dict(rows) for shard, rows in quarantine.items()}}
+
+
+def write_index(path: Path, index: Mapping[str, Any]) -> None:
+    """With it the data set is finished."""
+    write_whole(path / INDEX, dump(index))
 
 
 def read_index(path: Path) -> dict[str, Any]:
@@ -65,6 +70,11 @@ def read_index(path: Path) -> dict[str, Any]:
         raise ReskdError(f"{file}: format version {version}, this program reads {FORMAT}. Run `prepare` into a new "
                          "folder, or use the version of reskd that wrote it")  # fmt: skip
     return index
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """JSON lines, whole."""
+    write_whole(path, b"".join(map(dump, lines)))
 
 
 def dump(value: Any) -> bytes:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ from cache.manifest import ShardEntry, keys_digest
 from stages.data.annotations import Clip, extension, safe_keys
 from stages.data.foreign import shard_labels
 from stages.data.probing import Probe, Prober, crashed_probe, hash_task, probe_task
+from stages.data.rawframes import encode_task
 from stages.data.shards import write_shard
-from stages.data.tarscan import VIDEO_EXTENSIONS, Sample
+from stages.data.tarscan import Sample
+
+BEYOND = 1.0  # seconds by which a part may end after its video without a word: times are rounded to seconds
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,19 @@ class Shard:
 
     entry: ShardEntry | None
     rows: list[dict[str, Any]]
-    quarantine: list[dict[str, Any]]  # path, reason
+    quarantine: list[dict[str, Any]]  # path, kind, reason
+    report: list[dict[str, Any]] = field(default_factory=list)
 
 
-def spread_clips(clips: Sequence[Clip], *, seed: int, per_shard: int, max_bytes: int) -> list[list[tuple[str, Clip]]]:
-    """(key, clip) of each shard. The order is that of sha256(seed, name): the same everywhere, whatever the library."""
-    keyed = list(zip(safe_keys([clip.name for clip in clips]), clips, strict=True))
+def spread_clips(
+    clips: Sequence[Clip], *, seed: int, per_shard: int, max_bytes: int, limit: int | None
+) -> list[list[tuple[str, Clip]]]:
+    """(key, clip) of each shard. The order is that of sha256(seed, key): the same everywhere, whatever the library.
+    `limit` takes the first so many of it: a fair sample, and one that a larger limit holds too.
+    """
+    keyed = list(zip(safe_keys([clip.identity for clip in clips]), clips, strict=True))
     shards, size = [], 0
-    for key, clip in sorted(keyed, key=lambda item: hashlib.sha256(f"{seed}/{item[0]}".encode()).digest()):
+    for key, clip in sorted(keyed, key=lambda item: hashlib.sha256(f"{seed}/{item[0]}".encode()).digest())[:limit]:
         size += clip.size or 0
         if not shards or len(shards[-1]) == per_shard or size > max_bytes:
             shards.append([])
@@ -45,32 +53,38 @@ def pack_shard(
     prober: Prober,
     advance: Callable[[str | None], None],
 ) -> Shard:
-    """Copies readable videos into the tar `path`, each beside a json of its labels and properties.
+    """Copies readable videos into the tar `path`, each beside a json of its labels and properties; pictures are
+    encoded, in files beside `temporary` until they are copied.
 
     `advance` is called for each clip, with the reason where it is unreadable.
     """
-    rows, quarantine = [], []
-    usable = {key for key, clip in clips if _unfit(clip) is None}
-    probes = prober.map((probe_task(clip.path) for key, clip in clips if key in usable), crashed_probe)
+    rows, quarantine, report = [], [], []
+    files = {key: temporary.parent / "encoded" / f"{key}.mp4" if clip.frames else clip.path for key, clip in clips}
+    (temporary.parent / "encoded").mkdir(exist_ok=True)
+    tasks = (encode_task(clip, files[key]) if clip.frames else probe_task(clip.path) for key, clip in clips)
 
     def readable():
-        for key, clip in clips:
-            probe = next(probes) if key in usable else Probe("", None, _unfit(clip))
+        for (key, clip), whole in zip(clips, prober.map(tasks, crashed_probe), strict=True):
+            probe, start, cut = _part(whole, clip.start, clip.end, clip.where)
             advance(probe.error)
             if probe.error:
-                quarantine.append({"path": clip.name, "reason": probe.error})
+                kind = "unreadable" if whole.error else "range"
+                quarantine.append({"path": clip.name, "kind": kind, "reason": probe.error})
                 continue
-            row = _row(key, extension(clip.name), probe, [table[label] for label in clip.labels])
+            if cut:
+                report.append({"path": clip.name, "kind": "range", "key": key, "reason": cut})
+            row = _row(key, extension(clip.identity), probe, [table[label] for label in clip.labels], start)
             rows.append(row)
-            properties = {name: row[name] for name in row if name not in ("key", "ext", "error")}
-            yield key, row["ext"], _copy(clip, probe), properties | {"label_names": clip.labels, "source": clip.name}
+            yield key, row["ext"], _copy(files[key], probe), _properties(row, clip)
+            if clip.frames:
+                files[key].unlink()
 
     samples, size, digest = write_shard(path, temporary, readable())
     for row, sample in zip(rows, samples, strict=True):
         assert row["key"] == sample.key
         row |= _place(sample)
     entry = ShardEntry(path.name, len(rows), size, digest, keys_digest([row["key"] for row in rows])) if rows else None
-    return Shard(entry, rows, quarantine)
+    return Shard(entry, rows, quarantine, report)
 
 
 def index_shard(
@@ -82,46 +96,66 @@ def index_shard(
     advance: Callable[[str | None], None],
 ) -> Shard:
     """The rows of a foreign tar, labelled by `field`; its unreadable videos are rows with an `error`."""
-    samples, labels = shard_labels(path, field == "txt")
+    samples, labels, parts = shard_labels(path, field == "txt")
     videos = [(sample.video.offset, sample.video.size) for sample in samples]
     results = prober.map([hash_task(path), *(probe_task(path, *video) for video in videos)], crashed_probe)
     digest, rows, quarantine = next(results), [], []
-    for sample, fields, probe in zip(samples, labels, results, strict=True):
+    for sample, fields, part, whole in zip(samples, labels, parts, results, strict=True):
+        probe, start, _ = _part(whole, *(part or (None, None)), sample.video.name)
         advance(probe.error)
         numbers = [table[label] for label in (fields[field] if field else ())]
-        rows.append(_row(sample.key, sample.ext, probe, numbers) | _place(sample))
+        rows.append(_row(sample.key, sample.ext, probe, numbers, start) | _place(sample))
         if probe.error:
             where = {"shard": name, "row": len(rows) - 1}
-            quarantine.append({"path": f"{name}/{sample.video.name}", "reason": probe.error} | where)
+            line = {"path": f"{name}/{sample.video.name}", "kind": "unreadable", "reason": probe.error}
+            quarantine.append(line | where)
     keys = keys_digest([row["key"] for row in rows])
     return Shard(ShardEntry(name, len(rows), path.stat().st_size, digest, keys), rows, quarantine)
 
 
-def _unfit(clip: Clip) -> str | None:
-    if clip.size is None:
-        return f"no such file ({clip.where})"
-    if extension(clip.name) not in VIDEO_EXTENSIONS:
-        return f"not a video by its extension ({clip.where}); known: {', '.join(sorted(VIDEO_EXTENSIONS))}"
-    return None
+def _part(probe: Probe, start: float | None, end: float | None, where: str) -> tuple[Probe, int, str | None]:
+    """The part of a video that is the clip: its properties, its first frame, and a remark where it was cut shorter.
+
+    Times become frames by the container's average rate: frame round(t * fps) is at t seconds.
+    """
+    if start is None or end is None or probe.info is None:
+        return probe, 0, None
+    info, times = probe.info, f"{start:g} to {end:g} s"
+    first, last = round(start * info.fps), min(round(end * info.fps), info.frames)
+    if start >= info.duration or first >= info.frames or info.fps <= 0:
+        ended = f"begins where the video has ended, at {info.duration:.2f} s" if info.fps > 0 else "has no frame rate"
+        return replace(probe, info=None, error=f"the part from {times} {ended} ({where})"), 0, None
+    part = replace(info, frames=max(1, last - first), duration=min(end, info.duration) - start)
+    remark = f"the part from {times} ends with its video, at {info.duration:.2f} s ({where})"
+    return replace(probe, info=part), first, remark if end > info.duration + BEYOND else None
 
 
-def _row(key: str, ext: str, probe: Probe, labels: Sequence[int]) -> dict[str, Any]:
+def _row(key: str, ext: str, probe: Probe, labels: Sequence[int], start: int = 0) -> dict[str, Any]:
     info = asdict(probe.info) if probe.info else dict.fromkeys(("frames", "fps", "width", "height", "duration"), 0)
-    info = {"decoder": "", "fallback": None} | info
+    info = {"decoder": "", "fallback": None} | info | {"start": start}
     return {"key": key, "ext": ext, "sha256": probe.sha256, **info, "labels": list(labels), "error": probe.error}
+
+
+def _properties(row: Mapping[str, Any], clip: Clip) -> dict[str, Any]:
+    """The json beside a video in its tar."""
+    properties = {name: row[name] for name in row if name not in ("key", "ext", "error")}
+    properties |= {"label_names": clip.labels, "source": clip.name}
+    if clip.start is not None:
+        properties["segment"] = [clip.start, clip.end]
+    if clip.frames is not None:
+        properties["pictures"] = asdict(clip.frames)
+    return properties
 
 
 def _place(sample: Sample) -> dict[str, int]:
     return {"offset": sample.video.offset, "size": sample.video.size, "header": sample.video.header}
 
 
-def _copy(clip: Clip, probe: Probe) -> bytes:
+def _copy(path: Path, probe: Probe) -> bytes:
     try:
-        data = clip.path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
-        raise ReskdError(
-            f"{clip.path}: can't be read any more ({error.strerror}). Put it back and run again"
-        ) from error
+        raise ReskdError(f"{path}: can't be read any more ({error.strerror}). Put it back and run again") from error
     if hashlib.sha256(data).hexdigest() != probe.sha256:
-        raise ReskdError(f"{clip.path}: was changed while `prepare` was reading it. Run again when nobody writes to it")
+        raise ReskdError(f"{path}: was changed while `prepare` was reading it. Run again when nobody writes to it")
     return data

@@ -5,8 +5,9 @@ A map-style data set whose index says everything (shard, row, view): persistent 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -21,20 +22,21 @@ from stages.data.render import render
 from stages.data.shards import Dataset, Row
 
 Index = tuple[int, int, int]  # shard (position in the data set's list), row, view
+DECODED = 2**30  # bytes of pixels that one decode may give: 30 views of 32 frames up to 640x360, fewer of larger video
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of B rows."""
+    """One micro-batch of B views, in training of as many rows."""
 
     clips: Tensor  # uint8 [B,T,3,S,S]; zeros where not usable
     labels: Tensor  # int64 [B], -1 where unlabelled; the first label of several
     multi_hot: Tensor  # float32 [B,K]
-    usable: Tensor  # bool [B], False where the clip could not be decoded
+    usable: Tensor  # bool [B], False where the view could not be decoded
     index: Tensor  # int64 [B,3] shard, row, view
     logits: Tensor | None = None  # float32 [B,K]
     features: Tensor | None = None  # float16 [B,T',h,w,D]
-    failures: tuple[str, ...] = ()  # shard/key: reason, of the rows that are not usable
+    failures: tuple[str, ...] = ()  # shard/key: reason, one for each row with a view that is not usable
     fallbacks: tuple[str, ...] = ()  # shard/key: decoded by another decoder than the index names
 
     def _map(self, function) -> Batch:
@@ -49,7 +51,7 @@ class Batch:
 
 
 class Clips(TorchDataset):
-    """`clips[[(shard, row, view), ...]]` -> Batch.
+    """`clips[[(shard, row, view), ...]]` -> Batch. Consecutive views of a row are rendered from one decode of it.
 
     With `cache`, a view is the stored one of that number, beside its targets; without, it is drawn by `policy`
     (whose index is the view's number: the epoch, for fresh views).
@@ -82,28 +84,33 @@ class Clips(TorchDataset):
     def _batch(self, indices: Sequence[Index]) -> Batch:
         rows = [self.data.rows(self.data.shards[s].name)[r] for s, r, _ in indices]
         views, targets = self._joined(indices, rows)
-        clips, failures, fallbacks = [], {}, []
-        for i, ((s, r, _), row, view) in enumerate(zip(indices, rows, views, strict=True)):
+        clips = np.zeros((len(rows), len(views[0].frames), 3, self.size, self.size), np.uint8)
+        usable, failures, fallbacks = np.ones(len(rows), bool), {}, {}
+        for run in _decoded_together(indices, rows, views):
+            (s, r, _), row = indices[run[0]], rows[run[0]]
             shard = self.data.shards[s].name
+            wanted, places = np.unique(np.stack([views[i].frames for i in run]), return_inverse=True)
             try:
-                frames, served = decode_frames(self.data.read(shard, r), view.frames, row.decoder)
-                clips.append(render(frames, view, self.size, self.via))
-                if served != row.decoder:
-                    fallbacks.append(f"{shard}/{row.key}: {row.decoder} failed, {served} served")
+                pictures, served = decode_frames(self.data.read(shard, r), row.start + wanted, row.decoder)
             except DecodeError as error:
-                clips.append(np.zeros((len(view.frames), 3, self.size, self.size), np.uint8))
-                failures[i] = f"{shard}/{row.key}: {error}"
+                usable[run] = False
+                failures.setdefault((s, r), f"{shard}/{row.key}: {error}")
+                continue
+            for i, frames in zip(run, places.reshape(len(run), -1), strict=True):
+                clips[i] = render(pictures[frames], views[i], self.size, self.via)
+            if served != row.decoder:
+                fallbacks[s, r] = f"{shard}/{row.key}: {row.decoder} failed, {served} served"
         multi_hot = torch.zeros(len(rows), self.num_classes)
         for i, row in enumerate(rows):
             multi_hot[i, list(row.labels)] = 1.0
         return Batch(
-            clips=torch.from_numpy(np.stack(clips)),
+            clips=torch.from_numpy(clips),
             labels=torch.tensor([row.labels[0] if row.labels else -1 for row in rows]),
             multi_hot=multi_hot,
-            usable=torch.tensor([i not in failures for i in range(len(rows))]),
+            usable=torch.from_numpy(usable),
             index=torch.tensor(indices),
             failures=tuple(failures.values()),
-            fallbacks=tuple(fallbacks),
+            fallbacks=tuple(fallbacks.values()),
             **targets,
         )
 
@@ -136,6 +143,15 @@ class Clips(TorchDataset):
         return views, {name: torch.from_numpy(np.stack(rows)) for name, rows in arrays.items() if rows}
 
 
+def _decoded_together(indices: Sequence[Index], rows: Sequence[Row], views: Sequence[View]) -> Iterator[list[int]]:
+    """Positions of consecutive views of one video, as many as one decode may serve."""
+    for _, group in groupby(range(len(indices)), key=lambda i: indices[i][:2]):
+        run = list(group)
+        row = rows[run[0]]
+        most = max(1, DECODED // (3 * row.width * row.height * len(views[run[0]].frames)))
+        yield from (run[i : i + most] for i in range(0, len(run), most))
+
+
 def check_labels(data: Dataset, *, single: bool) -> dict[str, int]:
     """Count labelled and unlabelled clips of a data set, reading every shard's rows once.
 
@@ -151,6 +167,7 @@ def check_labels(data: Dataset, *, single: bool) -> dict[str, int]:
             if single and len(row.labels) > 1:
                 raise ReskdError(
                     f"{data.path}: shard {shard.name}, clip {row.key!r} has {len(row.labels)} labels, but "
-                    f"cross_entropy takes one: set losses.cross_entropy to 0 and losses.binary_cross_entropy to 1"
+                    f"cross_entropy takes one: set losses.cross_entropy to 0 and losses.binary_cross_entropy to 1, or "
+                    f"losses.random_label to true"
                 )
     return counts

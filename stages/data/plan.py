@@ -56,7 +56,7 @@ def plan_epoch(
         )
     shard = np.repeat(np.arange(len(rows), dtype=np.int32), [len(r) for r in rows])
     row = np.concatenate([np.asarray(r, dtype=np.int32) for r in rows])
-    order = _windowed_order(shard, row, window, _state(seed, epoch))[: count * batch_size]
+    order = _windowed_order(shard, row, window, hash_parts(seed, epoch))[: count * batch_size]
     order = order.reshape(count, batch_size)[_interleave(count, stream_count(count, streams))]
     return shard[order], row[order]
 
@@ -88,7 +88,7 @@ def splitmix64(state: int, count: int) -> np.ndarray:
     return z
 
 
-def _state(*parts: int) -> int:
+def hash_parts(*parts: int) -> int:
     """One 64-bit state out of several numbers, each hashed in turn."""
     state = 0
     for part in parts:
@@ -104,7 +104,7 @@ def _windowed_order(shard: np.ndarray, row: np.ndarray, window: int, state: int)
     assert (new[1:] | (row[1:] > row[:-1])).all(), "row numbers of a shard must increase"
     starts = np.flatnonzero(new)
     sizes = np.diff(starts, append=len(row))
-    permuted = np.argsort(splitmix64(_state(state, 0), len(starts)), kind="stable")
+    permuted = np.argsort(splitmix64(hash_parts(state, 0), len(starts)), kind="stable")
 
     # One line per window, BLOCK lanes for each of its blocks. The lane stands in the low bits of the sort key, so keys
     # are unique and any sort gives the same answer; lanes without a row sort to the end.
@@ -113,7 +113,7 @@ def _windowed_order(shard: np.ndarray, row: np.ndarray, window: int, state: int)
     bits = np.uint64((lanes - 1).bit_length())
     first, size = np.zeros((2, lines * window), dtype=np.int64)
     first[: len(starts)], size[: len(starts)] = starts[permuted], sizes[permuted]
-    keys = splitmix64(_state(state, 1), lines * lanes) >> np.uint64(1)
+    keys = splitmix64(hash_parts(state, 1), lines * lanes) >> np.uint64(1)
     used = np.arange(BLOCK) < size[:, None]
     keys[~used.ravel()] |= np.uint64(1 << 63)
     keys = keys.reshape(lines, lanes)

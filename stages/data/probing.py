@@ -130,6 +130,11 @@ def _probe(path: Path, offset: int, size: int | None) -> Probe:
             data = file.read(-1 if size is None else size)
     except OSError as error:
         return Probe("", None, f"can't be read: {error.strerror}")
+    return probe_bytes(data)
+
+
+def probe_bytes(data: bytes) -> Probe:
+    """What an encoded video turns out to be."""
     digest = hashlib.sha256(data).hexdigest()
     try:
         if not data:

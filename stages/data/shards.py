@@ -37,6 +37,7 @@ class Row:
     height: int
     labels: tuple[int, ...]  # positions in the data set's classes; empty where unlabelled
     decoder: str
+    start: int  # first frame of the clip in its video, from which views count; 0 but for a segment of a longer video
     error: str | None  # why the clip is quarantined; frames, width and height are 0 then
 
     @property

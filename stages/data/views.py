@@ -92,7 +92,9 @@ class AllViews(IterableDataset):
             for j, view in enumerate(views):
                 frames[i, j], box[i, j], flip[i, j] = view.frames, view.box, view.flip
             try:
-                pictures, served = decode_frames(video, np.concatenate([v.frames for v in views]), row.decoder)
+                pictures, served = decode_frames(
+                    video, row.start + np.concatenate([v.frames for v in views]), row.decoder
+                )
             except DecodeError as error:
                 quarantine[row.key] = str(error)
                 continue

@@ -66,15 +66,57 @@ def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ReskdError: T' or D of the two differ.
     """
-    if student.shape[1] != teacher.shape[1] or student.shape[4] != teacher.shape[4]:
+    if not _alike(student, teacher):
         raise ReskdError(
             f"feature_mse: the student's map [T, h, w, D] = {list(student.shape[1:])} doesn't fit the teacher's "
             f"{list(teacher.shape[1:])}: times T and channels D must agree; give the student as many frames as the "
-            "cache's views have, and a backbone whose last layer is as wide as the teacher's"
+            "cache's views have, and a map as wide as the teacher's"
         )
     resized = _resize(_wide(student), teacher.shape[2:4])
     error = torch.where(mask[:, None, None, None, None], resized - _wide(teacher), 0)
     return _mean(error.square().flatten(1).mean(1), mask)
+
+
+def logit_map_kl(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor) -> Tensor:
+    """T^2 * KL(teacher || student) at every position, summed over classes, mean over the teacher's positions.
+
+    Args:
+        student: class maps [B, T', h, w, K] of `classify`. Any grid: they are interpolated bilinearly to the teacher's.
+            Classifying and interpolating commute, since the weights of an interpolation sum to 1, and K maps at the
+            low resolution are fewer numbers than D maps at the high one.
+        teacher: class maps [B, T', H, W, K].
+        temperature: T. With T = 2 and 400 classes the seed's 200 * T^2 * KLDivLoss("mean") is 0.5 of this: it divides
+            by the classes too.
+        mask: [B] bool, True = the row has a target.
+
+    Raises:
+        ReskdError: T' or K of the two differ.
+    """
+    if not _alike(student, teacher):
+        raise ReskdError(
+            f"logit_map_kl: the student's class map [T, h, w, K] = {list(student.shape[1:])} doesn't fit the teacher's "
+            f"{list(teacher.shape[1:])}: times T and classes K must agree; give the student as many frames as the "
+            "cache's views have, and the classes of the data set"
+        )
+    resized = _resize(_wide(student), teacher.shape[2:4])
+    log_p = F.log_softmax(_wide(teacher).masked_fill(~mask[:, None, None, None, None], 0) / temperature, dim=-1)
+    log_q = F.log_softmax(resized / temperature, dim=-1)
+    per_position = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+    return temperature**2 * _mean(per_position.flatten(1).mean(1), mask)
+
+
+def classify(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The class map of a feature map: a classifier (weight [K, D], bias [K]) at each position, without dropout.
+
+    [B, T', h, w, D] -> [B, T', h, w, K], in float32 under autocast too.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        return F.linear(_wide(features), _wide(weight), _wide(bias))
+
+
+def _alike(student: Tensor, teacher: Tensor) -> bool:
+    """Whether maps [B, T, h, w, D] differ in their grids alone."""
+    return student.shape[1] == teacher.shape[1] and student.shape[4] == teacher.shape[4]
 
 
 def _resize(maps: Tensor, grid: torch.Size) -> Tensor:

@@ -12,10 +12,13 @@ from cache.manifest import Manifest
 from stages.config import LossConfig
 from stages.data.join import Batch
 from stages.distill import losses
+from stages.distill.student import Answer
 from stages.models import Output
 
 # what each distillation term reads of the cache
-TARGET_OF = {"logit_kl": "logits", "feature_mse": "features"}
+TARGET_OF = {"logit_kl": "logits", "feature_mse": "features", "logit_map_kl": "features"}
+
+Classifier = tuple[Tensor, Tensor]  # the teacher's: weight [K,D], as a linear layer has it, and bias [K]; float32
 
 
 def needed_targets(config: LossConfig) -> tuple[str, ...]:
@@ -34,13 +37,13 @@ def emit(teacher: torch.nn.Module, clips: Tensor, names: Iterable[str], dtype: t
     return {name: getattr(output, name).float() for name in names}
 
 
-def check_targets(manifest: Manifest, needed: Iterable[str], output: Output, num_frames: int) -> None:
+def check_targets(manifest: Manifest, config: LossConfig, output: Output, num_frames: int) -> None:
     """Refuse, before training, a cache which can't serve this student.
 
-    `output` is the student's for any one clip. Raises ReskdError: a target not stored, another number of frames,
-    a feature map of another width or of another length in time.
+    `output` is the student's for any one clip. Raises ReskdError: a target not stored, another number of frames or
+    classes, a feature map of another length in time. Grids and widths of maps may differ.
     """
-    stored = manifest.identity.targets
+    stored, needed = manifest.identity.targets, needed_targets(config)
     if manifest.identity.policy.num_frames != num_frames:
         raise ReskdError(
             f"the cache's views have {manifest.identity.policy.num_frames} frames, the student takes {num_frames}: "
@@ -51,24 +54,27 @@ def check_targets(manifest: Manifest, needed: Iterable[str], output: Output, num
             raise ReskdError(f"the cache stores {sorted(stored)}, but the losses need {name!r}: set the weight of "
                              f"its term to 0, or cache it (targets.{name} of cache-teacher)")  # fmt: skip
     if "features" in needed:
-        time, height, width = stored["features"]["grid"]
-        there = stored["features"]["width"]
-        _, own_time, own_height, own_width, own = output.features.shape
-        if there != own or time != own_time:
+        there, here = stored["features"]["grid"], list(output.features.shape[1:4])
+        if there[0] != here[0]:
+            terms = " and ".join(name for name in config.weights() if TARGET_OF.get(name) == "features")
             raise ReskdError(
-                f"losses.feature_mse: the cached map is {time}×{height}×{width} of {there} channels, the student's "
-                f"{own_time}×{own_height}×{own_width} of {own}; frames and channels must be equal: choose a student "
-                f"of that width, or set losses.feature_mse to 0"
+                f"losses.{terms}: the cached map is {'×'.join(map(str, there))}, the student's "
+                f"{'×'.join(map(str, here))}, of one clip; the times (first) must be equal: choose a student that "
+                f"keeps as many of its {num_frames} frames as the teacher does, or set the weight of {terms} to 0"
             )
-    if "logits" in needed and stored["logits"]["width"] != output.logits.shape[1]:
+    reads_classes = config.logit_kl > 0 or config.logit_map_kl > 0
+    if reads_classes and stored["logits"]["width"] != output.logits.shape[1]:
         raise ReskdError(f"the cache has logits of {stored['logits']['width']} classes, the student of "
                          f"{output.logits.shape[1]}: both must come from one class list")  # fmt: skip
 
 
-def loss_terms(output: Output, batch: Batch, config: LossConfig) -> dict[str, Tensor]:
+def loss_terms(
+    output: Answer, batch: Batch, config: LossConfig, classifier: Classifier | None = None
+) -> dict[str, Tensor]:
     """Unweighted float32 scalars, one for each term of positive weight, means over the rows that it applies to.
 
-    A row whose clip could not be decoded counts nowhere, an unlabelled one in the distillation terms only.
+    `classifier`: the teacher's, on the batch's device, for logit_map_kl. A row whose clip could not be decoded counts
+    nowhere, an unlabelled one in the distillation terms only.
     """
     terms = {}
     for name in config.weights():
@@ -80,6 +86,9 @@ def loss_terms(output: Output, batch: Batch, config: LossConfig) -> dict[str, Te
             terms[name] = losses.binary_cross_entropy(output.logits, batch.multi_hot, mask)
         elif name == "logit_kl":
             terms[name] = losses.logit_kl(output.logits, batch.logits, config.temperature, batch.usable)
+        elif name == "logit_map_kl":
+            teacher = losses.classify(batch.features, *classifier)
+            terms[name] = losses.logit_map_kl(output.class_map, teacher, config.temperature, batch.usable)
         else:
             terms[name] = losses.feature_mse(output.features, batch.features, batch.usable)
     return terms

@@ -1,18 +1,23 @@
 """Video models: `build_model(config)` gives a VideoModel, whatever the architecture."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache.errors import ReskdError
 from stages.config import ModelConfig
-from stages.models.tsm import add_temporal_shift
-from stages.models.tsn import build_resnet, encode_frames
+from stages.models.slowonly import build_slowonly, encode_volume
+from stages.models.swin import Block, build_swin, encode_swin
+from stages.models.tsm import build_tsm
+from stages.models.tsn import build_backbone, encode_frames
 
 FC_STD = 0.001  # of the classifier's initial weights, as in the seed
 
@@ -80,6 +85,14 @@ class VideoModel(nn.Module):
         return self.encode(self.backbone, (clips.to(self.mean.dtype) / 255 - self.mean) / self.std)
 
 
+ARCHS = {  # arch -> its backbone, and the function that runs it on clips
+    "tsn": (build_backbone, encode_frames),
+    "tsm": (build_tsm, encode_frames),
+    "slowonly": (build_slowonly, encode_volume),
+    "swin": (build_swin, encode_swin),
+}
+
+
 def build_model(config: ModelConfig, pretrained: bool = False) -> VideoModel:
     """The model of a config, freshly initialised, on the CPU, in train mode; `pretrained` takes timm's weights.
 
@@ -89,17 +102,60 @@ def build_model(config: ModelConfig, pretrained: bool = False) -> VideoModel:
         ReskdError: the backbone, its arguments, its pretrained weights or `shift_div` can't be had.
     """
     assert config.num_classes is not None
-    backbone = build_resnet(config.backbone, config.args, pretrained)
-    if config.arch == "tsm":
-        add_temporal_shift(backbone, config.num_frames, config.shift_div)
+    build, encode = ARCHS[config.arch]
+    backbone = build(config, pretrained)
     head = Head(backbone.num_features, config.num_classes, config.dropout)
-    return VideoModel(backbone, encode_frames, head, num_frames=config.num_frames, mean=config.mean, std=config.std)
+    return VideoModel(backbone, encode, head, num_frames=config.num_frames, mean=config.mean, std=config.std)
 
 
 def place(model: VideoModel, device: torch.device) -> VideoModel:
     """The model on a device, in the memory layout that its convolutions are fast in there."""
-    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
-    return model.to(device, memory_format=layout)
+    model = model.to(device)
+    return channels_last(model) if device.type == "cuda" else model
+
+
+def channels_last(model: VideoModel) -> VideoModel:
+    """Lay the convolutions' weights, 2D and 3D, out channels-last, in place."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}  # Module.to takes one layout for all
+    for parameter in model.parameters():
+        if parameter.dim() in layouts:
+            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.dim()])
+    return model
+
+
+def enable_grad_checkpointing(model: VideoModel, compiled: bool) -> None:
+    """Keep the inputs of the backbone's blocks alone for the backward pass, which runs the blocks again.
+
+    Gradients stay the same, and so do BatchNorm's running statistics: eager mode updates them on both runs, so there
+    the momentum m becomes 1 - sqrt(1 - m), twice of which is m once; a `compiled` model updates them on one run.
+
+    Raises:
+        ReskdError: timm's network has no blocks to run again.
+    """
+    blocks = [module for module in model.backbone.modules() if isinstance(module, Block)]
+    for block in blocks:
+        block.grad_checkpointing = True
+    if blocks:
+        return  # a Swin has no BatchNorm
+    try:
+        model.backbone.set_grad_checkpointing()
+    except (AttributeError, AssertionError) as error:
+        raise ReskdError(
+            f"timm's {type(model.backbone).__name__} has no gradient checkpointing: set grad_checkpointing: false"
+        ) from error
+    for norm in [] if compiled else _norms_run_twice(model):
+        norm.momentum = 1 - (1 - norm.momentum) ** 0.5
+
+
+def _norms_run_twice(model: VideoModel) -> list[nn.Module]:
+    """The BatchNorms that a forward and backward pass runs twice, found on shapes alone."""
+    runs = Counter()
+    twin = copy.deepcopy(model).to("meta").train()
+    for name, module in twin.named_modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(partial(lambda name, *_: runs.update([name]), name))
+    twin.extract(torch.empty(2, model.num_frames, 3, 224, 224, dtype=torch.uint8, device="meta")).sum().backward()
+    return [model.get_submodule(name) for name, number in runs.items() if number == 2]
 
 
 @dataclass(frozen=True)
@@ -107,7 +163,7 @@ class ModelStats:
     """What a model costs on one clip.
 
     grid: [T', h, w] of the feature map. width: its channels D. parameters: their number.
-    gmacs: 10^9 multiply-adds of convolutions and linear layers per clip, the figure which the literature prints as
+    gmacs: 10^9 multiply-adds of convolutions, linear layers and attention per clip, the figure which the literature prints as
         "GFLOPs" (one multiply-add counted once).
     """
 

@@ -10,8 +10,21 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
+from stages.config import ModelConfig
+from stages.models.tsn import build_resnet
 
 DEEP = 23  # blocks in layer3 (ResNet-101 and deeper) from which on only every other block shifts, as in the seed
+
+
+def build_tsm(config: ModelConfig, pretrained: bool) -> ResNet:
+    """A ResNet of timm with the shift.
+
+    Raises:
+        ReskdError: as `build_resnet`, or `shift_div` is too large.
+    """
+    backbone = build_resnet(config, pretrained)
+    add_temporal_shift(backbone, config.num_frames, config.shift_div)
+    return backbone
 
 
 def temporal_shift(frames: Tensor, num_frames: int, shift_div: int) -> Tensor:

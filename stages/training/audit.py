@@ -61,7 +61,7 @@ def verify_targets(data: Dataset, manifest: Manifest, reader: CacheReader, teach
             continue
         block, i = reader.block(shard, v, r // BLOCK), r % BLOCK
         view, row = block.view_of(i), data.rows(shard)[r]
-        pictures, _ = decode_frames(data.read(shard, r), view.frames, row.decoder)
+        pictures, _ = decode_frames(data.read(shard, r), row.start + view.frames, row.decoder)
         clips = np.zeros((teacher.batch_size, len(view.frames), 3, teacher.size, teacher.size), np.uint8)
         clips[0] = render(pictures, view, teacher.size)
         fresh = teacher.run(torch.from_numpy(clips))

@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from timm.utils import ModelEmaV3
@@ -14,45 +13,22 @@ from timm.utils import ModelEmaV3
 from cache.errors import ReskdError
 from stages.config import TrainConfig
 from stages.data.join import Batch
-from stages.distill.targets import loss_terms
-from stages.models import VideoModel
+from stages.data.labels import with_one_label
+from stages.distill.student import Student
+from stages.distill.targets import Classifier, loss_terms
 from stages.training.distributed import Ranks
 from stages.training.log import RunLog, console, progress_bar
+from stages.training.metrics import headline
 from stages.training.optim import build_optimizer, build_schedule
-from stages.training.state import random_state, restore_random_state, save_state
+from stages.training.run import Progress, Run, check_finite, restore_run, save_run
 
 
 class Interrupted(ReskdError):
     """The run was asked to stop, and has saved where it stands."""
 
 
-@dataclass
-class Progress:
-    """Where a run stands, and the sums of the log row in the making."""
-
-    step: int = 0  # optimizer steps taken
-    best: float = -1.0  # top-1
-    best_epoch: int = 0
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    summed: int = 0  # micro-batches in `sums`
-    failed: int = 0  # clips which this rank could not decode
-
-    def add(self, terms: dict[str, torch.Tensor]) -> None:
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach()
-        self.summed += 1
-
-    def note(self, batch: Batch) -> None:
-        """Count, and say, what went wrong with clips of a batch."""
-        self.failed += len(batch.failures)
-        for line in batch.failures:
-            console.print(f"[yellow]masked[/] {line}", highlight=False)
-        for line in batch.fallbacks:
-            console.print(f"[yellow]fallback[/] {line}", highlight=False)
-
-
 def fit(
-    model: VideoModel,
+    student: Student,
     batches: Callable[[tuple[int, int]], Iterable[Batch]],
     steps_per_epoch: int,
     config: TrainConfig,
@@ -60,106 +36,98 @@ def fit(
     *,
     order: str,
     state: dict | None,
+    classifier: Classifier | None,
     validate: Callable[[torch.nn.Module], dict[str, float]] | None,
     save_weights: Callable[[str, torch.nn.Module, dict], None],
 ) -> Progress:
-    """Train `model` (on the ranks' device) in place.
+    """Train `student` (on the ranks' device) in place.
 
     `batches((epoch, step))` yields micro-batches from there to the end of the run; `state` is a checkpoint to go on
-    from, whose order must have the digest `order`; `validate` gives metrics of a model in eval mode;
-    `save_weights("best" | "last", model, notes)` stores one.
+    from, whose order must have the digest `order`; `classifier` is the teacher's, where logit_map_kl needs it;
+    `validate` gives metrics of a model in eval mode; `save_weights("best" | "last", model, notes)` stores one.
 
     Raises ReskdError where the loss is not finite (the checkpoint before it is kept), and Interrupted after a
     SIGINT or SIGTERM, once the run is saved.
     """
     global_batch = config.batch_size * config.accumulate * ranks.world
-    optimizer = build_optimizer(model, config.optim, global_batch)
+    optimizer = build_optimizer(student, config.optim, global_batch)
     schedule = build_schedule(optimizer, config.schedule, steps_per_epoch)
-    ema = ModelEmaV3(model, decay=config.ema, use_warmup=True, exclude_buffers=True) if config.ema else None
-    evaluated = ema.module if ema else model
-    progress = _restore(state, order, model, ema, optimizer, config, ranks) if state else Progress()
-    trained = ranks.wrap(model)
+    ema = ModelEmaV3(student.model, decay=config.ema, use_warmup=True, exclude_buffers=True) if config.ema else None
+    run = Run(config, ranks, order, student, ema, optimizer, classifier)
+    if state:
+        restore_run(run, state)
+    wrapped = ranks.wrap(student)
     if config.compile:
-        trained = torch.compile(trained)
+        wrapped = torch.compile(wrapped)
 
-    epochs, total = config.schedule.epochs, config.schedule.epochs * steps_per_epoch
+    progress, epochs, total = run.progress, config.schedule.epochs, config.schedule.epochs * steps_per_epoch
     stream = iter(batches(divmod(progress.step, steps_per_epoch)))
     log = RunLog(config.output, progress.step) if ranks.first else None
-    bar = progress_bar("clips", disable=not ranks.first)
-    with bar, _stop_requested() as stop_requested:
+    with progress_bar("clips", disable=not ranks.first) as bar, _stop_requested() as stop_requested:
         task = bar.add_task("train", total=total, completed=progress.step, rate=0.0, note="")
         since, since_step = time.perf_counter(), progress.step
         while progress.step < total:
             schedule.step_update(progress.step)
-            _optimizer_step(trained.train(), optimizer, stream, progress, config, ranks)
+            _optimizer_step(run, wrapped.train(), stream, progress.step // steps_per_epoch)
             progress.step += 1
             if ema:
-                ema.update(model, step=progress.step)
+                ema.update(student.model, step=progress.step)
             epoch, ended = progress.step // steps_per_epoch, progress.step % steps_per_epoch == 0
             logged = ended or progress.step % config.log_every == 0
 
             if logged:
                 rate = (progress.step - since_step) * global_batch / (time.perf_counter() - since)
-                since, since_step = time.perf_counter(), progress.step
-                row = _close_row(progress, config, ranks)
+                row = _close_row(run) | {"lr": optimizer.param_groups[0]["lr"], "clips_per_s": rate}
                 if log:
-                    log.row("train", progress.step, row | {"lr": _rate(optimizer), "clips_per_s": rate})
+                    log.row("train", progress.step, row)
                 bar.update(task, completed=progress.step, rate=rate, note=f"loss {row['loss']:.4f}")
-
             if validate and ended and (epoch % config.schedule.val_every == 0 or epoch == epochs):
-                ranks.average_statistics(evaluated)  # what is scored is what is saved
-                metrics = {"epoch": epoch, **validate(evaluated.eval())}
-                better = metrics["top1"] > progress.best
-                if better:
-                    progress.best, progress.best_epoch = metrics["top1"], epoch
+                metrics = _validated(run, epoch, validate, save_weights)
                 if log:
                     log.row("val", progress.step, metrics)
-                    console.print(f"epoch {epoch}/{epochs}  loss {row['loss']:.4f}  val top-1 {metrics['top1']:.2f} %")
-                    if better:
-                        save_weights("best", evaluated, metrics)
+                    console.print(f"epoch {epoch}/{epochs}  loss {row['loss']:.4f}  val {headline(metrics)}")
+            if logged:
                 since, since_step = time.perf_counter(), progress.step
 
             # Ranks agree on stopping only where they meet anyway: asking at every step would cost each one a wait.
             stop = stop_requested() if ranks.world == 1 else logged and ranks.any(stop_requested())
             if ended or stop or progress.step % config.checkpoint_every == 0:
-                _save(progress, order, model, ema, optimizer, config, ranks)
+                save_run(run)
             if stop and progress.step < total:
                 raise Interrupted(f"{config.output}: stopped at step {progress.step} of {total}; all is saved, go on "
                                   f"with --resume")  # fmt: skip
-    ranks.average_statistics(evaluated)
+    ranks.average_statistics(run.evaluated)
     if ranks.first:
-        save_weights("last", evaluated, {"epoch": epochs})
+        save_weights("last", run.evaluated, {"epoch": epochs})
         log.close()
     return progress
 
 
-def _optimizer_step(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    stream: Iterator[Batch],
-    progress: Progress,
-    config: TrainConfig,
-    ranks: Ranks,
-) -> None:
-    """Gradients of `accumulate` micro-batches, averaged over them and the ranks, and one step."""
-    weights = config.losses.weights()
-    optimizer.zero_grad(set_to_none=True)
+def _optimizer_step(run: Run, model: torch.nn.Module, stream: Iterator[Batch], epoch: int) -> None:
+    """Gradients of `accumulate` micro-batches, averaged over them and the ranks, and one step.
+
+    `model` is the student as it is wrapped for several ranks, and compiled.
+    """
+    config, ranks, progress, weights = run.config, run.ranks, run.progress, run.config.losses.weights()
+    run.optimizer.zero_grad(set_to_none=True)
     for i in range(config.accumulate):
         batch = next(stream)
         progress.note(batch)
+        if config.losses.random_label:
+            batch = with_one_label(batch, config.seed, epoch)
         batch = batch.to(ranks.device)
         with ranks.without_sync(model, skip=i + 1 < config.accumulate):
             with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=autocast(config, ranks)):
-                output = model(batch.clips)
-            terms = loss_terms(output, batch, config.losses)
+                answer = model(batch.clips)
+            terms = loss_terms(answer, batch, config.losses, run.classifier)
             loss = sum(weights[name] * value for name, value in terms.items())
             progress.add({"loss": loss, **terms})
-            if ranks.device.type == "cpu":  # elsewhere the look would cost a wait: see _check_finite
-                _check_finite(progress, config)
+            if ranks.device.type == "cpu":  # elsewhere the look would cost a wait: see check_finite
+                check_finite(run)
             (loss / config.accumulate).backward()
     if config.optim.clip_grad:
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
-    optimizer.step()
+    run.optimizer.step()
 
 
 def autocast(config: TrainConfig, ranks: Ranks) -> bool:
@@ -167,80 +135,29 @@ def autocast(config: TrainConfig, ranks: Ranks) -> bool:
     return config.amp == "auto" and ranks.device.type == "cuda"
 
 
-def _close_row(progress: Progress, config: TrainConfig, ranks: Ranks) -> dict:
+def _validated(run: Run, epoch: int, validate: Callable, save_weights: Callable) -> dict[str, float]:
+    """Metrics of what is evaluated; it is saved where no epoch was better."""
+    run.ranks.average_statistics(run.evaluated)  # what is scored is what is saved
+    metrics = {"epoch": epoch, **validate(run.evaluated.eval())}
+    best, by = run.progress.best, metrics["headline"]
+    if best is None or metrics[by] > best[by]:
+        run.progress.best = metrics
+        if run.ranks.first:
+            save_weights("best", run.evaluated, metrics)
+    return metrics
+
+
+def _close_row(run: Run) -> dict:
     """The log row since the last one: means over micro-batches and ranks, each term beside its weight."""
-    _check_finite(progress, config)
+    check_finite(run)
+    progress, ranks = run.progress, run.ranks
     names = list(progress.sums)
     means = ranks.mean(torch.stack([progress.sums[n].float() for n in names]) / progress.summed).tolist()
     values = dict(zip(names, means, strict=True))
     failed = int(ranks.sum(torch.tensor(progress.failed, device=ranks.device)))
     progress.sums, progress.summed = {}, 0
-    terms = {n: {"value": values[n], "weight": w} for n, w in config.losses.weights().items()}
+    terms = {n: {"value": values[n], "weight": w} for n, w in run.config.losses.weights().items()}
     return {"loss": values["loss"], "terms": terms, "failed_clips": failed}
-
-
-def _check_finite(progress: Progress, config: TrainConfig) -> None:
-    """Raise before a checkpoint is written over by one whose weights have met a NaN."""
-    bad = [name for name, value in progress.sums.items() if not torch.isfinite(value)]
-    if bad:
-        raise ReskdError(
-            f"{config.output}: {' and '.join(n for n in bad if n != 'loss') or 'the loss'} is not finite at step "
-            f"{progress.step + 1} (learning rate for {config.optim.lr_batch} clips: {config.optim.lr}); {_kept(config)}; lower "
-            f"optim.lr, set optim.clip_grad, or look at the weights in metrics.jsonl"
-        )
-
-
-def _kept(config: TrainConfig) -> str:
-    last = config.output / "last.pt"
-    return f"the last good checkpoint is {last}" if last.exists() else "there was no checkpoint yet"
-
-
-def _rate(optimizer: torch.optim.Optimizer) -> float:
-    return optimizer.param_groups[0]["lr"]
-
-
-def _save(progress: Progress, order: str, model, ema, optimizer, config: TrainConfig, ranks: Ranks) -> None:
-    """Write last.pt. BatchNorm's buffers, generators, and sums are each rank's own: all are kept."""
-    _check_finite(progress, config)
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
-        raise ReskdError(f"{config.output}: weights are not finite after step {progress.step}; {_kept(config)}; lower "
-                         f"optim.lr or set optim.clip_grad")  # fmt: skip
-    buffers = {name: value.cpu() for name, value in model.named_buffers()}
-    own = {"random": random_state(), "buffers": buffers, "failed": progress.failed,
-           "sums": {n: v.cpu() for n, v in progress.sums.items()}, "summed": progress.summed}  # fmt: skip
-    each = ranks.gather(own)
-    if ranks.first:
-        state = {
-            "world": ranks.world,
-            "order": order,
-            "step": progress.step,
-            "best": progress.best,
-            "best_epoch": progress.best_epoch,
-            "model": model.state_dict(),
-            "ema": ema.module.state_dict() if ema else None,
-            "optimizer": optimizer.state_dict(),
-            "ranks": each,
-        }
-        save_state(config.output / "last.pt", state)
-
-
-def _restore(state: dict, order: str, model, ema, optimizer, config: TrainConfig, ranks: Ranks) -> Progress:
-    if state["world"] != ranks.world:
-        raise ReskdError(f"the checkpoint is of {state['world']} processes, this run has {ranks.world}: resume with "
-                         f"as many")  # fmt: skip
-    if state["order"] != order:
-        raise ReskdError(f"{config.output}: the clips of {config.data.train}, or what {config.data.cache or 'it'} has "
-                         f"of them, are not those that the run began with: put them back, or begin anew with "
-                         f"--overwrite")  # fmt: skip
-    own = state["ranks"][ranks.rank]
-    model.load_state_dict(state["model"])
-    model.load_state_dict(own["buffers"], strict=False)
-    if ema:
-        ema.module.load_state_dict(state["ema"])
-    optimizer.load_state_dict(state["optimizer"])
-    restore_random_state(own["random"])
-    sums = {n: v.to(ranks.device) for n, v in own["sums"].items()}
-    return Progress(state["step"], state["best"], state["best_epoch"], sums, own["summed"], own["failed"])
 
 
 @contextmanager

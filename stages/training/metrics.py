@@ -1,62 +1,175 @@
-"""Accuracy of a model over a data set: torchmetrics over every usable, labelled clip, on any number of ranks."""
+"""Accuracy of a model over a data set: each video's views averaged, gathered from every rank, and measured once.
+
+The gather makes the numbers those of one process, whatever the number of ranks; a row that two of them scored counts
+once.
+"""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from cache.errors import ReskdError
 from stages.data.join import Batch
 from stages.training.distributed import Ranks
 from stages.training.loading import raising
 
+Average = Literal["prob", "logit", "feature"]
 
-def accuracy_metrics(num_classes: int) -> MetricCollection:
-    """Fractions top1 and top5 of the clips, and per class [tp, fp, tn, fn, clips] as `per_class`."""
-    return MetricCollection(
-        {
-            "top1": MulticlassAccuracy(num_classes, average="micro"),
-            "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
-            "per_class": MulticlassStatScores(num_classes, average=None),
-        },
-        compute_groups=False,  # metrics that agree on the first batch would be taken for one
-    )
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model says of each labelled video that could be decoded, in the data set's order."""
+
+    videos: np.ndarray  # int64 [N,2] shard, row
+    probabilities: np.ndarray  # float64 [N,K]
+    truth: np.ndarray  # bool [N,K], all labels of each
+    failed: int  # videos that could not be decoded
+    unlabelled: int  # and those that could, but have no label
+
+    @property
+    def several(self) -> bool:
+        """Whether any video has several labels."""
+        return bool((self.truth.sum(1) > 1).any())
+
+    @cached_property
+    def best(self) -> np.ndarray:
+        """The five best classes of each, best first, int64 [N,5]; of equal ones the later first, as in scikit-learn."""
+        return np.argsort(self.probabilities, axis=1, kind="stable")[:, :-6:-1].copy()
 
 
 @torch.inference_mode()
-def score(model: torch.nn.Module, batches: Iterable[Batch], classes: int, ranks: Ranks, amp: bool) -> dict[str, float]:
-    """Percent of a model in eval mode: "top1", "top5", "mean_class" (mean recall of the classes that have clips);
-    and the counts "clips" that they are of and "failed" to decode.
+def collect(
+    model: torch.nn.Module,
+    batches: Iterable[Batch],
+    classes: int,
+    ranks: Ranks,
+    amp: bool,
+    *,
+    average: Average = "prob",
+    forward: int | None = None,
+) -> Scored:
+    """Run a model in eval mode over batches of whole videos (all views of a row together), `forward` views at a time.
 
-    The multi-label rule of the seed's top-k: a clip of several labels is scored by its first.
+    A video's probabilities are the mean over its views of their softmax ("prob"), or the softmax of their mean logits
+    ("logit") or of the classifier's answer to their mean feature ("feature": the same for a linear classifier).
+    Raises ReskdError where no video is labelled and decodable, or a score is not finite.
     """
-    metrics = accuracy_metrics(classes).to(ranks.device)
-    seen = failed = 0
+    found = [(np.zeros((0, 2), np.int64), np.zeros((0, classes)), np.zeros((0, classes), bool), np.zeros(0, bool))]
     for batch in raising(batches):
-        batch = batch.to(ranks.device)
-        with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=amp):
-            logits = model(batch.clips).logits
-        keep = batch.usable & (batch.labels >= 0)
-        if keep.any():
-            metrics.update(logits[keep].float(), batch.labels[keep])
-        seen, failed = seen + int(keep.sum()), failed + int((~batch.usable).sum())
-    counts = ranks.sum(torch.tensor([seen, failed], device=ranks.device)).tolist()
-    if counts[0] == 0:
+        videos = batch.index[:, :2].unique_consecutive(dim=0)
+        scores = _probabilities(
+            model, batch.clips.to(ranks.device, non_blocking=True), len(videos), amp, average, forward
+        )
+        views = len(batch.index) // len(videos)
+        usable = batch.usable.view(len(videos), views).all(1)
+        truth = batch.multi_hot[::views] > 0
+        found.append((videos.numpy(), scores.cpu().numpy(), truth.numpy(), usable.numpy()))
+    gathered = ranks.gather([np.concatenate(column) for column in zip(*found, strict=True)])
+    videos, scores, truth, usable = (np.concatenate(column) for column in zip(*gathered, strict=True))
+    videos, first = np.unique(videos, axis=0, return_index=True)
+    scores, truth, usable = scores[first], truth[first], usable[first]
+    labelled = truth.any(1)
+    keep = usable & labelled
+    if not keep.any():
         raise ReskdError("no clip to evaluate on: every one is unlabelled or unreadable; give a labelled data set")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a rank may have had no clip
-        computed = metrics.compute()
-    hits, *_, clips = computed.pop("per_class").T.float()
-    computed["mean_class"] = (hits / clips)[clips > 0].mean()
-    values = {name: 100 * float(value) for name, value in computed.items()}
-    return {**values, "clips": counts[0], "failed": counts[1]}
+    if not np.isfinite(scores[keep]).all():
+        raise ReskdError(
+            "the model's scores are not finite: its weights are damaged, or bfloat16 overflows (set amp: off)"
+        )
+    return Scored(videos[keep], scores[keep], truth[keep], int((~usable).sum()), int((usable & ~labelled).sum()))
+
+
+def _probabilities(
+    model: torch.nn.Module, clips: Tensor, videos: int, amp: bool, average: Average, forward: int | None
+) -> Tensor:
+    """float64 [videos,K] of clips [videos * views,T,3,S,S]. In float32 sure answers would tie at 1."""
+    answers = []
+    for part in clips.split(forward or len(clips)):
+        with torch.autocast(clips.device.type, dtype=torch.bfloat16, enabled=amp):
+            output = model(part)
+        answers.append(output.features.float().mean((1, 2, 3)) if average == "feature" else output.logits.float())
+    views = torch.cat(answers).double().unflatten(0, (videos, -1))
+    if average == "prob":
+        return views.softmax(-1).mean(1)
+    mean = views.mean(1)
+    if average == "feature":
+        mean = model.head(mean.float()[:, None, None, None]).double()  # a map of one time and place
+    return mean.softmax(-1)
+
+
+def measure(scored: Scored) -> dict[str, float | int | str]:
+    """In percent "top1", "top5", "mean_class" and "map"; the counts "clips" that they are of, "failed", "unlabelled";
+    and as "headline" which of them to judge by: "map" where any video has several labels, else "top1".
+
+    top-k: any label of the video is among its k best classes (the seed's fails on lists of labels). mean_class: mean
+    recall of the classes that have videos. map: mean average precision of those classes, as the seed's.
+    """
+    hits = np.take_along_axis(scored.truth, scored.best, axis=1)
+    table = per_class(scored)
+    has = table["clips"] > 0
+    return {
+        "top1": 100 * float(hits[:, 0].mean()),
+        "top5": 100 * float(hits.any(1).mean()),
+        "mean_class": float(table["recall"][has].mean()),
+        "map": float(table["ap"][has].mean()),
+        "headline": "map" if scored.several else "top1",
+        "clips": len(scored.videos),
+        "failed": scored.failed,
+        "unlabelled": scored.unlabelled,
+    }
+
+
+def score(model: torch.nn.Module, batches: Iterable[Batch], classes: int, ranks: Ranks, amp: bool) -> dict:
+    """`measure` of a model over batches of whole videos, probabilities averaged."""
+    return measure(collect(model, batches, classes, ranks, amp))
+
+
+def per_class(scored: Scored) -> dict[str, np.ndarray]:
+    """[K] each: int "clips" with that label; float in percent, NaN where undefined, "recall" (of those, the share whose
+    best class it is), "precision" (of the clips whose best class it is, the share that has the label) and "ap"."""
+    clips = scored.truth.sum(0)
+    named = np.eye(scored.truth.shape[1], dtype=bool)[scored.best[:, 0]]
+    right = (named & scored.truth).sum(0)
+    with np.errstate(invalid="ignore"):
+        recall, precision = right / clips, right / named.sum(0)
+    ap = np.array([average_precision(*column) for column in zip(scored.probabilities.T, scored.truth.T, strict=True)])
+    return {"clips": clips, "recall": 100 * recall, "precision": 100 * precision, "ap": 100 * ap}
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Sum over distinct thresholds of (R_n - R_{n-1}) P_n, without interpolation, of scores [N] and truth bool [N]; NaN
+    without positives. (torchmetrics' is 0 there, and adds in float32.)"""
+    if not truth.any():
+        return float("nan")
+    order = np.argsort(-scores)
+    thresholds = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # the last place of each score
+    hits = np.cumsum(truth[order])[thresholds]
+    return float((np.diff(hits, prepend=0) * hits / (thresholds + 1)).sum() / hits[-1])
+
+
+def confusion(scored: Scored) -> np.ndarray:
+    """Clips of each class (row) by the class they were taken for (column), int64 [K,K]; for single labels."""
+    assert not scored.several
+    if scored.truth.shape[1] == 1:  # which torchmetrics refuses
+        return np.array([[len(scored.truth)]])
+    best, truth = torch.from_numpy(scored.best[:, 0]), torch.from_numpy(scored.truth.argmax(1))
+    return multiclass_confusion_matrix(best, truth, scored.truth.shape[1]).numpy()
 
 
 def chance(counts: np.ndarray) -> float:
     """top-1 in percent of always naming the most frequent label, given each label's count."""
     return 100 * float(counts.max() / counts.sum())
+
+
+def headline(metrics: dict) -> str:
+    """The figure to judge by, for people: "top-1 71.25 %"."""
+    by = metrics["headline"]
+    return f"{'mAP' if by == 'map' else 'top-1'} {metrics[by]:.2f} %"

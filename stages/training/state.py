@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from cache.errors import ReskdError
 from cache.store import write_atomically
-from stages.config import TrainConfig, save_config
+from stages.config import TrainConfig
+from stages.configfile import save_config
 from stages.training.log import console
 
 # Keys whose change doesn't make another run: where it is written, and how its batches are fetched.

@@ -8,11 +8,14 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import asdict, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_caches import identity_of
 
 from cache.errors import ReskdError
 from cache.view import ViewPolicy, sample_view
@@ -265,6 +268,95 @@ def test_three_crops_are_left_right_middle_or_top_bottom_middle():
     assert boxes == [[0, 0, 0.5, 1], [0.5, 0, 0.5, 1], [0.25, 0, 0.5, 1]]
 
 
+# ---- several clips and crops of a video ----
+
+
+def clip_starts(n, clips, length):
+    """Where mmaction2's SampleFrames lets test clips of `length` frames begin, in numpy and in exact fractions."""
+    if n < length:
+        return np.zeros(clips, int), [0] * clips
+    interval = (n - length + 1) / clips
+    floats = (np.arange(clips) * interval + interval / 2).astype(int)
+    exact = Fraction(n - length + 1, clips)
+    return floats, [math.floor(c * exact + exact / 2) for c in range(clips)]
+
+
+def frames_of(policy, n):
+    views = [sample_view(policy, **CLIP | {"index": v, "num_frames": n}) for v in range(policy.views)]
+    return np.stack([view.frames for view in views])
+
+
+@given(
+    st.integers(1, 500), st.integers(1, 12), st.integers(1, 32), st.integers(1, 4), st.sampled_from(["center", "full"])
+)
+@settings(max_examples=200, deadline=None)
+def test_dense_clips_are_mmaction2s(n, clips, count, stride, crop):
+    policy = ViewPolicy(
+        sampling="dense", num_frames=count, stride=stride, jitter=False, crop=crop, flip=0.0, clips=clips
+    )
+    floats, exact = clip_starts(n, clips, count * stride)
+    frames = frames_of(policy, n)
+    assert frames.tolist() == [[(start + i * stride) % n for i in range(count)] for start in exact]
+    assert np.abs(floats - exact).max() <= 1  # its floats miss an integer now and then
+
+
+def test_dense_clips_by_hand():
+    policy = ViewPolicy(sampling="dense", num_frames=4, stride=2, jitter=False, crop="center", flip=0.0, clips=3)
+    assert frames_of(policy, 31)[:, 0].tolist() == [4, 12, 20]  # 24 starts: the middles of [0,8), [8,16), [16,24)
+    assert frames_of(policy, 5).tolist() == [[0, 2, 4, 1]] * 3  # too short: it loops
+
+
+@given(st.integers(1, 500), st.integers(1, 40))
+@settings(max_examples=200, deadline=None)
+def test_two_clips_of_segments_are_twice_sample(n, count):
+    """mmaction2's: the segments' middles, then their first frames."""
+    middle, first = frames_of(ViewPolicy(**TEST_TIME | {"num_frames": count, "clips": 2}), n)
+    assert middle.tolist() == clip_starts(n, count, 1)[1]
+    offsets = np.concatenate([clip_starts(n, count, 1)[0], np.arange(count) * (n / count)]).astype(int)
+    assert np.abs(np.concatenate([middle, first]) - offsets).max() <= 1  # its floats miss an integer now and then
+    assert first.tolist() == [math.floor(Fraction(i * n, count)) for i in range(count)]
+
+
+@given(st.integers(1, 500), st.integers(1, 40), st.integers(1, 12))
+@settings(max_examples=200, deadline=None)
+def test_clips_of_segments_are_spread_over_a_segment(n, count, clips):
+    frames = frames_of(ViewPolicy(**TEST_TIME | {"num_frames": count, "clips": clips}), n)
+    for c in range(clips):
+        shift = (Fraction(1, 2) + Fraction(c, clips)) % 1
+        assert frames[c].tolist() == [math.floor((i + shift) * n / count) for i in range(count)]
+
+
+@given(policies, clips, st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_a_view_is_a_clip_in_a_crop(policy, clip, count):
+    """Clip v // crops, crop v % crops; a policy of one clip is what it was before there were more."""
+    still = replace(policy, jitter=False)
+    many = replace(still, clips=count)
+    assert many.views == count * (3 if policy.crop == "three_crop" else 1)
+    for v in range(many.views):
+        view, alone = (sample_view(p, **clip | {"index": v}) for p in (many, still))
+        assert view.box.tolist() == alone.box.tolist() and view.flip == alone.flip
+        first = sample_view(many, **clip | {"index": v - v % many.crops})
+        assert view.frames.tolist() == first.frames.tolist()
+    assert view.frames.min() >= 0 and view.frames.max() < clip["num_frames"]
+
+
+def test_an_identity_older_than_clips_stays_the_same():
+    """`clips` came when caches were about: where it is 1, a policy is stored as it was without it."""
+    old = asdict(ViewPolicy(seed=3))
+    assert old.pop("clips") == 1 and ViewPolicy(**old) == ViewPolicy(seed=3)
+    assert ViewPolicy(seed=3).to_json() == old
+    assert ViewPolicy(jitter=False, clips=2).to_json()["clips"] == 2
+    # As it was before: groups of caches on disk carry it.
+    fingerprint = identity_of({"000000.tar": 3}).fingerprint("000000.tar")
+    assert fingerprint == "41d48c60407bde1ba56df5ad314c8d5aaca0c25560588b6023d4f192d0f57e4e"
+
+
+def test_clips_and_jitter_exclude_each_other():
+    with pytest.raises(ReskdError, match="clips = 2 goes with jitter = False"):
+        ViewPolicy(clips=2)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -278,6 +370,7 @@ def test_three_crops_are_left_right_middle_or_top_bottom_middle():
         ("area", (0.5, 0.1)),
         ("ratio", (0.0, 1.0)),
         ("center_fraction", 0.0),
+        ("clips", 0),
     ],
 )
 def test_a_policy_out_of_range_is_refused(field, value):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cache.errors import ReskdError
 from cache.manifest import ShardEntry, keys_digest
-from stages.data.index import INDEX, write_index, write_rows
+from stages.data.index import INDEX, make_index, write_index, write_rows
 from stages.data.shards import Dataset, open_dataset, write_shard
 from stages.data.tarscan import scan_tar
 
@@ -39,7 +39,7 @@ def make_shard(folder: Path, name: str, keys: list[str], error_rows: tuple[int, 
             "key": sample.key, "ext": sample.ext, "sha256": hashlib.sha256(video(i)).hexdigest(),
             "offset": sample.video.offset, "size": sample.video.size, "header": sample.video.header,
             "frames": 8, "fps": 8.0, "width": 48, "height": 32, "duration": 1.0, "labels": [i % 3], "decoder": "pyav",
-            "fallback": None, "error": "damaged" if bad else None,
+            "start": 0, "fallback": None, "error": "damaged" if bad else None,
         })  # fmt: skip
     return ShardEntry(name, len(keys), size, digest, keys_digest(keys)), write_rows(folder, name, rows)
 
@@ -49,8 +49,8 @@ def make_dataset(folder: Path, shards: int = 2, clips: int = 5) -> Dataset:
         make_shard(folder, f"a/{s:03d}.tar", [f"clip{s}-{i}" for i in range(clips)], (1,) if s == 0 else ())
         for s in range(shards)
     ]
-    write_index(folder, classes=["x", "y", "z"], decoder="pyav 1", base=".", shards=entries,
-                quarantine={"a/000.tar": {1: "damaged"}})  # fmt: skip
+    write_index(folder, make_index(classes=["x", "y", "z"], decoder="pyav 1", base=".", shards=entries,
+                                   quarantine={"a/000.tar": {1: "damaged"}}))  # fmt: skip
     return open_dataset(folder)
 
 
@@ -119,7 +119,7 @@ def test_streaming_runs_no_commands(tmp_path, monkeypatch):
     monkeypatch.setenv("GOPEN_REWRITE", "a=pipe:touch rewritten #")
     name = "pipe:touch ran #.tar"
     entry = make_shard(tmp_path, name, ["k"])
-    write_index(tmp_path, classes=[], decoder="pyav 1", base=".", shards=[entry], quarantine={})
+    write_index(tmp_path, make_index(classes=[], decoder="pyav 1", base=".", shards=[entry], quarantine={}))
     assert [data for _, _, data in open_dataset(tmp_path).stream(name)] == [video(0)]
     assert not (tmp_path / "ran").exists() and not (tmp_path / "rewritten").exists()
     import webdataset
@@ -168,7 +168,7 @@ def test_open_files_are_bounded_however_many_shards(tmp_path, monkeypatch):
 
 def test_ten_thousand_shards_are_opened_and_pickled_without_touching_one(tmp_path):
     shards = [(ShardEntry(f"{i:05d}.tar", 1000, 1, "0" * 64, "0" * 64), "0" * 64) for i in range(10_000)]
-    write_index(tmp_path, classes=["x"], decoder="pyav 1", base=".", shards=shards, quarantine={})
+    write_index(tmp_path, make_index(classes=["x"], decoder="pyav 1", base=".", shards=shards, quarantine={}))
     dataset = pickle.loads(pickle.dumps(open_dataset(tmp_path)))
     assert len(dataset.shards) == 10_000 and sum(map(len, dataset.usable_rows())) == 10_000_000
 
@@ -343,7 +343,7 @@ def test_what_is_missing_is_named(dataset, tmp_path):
 
 def test_an_index_of_another_format_or_none_is_refused(dataset, tmp_path):
     index = json.loads((tmp_path / INDEX).read_bytes())
-    for change, message in ({"format": 2}, "format version 2, this program reads 1"), ({"shards": 3}, "damaged"):
+    for change, message in ({"format": 1}, "format version 1, this program reads 2"), ({"shards": 3}, "damaged"):
         (tmp_path / INDEX).write_text(json.dumps(index | change))
         with pytest.raises(ReskdError, match=message):
             open_dataset(tmp_path)

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from click.testing import CliRunner
 
-from pipeline import cli
+from stages.data.shards import open_dataset
+from tests.runs import command, sets
 
 SMALL = {
     "clips": {"train": 240, "val": 80, "test": 80},
@@ -20,11 +20,9 @@ SMALL = {
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     output = tmp_path_factory.mktemp("demo") / "out"
-    small = [part for key, value in SMALL.items() for part in ("--set", f"{key}={json.dumps(value)}")]
 
     def run(*more):
-        done = CliRunner().invoke(cli, ["demo", "--output", str(output), *small, *more], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
+        command("demo", "--output", output, *sets(SMALL), *more)
         return json.loads((output / "summary.json").read_text())
 
     return output, run, run()
@@ -53,3 +51,17 @@ def test_a_rerun_resumes_and_more_seeds_are_added(demo):
     assert again["distilled"]["per_seed"][0] == summary["distilled"]["per_seed"][0]
     assert len(again["distilled"]["per_seed"]) == 2 and again["seeds"] == 2
     assert again["ledger"]["teacher_clip_views"] == 480 and again["ledger"]["in_loop_clip_views"] == 960
+
+
+@pytest.mark.parametrize(("model", "classes"), [("tsn", 10), ("slowonly", 40), ("swin", 4)])
+def test_every_family_has_a_demo(model, classes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    brief = {"schedule": {"epochs": 1, "val_every": 1, "warmup_epochs": 0.2}}
+    small = {"clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 1}}
+    small |= dict.fromkeys(("teacher", "baseline", "distilled"), brief)
+    command("demo", "--model", model, *sets(small))
+    output = tmp_path / f"runs/demo-{model}"
+    assert len(open_dataset(output / "data/train").classes) == classes
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["ledger"]["teacher_clip_views"] == summary["ledger"]["in_loop_clip_views"] == 80
+    assert summary["distilled"]["gflops"] == summary["baseline"]["gflops"] < summary["teacher"]["gflops"] / 3

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from pipeline import cli
 from stages.data.digits import make_digits
 from tests.zygote import Zygote
 
@@ -32,6 +34,11 @@ def own_videos(tmp_path):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(video, target)
     return tmp_path
+
+
+def test_the_zoos_table_is_what_the_command_prints():
+    printed = CliRunner().invoke(cli, ["models"], env={"COLUMNS": "80"}).output
+    assert "\n".join(line.rstrip() for line in printed.strip().splitlines()) in (ROOT / "README.md").read_text()
 
 
 def test_your_own_videos(own_videos, tmp_path):

@@ -7,25 +7,9 @@ import torchvision
 from torch import nn
 
 from cache.errors import ReskdError
-from stages.config import ModelConfig
-from stages.models import build_model, model_stats
+from stages.models import build_model, channels_last, enable_grad_checkpointing, model_stats, place
 from stages.models.tsm import temporal_shift
-
-SMALL = {"channels": [16, 32, 64, 64], "layers": [1, 1, 1, 1], "output_stride": 8}
-
-
-def config(arch="tsn", backbone="resnet50", args=None, **changes):
-    changes = {"num_classes": 5, "num_frames": 3, **changes}
-    return ModelConfig(arch=arch, backbone=backbone, args=args or {}, **changes)
-
-
-def small(arch="tsm", args=None, **changes):
-    return build_model(config(arch, "resnet18", {**SMALL, **(args or {})}, **changes))
-
-
-def random_clips(clips, frames, size, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (clips, frames, 3, size, size), dtype=torch.uint8, generator=generator)
+from tests.models.small_models import ARCHS, config, lively, random_clips, small
 
 
 class Shift(nn.Module):
@@ -110,43 +94,35 @@ def test_the_shift_keeps_channels_last_memory():
 
 
 @torch.no_grad()
-def test_only_tsm_knows_the_order_of_frames():
-    clips = random_clips(2, 3, 24)
-    for arch, alike in [("tsn", True), ("tsm", False)]:
-        model = small(arch, {"zero_init_last": False}).eval()
+def test_only_tsn_does_not_know_the_order_of_frames():
+    clips = random_clips(2, 4, 24)
+    for arch in ARCHS:
+        model = lively(arch, num_frames=4).eval()
         features = model(clips).features, model(clips.flip(1)).features.flip(1)
-        assert torch.allclose(*features, atol=1e-5) is alike
+        assert torch.allclose(*features, atol=1e-5) is (arch == "tsn"), arch
 
 
+@pytest.mark.parametrize("arch", ARCHS)
 @torch.no_grad()
-def test_clips_of_a_batch_do_not_see_each_other():
-    model = small("tsm", {"zero_init_last": False}).eval()
+def test_clips_of_a_batch_do_not_see_each_other(arch):
+    model = lively(arch).eval()
     one, two = random_clips(1, 3, 24, seed=1), random_clips(1, 3, 24, seed=2)
     together = model(torch.cat([one, two])).features
     torch.testing.assert_close(together, torch.cat([model(one).features, model(two).features]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", ["tsn", "tsm"])
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("size, side", [(16, 2), (24, 3), (32, 4)])
 def test_small_nets_and_what_they_say_of_themselves(arch, size, side):
     model = small(arch)
     logits, features = model(random_clips(2, 3, size))
+    frames = 2 if arch == "swin" else 3
     assert logits.shape == (2, 5) and logits.dtype == torch.float32
-    assert features.shape == (2, 3, side, side, 64)
+    assert features.shape == (2, frames, side, side, 64)
     stats = model_stats(model, size)
-    assert (stats.grid, stats.width) == ((3, side, side), 64)
+    assert (stats.grid, stats.width) == ((frames, side, side), 64)
     assert stats.parameters == sum(p.numel() for p in model.parameters())
     assert model.training and next(model.parameters()).device.type == "cpu"
-
-
-@pytest.mark.parametrize("arch", ["tsn", "tsm"])
-def test_figures_of_resnet50_are_those_of_the_literature(arch):
-    model = build_model(config(arch, num_classes=1000, num_frames=2))
-    high, low = model_stats(model, 224), model_stats(model, 112)
-    assert (high.grid, low.grid, low.width) == ((2, 7, 7), (2, 4, 4), 2048)
-    assert high.gmacs / 2 == pytest.approx(4.089, rel=0.01)
-    assert low.gmacs / 2 == pytest.approx(1.078, rel=0.01)
-    assert high.parameters == 25_557_032
 
 
 def test_the_count_is_that_of_a_forward_by_hand():
@@ -169,17 +145,18 @@ def test_the_count_is_that_of_a_forward_by_hand():
     assert model_stats(model, 32).gmacs * 1e9 == pytest.approx(counted, abs=1)
 
 
-@pytest.mark.parametrize("arch", ["tsn", "tsm"])
+@pytest.mark.parametrize("arch", ARCHS)
 def test_gradients_reach_all_parameters(arch):
-    model = small(arch, {"zero_init_last": False}, dropout=0.0)
+    model = lively(arch, dropout=0.0)
     logits, features = model(random_clips(2, 3, 24))
-    (logits.square().sum() + features.square().sum()).backward()
+    (logits.square().sum() + features.pow(3).sum()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-def test_logits_are_float32_under_autocast_and_near_the_exact_ones():
-    model = small().eval()
+@pytest.mark.parametrize("arch", ARCHS)
+def test_logits_are_float32_under_autocast_and_near_the_exact_ones(arch):
+    model = small(arch).eval()
     nn.init.normal_(model.head.fc.weight)
     clips = random_clips(2, 3, 24)
     exact = model(clips)
@@ -192,8 +169,37 @@ def test_logits_are_float32_under_autocast_and_near_the_exact_ones():
     torch.testing.assert_close(logits, full, rtol=1e-5, atol=1e-5)
 
 
+def gradients(model, clips, run=None):
+    """Of every parameter, with the running statistics after one step, of a loss that every parameter matters to."""
+    logits, features = (model if run is None else run)(clips)
+    (logits.square().sum() + features.pow(3).sum()).backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return grads | {name: buffer for name, buffer in model.named_buffers() if "running" in name}
+
+
+def assert_alike(mine, theirs):
+    assert mine.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(mine[name], value, rtol=0, atol=1e-5 * value.abs().max().item(), msg=name)
+
+
+@pytest.mark.parametrize("arch, args, grad_checkpointing", [("tsn", {}, False), ("tsm", {}, True), ("slowonly", {}, False),
+                                                            ("swin", {"depths": [2, 1]}, False),
+                                                            ("swin", {"depths": [2, 1]}, True)])  # fmt: skip
+def test_a_model_compiles_and_computes_the_same(arch, args, grad_checkpointing):
+    torch._dynamo.reset()
+    model = lively(arch, args, dropout=0.0)
+    twin = copy.deepcopy(model)
+    if grad_checkpointing:
+        enable_grad_checkpointing(twin, compiled=True)
+    clips = random_clips(2, 3, 16)
+    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    assert_alike(gradients(twin, clips, compiled), gradients(model, clips))
+
+
 def test_a_model_compiles_with_gradients_under_autocast():
-    model = small("tsm", {"zero_init_last": False}, dropout=0.0)
+    torch._dynamo.reset()
+    model = lively("tsm", dropout=0.0)
     clips = random_clips(2, 3, 16)
     grads = []
     for run in (model, torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)):
@@ -202,6 +208,98 @@ def test_a_model_compiles_with_gradients_under_autocast():
         (logits.sum() + features.float().sum()).backward()
         grads.append((features.detach().float(), next(run.parameters()).grad))
     torch.testing.assert_close(grads[0], grads[1], rtol=0.05, atol=0.05)
+
+
+def kept(model, clips):
+    """Bytes that a forward pass keeps for the backward pass, parameters aside."""
+    own = {p.data_ptr() for p in model.parameters()}
+    sizes = {}
+
+    def pack(tensor):
+        if tensor.data_ptr() not in own:
+            sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(clips)
+    assert output.logits.requires_grad
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("arch", [*ARCHS, "efficientnet"])
+def test_checkpointed_gradients_and_statistics_are_the_same_and_less_is_kept(arch):
+    if arch == "efficientnet":
+        model = build_model(config("tsn", "tf_efficientnet_lite0", drop_path=0.3, dropout=0.0))
+    else:
+        args = {"depths": [2, 2]} if arch == "swin" else {"layers": [2, 2, 2, 2], "stem_type": "deep", "stem_width": 8}
+        model = lively(arch, args, drop_path=0.3, dropout=0.0)
+    twin = copy.deepcopy(model)
+    enable_grad_checkpointing(twin, compiled=False)
+    clips = random_clips(4, 3, 24)
+    results = []
+    for net in (model, twin):
+        torch.manual_seed(3)  # a recomputed block drops the same paths
+        results.append(gradients(net, clips))
+    assert_alike(*results)
+    assert kept(twin, clips) < 0.7 * kept(model, clips)
+    assert model.state_dict().keys() == twin.state_dict().keys()
+
+
+def test_a_net_without_blocks_to_run_again_is_refused():
+    with torch.device("meta"):
+        model = build_model(config("tsn", "vgg11"))
+    with pytest.raises(ReskdError, match="timm's VGG has no gradient checkpointing"):
+        enable_grad_checkpointing(model, compiled=False)
+
+
+def test_convolutions_get_the_layout_of_their_rank_and_compute_the_same():
+    clips = random_clips(2, 3, 24)
+    for arch, rank in [("tsm", 4), ("slowonly", 5), ("swin", 5)]:
+        model = lively(arch).eval()
+        expected = model(clips).features
+        assert place(model, torch.device("cpu")) is model
+        wide = [p for p in model.parameters() if p.dim() > 2]
+        assert {p.dim() for p in wide} == {rank}
+        layout = torch.channels_last if rank == 4 else torch.channels_last_3d
+        assert not all(p.is_contiguous(memory_format=layout) for p in wide)
+        optimizer = torch.optim.SGD(model.parameters())
+        laid = channels_last(model)
+        assert laid is model and all(p.is_contiguous(memory_format=layout) for p in wide)
+        assert next(iter(model.parameters())) is optimizer.param_groups[0]["params"][0]
+        torch.testing.assert_close(model(clips).features, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["tsn", "tsm", "slowonly"])
+def test_stochastic_depth_rises_to_the_last_block(arch):
+    model = small(arch, {"layers": [1, 2, 1, 1]}, drop_path=0.2)
+    blocks = [block for i in range(1, 5) for block in getattr(model.backbone, f"layer{i}")]
+    rates = [0.0 if block.drop_path is None else block.drop_path.drop_prob for block in blocks]
+    assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+
+
+@pytest.mark.parametrize(
+    "name, args, width, stride",
+    [
+        ("tf_efficientnet_lite0", {}, 1280, 32),
+        ("regnetx_002", {}, 368, 32),
+        ("convnext_atto", {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}, 32, 32),
+        ("mobilenetv3_small_050", {}, 288, 32),
+        ("densenet121", {"growth_rate": 8, "block_config": [1, 1, 1, 1]}, 17, 32),
+    ],
+)
+def test_tsn_takes_any_network_that_gives_a_map(name, args, width, stride):
+    model = build_model(config("tsn", name, args, dropout=0.0))
+    clips = random_clips(2, 3, 64)
+    logits, features = model(clips)
+    assert features.shape == (2, 3, 64 // stride, 64 // stride, width) and logits.shape == (2, 5)
+    (logits.square().sum() + features.pow(3).sum()).backward()
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, p in model.named_parameters() if p.grad is not None}
+    frozen = {n.split(".")[1] for n, _ in model.named_parameters()} - {n.split(".")[1] for n in trained}
+    assert frozen <= {"head", "conv_head"}  # ConvNeXt's last norm, MobileNet's last convolution
+    model.eval()
+    apart = torch.cat([model(clips[:, [i] * 3]).features[:, :1] for i in range(3)], 1)
+    torch.testing.assert_close(model(clips).features, apart, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -229,8 +327,23 @@ def test_clips_of_another_length_are_refused_before_the_shift_mixes_them():
     "changes, message",
     [
         ({"backbone": "resnet5"}, "'resnet5' is not a model of timm .*resnet50"),
-        ({"backbone": "mobilenetv3_small_050"}, "MobileNetV3, not a ResNet"),
+        ({"backbone": "efficientnet_lite"}, "'efficientnet_lite' is not a model of timm .*efficientnet_lite4"),
+        ({"arch": "tsm", "backbone": "efficientnet_b0"}, "EfficientNet, and arch tsm needs a ResNet"),
+        ({"arch": "slowonly", "backbone": "regnetx_002"}, "RegNet, and arch slowonly needs a ResNet"),
+        (
+            {"backbone": "vit_tiny_patch16_224", "args": {"depth": 1}},
+            r"gives \[2, 197, 192\] for 2 frames, and a map \[2, 192, h, w\]",
+        ),
+        (
+            {
+                "backbone": "swin_tiny_patch4_window7_224",
+                "args": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1]},
+            },
+            r"gives \[2, 28, 28, 16\] for 2 frames, and a map \[2, 16, h, w\]",
+        ),
         ({"args": {"chanels": [8]}}, "'resnet50' with args .*'chanels'"),
+        ({"args": {"drop_path_rate": 0.1}}, "drop_path_rate 0.1: give it as model.drop_path"),
+        ({"backbone": "vgg11", "drop_path": 0.1}, "'vgg11' .*drop_path 0.1"),
         ({"arch": "tsm", "shift_div": 100}, "shift_div 100 is more than the 64 channels"),
     ],
 )

@@ -1,0 +1,118 @@
+"""Config files: YAML plus `--set a.b=c` in, a checked config out; an unknown key is told its nearest known one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from cache.errors import ReskdError
+from cache.store import write_atomically
+from stages.config import Config
+
+C = TypeVar("C", bound=Config)
+
+
+def load_config(model: type[C], file: Path | None = None, overrides: Sequence[str] = ()) -> C:
+    """Read a YAML file and the base files it names, apply `a.b=c` overrides (values are YAML) in order, validate.
+
+    Raises ReskdError naming each offending key, its value, and the nearest known key.
+    """
+    values = {} if file is None else read_values(Path(file))
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        where = f"config {file}" if file is not None else "config"
+        raise ReskdError(f"{where}:\n" + "\n".join(_explain(model, e) for e in error.errors())) from None
+
+
+def read_values(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a YAML file, laid over those of its `base`: a file or a list of them, relative to this one.
+
+    Mappings are merged key by key; anything else (a list, a number, null) replaces what was there. Of several bases the
+    later one wins. Raises ReskdError for a file that isn't there, is no mapping, or is its own base, and for a `base`
+    that names no files.
+    """
+    if file.resolve() in above:
+        raise ReskdError(f"config {file}: it is its own base, by way of {' -> '.join(p.name for p in above)}")
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except OSError as error:
+        where = f" (base of {above[-1]})" if above else "; give an existing file with --config"
+        raise ReskdError(f"config {file}: {error.strerror}{where}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ReskdError(f"config {file} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ReskdError(f"config {file} must be a mapping of keys to values, but is a {type(values).__name__}")
+    bases = values.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ReskdError(f"config {file}: `base` must be a file or a list of files (given: {bases!r})")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = _merge(merged, read_values(file.parent / base, (*above, file.resolve())))
+    return _merge(merged, values)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merge(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
+    return {**below, **above, **both}
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved config, defaults included, as YAML that `load_config` reads back to an equal one."""
+    write_atomically(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+
+
+def _apply(values: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ReskdError(f"--set {override!r} is not of the form key=value (such as --set optim.lr=0.01)")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ReskdError(f"--set {override}: {parent!r} is a value and has no keys below it")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ReskdError(f"--set {override}: the value is not YAML: {error}") from error
+
+
+def _explain(model: type[Config], error: dict) -> str:
+    path = [str(part) for part in error["loc"]]
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _fields_at(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"  {'.'.join(path)}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"  {'.'.join(path)}: missing; set it in the config or with --set {'.'.join(path)}=..."
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f" (given: {given!r})" if path and not isinstance(given, dict) else ""
+    return f"  {'.'.join(path) or model.__name__}: {message}{shown}"
+
+
+def _fields_at(model: Any, path: Sequence[str]) -> list[str]:
+    """Names of the keys that the (sub-)config at `path` knows."""
+    for part in path:
+        hints = typing.get_type_hints(model)
+        options = [hints.get(part), *typing.get_args(hints.get(part))]
+        found = [o for o in options if dataclasses.is_dataclass(o) or hasattr(o, "model_fields")]
+        if not found:  # pydantic names the class of a union's member in the location
+            continue
+        model = found[0]
+    return [f.name for f in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else list(model.model_fields)

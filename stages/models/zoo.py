@@ -1,0 +1,33 @@
+"""The seed's networks by name: their configs, and how many views of a video its protocol scores."""
+
+import difflib
+
+from cache.errors import ReskdError
+from stages.config import ModelConfig
+
+ZOO: dict[str, ModelConfig] = {
+    "tsn_r50": ModelConfig(arch="tsn", backbone="resnet50", num_classes=400, num_frames=16),
+    "tsn_r152": ModelConfig(arch="tsn", backbone="resnet152", num_classes=400, num_frames=16),
+    "tsm_r50": ModelConfig(arch="tsm", backbone="resnet50", num_classes=400, num_frames=8),
+    "slowonly_r50": ModelConfig(arch="slowonly", backbone="resnet50", num_classes=400, num_frames=8),
+    "swin_s": ModelConfig(arch="swin", backbone="swin3d_s", num_classes=400, num_frames=32, drop_path=0.1),
+    "swin_b": ModelConfig(arch="swin", backbone="swin3d_b", num_classes=400, num_frames=32, drop_path=0.2),
+}
+
+PROTOCOLS: dict[str, str] = {  # temporal clips x spatial crops, as EvaluateConfig.protocol
+    "tsn_r50": "1x1",
+    "tsn_r152": "1x1",
+    "tsm_r50": "2x3",
+    "slowonly_r50": "10x3",
+    "swin_s": "4x3",
+    "swin_b": "4x3",
+}
+
+
+def named_model(name: str) -> ModelConfig:
+    """Raises ReskdError where the zoo has no such network."""
+    if name not in ZOO:
+        near = difflib.get_close_matches(name, ZOO, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ReskdError(f"model {name!r} is not in the zoo: {hint}it has {', '.join(ZOO)}")
+    return ZOO[name]

@@ -1,0 +1,84 @@
+"""Passes of the teacher over every view of a data set: its input, and the one that estimates its statistics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import psutil
+import torch
+from torch.utils.data import DataLoader
+
+from cache.errors import ReskdError
+from cache.store import make_folders
+from stages.config import CacheConfig
+from stages.data.shards import Dataset
+from stages.data.views import AllViews, ViewBatch, Work
+from stages.distill.recalibrate import recalibrate
+from stages.distill.teacher import RECALIBRATED, Teacher
+from stages.models.checkpoints import save_model
+from stages.training.distributed import Ranks
+from stages.training.loading import decoding_workers, raising
+from stages.training.log import console, progress_bar
+
+
+@contextmanager
+def view_batches(
+    config: CacheConfig, data: Dataset, work: list[Work], teacher: Teacher, at: Ranks, strict: bool, title: str
+) -> Iterator[Iterator[ViewBatch]]:
+    """All views of `work`, decoded in workers, under a progress bar. `strict`: an unreadable clip is a ReskdError."""
+    batches = AllViews(data, work, config.policy, teacher.size, teacher.batch_size)
+    workers = min(decoding_workers(config.loader), len(batches))
+    clip = config.policy.num_frames * 3 * teacher.size**2
+    each = max((len(w.views) for w in work), default=0) * teacher.batch_size * clip
+    fits = psutil.virtual_memory().available // 8 // max(1, each * workers)  # batches of all views, in shared memory
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=max(1, min(config.loader.prefetch, fits)) if workers else None,
+        pin_memory=at.device.type == "cuda",
+        generator=torch.Generator(),
+    )
+    total = sum(data.entry(w.shard).clips * len(w.views) for w in work)
+    with progress_bar("clip·views", disable=not at.first) as bar:
+        task, started = bar.add_task(title, total=total, rate=0.0, note=""), time.perf_counter()
+
+        def served() -> Iterator[ViewBatch]:
+            for batch in raising(loader):
+                for key, reason in batch.quarantine.items() if strict else ():
+                    raise ReskdError(f"{data.path}: shard {batch.shard}, clip {key!r}: {reason} (--strict)")
+                yield batch
+                bar.advance(task, batch.frames.shape[0] * batch.frames.shape[1])
+                bar.update(task, rate=bar.tasks[0].completed / (time.perf_counter() - started), note=batch.shard)
+
+        yield served()
+
+
+def estimate_statistics(config: CacheConfig, data: Dataset, teacher: Teacher, at: Ranks, strict: bool) -> None:
+    """Estimate the pending teacher's BatchNorm statistics on every view to be stored, and keep it in the cache's folder.
+
+    A batch is a forward of the cache without padding and unreadable rows. Each rank takes every W-th shard.
+    """
+    work = [Work(e.name, range(config.views)) for e in data.shards[at.rank :: at.world]]
+
+    def forwards(batches: Iterator[ViewBatch]) -> Iterator[torch.Tensor]:
+        for batch in batches:
+            rows = data.rows(batch.shard)[batch.start : batch.start + len(batch.frames)]
+            readable = [i for i, row in enumerate(rows) if row.key not in batch.quarantine]
+            for clips in batch.clips if readable else ():
+                yield clips[readable].to(at.device)
+
+    with view_batches(config, data, work, teacher, at, strict, "recalibrate") as batches:
+        count = recalibrate(teacher.model, forwards(batches), teacher.dtype, at.sum)
+    at.first_does(partial(_keep, config.output, teacher))
+    if at.first:
+        console.print(f"BatchNorm statistics: {count} batches of {config.views} views of every clip")
+
+
+def _keep(folder: Path, teacher: Teacher) -> None:
+    make_folders(folder)
+    save_model(folder / RECALIBRATED, teacher.model, teacher.pending)

@@ -1,0 +1,51 @@
+"""Two processes: adapters, class maps and averaged weights under DDP, and statistics that ranks estimate together."""
+
+import numpy as np
+import pytest
+import torch
+
+from cache.reader import load_manifest
+from stages.models.checkpoints import load_model
+from tests.runs import POLICY, QUICK, rows_of
+from tests.zygote import Zygote
+
+WIDE = "model.args={channels: [8, 16, 16, 24], layers: [1, 1, 1, 1], output_stride: 8}"
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory):
+    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
+    zygote.run(["--help"])
+    yield zygote
+    zygote.close()
+
+
+def options(*values: str) -> list[str]:
+    return [part for value in values for part in ("--set", value)]
+
+
+def test_two_processes_equal_one_that_accumulates(zygote, data, cached, tmp_path):
+    """Each rank takes every other micro-batch; the adapter and the classifier, used twice, are averaged over them."""
+    common = options(f"data.train={data.train}", f"data.cache={cached}", *QUICK, "size=16", WIDE, "model.dropout=0",
+                     "losses.feature_mse=5", "losses.logit_map_kl=0.5", "losses.temperature=2", "ema=0.9",
+                     "losses.random_label=true", "optim.clip_grad=1.0", "schedule.epochs=1")  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    zygote.run(["train-student", *common, *options(f"output={one}", "accumulate=2")])
+    zygote.run_ranks(["train-student", *common, *options(f"output={two}")], world=2)
+    assert [row["loss"] for row in rows_of(two)] == pytest.approx([row["loss"] for row in rows_of(one)], rel=1e-3)
+    ours, theirs = (torch.load(p / "last.pt", weights_only=True) for p in (two, one))
+    for part in ("adapter", "ema", "model"):
+        for name, value in theirs[part].items():
+            if "running" not in name and "tracked" not in name:  # batch statistics are each rank's own
+                assert np.allclose(ours[part][name], value, rtol=2e-3, atol=1e-4), name
+
+
+def test_two_processes_estimate_statistics_together(zygote, data, teacher, tmp_path):
+    common = options(f"data={data.train}", f"teacher.checkpoint={teacher}", f"policy={POLICY}", "loader.workers=1",
+                     "views=1", "teacher.bn=recalibrate", "targets.features=null")  # fmt: skip
+    one, two = tmp_path / "one.zarr", tmp_path / "two.zarr"
+    zygote.run(["cache-teacher", *common, *options(f"output={one}")])
+    zygote.run_ranks(["cache-teacher", *common, *options(f"output={two}")], world=2)
+    ours, theirs = (load_model(p / ".teacher.safetensors")[0].state_dict() for p in (two, one))
+    assert all(np.allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6) for name in theirs)
+    assert load_manifest(two).finalised == load_manifest(one).finalised == 1

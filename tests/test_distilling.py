@@ -1,0 +1,140 @@
+"""Students of other widths, and of class maps: through the stages, with what is exported, resumed and refused."""
+
+import functools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from cache.errors import ReskdError
+from cache.reader import CacheReader
+from stages.cache_teacher import cache_teacher
+from stages.config import EvaluateConfig
+from stages.evaluate import evaluate
+from stages.models.checkpoints import load_model, save_model
+from stages.train_student import train_student
+from stages.training import loop
+from tests.runs import cache_config, rows_of, train_config
+
+WIDE = "model.args={channels: [8, 16, 16, 24], layers: [1, 1, 1, 1], output_stride: 8}"
+BOTH = [WIDE, "losses.feature_mse=5", "losses.logit_map_kl=0.5", "losses.temperature=2"]
+
+
+@pytest.fixture(scope="module")
+def wide(data, cached, tmp_path_factory):
+    """A student of 24 channels on maps of 16, by features and classes, with averaged weights."""
+    output = tmp_path_factory.mktemp("runs") / "wide"
+    changes = [f"data.cache={cached}", f"data.val={data.val}", *BOTH, "ema=0.9", "checkpoint_every=4"]
+    config = train_config(output, data, *changes, "schedule.epochs=3")
+    return config, train_student(config)
+
+
+def test_stage_one_stores_the_teachers_classifier(teacher, cached):
+    reader = CacheReader(cached, ("logits", "features"))
+    weight, bias = reader.classifier()
+    fc = load_model(teacher)[0].head.fc
+    assert np.array_equal(weight, fc.weight.detach().numpy().T) and np.array_equal(bias, fc.bias.detach().numpy())
+    block = reader.block("000000.tar", 1, 0)
+    class_map = block.features.astype(np.float32) @ weight + bias
+    assert class_map.shape == (64, 4, 4, 4, 40)
+    near = np.abs(class_map.mean((1, 2, 3)) - block.logits)
+    assert near.max() <= np.ptp(block.logits, 1).max() / 255 + 1e-3
+
+
+def test_both_maps_are_learnt_and_the_student_alone_is_exported(wide, data):
+    config, result = wide
+    rows = rows_of(config.output)
+    assert rows[0]["terms"].keys() == {"cross_entropy", "feature_mse", "logit_map_kl"}
+    assert rows[-1]["terms"]["feature_mse"]["value"] < 0.9 * rows[0]["terms"]["feature_mse"]["value"]
+    state = torch.load(config.output / "last.pt", weights_only=True)
+    assert state["adapter"]["weight"].shape == (16, 24) and not any("adapter" in name for name in state["model"])
+    for name in ("last", "best"):
+        model, _ = load_model(config.output / f"{name}.safetensors")  # strict
+        assert model.head.fc.in_features == 24 and not any("adapter" in key for key in model.state_dict())
+    best = EvaluateConfig(checkpoint=config.output / "best.safetensors", data=data.val, loader={"workers": 0})
+    assert evaluate(best)["top1"] == pytest.approx(result["best"]["top1"])
+
+
+def test_the_adapter_is_announced_and_planned(data, cached, tmp_path, capfd):
+    config = train_config(tmp_path / "run", data, f"data.cache={cached}", *BOTH)
+    assert train_student(config, dry_run=True)["adapter"] == "24 -> 16 channels"
+    assert "24 channels, the cached one 16: a 1×1 adapter" in " ".join(capfd.readouterr().err.split())
+    config = train_config(tmp_path / "run", data, f"data.cache={cached}", *BOTH, "losses.feature_mse=0")
+    assert train_student(config, dry_run=True)["adapter"] is None
+
+
+def test_a_run_with_an_adapter_resumes_exactly(wide, tmp_path, monkeypatch):
+    config, _ = wide
+    cut = config.model_copy(update={"output": tmp_path / "cut"})
+    step = loop._optimizer_step
+
+    def killed(run, *rest):
+        if run.progress.step == 15:
+            raise KeyboardInterrupt
+        step(run, *rest)
+
+    monkeypatch.setattr(loop, "_optimizer_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_student(cut)
+    monkeypatch.undo()
+    train_student(cut, resume=True)
+    assert rows_of(cut.output) == rows_of(config.output)
+    ours, whole = (torch.load(c.output / "last.pt", weights_only=True) for c in (cut, config))
+    for part in ("adapter", "model", "ema"):
+        assert all(torch.equal(ours[part][name], whole[part][name]) for name in whole[part])
+
+
+def test_compiled_and_accumulated_it_is_the_same_run(data, cached, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    changes = [f"data.cache={cached}", *BOTH, "accumulate=2", "schedule.epochs=1", "model.dropout=0"]
+    runs = []
+    for name, more in (("plain", []), ("compiled", ["compile=true"])):
+        config = train_config(tmp_path / name, data, *changes, *more)
+        train_student(config)
+        runs.append([row["loss"] for row in rows_of(config.output)])
+    assert np.allclose(*runs, rtol=1e-4)
+
+
+def test_class_maps_alone_teach_the_classifier_too(data, teacher, tmp_path, capfd):
+    """A teacher that is sure of what it says, whose bias alone a student can learn at once."""
+    net, card = load_model(teacher)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(net.head.fc.bias)
+    save_model(tmp_path / "sure.safetensors", net, card)
+    few = type(data)(train=data.val)
+    cache = cache_config(tmp_path / "t.zarr", few, tmp_path / "sure.safetensors", "views=1")
+    cache_teacher(cache)
+    changes = [f"data.cache={cache.output}", "losses={cross_entropy: 0, logit_map_kl: 1}", "batch_size=8"]
+    config = train_config(tmp_path / "run", few, *changes, "schedule.epochs=8", "optim.lr=0.5")
+    train_student(config)
+    assert "classifier is not" not in capfd.readouterr().err
+    values = [row["terms"]["logit_map_kl"]["value"] for row in rows_of(config.output)]
+    assert values[0] == pytest.approx(0.5, abs=0.3) and values[-1] < values[0] / 2
+    learnt = load_model(config.output / "last.safetensors")[0].head.fc.bias.detach()
+    assert np.corrcoef(learnt, net.head.fc.bias.detach())[0, 1] > 0.7
+
+
+def test_gradient_checkpointing_changes_nothing(data, cached, tmp_path):
+    changes = [f"data.cache={cached}", *BOTH, "schedule.epochs=1"]
+    runs = []
+    for name, more in (("plain", []), ("checkpointed", ["grad_checkpointing=true"])):
+        config = train_config(tmp_path / name, data, *changes, *more)
+        train_student(config)
+        runs.append([row["loss"] for row in rows_of(config.output)])
+    assert np.allclose(*runs, rtol=1e-4)
+
+
+def test_refuses_a_cache_without_a_classifier_before_work(data, cached, tmp_path):
+    shutil.copytree(cached, tmp_path / "t.zarr")
+    config = train_config(tmp_path / "run", data, f"data.cache={tmp_path / 't.zarr'}", "losses.logit_map_kl=1")
+    (tmp_path / "t.zarr" / "classifier" / "c.0.0").unlink()
+    with pytest.raises(ReskdError, match=r"classifier/c\.0\.0.*is missing.*cache-teacher again"):
+        train_student(config)
+    attributes = json.loads((tmp_path / "t.zarr" / "zarr.json").read_text())
+    attributes["attributes"]["classifier"] = {}
+    (tmp_path / "t.zarr" / "zarr.json").write_text(json.dumps(attributes))
+    with pytest.raises(ReskdError, match="doesn't hold its teacher's classifier"):
+        train_student(config)
+    assert not config.output.exists()

@@ -1,0 +1,45 @@
+import pytest
+
+from cache.errors import ReskdError
+from stages.list_models import list_models
+from stages.models.zoo import PROTOCOLS, ZOO
+
+GMACS = {  # of one view at 224 and 112 px, computed elsewhere
+    "tsn_r50": (65.4, 17.25),
+    "tsn_r152": (184.2, None),
+    "tsm_r50": (32.7, 8.62),
+    "slowonly_r50": (41.74, 10.99),
+    "swin_s": (165.7, 42.2),
+    "swin_b": (281.3, 71.8),
+}
+VIEWS = {"tsn_r50": 1, "tsn_r152": 1, "tsm_r50": 6, "slowonly_r50": 30, "swin_s": 12, "swin_b": 12}
+
+
+def test_the_zoo_costs_what_is_known_of_it(capsys):
+    rows = list_models()
+    assert [(row["name"], row["size"]) for row in rows] == [(name, size) for name in GMACS for size in (224, 112)]
+    for row in rows:
+        expected = GMACS[row["name"]][row["size"] == 112]
+        if expected is not None:
+            assert row["gmacs"] == pytest.approx(expected, rel=0.003)
+        assert row["gmacs_video"] == pytest.approx(row["gmacs"] * VIEWS[row["name"]])
+        frames = row["frames"] // 2 if row["arch"] == "swin" else row["frames"]
+        side = 7 if row["size"] == 224 else 4
+        assert row["grid"] == (frames, side, side)
+    # 1000 classes of torchvision's 25,557,032; its Swin-S has 49,816,678 with 400
+    parameters = {row["name"]: row["parameters"] for row in rows}
+    assert parameters["tsn_r50"] == parameters["tsm_r50"] == 25_557_032 - 600 * 2049
+    assert parameters["swin_s"] == 49_816_678
+    printed = capsys.readouterr().out
+    for words in ("slowonly_r50 │  8×112² │ 32.5 M │  10.99 │  10×3 │   329.8 │  8×4×4×2048", "swin_b"):
+        assert words in printed
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_every_network_has_a_protocol():
+    assert ZOO.keys() == PROTOCOLS.keys()
+
+
+def test_a_size_that_no_config_could_have_is_refused():
+    with pytest.raises(ReskdError, match="size 0 must be from 8 to 1024 px"):
+        list_models((112, 0))

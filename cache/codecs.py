@@ -1,7 +1,7 @@
 """How targets are stored: plain functions between float32 rows and the arrays kept for them.
 
-A codec is named in the manifest's targets. Its arrays' names are its dictionary's keys; fill values are sentinels,
-never read as data.
+Maps are reduced before (`reduction.py`); here they are rounded. A codec is named in the manifest's targets. Its arrays'
+names are its dictionary's keys; fill values are sentinels, never read as data.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache.errors import ReskdError
+from cache.reduction import Constants, to_codes
 
 _TINY = np.finfo(np.float32).tiny
 _WIDEST = float(np.finfo(np.float32).max)
+NOT_WRITTEN = -128  # among int8 codes
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Codec:
-    """`encode`: float32 [N, ...] -> arrays by name. `decode`: the same arrays -> [N, ...]."""
+    """`encode`: float32 [N, ...] and the root's constants -> arrays by name. `decode`: the same arrays -> [N, ...]."""
 
     arrays: Mapping[str, Stored]
-    encode: Callable[[np.ndarray], dict[str, np.ndarray]]
+    encode: Callable[[np.ndarray, Constants], dict[str, np.ndarray]]
     decode: Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
@@ -69,7 +71,10 @@ def encode_float16(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def is_finite(values: np.ndarray) -> bool:
-    """np.isfinite(values).all(); for float16 by its exponent's bits, which is several times faster."""
+    """np.isfinite(values).all(); for float16 by its exponent's bits, which is several times faster; of int8 codes,
+    whether all were written."""
+    if values.dtype == np.int8:
+        return not (values == NOT_WRITTEN).any()
     if values.dtype != np.float16:
         return bool(np.isfinite(values).all())
     bits = np.ascontiguousarray(values).view(np.uint16)
@@ -90,21 +95,26 @@ LOGITS = {
             "scale": Stored("float32", np.nan, per_row=True),
             "offset": Stored("float32", np.nan, per_row=True),
         },
-        encode_logits_uint8,
+        lambda logits, constants: encode_logits_uint8(logits),
         decode_logits_uint8,
     ),
     "float16": Codec(
         {"logits": Stored("float16", np.nan)},
-        lambda logits: encode_float16("logits", logits),
+        lambda logits, constants: encode_float16("logits", logits),
         lambda arrays: arrays["logits"].astype(np.float32),
     ),
 }
 
-# Maps stay float16 in memory: a block of them is large, and the loss takes them to float32.
+# Maps stay in memory as they are stored: a block of them is large, and the loss takes them to float32 on its device.
 FEATURES = {
     "float16": Codec(
         {"features": Stored("float16", np.nan)},
-        lambda features: encode_float16("features", features),
+        lambda features, constants: encode_float16("features", features),
+        lambda arrays: arrays["features"],
+    ),
+    "int8": Codec(
+        {"features": Stored("int8", NOT_WRITTEN)},
+        lambda features, constants: {"features": to_codes(_finite("features", features), constants)},
         lambda arrays: arrays["features"],
     ),
 }

@@ -1,7 +1,7 @@
 """What lies inside a cache: the root's manifest, and a shard's group with its attributes and arrays."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from zarr.storage import LocalStore, MemoryStore
 
 from cache.codecs import codec_of
 from cache.errors import ReskdError
-from cache.manifest import CLASSIFIER, FORMAT, Identity, Manifest
-from cache.store import METADATA, write_atomically
+from cache.manifest import FORMAT, Identity, Manifest
+from cache.store import METADATA, file_digest, write_atomically
 from cache.view import BLOCK
 
 TEMPORARY = ".tmp"  # inside the cache: groups that are not committed yet
@@ -63,7 +63,7 @@ def load_group(path: Path, shard: str) -> dict[str, Any] | None:
     attributes = read_attributes(path / shard)
     if attributes is None:
         return None
-    wanted = {"format", "fingerprint", "keys", "keys_sha256", "quarantine", "fallbacks", "views", "files"}
+    wanted = {"format", "fingerprint", "keys", "keys_sha256", "quarantine", "fallbacks", "views", "targets", "files"}
     if attributes.get("format") != FORMAT or not wanted <= attributes.keys():
         raise ReskdError(
             f"{path / shard} is not a shard of a cache of format {FORMAT}: delete it and run cache-teacher again."
@@ -72,11 +72,13 @@ def load_group(path: Path, shard: str) -> dict[str, Any] | None:
 
 
 def check_fingerprint(path: Path, identity: Identity, shard: str, attributes: Mapping[str, Any]) -> None:
-    """Raises ReskdError for a group that another teacher, policy, decoder or shard made."""
-    if attributes["fingerprint"] != identity.fingerprint(shard):
+    """Raises ReskdError for a group that another teacher, policy, decoder, shard or encoding made."""
+    targets = attributes["targets"]
+    other = [t for t in targets if t in identity.targets and targets[t] != identity.target_fingerprint(t)]
+    if attributes["fingerprint"] != identity.fingerprint(shard) or other:
         raise ReskdError(
             f"{path / shard} was made by another run than the cache's manifest says (another teacher, view policy, "
-            "decoder or shard): delete that folder and run cache-teacher again."
+            "decoder, shard or encoding): delete that folder and run cache-teacher again."
         )
 
 
@@ -90,15 +92,17 @@ class ArraySpec:
     rows: int | None = None
 
 
-def array_specs(identity: Identity) -> dict[str, ArraySpec]:
-    """Every array of a shard's group, by name."""
-    specs = {
+def array_specs(identity: Identity, targets: Sequence[str] | None = None) -> dict[str, ArraySpec]:
+    """Every array of a shard's group, by name; of `targets`, theirs alone."""
+    views = {
         "frames": ArraySpec((identity.policy.num_frames,), "int32", -1),
         "box": ArraySpec((4,), "float32", float("nan")),
         "flip": ArraySpec((), "bool", False),
         "valid": ArraySpec((), "bool", False),
     }
-    for target, settings in identity.targets.items():
+    specs = views if targets is None else {}
+    for target in identity.targets if targets is None else targets:
+        settings = identity.targets[target]
         tail = (*settings.get("grid", ()), settings["width"])
         rows = BLOCK if target == "features" else None
         for name, stored in codec_of(target, settings["codec"]).arrays.items():
@@ -144,14 +148,11 @@ def resize_array(folder: Path, views: int) -> None:
         write_atomically(folder / METADATA, json.dumps(node, indent=2).encode())
 
 
-def classifier_files(weight: np.ndarray, bias: np.ndarray) -> dict[str, bytes]:
-    """The files, by their names below the root, of the arrays `classifier` [D,K] and `classifier_bias` [K], float32.
-
-    The same values give the same bytes.
-    """
+def constant_files(constants: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+    """The files, by their names below the root, of its arrays, float32. The same values give the same bytes."""
     files = {}
     with zarr.config.set({"array.write_empty_chunks": True}):
-        for name, values in zip(CLASSIFIER, (weight, bias), strict=True):
+        for name, values in constants.items():
             zarr.create_array(
                 MemoryStore(files),
                 name=name,
@@ -164,6 +165,23 @@ def classifier_files(weight: np.ndarray, bias: np.ndarray) -> dict[str, bytes]:
                 zarr_format=3,
             )
     return {name: buffer.to_bytes() for name, buffer in files.items() if name != METADATA}  # zarr makes the root, too
+
+
+def read_constants(path: Path, manifest: Manifest) -> dict[str, np.ndarray]:
+    """The arrays at the root, by name; none where no features are stored.
+
+    Raises ReskdError for a file of them that is missing or not the one written.
+    """
+    for name, digest in manifest.constants.items():
+        file = path / name
+        if not file.is_file() or file_digest(file) != digest:
+            what = "is not the one that was written" if file.is_file() else "is missing"
+            raise ReskdError(
+                f"{file}, by which the cache's features are read, {what}: run cache-teacher again, which restores it."
+            )
+    names = [file.removesuffix(f"/{METADATA}") for file in manifest.constants if file.endswith(METADATA)]
+    store = LocalStore(path, read_only=True)
+    return {name: np.asarray(zarr.open_array(store, path=name, mode="r", zarr_format=3)[:]) for name in names}
 
 
 def open_for_writing(folder: Path, name: str) -> zarr.Array:

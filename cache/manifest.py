@@ -4,16 +4,18 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from cache.errors import ReskdError
 from cache.view import ViewPolicy
 
-FORMAT = 1
+FORMAT = 2
 
-CLASSIFIER = ("classifier", "classifier_bias")  # arrays at the root, [D,K] and [K] float32
+# Arrays at the root, float32: the teacher's classifier [d,K] and [K], of maps as they are stored (in their basis, its mean
+# included), and what else maps were reduced by (see `reduction.py`).
+CONSTANTS = ("classifier", "classifier_bias", "basis", "mean", "scale", "offset")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Identity:
     `teacher`: {"model": {...}, "weights_sha256": str, "size": pixels, "dtype": "float32" | "bfloat16", "batch_size",
     "bn": "running" | "recalibrate"}.
     `decoder`: name and version. `targets`: {"logits": {"codec": "uint8" | "float16", "width": K}} and, optionally,
-    "features": {"codec": "float16", "grid": [T', h, w], "width": D}.
+    "features": {"codec": "float16" | "int8", "grid": [T', g, g'], "width": d, "map": [T, H, W, D], "sample": what the basis
+    and ranges were estimated on, None where there are none, "constants_sha256": of these}.
     """
 
     format: int
@@ -69,9 +72,13 @@ class Identity:
         return entry
 
     def fingerprint(self, shard: str) -> str:
-        """sha256 of all that decides the content of one shard's group: the other shards don't."""
-        alone = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("policy", "shards")}
+        """sha256 of all that decides the content of one shard's group, but for its targets: the other shards don't."""
+        alone = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("policy", "shards", "targets")}
         return _sha256(_canonical(alone | {"policy": self.policy.to_json(), "shard": asdict(self.shard(shard))}))
+
+    def target_fingerprint(self, target: str) -> str:
+        """sha256 of a target's settings."""
+        return _sha256(_canonical(self.targets[target]))
 
     def _by_name(self) -> dict[str, ShardEntry]:
         if "_index" not in self.__dict__:  # a linear search for each of 10,000 shards would take a minute
@@ -81,18 +88,23 @@ class Identity:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The root's attributes. `views` are planned (V), `finalised` of them are finished on every shard (0: none yet).
+    """The root's attributes. `views` are planned (V), `finalised` of them are finished (0: none yet): in all of
+    `finalised_targets`, on the first `finalised_shards` of the shard list, to which a growing cache adds at its end.
 
-    `quarantine`: shard -> row -> reason, of the finalised views. `packages` are recorded and never compared.
-    `classifier`: file -> [size, sha256] of the teacher's classifier; empty where it isn't stored.
+    `quarantine`: shard -> row -> reason, of the finalised views. `packages` and `notes` (the measured error of an encoding)
+    are recorded and never compared.
+    `constants`: file -> [size, sha256] of the arrays at the root; empty where no features are stored.
     """
 
     identity: Identity
     views: int
     finalised: int = 0
+    finalised_shards: int = 0
+    finalised_targets: tuple[str, ...] = ()
     quarantine: dict[str, dict[int, str]] = field(default_factory=dict)
     packages: dict[str, str] = field(default_factory=dict)
-    classifier: dict[str, list] = field(default_factory=dict)
+    constants: dict[str, list] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -100,9 +112,12 @@ class Manifest:
             "identity": self.identity.to_json(),
             "views": self.views,
             "finalised": self.finalised,
+            "finalised_shards": self.finalised_shards,
+            "finalised_targets": list(self.finalised_targets),
             "quarantine": {s: {str(r): q[r] for r in sorted(q)} for s, q in sorted(self.quarantine.items())},
             "packages": dict(sorted(self.packages.items())),
-            "classifier": {name: list(digest) for name, digest in sorted(self.classifier.items())},
+            "constants": {name: list(digest) for name, digest in sorted(self.constants.items())},
+            "notes": self.notes,
         }
 
     @staticmethod
@@ -119,12 +134,18 @@ class Manifest:
                 identity=Identity.from_json(data["identity"]),
                 views=data["views"],
                 finalised=data["finalised"],
+                finalised_shards=data["finalised_shards"],
+                finalised_targets=tuple(data["finalised_targets"]),
                 quarantine={s: {int(r): why for r, why in q.items()} for s, q in data["quarantine"].items()},
                 packages=dict(data["packages"]),
-                classifier=dict(data.get("classifier", {})),  # caches made before it was stored have none
+                constants=dict(data["constants"]),
+                notes=dict(data["notes"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ReskdError(f"the cache's manifest is damaged ({error!r}): make the cache anew.") from error
+
+
+ITEM_SIZES = {"float16": 2, "int8": 1}  # bytes of a number of a feature map
 
 
 def bytes_of_clip_view(identity: Identity, targets: Sequence[str] | None = None) -> int:
@@ -132,7 +153,7 @@ def bytes_of_clip_view(identity: Identity, targets: Sequence[str] | None = None)
     logits, maps = identity.targets["logits"], identity.targets.get("features")
     size = {
         "logits": logits["width"] + 8 if logits["codec"] == "uint8" else 2 * logits["width"],
-        "features": 2 * math.prod([*maps["grid"], maps["width"]]) if maps else 0,
+        "features": ITEM_SIZES[maps["codec"]] * math.prod([*maps["grid"], maps["width"]]) if maps else 0,
     }
     return 4 * identity.policy.num_frames + 16 + 2 + sum(size[t] for t in (size if targets is None else targets))
 
@@ -150,16 +171,31 @@ def check_shard_names(names: Sequence[str]) -> None:
         raise ReskdError(f"shard {twice!r} comes twice in the shard list: every shard needs a name of its own.")
     for name in names:
         parts = name.split("/")
-        own = parts[0] in CLASSIFIER  # the cache's own folders
+        own = parts[0] in CONSTANTS  # the cache's own folders
         if own or "\\" in name or any(part in ("", "zarr.json") or part.startswith(".") for part in parts):
             raise ReskdError(
                 f"shard name {name!r} can't be used: names are relative to the data set, without '..', hidden or "
-                f"empty parts and backslashes, and not in a folder {' or '.join(CLASSIFIER)}; rename the shard or move "
+                f"empty parts and backslashes, and not in a folder {' or '.join(CONSTANTS)}; rename the shard or move "
                 "the data set's folder."
             )
         above = next((str(p) for p in PurePosixPath(name).parents if str(p) in seen), None)
         if above is not None:
             raise ReskdError(f"shards {above!r} and {name!r} can't lie inside one another: rename one of them.")
+
+
+def grown(stored: Identity, wanted: Identity) -> tuple[Identity, list[str]]:
+    """A cache's identity once shards and targets that only `wanted` has are added to it, and what else differs.
+
+    The new shards come after the old ones, whatever their place in `wanted`.
+    """
+    old = {entry.name for entry in stored.shards}
+    new = tuple(entry for entry in wanted.shards if entry.name not in old)
+    targets = {name: settings for name, settings in wanted.targets.items() if name in stored.targets}
+    kept = {entry.name: entry for entry in wanted.shards if entry.name in old}
+    # In the cache's order: which shard a data set lists first is no difference once a cache may grow.
+    shards = tuple(kept[entry.name] for entry in stored.shards if entry.name in kept)
+    lines = differences(stored, replace(wanted, shards=shards, targets=targets))
+    return replace(stored, shards=stored.shards + new, targets=wanted.targets), lines
 
 
 def differences(stored: Identity, wanted: Identity) -> list[str]:

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
 
 from cache.codecs import codec_of, is_finite
 from cache.errors import ReskdError
-from cache.group import ArraySpec, array_specs, check_fingerprint, load_group, load_manifest
-from cache.manifest import CLASSIFIER, Manifest, ShardEntry, keys_digest
-from cache.store import VerifiedStore, file_digest
+from cache.group import ArraySpec, array_specs, check_fingerprint, load_group, load_manifest, read_constants
+from cache.manifest import Manifest, ShardEntry, keys_digest
+from cache.store import VerifiedStore
 from cache.view import BLOCK, View
 
 __all__ = ["Block", "CacheReader", "check_join", "load_manifest"]
@@ -32,7 +31,7 @@ class Block:
     flip: np.ndarray  # [n] bool
     valid: np.ndarray  # [n] bool
     logits: np.ndarray | None  # [n,K] float32
-    features: np.ndarray | None  # [n,T',h,w,D], float16 or float32 as the codec has it
+    features: np.ndarray | None  # [n,T',g,g',d], float16 or int8 codes, as they are stored
 
     def view_of(self, i: int) -> View:
         """The stored view of row `i` of the block."""
@@ -58,7 +57,7 @@ class CacheReader:
         if absent:
             raise ReskdError(
                 f"{path} holds no {' and no '.join(absent)}, only {', '.join(stored) or 'views'}: train with losses "
-                "of what is there, or make a cache with it (cache-teacher into a new folder)."
+                f"of what is there, or add it: cache-teacher again, with targets.{absent[0]}."
             )
         self._specs = array_specs(self.manifest.identity)
         self._shards, self._views, self._blocks = _Recent(_SHARDS), _Recent(_VIEWS), _Recent(capacity_blocks)
@@ -72,28 +71,12 @@ class CacheReader:
         group = self._group(shard, view)
         return self._decoded(group, view, slice(0, len(group.keys)), [t for t in self.targets if t != "features"])
 
-    def classifier(self) -> tuple[np.ndarray, np.ndarray]:
-        """The teacher's classifier, weight [D,K] and bias [K] float32: features @ weight + bias are a position's logits.
+    def constants(self) -> dict[str, np.ndarray]:
+        """The arrays at the root by which features are read, by name; see `manifest.CONSTANTS`.
 
-        Raises ReskdError where the cache has none, and for a file of it that is missing or not the one written.
+        Raises ReskdError for a file of them that is missing or not the one written.
         """
-        if not self.manifest.classifier:
-            raise ReskdError(
-                f"{self.path} doesn't hold its teacher's classifier, which logit_map_kl needs: it stores no features, or "
-                "was made before classifiers were stored. Run cache-teacher with targets.features, into a new folder."
-            )
-        for name, digest in self.manifest.classifier.items():
-            file = self.path / name
-            if not file.is_file() or file_digest(file) != digest:
-                what = "is not the one that was written" if file.is_file() else "is missing"
-                raise ReskdError(
-                    f"{file}, of the teacher's classifier, {what}: run cache-teacher again, which restores it."
-                )
-        store = LocalStore(self.path, read_only=True)
-        weight, bias = (
-            np.asarray(zarr.open_array(store, path=name, mode="r", zarr_format=3)[:]) for name in CLASSIFIER
-        )
-        return weight, bias
+        return read_constants(self.path, self.manifest)
 
     def _read_block(self, shard: str, view: int, block: int) -> Block:
         group = self._group(shard, view)
@@ -108,6 +91,11 @@ class CacheReader:
             raise ReskdError(
                 f"{self.path}, shard {shard}: view {view} is not committed, there are {group.views}: "
                 "run cache-teacher to the end."
+            )
+        absent = [target for target in self.targets if target not in group.targets]
+        if absent:
+            raise ReskdError(
+                f"{self.path}, shard {shard}: its {' and '.join(absent)} are not committed: run cache-teacher to the end."
             )
         return group
 
@@ -130,7 +118,7 @@ class CacheReader:
             bad = next(i for i in range(len(values)) if not is_finite(values[i]))
             raise ReskdError(
                 f"{self.path}, shard {group.shard}, view {view}, row {rows.start + bad} "
-                f"({group.keys[rows][bad]!r}): array {' or '.join(codec.arrays)} holds NaN or infinity for a valid "
+                f"({group.keys[rows][bad]!r}): array {' or '.join(codec.arrays)} holds NaN, infinity or nothing for a valid "
                 f"row. Delete {self.path / group.shard} and run cache-teacher again."
             )
         return values
@@ -183,7 +171,7 @@ class _Group:
             raise ReskdError(f"{path}: shard {shard} is not there (not committed, or lost): run cache-teacher.")
         check_fingerprint(path, manifest.identity, shard, attributes)
         self.shard, self.folder, self.specs = shard, path / shard, specs
-        self.keys, self.views = tuple(attributes["keys"]), attributes["views"]
+        self.keys, self.views, self.targets = tuple(attributes["keys"]), attributes["views"], attributes["targets"]
         if keys_digest(self.keys) != entry.keys_sha256:
             raise ReskdError(f"{self.folder}: its keys are damaged: delete it and run cache-teacher again.")
         self._store = VerifiedStore(self.folder, attributes["files"])

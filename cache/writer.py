@@ -1,8 +1,9 @@
 """Writing a cache: one writer owns one shard's group; a view is there, for readers, when the attributes say so.
 
 A new group is built in a temporary folder and renamed into place. More views: the arrays' shapes, then the new chunk
-files, then the attributes. Everything is fsynced before the step which makes it visible, and whatever a killed run
-left behind is removed or overwritten by the next, so that the same input always ends in the same bytes.
+files, then the attributes. Another target of the views that are there: its arrays, then the attributes. Everything is
+fsynced before the step which makes it visible, and whatever a killed run left behind is removed or overwritten by the
+next, so that the same input always ends in the same bytes.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import zarr
 
 from cache.codecs import codec_of
 from cache.errors import ReskdError
@@ -19,28 +21,30 @@ from cache.group import (
     TEMPORARY,
     array_specs,
     check_fingerprint,
-    classifier_files,
+    constant_files,
     create_arrays,
     load_group,
     load_manifest,
     open_for_writing,
+    read_constants,
     resize_array,
     write_attributes,
 )
-from cache.manifest import CLASSIFIER, FORMAT, Manifest, differences, keys_digest
-from cache.store import METADATA, file_digest, make_folders, sync, write_atomically
+from cache.manifest import CONSTANTS, FORMAT, Manifest, grown, keys_digest
+from cache.store import METADATA, VerifiedStore, file_digest, make_folders, sync, write_atomically
 
 
 def check_cache(path: str | Path, manifest: Manifest) -> Manifest:
     """The manifest that `create_cache` would leave; nothing is written.
 
-    An existing cache must have the same identity; its planned views can be raised, and what is finished stays so.
+    An existing cache must have the same identity, but shards and targets can be added; its planned views can be raised,
+    and what is finished stays so.
     Raises ReskdError, naming every difference, where it hasn't, for fewer views, and for a folder of something else.
     """
     path = Path(path)
     if (path / METADATA).exists():
         stored = load_manifest(path)
-        lines = differences(stored.identity, manifest.identity)
+        identity, lines = grown(stored.identity, manifest.identity)
         if lines:
             raise ReskdError(
                 f"{path} was made by another run:\n  " + "\n  ".join(lines) + "\nGive another output folder, "
@@ -51,7 +55,8 @@ def check_cache(path: str | Path, manifest: Manifest) -> Manifest:
                 f"{path} is planned for {stored.views} views, this run wants {manifest.views}: views can be added, "
                 f"not taken away. Ask for at least {stored.views}, or give another output folder."
             )
-        return replace(stored, views=manifest.views)
+        array_specs(identity)
+        return replace(stored, identity=identity, views=manifest.views, notes=stored.notes | manifest.notes)
     if path.exists() and (not path.is_dir() or any(not _ours(p) for p in path.iterdir())):
         raise ReskdError(f"{path} holds something else than a cache: give another output folder.")
     if manifest.views < 1:
@@ -62,35 +67,31 @@ def check_cache(path: str | Path, manifest: Manifest) -> Manifest:
 
 def _ours(path: Path) -> bool:
     """Whether an entry of a folder without a manifest may be what a killed run left of a cache in the making."""
-    if path.name in CLASSIFIER and path.is_dir():
+    if path.name in CONSTANTS and path.is_dir():
         return all(p.name == METADATA or p.name[:2] == "c." or p.name[:1] == "." for p in path.iterdir())
     return path.name.startswith(".")
 
 
-def create_cache(
-    path: str | Path, manifest: Manifest, classifier: tuple[np.ndarray, np.ndarray] | None = None
-) -> Manifest:
+def create_cache(path: str | Path, manifest: Manifest, constants: Mapping[str, np.ndarray] | None = None) -> Manifest:
     """Make an empty cache, or open the one that is there; returns the manifest that holds from now on.
 
-    `classifier`: the teacher's weight [D,K] and bias [K]. They are written where they aren't there whole already, so
-    that a rerun repairs them: they follow from the identity.
+    `constants`: the arrays at the root. They are written where they aren't there whole already, so that a rerun repairs
+    them: they follow from the identity.
     Raises ReskdError as `check_cache` does.
     """
     path, manifest = Path(path), check_cache(path, manifest)
-    if classifier is not None:
-        manifest = replace(manifest, classifier=_write_classifier(path, manifest, *classifier))
+    if constants:
+        manifest = replace(manifest, constants=_write_constants(path, constants))
     if not (path / METADATA).exists() or load_manifest(path) != manifest:
         make_folders(path)
         write_attributes(path, manifest.to_json())
     return manifest
 
 
-def _write_classifier(path: Path, manifest: Manifest, weight: np.ndarray, bias: np.ndarray) -> dict[str, list]:
+def _write_constants(path: Path, constants: Mapping[str, np.ndarray]) -> dict[str, list]:
     """Before the manifest, which lists their digests; returns these."""
-    targets = manifest.identity.targets
-    assert weight.shape == (targets["features"]["width"], *bias.shape) and bias.shape == (targets["logits"]["width"],)
     digests = {}
-    for name, data in classifier_files(weight, bias).items():
+    for name, data in constant_files(constants).items():
         digests[name], file = [len(data), hashlib.sha256(data).hexdigest()], path / name
         if not file.is_file() or file_digest(file) != digests[name]:
             make_folders(file.parent)
@@ -104,6 +105,19 @@ def committed_views(path: str | Path, shard: str) -> int:
     return 0 if attributes is None else attributes["views"]
 
 
+def missing_work(path: str | Path, manifest: Manifest, shard: str) -> list[tuple[range, tuple[str, ...]]]:
+    """What a shard lacks, in the order in which it can be written: (views, targets), each one ShardWriter's.
+
+    First the targets that its committed views lack, then the views that it lacks, in all targets.
+    """
+    attributes, targets = load_group(Path(path), shard), tuple(manifest.identity.targets)
+    if attributes is None:
+        return [(range(manifest.views), targets)]
+    lacking = tuple(target for target in targets if target not in attributes["targets"])
+    work = [(range(attributes["views"]), lacking), (range(attributes["views"], manifest.views), targets)]
+    return [(views, names) for views, names in work if len(views) and names]
+
+
 def finalise(path: str | Path) -> Manifest:
     """Declare the planned views finished: gathers every shard's quarantine into the root, atomically.
 
@@ -113,38 +127,47 @@ def finalise(path: str | Path) -> Manifest:
     manifest = load_manifest(path)
     quarantine, unfinished = {}, []
     for entry in manifest.identity.shards:
-        attributes = load_group(path, entry.name)
-        if attributes is None or attributes["views"] < manifest.views:
-            unfinished.append(f"{entry.name} ({0 if attributes is None else attributes['views']})")
+        if work := missing_work(path, manifest, entry.name):
+            lacking = "; ".join(f"{len(views)} views of {' and '.join(targets)}" for views, targets in work)
+            unfinished.append(f"{entry.name} ({lacking})")
             continue
+        attributes = load_group(path, entry.name)
         check_fingerprint(path, manifest.identity, entry.name, attributes)
         rows = {key: row for row, key in enumerate(attributes["keys"])}
         if attributes["quarantine"]:
             quarantine[entry.name] = {rows[key]: reason for key, reason in attributes["quarantine"].items()}
     if unfinished:
         raise ReskdError(
-            f"{path} is not finished: {len(unfinished)} of {len(manifest.identity.shards)} shards have fewer than "
+            f"{path} is not finished: {len(unfinished)} of {len(manifest.identity.shards)} shards lack some of "
             f"{manifest.views} views: {', '.join(unfinished[:3])}{' …' if len(unfinished) > 3 else ''}. "
             "Run cache-teacher again: it does what is missing."
         )
-    manifest = replace(manifest, finalised=manifest.views, quarantine=quarantine)
+    manifest = replace(
+        manifest,
+        finalised=manifest.views,
+        finalised_shards=len(manifest.identity.shards),
+        finalised_targets=tuple(manifest.identity.targets),
+        quarantine=quarantine,
+    )
     write_attributes(path, manifest.to_json())
     shutil.rmtree(path / TEMPORARY, ignore_errors=True)
     return manifest
 
 
 class ShardWriter:
-    """Writes the views `views` of one shard, which must be the next after the committed ones.
+    """Writes what a shard lacks first of `missing_work`: `views` must be of that, and `targets` are its targets.
 
-    `keys` are the shard's, in tar order. Raises ReskdError where they are not those of the manifest, or where the
-    shard's group is another run's.
+    Either the next views after the committed ones, in all targets; or all committed views in targets that they lack, and
+    then the views handed in must be the stored ones. `keys` are the shard's, in tar order.
+    Raises ReskdError where they are not those of the manifest, or where the shard's group is another run's.
     """
 
     def __init__(self, path: str | Path, manifest: Manifest, shard: str, keys: Sequence[str], views: range):
         self.path, self.manifest, self.shard, self.keys, self.views = Path(path), manifest, shard, tuple(keys), views
-        self.specs = array_specs(manifest.identity)
         self.stored = load_group(self.path, shard)
-        self._check()
+        self.targets = self._check()
+        self.adds_targets = self.stored is not None and not set(self.targets) & set(self.stored["targets"])
+        self.specs = array_specs(manifest.identity, self.targets if self.adds_targets else None)
         if self.stored is None:
             self.folder = self.path / TEMPORARY / shard
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -153,13 +176,18 @@ class ShardWriter:
         else:
             self.folder = self.path / shard
             _remove_unlisted(self.folder, self.stored["files"])
+            if self.adds_targets:
+                self._remove_arrays()
+                create_arrays(self.folder, self.specs, len(self.keys), views.stop)
             for name in self.specs:
                 resize_array(self.folder / name, views.stop)
+        self._constants = read_constants(self.path, manifest)
         self._arrays = {name: open_for_writing(self.folder, name) for name in self.specs}
         # Small arrays are kept whole until the commit, maps by blocks: a shard's maps don't fit in memory.
         self._rows = {name: (len(self.keys) if s.rows is None else s.rows) for name, s in self.specs.items()}
         self._buffers: dict[tuple[str, int], np.ndarray] = {}
         self._next = dict.fromkeys(views, 0)
+        self._seen = self._stored_views() if self.adds_targets else {}
 
     def write(
         self,
@@ -170,20 +198,24 @@ class ShardWriter:
         box: np.ndarray,
         flip: np.ndarray,
         valid: np.ndarray,
-        logits: np.ndarray | None = None,
-        features: np.ndarray | None = None,
+        **targets: np.ndarray,
     ) -> None:
         """Hand in the next n rows of a view, in tar order. What isn't valid is stored as "not there".
 
-        frames int [n,T], box float [n,4], flip and valid bool [n], logits float [n,K], features float [n,T',h,w,D];
-        targets as the manifest has them. Raises ReskdError for another shape, and for values its codec can't hold.
+        frames int [n,T], box float [n,4], flip and valid bool [n]; logits float [n,K], features float [n,T',g,g',d], reduced
+        as the manifest has it: those of `targets`. Raises ReskdError for another shape, values its codec can't hold, and,
+        where targets are added, for views that aren't the stored ones.
         """
         assert rows.start == self._next[view], f"{self.shard}, view {view}: row {self._next[view]} comes next, {rows}"
+        assert targets.keys() == set(self.targets), f"{self.shard}: {sorted(targets)} for {self.targets}"
         count, valid = rows.stop - rows.start, np.asarray(valid, dtype=bool)
         columns = {"frames": frames, "box": box, "flip": flip, "valid": valid}
+        if self.adds_targets:
+            self._check_views(view, rows, columns)
+            valid, columns = self._seen["valid"][view][rows], {}
         for name, values in columns.items():
             self._check_shape(name, values, (count, *self.specs[name].tail))
-        for target, values in (("logits", logits), ("features", features)):
+        for target, values in targets.items():
             columns |= self._encoded(target, values, view, rows, valid)
         for name, values in columns.items():
             self._append(name, view, rows.start, values)
@@ -196,10 +228,12 @@ class ShardWriter:
         """
         count = len(self.keys)
         assert all(rows == count for rows in self._next.values()), f"{self.shard}: unwritten rows: {self._next}"
-        old = self.stored or {"files": {}, "quarantine": {}, "fallbacks": {}}
+        old = self.stored or {"files": {}, "quarantine": {}, "fallbacks": {}, "targets": {}}
         quarantine, fallbacks = {**quarantine, **old["quarantine"]}, {**fallbacks, **old["fallbacks"]}
         assert {*quarantine, *fallbacks} <= {*self.keys}, f"{self.shard}: reasons for clips that it hasn't"
-        valid = np.stack([self._buffers["valid", view] for view in self.views])
+        valid = np.stack(
+            [self._seen["valid"][v] if self.adds_targets else self._buffers["valid", v] for v in self.views]
+        )
         assert all(self.keys[row] in quarantine for row in np.flatnonzero(~valid.all(axis=0)))
         for name, spec in self.specs.items():
             if spec.rows is None:
@@ -213,6 +247,7 @@ class ShardWriter:
             "quarantine": quarantine,
             "fallbacks": fallbacks,
             "views": self.views.stop,
+            "targets": old["targets"] | {t: self.manifest.identity.target_fingerprint(t) for t in self.targets},
             "files": old["files"] | self._synced_files(old["files"]),
         }
         write_attributes(self.folder, attributes)
@@ -228,10 +263,15 @@ class ShardWriter:
             return
         now = load_group(self.path, self.shard)  # not what was read at the start, lest the new views be deleted
         _remove_unlisted(self.folder, now["files"])
+        if self.adds_targets:
+            if not set(self.targets) & set(now["targets"]):
+                self._remove_arrays()
+            return
         for name in self.specs:
             resize_array(self.folder / name, now["views"])
 
-    def _check(self) -> None:
+    def _check(self) -> tuple[str, ...]:
+        """The targets that are to be written."""
         entry, where = self.manifest.identity.shard(self.shard), f"{self.path}, shard {self.shard}"
         if len(self.keys) != entry.clips or keys_digest(self.keys) != entry.keys_sha256:
             raise ReskdError(
@@ -239,14 +279,45 @@ class ShardWriter:
                 "or its index has changed. Restore it, or make a new cache."
             )
         assert len(self.keys) > 0 and self.views.step == 1 and self.views.start < self.views.stop
-        committed = 0 if self.stored is None else self.stored["views"]
-        if self.views.start != committed or self.views.stop > self.manifest.views:
+        work = missing_work(self.path, self.manifest, self.shard)
+        views, targets = work[0] if work else (range(0), ())
+        whole = len(targets) == len(self.manifest.identity.targets) or self.views == views
+        if self.views.start != views.start or self.views.stop > views.stop or not whole:
+            committed = 0 if self.stored is None else self.stored["views"]
             raise ReskdError(
                 f"{where} has {committed} views of {self.manifest.views}; views {self.views.start} to "
                 f"{self.views.stop - 1} are not the next. Is another run at work on this cache? Let one end."
             )
         if self.stored is not None:
             check_fingerprint(self.path, self.manifest.identity, self.shard, self.stored)
+        return targets
+
+    def _remove_arrays(self) -> None:
+        """Of targets that are being added: they are visible only once the attributes list them."""
+        for name in self.specs:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _stored_views(self) -> dict[str, dict[int, np.ndarray]]:
+        """frames, box, flip and valid of the committed views, by name and view."""
+        store = VerifiedStore(self.folder, self.stored["files"])
+        names = ("frames", "box", "flip", "valid")
+        arrays = {name: zarr.open_array(store, path=name, mode="r", zarr_format=3) for name in names}
+        return {name: {v: np.asarray(array[:, v]) for v in self.views} for name, array in arrays.items()}
+
+    def _check_views(self, view: int, rows: slice, columns: Mapping[str, np.ndarray]) -> None:
+        """Whether the views handed in are the stored ones, and every clip that has targets can have the new ones."""
+        where, stored = f"{self.path}, shard {self.shard}, view {view}", self._seen["valid"][view][rows]
+        lost = np.flatnonzero(stored & ~columns["valid"])
+        if len(lost):
+            raise ReskdError(
+                f"{where}, clip {self.keys[rows.start + lost[0]]!r}: it is unreadable now, or the teacher's answer isn't "
+                "finite, but the cache has targets of it: restore the shard, or make a new cache."
+            )
+        for name in ("frames", "box", "flip"):
+            if not np.array_equal(self._seen[name][view][rows][stored], np.asarray(columns[name])[stored]):
+                raise ReskdError(
+                    f"{where}: {name} are not those stored: targets would be of other views. Make a new cache."
+                )
 
     def _check_shape(self, name: str, values: np.ndarray, wanted: tuple[int, ...]) -> None:
         if np.shape(values) != wanted:
@@ -255,16 +326,13 @@ class ShardWriter:
                 f"says {list(wanted)}: the teacher is not the one that the cache was planned for."
             )
 
-    def _encoded(self, target: str, values: np.ndarray | None, view: int, rows: slice, valid: np.ndarray):
+    def _encoded(self, target: str, values: np.ndarray, view: int, rows: slice, valid: np.ndarray):
         """The arrays of a target for these rows, by name, with sentinels where a row isn't valid."""
-        settings = self.manifest.identity.targets.get(target)
-        if settings is None or values is None:
-            assert settings is None and values is None, f"{target}: the manifest says {settings}"
-            return {}
+        settings = self.manifest.identity.targets[target]
         codec = codec_of(target, settings["codec"])
         self._check_shape(target, values, (len(valid), *settings.get("grid", ()), settings["width"]))
         try:
-            encoded = codec.encode(values[valid])
+            encoded = codec.encode(values[valid], self._constants)
         except ReskdError as error:
             clips = f"{self.keys[rows.start]} to {self.keys[rows.stop - 1]}"
             raise ReskdError(

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,18 +17,21 @@ import numpy as np
 from rich.table import Table
 
 from cache.errors import ReskdError
-from cache.manifest import Manifest, bytes_of_clip_view
+from cache.manifest import Manifest, ShardEntry, bytes_of_clip_view
 from cache.reader import CacheReader, load_manifest
-from cache.writer import ShardWriter, check_cache, committed_views, create_cache, finalise
+from cache.writer import ShardWriter, check_cache, create_cache, finalise, missing_work
 from stages.config import CacheConfig
 from stages.data.shards import Dataset, open_dataset
 from stages.data.views import ViewBatch, Work
-from stages.distill.teacher import Teacher, load_teacher
+from stages.distill.reduction import error_of, estimate
+from stages.distill.teacher import Teacher, load_teacher, root_arrays, with_constants
 from stages.training.audit import teacher_accuracy, verify_targets
 from stages.training.distributed import Ranks, ranks
 from stages.training.log import console
-from stages.training.passes import estimate_statistics, view_batches
+from stages.training.passes import estimate_statistics, sample_maps, view_batches
 from stages.training.state import in_use
+
+FLOAT16_MAX = 65504.0
 
 
 def cache_teacher(config: CacheConfig, *, strict: bool = False, dry_run: bool = False, verify: int = 0) -> dict:
@@ -44,15 +48,16 @@ def cache_teacher(config: CacheConfig, *, strict: bool = False, dry_run: bool = 
     with ranks(patience=timedelta(days=7)) as at:  # shards differ: the first to finish waits for the last
         teacher, wanted = load_teacher(config, data, at.device)
         if dry_run:
-            check_cache(config.output, wanted)
             _check_room(config.output, wanted)
             return _show_plan(config, wanted, teacher)
         with in_use(config.output) if at.first else nullcontext():
-            at.first_does(lambda: _check_room(config.output, check_cache(config.output, wanted)))
+            at.first_does(partial(_check_room, config.output, wanted))
             if at.any(teacher.pending is not None):
                 estimate_statistics(config, data, teacher, at, strict)
                 teacher, wanted = load_teacher(config, data, at.device)  # every rank the same
-            at.first_does(partial(create_cache, config.output, wanted, teacher.classifier))
+            if teacher.features and teacher.constants is None:
+                teacher, wanted = _estimated(config, data, teacher, wanted, at)
+            at.first_does(partial(create_cache, config.output, wanted, root_arrays(teacher)))
             manifest = load_manifest(config.output)
             done = _fill(config, data, teacher, manifest, at, strict)
             at.barrier()
@@ -83,16 +88,18 @@ def cache_shard(
             rows = slice(batch.start, batch.start + n)
             valid = np.array([key not in batch.quarantine for key in keys[rows]])
             for j, view in enumerate(work.views):
-                targets = {name: value[:n] for name, value in teacher.run(batch.clips[j]).items()}
+                targets = {name: value[:n] for name, value in teacher.run(batch.clips[j], writer.targets).items()}
+                lost = _not_finite(targets, keys[rows], valid, view)
                 writer.write(
                     view,
                     rows,
                     frames=batch.frames[:, j],
                     box=batch.box[:, j],
                     flip=batch.flip[:, j],
-                    valid=valid,
+                    valid=valid & np.array([key not in lost for key in keys[rows]]),
                     **targets,
                 )
+                batch.quarantine.update(lost)
             quarantine |= batch.quarantine
             fallbacks |= batch.fallbacks
             computed += int(valid.sum()) * len(work.views)
@@ -101,6 +108,7 @@ def cache_shard(
                     console.print(f"[yellow]{what}[/] {work.shard}/{key}: {reason}", highlight=False)
             if rows.stop == len(keys):  # not by asking for more, which may be the next shard's error
                 break
+        _refuse_if_all(path, work.shard, keys, quarantine)
         writer.commit(quarantine, fallbacks)
     except BaseException:
         writer.abort()
@@ -108,30 +116,72 @@ def cache_shard(
     return computed
 
 
+NOT_FINITE = "the teacher's answer is not finite"
+
+
+def _not_finite(targets: dict[str, np.ndarray], keys: list[str], valid: np.ndarray, view: int) -> dict[str, str]:
+    """key -> reason of the rows whose targets hold NaN or infinity, or what float16 can't hold."""
+    bad = np.zeros(len(keys), bool)
+    for values in targets.values():
+        flat = values.reshape(len(values), -1)
+        bad |= ~(np.abs(flat) <= FLOAT16_MAX).all(1)
+    return {keys[i]: f"{NOT_FINITE} ({' or '.join(targets)}, view {view})" for i in np.flatnonzero(bad & valid)}
+
+
+def _refuse_if_all(path: Path, shard: str, keys: list[str], quarantine: dict[str, str]) -> None:
+    """One clip may upset a teacher; a teacher that every clip upsets is the fault."""
+    if all(quarantine.get(key, "").startswith(NOT_FINITE) for key in keys):
+        raise ReskdError(f"{path}, shard {shard}: {NOT_FINITE} for any of its {len(keys)} clips: look into its checkpoint, "
+                         "or set teacher.dtype=float32")  # fmt: skip
+
+
+def _estimated(
+    config: CacheConfig, data: Dataset, teacher: Teacher, wanted: Manifest, at: Ranks
+) -> tuple[Teacher, Manifest]:
+    """The teacher with the basis and ranges that rank 0 estimates for it, and the manifest with their error."""
+    found: list = [None]
+
+    def work() -> None:
+        asked = teacher.features
+        sample = sample_maps(config, data, teacher, at, asked.sample)
+        constants = estimate(sample, asked.codec, asked.dims, asked.energy)
+        found[0] = constants, error_of(sample, constants)
+
+    at.first_does(work)
+    constants, error = at.gather(found[0])[0]
+    teacher, wanted = with_constants(teacher, wanted, constants)
+    return teacher, replace(wanted, notes={"features": error})
+
+
+def _work(path: Path, manifest: Manifest, shards: Iterable[ShardEntry]) -> list[Work]:
+    """What these shards lack."""
+    return [Work(e.name, views, targets) for e in shards for views, targets in missing_work(path, manifest, e.name)]
+
+
 def _fill(config: CacheConfig, data: Dataset, teacher: Teacher, manifest: Manifest, at: Ranks, strict: bool) -> int:
     """The work of this rank: every W-th shard that lacks views."""
-    mine = data.shards[at.rank :: at.world]
-    work = [Work(e.name, range(committed_views(config.output, e.name), manifest.views)) for e in mine]
-    work = [w for w in work if len(w.views)]
-    done, shards = 0, {w.shard: w for w in work}
+    work, done = _work(config.output, manifest, data.shards[at.rank :: at.world]), 0
 
     with view_batches(config, data, work, teacher, at, strict, "cache-teacher") as batches:
-        for shard, of_shard in itertools.groupby(batches, key=lambda batch: batch.shard):
-            keys = [row.key for row in data.rows(shard)]
-            done += cache_shard(config.output, manifest, shards[shard], keys, teacher, of_shard)
+        for of, of_shard in itertools.groupby(batches, key=lambda batch: batch.work):
+            keys = [row.key for row in data.rows(of.shard)]
+            done += cache_shard(config.output, manifest, of, keys, teacher, of_shard)
     return done
 
 
-def _missing(path: Path, wanted: Manifest) -> int:
-    """Clip·views that are not committed."""
-    clips = {e.name: e.clips for e in wanted.identity.shards}
-    return sum(n * max(0, wanted.views - (committed_views(path, s) if path.exists() else 0)) for s, n in clips.items())
+def _missing(path: Path, wanted: Manifest) -> tuple[int, int]:
+    """Clip·views that are not committed, and the bytes that they will take at most."""
+    manifest, clips = check_cache(path, wanted), {e.name: e.clips for e in wanted.identity.shards}
+    work = _work(path, manifest, manifest.identity.shards)
+    count = [(clips[w.shard] * len(w.views), w.targets) for w in work]
+    size = sum(n * bytes_of_clip_view(manifest.identity, targets) for n, targets in count)
+    return sum(n for n, _ in count), size
 
 
 def _check_room(path: Path, wanted: Manifest) -> None:
     """Refuse before work what can't be finished: a disk too small, a folder that can't be written."""
     parent = next(p for p in path.absolute().parents if p.exists())  # a dry run makes no folder
-    need = _missing(path, wanted) * bytes_of_clip_view(wanted.identity)
+    need = _missing(path, wanted)[1]
     free = shutil.disk_usage(parent).free
     if need > free:
         raise ReskdError(f"{path}: up to {need / 1e9:.2f} GB are missing, the disk has {free / 1e9:.2f} GB free: lower "
@@ -142,7 +192,7 @@ def _check_room(path: Path, wanted: Manifest) -> None:
 
 def _show_plan(config: CacheConfig, wanted: Manifest, teacher: Teacher) -> dict:
     clips = sum(e.clips for e in wanted.identity.shards)
-    missing, each = _missing(config.output, wanted), bytes_of_clip_view(wanted.identity)
+    (missing, size), each = _missing(config.output, wanted), bytes_of_clip_view(wanted.identity)
     plan = {
         "output": str(config.output),
         "shards": len(wanted.identity.shards),
@@ -150,7 +200,7 @@ def _show_plan(config: CacheConfig, wanted: Manifest, teacher: Teacher) -> dict:
         "views": wanted.views,
         "clip_views_missing": missing,
         "bytes_of_clip_view": each,
-        "bytes_missing_at_most": missing * each,
+        "bytes_missing_at_most": size,
         "clip_views_recalibrated_on": clips * wanted.views if teacher.pending else 0,
     }
     table = Table(title="cache-teacher: what it would do", show_header=False)

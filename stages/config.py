@@ -80,6 +80,9 @@ class LoaderConfig(Config):
     prefetch: Positive = Field(4, description="batches that a worker decodes ahead")
     window: Positive = Field(16, description="blocks of 64 rows shuffled together; part of the order")
     streams: Positive = Field(64, description="parallel streams of an epoch; part of the order")
+    resident: bool = Field(
+        False, description="keep decoded clips, whole, in memory: for small data sets and few workers"
+    )
 
 
 class TeacherConfig(Config):
@@ -92,9 +95,43 @@ class TeacherConfig(Config):
                                                   "checkpoint, or estimated anew on the views to be stored")  # fmt: skip
 
 
+class FeaturesConfig(Config):
+    """How feature maps are stored. Every part goes with every other; `float16` alone stands for the raw map."""
+
+    codec: Literal["float16", "int8"] = Field("float16", description="int8: a range a channel, of the sample")
+    dims: Positive | None = Field(None, description="keep so many directions of the channels, the first of their PCA")
+    energy: float | None = Field(None, gt=0, lt=1, description="keep as many as hold this share of the variance")
+    grid: tuple[Positive, Positive] | None = Field(None, description="h, w of the student's map: the least that gives "
+                                                   "the same gradient, to students of that grid alone")  # fmt: skip
+    time: Positive | None = Field(None, description="T' of the student's map, where the teacher's is a multiple of it")
+    sample: Positive = Field(1024, description="clip·views that the basis and the ranges are estimated on; a fifth of "
+                                               "the clips is held out, to measure the error")  # fmt: skip
+    basis: Path | None = Field(None, description="a cache of the same teacher whose basis and ranges are taken")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _codec_alone(cls, values: Any) -> Any:
+        return {"codec": values} if isinstance(values, str) else values
+
+    @model_validator(mode="after")
+    def _one_width(self) -> FeaturesConfig:
+        if self.dims is not None and self.energy is not None:
+            raise ValueError("give dims or energy, not both")
+        return self
+
+    @property
+    def estimated(self) -> bool:
+        """Whether anything of it comes from a sample."""
+        return self.codec == "int8" or self.has_basis
+
+    @property
+    def has_basis(self) -> bool:
+        return self.dims is not None or self.energy is not None
+
+
 class TargetsConfig(Config):
     logits: Literal["uint8", "float16"] = "uint8"
-    features: Literal["float16"] | None = Field("float16", description="null: store logits only")
+    features: FeaturesConfig | None = Field(FeaturesConfig(), description="null: store logits only")
 
 
 class CacheConfig(Config):
@@ -114,9 +151,19 @@ class TrainData(Config):
     val: Path | None = Field(None, description="validated on every `schedule.val_every` epochs")
     cache: Path | None = Field(None, description="made by `cache-teacher`; without it, plain training on fresh views")
     views: Positive | None = Field(None, description="replay the first so many stored views; all where not given")
+    mismatch: bool = Field(False, description="for comparison only: fresh student views by `policy` under the stored "
+                                              "targets, which are of other views")  # fmt: skip
 
 
 DISTILLED = ("logit_kl", "feature_mse", "logit_map_kl")  # the terms that need a teacher's targets
+
+
+class OnlineTeacherConfig(Config):
+    """The seed's way: the teacher runs in every training step, on the very view that the student sees."""
+
+    mode: Literal["online"] = "online"
+    checkpoint: Path = Field(description="a .safetensors of train-student or import-checkpoint")
+    size: Size | None = Field(None, description="px; the size it was trained at where not given")
 
 
 class LossConfig(Config):
@@ -184,6 +231,7 @@ class TrainConfig(Config):
 
     output: Path = Field(description="the run's folder")
     data: TrainData
+    teacher: OnlineTeacherConfig | None = Field(None, description="in the loop, instead of data.cache")
     model: ModelConfig = ModelConfig()
     init: InitConfig = InitConfig()
     size: Size = Field(112, description="px of the model's input")
@@ -210,12 +258,18 @@ class TrainConfig(Config):
     def _fits(self) -> TrainConfig:
         distilled = [name for name in DISTILLED if getattr(self.losses, name) > 0]
         if self.data.cache is None:
-            if distilled:
+            if distilled and self.teacher is None:
                 raise ValueError(f"losses.{distilled[0]} needs targets: set data.cache, or its weight to 0")
-            if self.data.views is not None:
-                raise ValueError("data.views counts stored views: it goes with data.cache")
-        elif self.policy is not None:
-            raise ValueError("with data.cache the stored views are replayed: remove `policy`")
+            if self.teacher is not None and not distilled:
+                raise ValueError(
+                    "a teacher in the loop that no loss reads: set losses.feature_mse or another, or remove it"
+                )
+            if self.data.views is not None or self.data.mismatch:
+                raise ValueError("data.views and data.mismatch are about stored views: each goes with data.cache")
+        elif self.teacher is not None:
+            raise ValueError("data.cache has the teacher's targets: remove `teacher`, or the cache")
+        elif (self.policy is not None) != self.data.mismatch:
+            raise ValueError("with data.cache the stored views are replayed: remove `policy` (or set data.mismatch)")
         for name in ("policy", "eval_policy"):
             policy = getattr(self, name)
             if policy is not None and policy.num_frames != self.model.num_frames:

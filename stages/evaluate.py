@@ -81,9 +81,12 @@ def evaluate(config: EvaluateConfig) -> dict:
 def protocol_policy(policy: ViewPolicy, protocol: str) -> ViewPolicy:
     """A policy's CxP views: C clips, in three crops or, where P is 1, in its own one.
 
-    Raises ReskdError where that one isn't one.
+    Raises ReskdError where that one isn't one, and where C is 1, as it is by default, and the policy has more clips.
     """
     clips, crops = map(int, protocol.split("x"))
+    if clips == 1 < policy.clips:
+        raise ReskdError(f"protocol {protocol}: the policy has {policy.clips} clips in time: give --protocol "
+                         f"{policy.clips}x{policy.crops}, or policy.clips=1")  # fmt: skip
     if crops == 1 and policy.crop == "three_crop":
         raise ReskdError(f"protocol {protocol}: the policy's crop is three_crop, which is three: give --protocol "
                          f"{clips}x3, or another policy.crop")  # fmt: skip

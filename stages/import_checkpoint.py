@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from cache.errors import ReskdError
@@ -9,8 +10,10 @@ from cache.store import make_folders
 from cache.view import ViewPolicy
 from stages.config import ImportConfig, InitConfig, ModelConfig
 from stages.data.classes import read_classes
-from stages.models import build_model
+from stages.models import VideoModel, build_model, model_stats
 from stages.models.checkpoints import ModelCard, load_stored, save_model
+from stages.models.foreign import recognise
+from stages.models.swin import ATTENTION
 from stages.models.torchfile import Stored, read_file
 from stages.training.log import console
 
@@ -40,7 +43,23 @@ def import_checkpoint(config: ImportConfig) -> ModelCard:
     views = f"dense, stride {policy.stride}" if policy.sampling == "dense" else policy.sampling
     console.print(f"{said}\n{config.output}: {net.arch} {net.backbone}, {len(classes)} classes, {config.size} px, "
                   f"{net.num_frames} frames ({views}), crop {policy.crop}", markup=False, soft_wrap=True)  # fmt: skip
+    for doubt in _doubts(config, stored, model):
+        console.print(f"[yellow]warning[/] {doubt}", soft_wrap=True)
     return card
+
+
+def _doubts(config: ImportConfig, stored: Stored, model: VideoModel) -> Iterator[str]:
+    """What no file says of itself, and would be evaluated wrongly without a word."""
+    if recognise(stored.tensors) == ("rkd",) and config.part == "student" and config.render_via is None:
+        yield ("the seed's students saw 112 px, shrunk from 224 without antialiasing: import it with --size 112 "
+               "--set render_via=224")  # fmt: skip
+    if config.model.arch == "swin" and config.model.rel_pos == "exact":
+        window = next(m.window_size for m in model.modules() if isinstance(m, ATTENTION["exact"]))[1:]
+        grid = list(model_stats(model, config.size).grid[1:])
+        if any(side < whole for side, whole in zip(grid, window, strict=True)):
+            yield (f"at {config.size} px its map of {'×'.join(map(str, grid))} is smaller than its window, where other "
+                   "programs take wrong position biases: if it was trained at this size, import it with "
+                   "--set model.rel_pos=seed")  # fmt: skip
 
 
 def default_policy(model: ModelConfig) -> ViewPolicy:

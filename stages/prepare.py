@@ -77,9 +77,10 @@ def prepare(
     writes nothing, returns None.
 
     What can't be decoded, isn't there or isn't listed goes to quarantine.jsonl with its reason; clips that are twice
-    in the data set, or in a data set that should share none, and parts that ended early stay in, and are told in
-    report.jsonl. Raises ReskdError for bad annotations, classes and tars (before any work), an output in use or made
-    from anything else, a full disk, and where no clip at all is readable.
+    in the data set, or in a data set that should share none, parts that ended early, and videos that were found by
+    their name alone, in another folder than the list's, stay in, and are told in report.jsonl. Raises ReskdError for bad
+    annotations, classes and tars (before any work), an output in use or made from anything else, a full disk, and where
+    no clip at all is readable.
     """
     source, output, order = Path(source), Path(output), read_classes(classes)
     annotated = Annotated(_path(annotations), _path(videos), split, with_offset, frame_template, fps)

@@ -14,13 +14,15 @@ import torch
 from cache.errors import ReskdError
 from cache.manifest import Manifest, bytes_of_clip_view
 from cache.reader import CacheReader
+from cache.reduction import Constants
 from cache.store import write_atomically
 from cache.view import BLOCK, ViewPolicy
 from stages.config import TrainConfig
 from stages.data.join import Clips, check_labels
 from stages.data.shards import Dataset, open_dataset
+from stages.distill.online import OnlineTeacher, open_teacher
 from stages.distill.student import Student, build_student
-from stages.distill.targets import check_targets, needed_targets
+from stages.distill.targets import Meaning, check_targets, needed_targets
 from stages.models import Output, VideoModel, build_model, enable_grad_checkpointing, model_stats, place
 from stages.models.checkpoints import ModelCard, initialise, save_model
 from stages.training.distributed import Ranks, ranks
@@ -58,13 +60,14 @@ def train_student(
         val = open_dataset(config.data.val) if config.data.val else None
         _check_data(config, data, val)
         replay = open_replay(config, data, allow_partial) if config.data.cache else None
+        online = open_teacher(config.teacher, data, config.model.num_frames) if config.teacher else None
         torch.manual_seed(config.seed)
         model, config = _build(config, data, replay)
         if replay:
             check_targets(replay.manifest, config.losses, _shapes(model, config), config.model.num_frames)
         if config.grad_checkpointing:
             enable_grad_checkpointing(model, compiled=config.compile)
-        student = _student(model, config, replay, at)
+        student = _student(model, config, replay or online, replay.constants if replay else None, at)
         order = _order(config, data, replay, at)
         if dry_run:
             return _show_plan(config, data, order, replay, student)
@@ -77,7 +80,7 @@ def train_student(
                 return json.loads(finished.read_text())
             if not at.first:
                 torch.manual_seed(config.seed + at.rank)  # the same weights on every rank, but not the same dropout
-            progress = _run(config, data, val, replay, student, order, state, at)
+            progress = _run(config, data, val, replay, online, student, order, state, at)
             result = {
                 "best": progress.best,
                 "steps": progress.step,
@@ -91,12 +94,14 @@ def train_student(
         return result
 
 
-def _run(config: TrainConfig, data: Dataset, val: Dataset | None, replay: Replay | None, student: Student,
-         order: Order, state: dict | None, at: Ranks):  # fmt: skip
-    """Wire what the loop takes: batches, validation, weights to disk."""
-    make = partial(Clips, size=config.size, via=config.render_via, num_classes=len(data.classes))
+def _run(config: TrainConfig, data: Dataset, val: Dataset | None, replay: Replay | None, online: OnlineTeacher | None,
+         student: Student, order: Order, state: dict | None, at: Ranks):  # fmt: skip
+    """Wire what the loop takes: batches, targets, validation, weights to disk."""
+    make = partial(Clips, size=config.size, via=config.render_via, num_classes=len(data.classes),
+                   resident=config.loader.resident)  # fmt: skip
     reader = _reader(config, replay.manifest, order, at) if replay else None
-    clips = make(data, cache=reader) if reader else make(data, policy=config.policy)
+    clips = make(data, cache=reader, policy=config.policy, teacher_size=online.size if online else None)
+    teacher = replay or online
 
     def batches(start: tuple[int, int]):
         return batches_of_run(clips, order, config.schedule.epochs, start, config.loader, at)
@@ -120,7 +125,9 @@ def _run(config: TrainConfig, data: Dataset, val: Dataset | None, replay: Replay
         at,
         order=order.digest(),
         state=state,
-        classifier=replay and replay.classifier_on(at.device),
+        meaning=teacher.meaning_on(at.device) if teacher else Meaning(),
+        teach=online
+        and online.teach(at.device, config.losses, torch.bfloat16 if autocast(config, at) else torch.float32),
         validate=validate if val else None,
         save_weights=save_weights,
     )
@@ -168,8 +175,8 @@ def _build(config: TrainConfig, data: Dataset, replay: Replay | None) -> tuple[V
     classes = config.model.num_classes or len(data.classes)
     if classes != len(data.classes):
         raise ReskdError(f"model.num_classes is {classes}, {data.path} has {len(data.classes)} classes: leave it out")
-    policy = None if replay else config.policy or ViewPolicy(num_frames=config.model.num_frames)
-    seen = replay.manifest.identity.policy if replay else policy
+    policy = config.policy if replay else config.policy or ViewPolicy(num_frames=config.model.num_frames)
+    seen = policy or replay.manifest.identity.policy
     filled = {
         "data": config.data.model_copy(update={"views": replay.views if replay else None}),
         "model": config.model.model_copy(update={"num_classes": classes}),
@@ -183,12 +190,17 @@ def _build(config: TrainConfig, data: Dataset, replay: Replay | None) -> tuple[V
     return model, config
 
 
-def _student(model: VideoModel, config: TrainConfig, replay: Replay | None, at: Ranks) -> Student:
+def _student(
+    model: VideoModel,
+    config: TrainConfig,
+    teacher: Replay | OnlineTeacher | None,
+    constants: Constants | None,
+    at: Ranks,
+) -> Student:
     """The model with what its losses need beside it; said, where that is an adapter."""
-    maps = replay.manifest.identity.targets.get("features") if replay else None
-    student = build_student(model, config.losses, maps["width"] if maps else None)
-    if student.adapter is not None and at.first:
-        console.print(f"the student's map has {student.adapter.in_features} channels, the cached one "
+    student = build_student(model, config.losses, teacher.width if teacher else None, constants)
+    if student.adapter is not None and student.adapter.weight.requires_grad and at.first:
+        console.print(f"the student's map has {student.adapter.in_features} channels, the targets' "
                       f"{student.adapter.out_features}: a 1×1 adapter between them is trained with the student and "
                       f"left out of its exported weights")  # fmt: skip
     return student
@@ -212,7 +224,7 @@ def _order(config: TrainConfig, data: Dataset, replay: Replay | None, at: Ranks)
         group=at.world * config.accumulate,
         window=config.loader.window,
         streams=config.loader.streams,
-        views=replay.views if replay else None,
+        views=replay.views if replay and not config.data.mismatch else None,
     )
     order.epoch(0)  # raises where there are fewer clips than one step takes
     return order

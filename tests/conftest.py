@@ -1,9 +1,15 @@
 """Small real data, made once a session: H.264 clips, prepared shards, a trained teacher, its cache."""
 
+import contextlib
+import faulthandler
 import os
+import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -15,6 +21,27 @@ from tests.runs import POLICY, cache_config, train_config
 
 settings.register_profile("house", deadline=None)  # a busy machine fails no test
 settings.load_profile("house")
+
+MARK = "RESKD_TEST_SESSION"  # in the environment of every program that the tests start
+
+
+def pytest_configure(config):
+    os.environ[MARK] = str(os.getpid())
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """No process outlives the tests, and an interpreter that does not end says where it hangs, and ends."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(MARK) == str(os.getpid()):
+                process.kill()
+
+    def end_anyway():
+        time.sleep(60)
+        faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+        os._exit(int(exitstatus))
+
+    threading.Thread(target=end_anyway, daemon=True).start()
 
 
 @pytest.fixture(scope="session")

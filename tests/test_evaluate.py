@@ -258,6 +258,7 @@ def test_refuses_data_without_labels_before_any_work(small, tmp_path, capfd):
         (["protocol=2x2"], "protocol.*2x2"),
         (["protocol=100x3"], "protocol.*100x3"),
         (["policy={num_frames: 4, jitter: false, crop: three_crop, flip: 0}"], "protocol 1x1.*--protocol 1x3"),
+        (["policy={num_frames: 4, jitter: false, crop: center, flip: 0, clips: 4}"], "protocol 1x1.*--protocol 4x1"),
         (["policy={num_frames: 4, crop: center, flip: 0}"], "deterministic"),
         (["policy={num_frames: 4, jitter: false, flip: 0}"], "deterministic.*crop: center"),
         (["output={root}"], "is a folder"),

@@ -30,9 +30,9 @@ def run(tmp_path, state, arch="tsn", meta=None, classes=None, **changes):
     torch.save({"state_dict": state, "meta": meta or {}}, path)
     config = ImportConfig(
         source=path,
-        output=tmp_path / "made" / "ours.safetensors",
-        **{"model": model_config(arch, classes=None), "classes": classes, "size": 32, **changes},
-    )
+        **{"output": tmp_path / "made" / "ours.safetensors", "model": model_config(arch, classes=None),
+           "classes": classes, "size": 32, **changes},
+    )  # fmt: skip
     return import_checkpoint(config), config.output
 
 
@@ -69,6 +69,20 @@ def test_the_seeds_teacher_comes_out_of_its_container_with_a_classifier_only_whe
     assert not (tmp_path / "made").exists()
     _, path = run(tmp_path, state, part="teacher", head="reinit", classes=names)
     assert torch.equal(load_model(path)[0].backbone.conv1.weight, teacher["backbone.conv1.conv.weight"])
+
+
+def test_what_a_students_file_does_not_say_is_asked_for(names, tmp_path, capsys):
+    state = as_rkd(as_mmaction2(swin(seed=1)), as_mmaction2(swin(seed=2)), teachers_head=True)
+    seeds = model_config("swin", classes=None, rel_pos="seed")
+    for number, (changes, told) in enumerate((
+        ({"size": 32}, ["--size 112 --set render_via=224"]),
+        ({"size": 16}, ["--size 112 --set render_via=224", "at 16 px its map of 1×1 is smaller than its window"]),
+        ({"size": 16, "render_via": 32, "model": seeds}, []),
+        ({"size": 32, "part": "teacher"}, []),
+    )):  # fmt: skip
+        run(tmp_path, state, "swin", classes=names, output=tmp_path / f"{number}.safetensors", **changes)
+        said = capsys.readouterr().err
+        assert said.count("warning") == len(told) and all(words in said for words in told)
 
 
 def test_class_names_come_from_the_list_or_the_checkpoint_and_are_never_made_up(names, tmp_path):

@@ -96,6 +96,16 @@ def test_class_folders_become_shards_of_the_same_bytes(tmp_path):
     assert quarantine(tmp_path / "out") == {} and not (tmp_path / "out/.prepare").exists()
 
 
+def test_files_of_rarer_containers_are_videos_too(tmp_path):
+    forms = {"3gp": "libx264", "asf": "msmpeg4", "ogv": "libvpx", "ts": "libx264", "vob": "mpeg2video"}
+    containers = {"ogv": "ogg", "ts": "mpegts"}
+    for ext, codec in forms.items():
+        data = encode_video(moving_square(6, 32, 48), container=containers.get(ext, ext), codec=codec)
+        write(tmp_path / "videos/x" / f"of_{ext}.{ext}", data)
+    data = make(tmp_path / "videos", tmp_path / "out")
+    assert labels(data) == {f"x_of_{ext}": (0,) for ext in forms} and not quarantine(tmp_path / "out")
+
+
 def test_the_bytes_depend_on_the_seed_alone_not_on_workers_or_place(tmp_path):
     source = class_folders(tmp_path / "videos")
     make(source, tmp_path / "one", clips_per_shard=4)
@@ -199,6 +209,15 @@ def test_csv_with_names_several_labels_and_unlabelled_clips(tmp_path):
     assert labels(data) == {"0": (1,), "1": (0, 1), "2": (), "3": (1,)}
     reasons = quarantine(tmp_path / "out")
     assert "no such file" in reasons["4.mp4"] and "line 7" in reasons["4.mp4"] and "5.txt" in reasons
+
+
+def test_a_video_that_a_csv_of_the_folder_leaves_out_is_told(tmp_path, capsys):
+    for name in ("a.mp4", "deep/b.mp4"):
+        write(tmp_path / "videos" / name, clip(0))
+    listed = csv(tmp_path / "a.csv", "./a.mp4,run")
+    make(tmp_path / "videos", tmp_path / "out", annotations=listed)
+    assert quarantine(tmp_path / "out") == {"deep/b.mp4": "not listed in a.csv"}
+    assert "1 unlisted" in capsys.readouterr().err
 
 
 def test_a_csv_alone_has_paths_relative_to_itself_and_integers_are_class_numbers(tmp_path):

@@ -46,9 +46,9 @@ class Zygote:
     def __init__(self, folder: Path, cwd: Path = ROOT):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.commands = folder, []
-        self.process = subprocess.Popen(
-            [sys.executable, __file__], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        with open(folder / "zygote.txt", "w") as said:  # a file: a process that is left behind holds nobody's pipe open
+            self.process = subprocess.Popen([sys.executable, __file__], cwd=cwd, stdin=subprocess.PIPE,
+                                            stdout=subprocess.PIPE, stderr=said, text=True)  # fmt: skip
 
     def start(self, arguments: list[str], **environment: str) -> Command:
         name = str(len(self.commands))
@@ -81,6 +81,7 @@ class Zygote:
                 command.kill()
 
     def close(self) -> None:
+        self.kill_all()
         self.process.stdin.close()
         self.process.wait(60)
 

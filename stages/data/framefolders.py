@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cache.errors import ReskdError
 from stages.data.annotations import Clip, Frames, walk
-from stages.data.listing import Listing, all_labels, ambiguous, twice, unlisted
+from stages.data.listing import Listing, all_labels, ambiguous, elsewhere, twice, unlisted
 from stages.data.lists import Entry, frames_entries
 from stages.data.lookup import Names, resolve
 
@@ -53,6 +53,7 @@ def list_frames(
             quarantine.append(again)
             continue
         clips[clip.identity] = clip
+        report += elsewhere(entry, name)
         if not with_offset and (more := len(kinds[0].numbers) - entry.total) > 0:
             reason = f"{more} frames more than the {entry.total} that are listed are left out ({entry.where})"
             report.append({"path": name, "kind": "frames", "reason": reason})

@@ -99,18 +99,21 @@ def index_shard(
     samples, labels, parts = shard_labels(path, field == "txt")
     videos = [(sample.video.offset, sample.video.size) for sample in samples]
     results = prober.map([hash_task(path), *(probe_task(path, *video) for video in videos)], crashed_probe)
-    digest, rows, quarantine = next(results), [], []
+    digest, rows, quarantine, report = next(results), [], [], []
     for sample, fields, part, whole in zip(samples, labels, parts, results, strict=True):
-        probe, start, _ = _part(whole, *(part or (None, None)), sample.video.name)
+        probe, start, cut = _part(whole, *(part or (None, None)), sample.video.name)
         advance(probe.error)
+        place = {"path": f"{name}/{sample.video.name}"}
         numbers = [table[label] for label in (fields[field] if field else ())]
         rows.append(_row(sample.key, sample.ext, probe, numbers, start) | _place(sample))
         if probe.error:
+            kind = "unreadable" if whole.error else "range"
             where = {"shard": name, "row": len(rows) - 1}
-            line = {"path": f"{name}/{sample.video.name}", "kind": "unreadable", "reason": probe.error}
-            quarantine.append(line | where)
+            quarantine.append(place | {"kind": kind, "reason": probe.error} | where)
+        if cut:
+            report.append(place | {"kind": "range", "key": sample.key, "reason": cut})
     keys = keys_digest([row["key"] for row in rows])
-    return Shard(ShardEntry(name, len(rows), path.stat().st_size, digest, keys), rows, quarantine)
+    return Shard(ShardEntry(name, len(rows), path.stat().st_size, digest, keys), rows, quarantine, report)
 
 
 def _part(probe: Probe, start: float | None, end: float | None, where: str) -> tuple[Probe, int, str | None]:

@@ -6,7 +6,8 @@ A map-style data set whose index says everything (shard, row, view): persistent 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from itertools import groupby
 
 import numpy as np
@@ -35,7 +36,8 @@ class Batch:
     usable: Tensor  # bool [B], False where the view could not be decoded
     index: Tensor  # int64 [B,3] shard, row, view
     logits: Tensor | None = None  # float32 [B,K]
-    features: Tensor | None = None  # float16 [B,T',h,w,D]
+    features: Tensor | None = None  # [B,T',g,g',d] as stored: float16, or int8 codes
+    teacher_clips: Tensor | None = None  # uint8 [B,T,3,R,R], the same views at a teacher's size R
     failures: tuple[str, ...] = ()  # shard/key: reason, one for each row with a view that is not usable
     fallbacks: tuple[str, ...] = ()  # shard/key: decoded by another decoder than the index names
 
@@ -54,7 +56,9 @@ class Clips(TorchDataset):
     """`clips[[(shard, row, view), ...]]` -> Batch. Consecutive views of a row are rendered from one decode of it.
 
     With `cache`, a view is the stored one of that number, beside its targets; without, it is drawn by `policy`
-    (whose index is the view's number: the epoch, for fresh views).
+    (whose index is the view's number: the epoch, for fresh views). With both, it is drawn, and the targets are those of
+    the stored view: another one. `teacher_size`: render each view at this size too, for a teacher in the loop.
+    `resident`: keep every decoded clip, whole, in this process's memory.
     """
 
     def __init__(
@@ -66,10 +70,13 @@ class Clips(TorchDataset):
         policy: ViewPolicy | None = None,
         cache: CacheReader | None = None,
         via: int | None = None,
+        teacher_size: int | None = None,
+        resident: bool = False,
     ):
-        assert (policy is None) != (cache is None)
-        self.data, self.size, self.via = data, size, via
+        assert policy is not None or cache is not None
+        self.data, self.size, self.via, self.teacher_size = data, size, via, teacher_size
         self.num_classes, self.policy, self.cache = num_classes, policy, cache
+        self.decode = decode_kept if resident else decode_of
 
     def __getitem__(self, index: Index) -> Batch:
         return self.__getitems__([index])
@@ -84,27 +91,30 @@ class Clips(TorchDataset):
     def _batch(self, indices: Sequence[Index]) -> Batch:
         rows = [self.data.rows(self.data.shards[s].name)[r] for s, r, _ in indices]
         views, targets = self._joined(indices, rows)
-        clips = np.zeros((len(rows), len(views[0].frames), 3, self.size, self.size), np.uint8)
+        sizes = (self.size,) if self.teacher_size is None else (self.size, self.teacher_size)
+        clips = [np.zeros((len(rows), len(views[0].frames), 3, size, size), np.uint8) for size in sizes]
         usable, failures, fallbacks = np.ones(len(rows), bool), {}, {}
         for run in _decoded_together(indices, rows, views):
             (s, r, _), row = indices[run[0]], rows[run[0]]
             shard = self.data.shards[s].name
             wanted, places = np.unique(np.stack([views[i].frames for i in run]), return_inverse=True)
             try:
-                pictures, served = decode_frames(self.data.read(shard, r), row.start + wanted, row.decoder)
+                pictures, served = self.decode(self.data, shard, r, row.start + wanted)
             except DecodeError as error:
                 usable[run] = False
                 failures.setdefault((s, r), f"{shard}/{row.key}: {error}")
                 continue
             for i, frames in zip(run, places.reshape(len(run), -1), strict=True):
-                clips[i] = render(pictures[frames], views[i], self.size, self.via)
+                for into, size, via in zip(clips, sizes, (self.via, None), strict=False):
+                    into[i] = render(pictures[frames], views[i], size, via)
             if served != row.decoder:
                 fallbacks[s, r] = f"{shard}/{row.key}: {row.decoder} failed, {served} served"
         multi_hot = torch.zeros(len(rows), self.num_classes)
         for i, row in enumerate(rows):
             multi_hot[i, list(row.labels)] = 1.0
         return Batch(
-            clips=torch.from_numpy(clips),
+            clips=torch.from_numpy(clips[0]),
+            teacher_clips=torch.from_numpy(clips[1]) if self.teacher_size is not None else None,
             labels=torch.tensor([row.labels[0] if row.labels else -1 for row in rows]),
             multi_hot=multi_hot,
             usable=torch.from_numpy(usable),
@@ -117,13 +127,15 @@ class Clips(TorchDataset):
     def _joined(self, indices: Sequence[Index], rows: Sequence[Row]) -> tuple[list[View], dict[str, Tensor]]:
         """The view of each row and, from a cache, its targets; the key of each row is compared."""
         names = [self.data.shards[s].name for s, _, _ in indices]
+        drawn = self.policy and [
+            sample_view(self.policy, shard=name, key=row.key, index=v, num_frames=row.frames, aspect=row.aspect)
+            for name, (_, _, v), row in zip(names, indices, rows, strict=True)
+        ]
         if self.cache is None:
-            return [
-                sample_view(self.policy, shard=name, key=row.key, index=v, num_frames=row.frames, aspect=row.aspect)
-                for name, (_, _, v), row in zip(names, indices, rows, strict=True)
-            ], {}
-        views, logits, features = [], [], []
+            return drawn, {}
+        views, logits, features, stored = [], [], [], self.cache.manifest.views
         for name, (_, r, v), row in zip(names, indices, rows, strict=True):
+            v = v if drawn is None else v % stored  # a fresh view's number is the epoch
             block, i = self.cache.block(name, v, r // BLOCK), r % BLOCK
             if block.keys[i] != row.key:
                 raise ReskdError(
@@ -140,7 +152,35 @@ class Clips(TorchDataset):
             if block.features is not None:
                 features.append(block.features[i])
         arrays = {"logits": logits, "features": features}
-        return views, {name: torch.from_numpy(np.stack(rows)) for name, rows in arrays.items() if rows}
+        return drawn or views, {name: torch.from_numpy(np.stack(rows)) for name, rows in arrays.items() if rows}
+
+
+def decode_of(data: Dataset, shard: str, r: int, frames: np.ndarray) -> tuple[np.ndarray, str]:
+    """Frames of a row's video, and the decoder that served. Raises DecodeError."""
+    return decode_frames(data.read(shard, r), frames, data.rows(shard)[r].decoder)
+
+
+def decode_kept(data: Dataset, shard: str, r: int, frames: np.ndarray) -> tuple[np.ndarray, str]:
+    """The same, out of the whole clip, which stays in memory."""
+    row = data.rows(shard)[r]
+    pictures, served = _whole_clip(_Key(data, shard, r, row.sha256))
+    return pictures[frames - row.start], served
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A clip by its content: the data set that it is read from is no part of what it is."""
+
+    data: Dataset = field(compare=False)
+    shard: str = field(compare=False)
+    row: int = field(compare=False)
+    sha256: str
+
+
+@cache
+def _whole_clip(key: _Key) -> tuple[np.ndarray, str]:
+    row = key.data.rows(key.shard)[key.row]
+    return decode_of(key.data, key.shard, key.row, row.start + np.arange(row.frames))
 
 
 def _decoded_together(indices: Sequence[Index], rows: Sequence[Row], views: Sequence[View]) -> Iterator[list[int]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from stages.data.annotations import Clip, file_size
 from stages.data.lists import Entry
-from stages.data.lookup import find_videos, resolve
+from stages.data.lookup import agree, find_videos, resolve
 
 Line = dict[str, Any]  # of quarantine.jsonl or report.jsonl: path, kind, reason, and more
 
@@ -38,14 +38,15 @@ def all_labels(items: Iterable[Clip | Entry]) -> dict[str, str]:
 def find_clips(entries: Sequence[Entry], folder: Path, skip: Path, listed_in: str, *, names: bool) -> Listing:
     """Each entry with its video below `folder`; where only the whole video is there, the clip is a part of it.
 
-    Videos without an entry are quarantined as not listed in `listed_in`.
+    Videos without an entry are quarantined as not listed in `listed_in`; one that has the name of an entry, but lies
+    in a folder that the entry contradicts, is taken and reported.
     """
     videos = find_videos(folder, skip)
     found = resolve(videos, [entry.names for entry in entries])
     rest = [i for i, entry in enumerate(entries) if not found[i] and entry.whole]
     wholes = dict(zip(rest, resolve(videos, [(entries[i].whole,) for i in rest]), strict=True))
     clips: dict[str, Clip] = {}
-    quarantine = []
+    quarantine, report = [], []
     for i, entry in enumerate(entries):
         part = bool(wholes.get(i))
         fits = wholes[i] if part else found[i]
@@ -56,9 +57,10 @@ def find_clips(entries: Sequence[Entry], folder: Path, skip: Path, listed_in: st
             quarantine.append(fault)
         else:
             clips[clip.identity] = clip
+            report += [] if part or not fits else elsewhere(entry, name)
     used = {name for fits in (*found, *wholes.values()) for name in fits}
     quarantine += unlisted(sorted(videos.names - used), listed_in)
-    return Listing(list(clips.values()), all_labels(entries), names, quarantine)
+    return Listing(list(clips.values()), all_labels(entries), names, quarantine, report)
 
 
 def _fault(clip: Clip, before: Mapping[str, Clip]) -> Line | None:
@@ -73,6 +75,14 @@ def ambiguous(entry: Entry, fits: Sequence[str]) -> Line | None:
         return None
     reason = f"may be {' or '.join(fits)} ({entry.where}): move the others away, or list their folders too"
     return {"path": entry.names[0], "kind": "ambiguous", "reason": reason}
+
+
+def elsewhere(entry: Entry, name: str) -> list[Line]:
+    """The line of report.jsonl for what was found by its name alone, in another folder than the list's."""
+    if any(agree(listed, name) for listed in entry.names):
+        return []
+    reason = f"taken for {entry.names[0]}, which isn't there, by its name alone ({entry.where}): is it the same?"
+    return [{"path": name, "kind": "elsewhere", "reason": reason}]
 
 
 def twice(clip: Clip, before: Mapping[str, Clip]) -> Line | None:

@@ -54,6 +54,16 @@ def resolve(names: Names, listed: Sequence[Sequence[str]]) -> list[tuple[str, ..
     ]
 
 
+def agree(listed: str, found: str) -> bool:
+    """Whether one of two paths ends with the other: lists leave folders out, or begin further up. `a b` is `a_b`."""
+    pairs = zip(reversed(_parts(listed)), reversed(_parts(found)), strict=False)
+    return all(one == other for one, other in pairs)
+
+
+def _parts(name: str) -> list[str]:
+    return os.path.normpath(_bare(name.replace("\\", "/").replace(" ", "_"))).strip("/").split("/")
+
+
 def _bare(name: str) -> str:
     """Without the extension, where it is one of a video: a name may have other dots. In NFC, as macOS writes NFD."""
     name = unicodedata.normalize("NFC", name)

@@ -16,7 +16,8 @@ from stages.data.annotations import Clip, extension, list_csv, list_files, list_
 from stages.data.decode import decoder_identity
 from stages.data.framefolders import FPS, list_frames
 from stages.data.index import dump
-from stages.data.listing import Line, Listing, all_labels
+from stages.data.listing import Line, Listing, all_labels, unlisted
+from stages.data.lookup import find_videos
 from stages.data.publishers import NAMES, list_published
 from stages.data.rawframes import encoder_identity
 from stages.data.tarscan import VIDEO_EXTENSIONS
@@ -62,6 +63,8 @@ def look(
         raise ReskdError(f"{source}: not a folder. Give the folder of the videos that {annotated.annotations} lists")
     elif annotated.annotations is not None:
         listing, kind = _listing(list_csv(annotated.annotations, source), names=False), "CSV"
+        others = find_videos(source, output).names - {clip.name for clip in listing.clips}
+        listing = replace(listing, quarantine=unlisted(sorted(others), annotated.annotations.name))
     else:
         files = list_files(source, output)
         listing, kind = _listing(list_videos(source, files), names=True), "folder of videos"
@@ -146,10 +149,10 @@ def _present(listing: Listing) -> Listing:
 
 def _nothing_there(listing: Listing, annotations: Path, videos: Path) -> ReskdError:
     """The error where no listed clip is there: nearly always a wrong folder, or a wrong NAME."""
-    unlisted = [line["path"] for line in listing.quarantine if line["kind"] == "unlisted"]
+    there = [line["path"] for line in listing.quarantine if line["kind"] == "unlisted"]
     lost = [line for line in listing.quarantine if line["kind"] != "unlisted"]
     first = f" The first, {lost[0]['path']}: {lost[0]['reason']}." if lost else ""
-    others = f" {videos} holds {len(unlisted)} that aren't listed, such as {unlisted[0]}." if unlisted else ""
+    others = f" {videos} holds {len(there)} that aren't listed, such as {there[0]}." if there else ""
     return ReskdError(f"{annotations}: none of its {len(lost)} clips can be taken from {videos}.{first}{others} Give the "
                       "folder of the list's videos, and the NAME of its format")  # fmt: skip
 

@@ -10,7 +10,9 @@ from typing import BinaryIO
 
 from cache.errors import ReskdError
 
-VIDEO_EXTENSIONS = frozenset(["mp4", "webm", "avi", "mov", "mkv", "m4v", "mpg", "mpeg", "wmv", "flv"])
+# Of the containers that decode.py opens.
+VIDEO_EXTENSIONS = frozenset(["mp4", "webm", "avi", "mov", "mkv", "m4v", "mpg", "mpeg", "wmv", "flv", "3gp", "asf", "ogv",
+                              "ts", "mts", "m2ts", "vob"])  # fmt: skip
 LABEL_EXTENSIONS = frozenset(("json", "cls", "txt"))
 HEADER = 512  # bytes of a tar block; the header block directly precedes the data, whatever the tar's dialect
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's base_plus_ext: the key ends at the first dot

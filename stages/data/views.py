@@ -24,17 +24,18 @@ from stages.data.shards import Dataset, Row
 
 @dataclass(frozen=True)
 class Work:
-    """One shard's missing views."""
+    """One shard's missing views, or the targets that the views it has lack."""
 
     shard: str
     views: range
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Rows [start, start + n) of a shard in v new views, padded to the forward's fixed batch of B rows."""
+    """Rows [start, start + n) of a shard in v views, padded to the forward's fixed batch of B rows."""
 
-    shard: str
+    work: Work
     start: int
     frames: np.ndarray  # int32 [n,v,T]
     box: np.ndarray  # float32 [n,v,4]
@@ -102,7 +103,7 @@ class AllViews(IterableDataset):
                 fallbacks[row.key] = f"{row.decoder} failed, {served} served"
             for j, view in enumerate(views):
                 clips[j, i] = render(pictures[j * time : (j + 1) * time], view, size)
-        return ViewBatch(work.shard, start, frames, box, flip, torch.from_numpy(clips), quarantine, fallbacks)
+        return ViewBatch(work, start, frames, box, flip, torch.from_numpy(clips), quarantine, fallbacks)
 
     def _view(self, shard: str, row: Row, index: int) -> View:
         return sample_view(self.policy, shard=shard, key=row.key, index=index, num_frames=row.frames, aspect=row.aspect)

@@ -54,17 +54,20 @@ def logit_kl(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor)
     return temperature**2 * _mean(per_row, mask)
 
 
-def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor, whole: tuple[int, int, int] | None = None) -> Tensor:
     """Mean squared error between a teacher's map and a student's, resized bilinearly to its grid (seed: weight 100).
 
     Args:
-        student: [B, T', h, w, D]. Any grid: it is interpolated (align_corners False) up or down to the teacher's.
-        teacher: [B, T', H, W, D]. The squared error is summed and divided by T' * H * W * D, so that the weight of this
-            loss means the same for all grids and encodings.
+        student: [B, T', h, w, d]. Any grid: it is interpolated (align_corners False) up or down to the teacher's.
+        teacher: [B, T', g, g', d], as it is stored: in a basis of d of the D channels, or reduced to the student's grid.
         mask: [B] bool, True = the row has a target.
+        whole: H, W, D of the teacher's own map, of which `teacher` is; its own where None. The squared error is taken on
+            H x W positions, summed and divided by T' * H * W * D, so that the weight of this loss means the same for all
+            grids and encodings. Where g x g' is smaller, the error is what is interpolated: |U (s - z)|^2, whose gradient
+            with z = pinv(U) t is that of |U s - t|^2.
 
     Raises:
-        ReskdError: T' or D of the two differ.
+        ReskdError: T' or d of the two differ.
     """
     if not _alike(student, teacher):
         raise ReskdError(
@@ -72,9 +75,12 @@ def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
             f"{list(teacher.shape[1:])}: times T and channels D must agree; give the student as many frames as the "
             "cache's views have, and a map as wide as the teacher's"
         )
+    height, width, channels = whole or teacher.shape[2:]
     resized = _resize(_wide(student), teacher.shape[2:4])
     error = torch.where(mask[:, None, None, None, None], resized - _wide(teacher), 0)
-    return _mean(error.square().flatten(1).mean(1), mask)
+    error = _resize(error, torch.Size((height, width)))
+    per_row = error.square().flatten(1).sum(1) / (error.shape[1] * height * width * channels)
+    return _mean(per_row, mask)
 
 
 def logit_map_kl(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -12,11 +13,16 @@ import numpy as np
 import torch
 
 from cache.errors import ReskdError
+from cache.group import read_constants
 from cache.manifest import FORMAT, Identity, Manifest
-from stages.config import CacheConfig
+from cache.reader import load_manifest
+from cache.reduction import Constants, reduced_shape
+from cache.store import METADATA
+from stages.config import CacheConfig, FeaturesConfig
 from stages.data.decode import decoder_identity
 from stages.data.shards import Dataset
 from stages.distill.recalibrate import batch_norms
+from stages.distill.reduction import constants_on, reduce_features
 from stages.distill.targets import emit
 from stages.models import VideoModel, model_stats, place
 from stages.models.checkpoints import (
@@ -39,14 +45,26 @@ class Teacher:
     size: int
     dtype: torch.dtype
     batch_size: int
-    targets: tuple[str, ...]
-    classifier: tuple[np.ndarray, np.ndarray] | None  # weight [D,K] and bias [K], float32; where features are cached
+    features: FeaturesConfig | None  # how its maps are stored
+    grid: tuple[int, int, int] | None = None  # [T',g,g'] as stored
+    constants: Constants | None = None  # by which they are; None: to be estimated
     pending: ModelCard | None = None  # under which it is to be saved, once its BatchNorm statistics are estimated
 
-    def run(self, clips: torch.Tensor) -> dict[str, np.ndarray]:
-        """uint8 [B,T,3,S,S] -> float32 arrays of its targets."""
-        device = next(self.model.parameters()).device
-        emitted = emit(self.model, clips.to(device, non_blocking=True), self.targets, self.dtype)
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def maps(self, clips: torch.Tensor) -> torch.Tensor:
+        """uint8 [B,T,3,S,S] -> its maps as they are, float32 [B,T,H,W,D], on its device."""
+        return emit(self.model, clips.to(self.device, non_blocking=True), ("features",), self.dtype)["features"]
+
+    def run(self, clips: torch.Tensor, targets: Sequence[str]) -> dict[str, np.ndarray]:
+        """uint8 [B,T,3,S,S] -> float32 arrays of `targets`; maps reduced as they are stored, but for their rounding."""
+        emitted = emit(self.model, clips.to(self.device, non_blocking=True), targets, self.dtype)
+        if "features" in emitted:
+            assert self.grid is not None and self.constants is not None
+            reduced = reduce_features(emitted["features"], self.grid, constants_on(self.device, self.constants))
+            emitted["features"] = reduced
         return {name: value.cpu().numpy() for name, value in emitted.items()}
 
 
@@ -71,11 +89,7 @@ def load_teacher(config: CacheConfig, data: Dataset, device: torch.device) -> tu
     weights, pending = {"weights_sha256": weights_sha256(model)}, None
     if config.teacher.bn == "recalibrate":
         weights, pending = _recalibrated(model, card, config, data, settings)
-    targets, classifier = {"logits": {"codec": config.targets.logits, "width": len(data.classes)}}, None
-    if config.targets.features is not None:
-        stats, fc = model_stats(model, size), model.head.fc
-        targets["features"] = {"codec": config.targets.features, "grid": list(stats.grid), "width": stats.width}
-        classifier = fc.weight.detach().float().T.numpy(), fc.bias.detach().float().numpy()
+    targets = {"logits": {"codec": config.targets.logits, "width": len(data.classes)}}
     identity_of_cache = Identity(
         format=FORMAT,
         teacher={
@@ -95,9 +109,100 @@ def load_teacher(config: CacheConfig, data: Dataset, device: torch.device) -> tu
     if config.teacher.compile and pending is None:
         model = torch.compile(model)
     teacher = Teacher(
-        model, size, getattr(torch, dtype), config.teacher.batch_size, tuple(targets), classifier, pending
+        model, size, getattr(torch, dtype), config.teacher.batch_size, config.targets.features, pending=pending
     )
-    return teacher, Manifest(identity=identity_of_cache, views=config.views, packages=_packages())
+    wanted = Manifest(identity=identity_of_cache, views=config.views, packages=_packages())
+    return (teacher, wanted) if config.targets.features is None else _with_maps(teacher, wanted, config)
+
+
+def _with_maps(teacher: Teacher, wanted: Manifest, config: CacheConfig) -> tuple[Teacher, Manifest]:
+    """What the maps are stored as. Constants that the cache (or `features.basis`) has are taken, and never estimated anew."""
+    stats, asked = model_stats(_plain(teacher.model), teacher.size), teacher.features
+    time, height, width = stats.grid
+    grid = reduced_shape(stats.grid, asked.time, asked.grid)
+    settings = {
+        "codec": asked.codec,
+        "grid": grid,
+        "width": asked.dims or stats.width,
+        "map": [time, height, width, stats.width],
+        "sample": asked.model_dump(include={"dims", "energy", "sample"}) if asked.estimated else None,
+    }
+    teacher = replace(teacher, grid=tuple(grid))
+    wanted = with_targets(wanted, features=settings)
+    if not asked.estimated:
+        return with_constants(teacher, wanted, {})
+    known = _known_constants(config, wanted)
+    return (teacher, wanted) if known is None else with_constants(teacher, wanted, known)
+
+
+def with_constants(teacher: Teacher, wanted: Manifest, constants: Constants) -> tuple[Teacher, Manifest]:
+    """The teacher whose maps are reduced by `constants` (a basis, ranges), and the manifest that says so."""
+    settings = dict(wanted.identity.targets["features"])
+    if "basis" in constants:
+        settings["width"] = constants["basis"].shape[1]
+    digest = hashlib.sha256()
+    for name in sorted(constants):
+        digest.update(name.encode() + np.ascontiguousarray(constants[name], np.float32).tobytes())
+    settings["constants_sha256"] = digest.hexdigest()
+    return replace(teacher, constants=dict(constants)), with_targets(wanted, features=settings)
+
+
+def root_arrays(teacher: Teacher) -> dict[str, np.ndarray]:
+    """What lies at the root of its cache: the classifier of maps as they are stored, and the constants.
+
+    With a basis a position's logits are y (basis' W) + (mean W + b): the classifier of y has [d,K] numbers.
+    """
+    if teacher.features is None:
+        return {}
+    fc, constants = _plain(teacher.model).head.fc, teacher.constants
+    weight, bias = (tensor.detach().float().cpu().numpy() for tensor in (fc.weight.T, fc.bias))
+    if "basis" in constants:
+        wide = weight.astype(np.float64)
+        bias = (constants["mean"] @ wide + bias).astype(np.float32)
+        weight = (constants["basis"].T @ wide).astype(np.float32)
+    return {"classifier": weight, "classifier_bias": bias, **constants}
+
+
+def with_targets(manifest: Manifest, **targets: dict) -> Manifest:
+    """The manifest with these targets set."""
+    return replace(manifest, identity=replace(manifest.identity, targets={**manifest.identity.targets, **targets}))
+
+
+def _known_constants(config: CacheConfig, wanted: Manifest) -> Constants | None:
+    """The basis and ranges that need no estimate; None where they do.
+
+    Raises ReskdError for `features.basis` of another teacher, or of maps stored otherwise.
+    """
+    source = config.targets.features.basis or config.output
+    if not (source / METADATA).exists() and config.targets.features.basis is None:
+        return None
+    stored = load_manifest(source)
+    settings = stored.identity.targets.get("features", {})
+    asked = wanted.identity.targets["features"]
+    different = [name for name in ("codec", "grid", "map", "sample") if settings.get(name) != asked[name]]
+    if stored.identity.teacher != wanted.identity.teacher or different:
+        if config.targets.features.basis is None:
+            return None  # `check_cache` says what differs, unless the cache has no features yet
+        what = f"features.{different[0]}" if different else "its teacher"
+        there, here = (
+            (settings.get(different[0]), asked[different[0]])
+            if different
+            else (stored.identity.teacher["weights_sha256"][:12], wanted.identity.teacher["weights_sha256"][:12])
+        )
+        raise ReskdError(f"targets.features.basis {source}: {what} is {there} there and {here} here: a basis goes with one "
+                         "teacher (weights, size, dtype) and one way of storing its maps; leave `basis` out")  # fmt: skip
+    try:
+        constants = read_constants(source, stored)
+    except ReskdError:
+        if config.targets.features.basis is not None:
+            raise
+        return None  # lost: estimated again, which gives the same
+    return {name: values for name, values in constants.items() if not name.startswith("classifier")}
+
+
+def _plain(model: torch.nn.Module) -> VideoModel:
+    """The model inside of what torch.compile makes of it."""
+    return getattr(model, "_orig_mod", model)
 
 
 def _recalibrated(
@@ -123,7 +228,10 @@ def _recalibrated(
     origin = json.loads(json.dumps(origin))  # tuples become lists, as they come back
     if path.exists():
         tensors, stored = read_checkpoint(path)
-        if stored.notes.get("recalibrated") == origin:
+        there = stored.notes.get("recalibrated")
+        if (config.output / METADATA).exists() and isinstance(there, dict):
+            there = there | {"shards_sha256": origin["shards_sha256"]}  # a cache that grows keeps its teacher
+        if there == origin:
             load_weights(model, tensors, path)
             return {"base_weights_sha256": base, "weights_sha256": weights_sha256(model)}, None
     what = "of another teacher, policy or data" if path.exists() else "not there"

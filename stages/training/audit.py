@@ -10,6 +10,7 @@ import torch
 from cache.errors import ReskdError
 from cache.manifest import Manifest
 from cache.reader import CacheReader
+from cache.reduction import LEVELS, Constants, from_stored
 from cache.view import BLOCK
 from stages.data.decode import decode_frames
 from stages.data.render import render
@@ -64,14 +65,13 @@ def verify_targets(data: Dataset, manifest: Manifest, reader: CacheReader, teach
         pictures, _ = decode_frames(data.read(shard, r), row.start + view.frames, row.decoder)
         clips = np.zeros((teacher.batch_size, len(view.frames), 3, teacher.size, teacher.size), np.uint8)
         clips[0] = render(pictures, view, teacher.size)
-        fresh = teacher.run(torch.from_numpy(clips))
+        fresh = teacher.run(torch.from_numpy(clips), tuple(manifest.identity.targets))
         span = float(np.ptp(fresh["logits"][0])) + 1e-3
         rounding = 1e-3 if teacher.dtype == torch.float32 else 5e-2
         off = float(np.abs(fresh["logits"][0] - block.logits[i]).max())
         feature_off = 0.0
         if block.features is not None:
-            near = np.abs(fresh["features"][0] - block.features[i].astype(np.float32))
-            feature_off = float((near / (1 + np.abs(fresh["features"][0]))).max())
+            feature_off = _feature_off(fresh["features"][0], block.features[i], teacher.constants)
         if off > span / 500 + rounding * span or feature_off > rounding + 1e-3:
             raise ReskdError(f"shard {shard}, clip {row.key!r}, view {v}: the cached targets differ from the "
                              f"teacher's by {off:.4f} (logits) and {feature_off:.4f} (features, relative): the "
@@ -79,3 +79,13 @@ def verify_targets(data: Dataset, manifest: Manifest, reader: CacheReader, teach
         worst, verified = max(worst, off), verified + 1
     console.print(f"verified {verified} clip·views: logits differ by at most {worst:.4f}")
     return worst
+
+
+def _feature_off(fresh: np.ndarray, stored: np.ndarray, constants: Constants) -> float:
+    """The largest relative difference of a map, beyond what int8's range and steps explain."""
+    values = from_stored(stored, constants)
+    step = 0.0
+    if stored.dtype == np.int8:
+        low, high = (from_stored(np.full_like(stored, end), constants) for end in (-LEVELS, LEVELS))
+        fresh, step = fresh.clip(low, high), constants["scale"] / 2
+    return float((np.maximum(np.abs(fresh - values) - step, 0) / (1 + np.abs(fresh))).max())

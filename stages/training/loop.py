@@ -15,7 +15,7 @@ from stages.config import TrainConfig
 from stages.data.join import Batch
 from stages.data.labels import with_one_label
 from stages.distill.student import Student
-from stages.distill.targets import Classifier, loss_terms
+from stages.distill.targets import Meaning, loss_terms
 from stages.training.distributed import Ranks
 from stages.training.log import RunLog, console, progress_bar
 from stages.training.metrics import headline
@@ -36,15 +36,17 @@ def fit(
     *,
     order: str,
     state: dict | None,
-    classifier: Classifier | None,
+    meaning: Meaning,
+    teach: Callable[[Batch], Batch] | None,
     validate: Callable[[torch.nn.Module], dict[str, float]] | None,
     save_weights: Callable[[str, torch.nn.Module, dict], None],
 ) -> Progress:
     """Train `student` (on the ranks' device) in place.
 
     `batches((epoch, step))` yields micro-batches from there to the end of the run; `state` is a checkpoint to go on
-    from, whose order must have the digest `order`; `classifier` is the teacher's, where logit_map_kl needs it;
-    `validate` gives metrics of a model in eval mode; `save_weights("best" | "last", model, notes)` stores one.
+    from, whose order must have the digest `order`; `meaning` is that of the targets; `teach` gives a batch on the device
+    its targets, where a teacher is in the loop; `validate` gives metrics of a model in eval mode; `save_weights("best" |
+    "last", model, notes)` stores one.
 
     Raises ReskdError where the loss is not finite (the checkpoint before it is kept), and Interrupted after a
     SIGINT or SIGTERM, once the run is saved.
@@ -53,7 +55,7 @@ def fit(
     optimizer = build_optimizer(student, config.optim, global_batch)
     schedule = build_schedule(optimizer, config.schedule, steps_per_epoch)
     ema = ModelEmaV3(student.model, decay=config.ema, use_warmup=True, exclude_buffers=True) if config.ema else None
-    run = Run(config, ranks, order, student, ema, optimizer, classifier)
+    run = Run(config, ranks, order, student, ema, optimizer, meaning, teach)
     if state:
         restore_run(run, state)
     wrapped = ranks.wrap(student)
@@ -116,10 +118,12 @@ def _optimizer_step(run: Run, model: torch.nn.Module, stream: Iterator[Batch], e
         if config.losses.random_label:
             batch = with_one_label(batch, config.seed, epoch)
         batch = batch.to(ranks.device)
+        if run.teach:
+            batch = run.teach(batch)
         with ranks.without_sync(model, skip=i + 1 < config.accumulate):
             with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=autocast(config, ranks)):
                 answer = model(batch.clips)
-            terms = loss_terms(answer, batch, config.losses, run.classifier)
+            terms = loss_terms(answer, batch, config.losses, run.meaning)
             loss = sum(weights[name] * value for name, value in terms.items())
             progress.add({"loss": loss, **terms})
             if ranks.device.type == "cpu":  # elsewhere the look would cost a wait: see check_finite

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from torch.utils.data import DataLoader
@@ -15,13 +16,16 @@ from torch.utils.data import DataLoader
 from cache.errors import ReskdError
 from cache.store import make_folders
 from stages.config import CacheConfig
+from stages.data.join import Clips
+from stages.data.plan import hash_parts, splitmix64
 from stages.data.shards import Dataset
 from stages.data.views import AllViews, ViewBatch, Work
 from stages.distill.recalibrate import recalibrate
+from stages.distill.reduction import Sample, gather
 from stages.distill.teacher import RECALIBRATED, Teacher
 from stages.models.checkpoints import save_model
 from stages.training.distributed import Ranks
-from stages.training.loading import decoding_workers, raising
+from stages.training.loading import decoding_workers, identity, raising
 from stages.training.log import console, progress_bar
 
 
@@ -50,10 +54,10 @@ def view_batches(
         def served() -> Iterator[ViewBatch]:
             for batch in raising(loader):
                 for key, reason in batch.quarantine.items() if strict else ():
-                    raise ReskdError(f"{data.path}: shard {batch.shard}, clip {key!r}: {reason} (--strict)")
+                    raise ReskdError(f"{data.path}: shard {batch.work.shard}, clip {key!r}: {reason} (--strict)")
                 yield batch
                 bar.advance(task, batch.frames.shape[0] * batch.frames.shape[1])
-                bar.update(task, rate=bar.tasks[0].completed / (time.perf_counter() - started), note=batch.shard)
+                bar.update(task, rate=bar.tasks[0].completed / (time.perf_counter() - started), note=batch.work.shard)
 
         yield served()
 
@@ -67,7 +71,7 @@ def estimate_statistics(config: CacheConfig, data: Dataset, teacher: Teacher, at
 
     def forwards(batches: Iterator[ViewBatch]) -> Iterator[torch.Tensor]:
         for batch in batches:
-            rows = data.rows(batch.shard)[batch.start : batch.start + len(batch.frames)]
+            rows = data.rows(batch.work.shard)[batch.start : batch.start + len(batch.frames)]
             readable = [i for i, row in enumerate(rows) if row.key not in batch.quarantine]
             for clips in batch.clips if readable else ():
                 yield clips[readable].to(at.device)
@@ -82,3 +86,38 @@ def estimate_statistics(config: CacheConfig, data: Dataset, teacher: Teacher, at
 def _keep(folder: Path, teacher: Teacher) -> None:
     make_folders(folder)
     save_model(folder / RECALIBRATED, teacher.model, teacher.pending)
+
+
+HELD_OUT = 5  # one of so many sampled clips measures the error
+
+
+def sample_maps(config: CacheConfig, data: Dataset, teacher: Teacher, at: Ranks, clip_views: int) -> Sample:
+    """The teacher's maps of so many clip·views, spread over the clips and the views to be stored, gathered.
+
+    Which they are depends on the data set, the policy's seed and their number alone. Every fifth clip is held out.
+    """
+    clips = [(s, int(r)) for s, usable in enumerate(data.usable_rows()) for r in usable]
+    order = np.argsort(splitmix64(hash_parts(config.policy.seed, len(clips)), len(clips)), kind="stable")
+    number = min(clip_views, len(clips) * config.views)
+    chosen = [(int(order[i % len(clips)]), i // len(clips)) for i in range(number)]
+    place = {clip: i for i, clip in enumerate(order.tolist())}
+    chosen.sort()  # as they lie on disk; views of one clip together
+    n = teacher.batch_size
+    batches = [[(*clips[c], (place[c] + v) % config.views) for c, v in chosen[i : i + n]] for i in range(0, number, n)]
+    held = [np.array([place[c] % HELD_OUT == HELD_OUT - 1 for c, _ in chosen[i : i + n]]) for i in range(0, number, n)]
+    drawn = Clips(data, size=teacher.size, num_classes=len(data.classes), policy=config.policy)
+    workers = min(decoding_workers(config.loader), len(batches))
+    loader = DataLoader(drawn, batch_sampler=batches, num_workers=workers, collate_fn=identity, generator=torch.Generator(),
+                        prefetch_factor=config.loader.prefetch if workers else None)  # fmt: skip
+    with progress_bar("clip·views", disable=not at.first) as bar:
+        task, started = bar.add_task("basis and ranges", total=number, rate=0.0, note=""), time.perf_counter()
+
+        def maps() -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+            for batch, out in zip(raising(loader), held, strict=True):
+                found = teacher.maps(batch.clips)
+                finite = found.flatten(1).isfinite().all(1).cpu() & batch.usable
+                yield found[finite.to(found.device)], out[finite.numpy()]
+                bar.advance(task, len(out))
+                bar.update(task, rate=bar.tasks[0].completed / (time.perf_counter() - started))
+
+        return gather(maps(), teacher.grid, moments=teacher.features.has_basis)

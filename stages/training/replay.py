@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +10,14 @@ import numpy as np
 import torch
 
 from cache.errors import ReskdError
+from cache.group import load_group
 from cache.manifest import Manifest
 from cache.reader import CacheReader, check_join, load_manifest
 from cache.store import METADATA
-from cache.writer import committed_views
 from stages.config import TrainConfig
 from stages.data.decode import decoder_identity
 from stages.data.shards import Dataset
-from stages.distill.targets import Classifier
+from stages.distill.targets import Meaning, meaning_of, needed_targets
 from stages.training.log import console
 
 
@@ -27,21 +28,24 @@ class Replay:
     manifest: Manifest
     views: int
     rows: list[np.ndarray]  # of each shard of the data set
-    classifier: tuple[np.ndarray, np.ndarray] | None  # the teacher's, weight [D,K] and bias [K]; where a loss needs it
+    constants: dict[str, np.ndarray]  # of the cache's root; none where no loss reads features
 
-    def classifier_on(self, device: torch.device) -> Classifier | None:
-        """The classifier as a linear layer has it, weight [K,D] and bias [K]."""
-        if self.classifier is None:
-            return None
-        weight, bias = (torch.from_numpy(values).to(device) for values in self.classifier)
-        return weight.T.contiguous(), bias
+    @property
+    def width(self) -> int | None:
+        """D of the teacher's own map; None where no maps are stored."""
+        maps = self.manifest.identity.targets.get("features")
+        return maps["map"][3] if maps else None
+
+    def meaning_on(self, device: torch.device) -> Meaning:
+        """What the cached numbers mean."""
+        return meaning_of(self.manifest, self.constants, device)
 
 
 def open_replay(config: TrainConfig, data: Dataset, allow_partial: bool) -> Replay:
     """Hold the cache against the data set, and fix which views and rows are replayed.
 
     Raises ReskdError for a cache of other shards, one that isn't finished (unless `allow_partial`), one with fewer
-    views than asked for, or without its teacher's classifier where logit_map_kl needs it.
+    views than asked for, or without the targets of the losses.
     """
     path, manifest = config.data.cache, load_manifest(config.data.cache)
     check_join(manifest, data.shards)
@@ -54,27 +58,42 @@ def open_replay(config: TrainConfig, data: Dataset, allow_partial: bool) -> Repl
     if views > manifest.views:
         raise ReskdError(f"data.views {views}: {path} has {manifest.views} views: lower it, or raise `views` of "
                          f"cache-teacher")  # fmt: skip
-    classifier = CacheReader(path, ()).classifier() if config.losses.logit_map_kl > 0 else None
+    targets = needed_targets(config.losses)
+    reader = CacheReader(path, targets)  # raises for a target that it doesn't store
+    constants = reader.constants() if "features" in targets else {}
     usable = data.usable_rows()
-    lost = [e.name for e in data.shards if not (path / e.name / METADATA).exists()]
-    if views <= manifest.finalised and not lost:
+    unfinished = _unfinished(path, manifest, data, views, targets)
+    if unfinished is None:
         rows = [
             np.setdiff1d(u, list(manifest.quarantine.get(e.name, {}))) for e, u in zip(data.shards, usable, strict=True)
         ]
-        return Replay(manifest, views, rows, classifier)
+        return Replay(manifest, views, rows, constants)
     if not allow_partial:
-        what = f"it lacks {len(lost)} shards, {lost[0]} first" if lost else f"{manifest.finalised} of {views} views"
-        raise ReskdError(f"{path} is not finished ({what}): run cache-teacher again, or train on what is there with "
+        raise ReskdError(f"{path} is not finished ({unfinished}): run cache-teacher again, or train on what is there with "
                          f"--allow-partial")  # fmt: skip
-    return Replay(manifest, views, _partial_rows(path, views, data, usable), classifier)
+    return Replay(manifest, views, _partial_rows(path, views, targets, data, usable), constants)
 
 
-def _partial_rows(path: Path, views: int, data: Dataset, usable: list[np.ndarray]) -> list[np.ndarray]:
+def _unfinished(path: Path, manifest: Manifest, data: Dataset, views: int, targets: Sequence[str]) -> str | None:
+    """What these shards lack; None where they have all. Read off the root, but for groups that were lost."""
+    finished = {entry.name for entry in manifest.identity.shards[: manifest.finalised_shards]}
+    lacking = [e.name for e in data.shards if e.name not in finished or not (path / e.name / METADATA).exists()]
+    if lacking:
+        return f"it lacks {len(lacking)} shards, {lacking[0]} first"
+    if views > manifest.finalised:
+        return f"{manifest.finalised} of {views} views"
+    absent = [target for target in targets if target not in manifest.finalised_targets]
+    return f"its {' and '.join(absent)} are not there yet" if absent else None
+
+
+def _partial_rows(
+    path: Path, views: int, targets: Sequence[str], data: Dataset, usable: list[np.ndarray]
+) -> list[np.ndarray]:
     """What an unfinished cache has: shards that have all the views, without their quarantined rows."""
-    rows, left_out = [], []
-    reader = CacheReader(path, ())
+    rows, left_out, reader = [], [], CacheReader(path, ())
     for entry, of_shard in zip(data.shards, usable, strict=True):
-        if committed_views(path, entry.name) < views:
+        group = load_group(path, entry.name)
+        if group is None or group["views"] < views or not {*targets} <= {*group["targets"]}:
             left_out.append(entry.name)
             rows.append(of_shard[:0])
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +12,7 @@ from cache.errors import ReskdError
 from stages.config import TrainConfig
 from stages.data.join import Batch
 from stages.distill.student import Student
-from stages.distill.targets import Classifier
+from stages.distill.targets import Meaning
 from stages.training.distributed import Ranks
 from stages.training.log import console
 from stages.training.state import random_state, restore_random_state, save_state
@@ -51,7 +52,8 @@ class Run:
     student: Student
     ema: ModelEmaV3 | None  # of the model alone: an adapter is of no use afterwards
     optimizer: torch.optim.Optimizer
-    classifier: Classifier | None  # the teacher's
+    meaning: Meaning  # of the targets
+    teach: Callable[[Batch], Batch] | None = None  # a teacher in the loop: gives a batch its targets
     progress: Progress = field(default_factory=Progress)
 
     @property

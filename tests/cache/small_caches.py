@@ -22,7 +22,8 @@ def keys_of(shard: str, clips: int) -> list[str]:
 def identity_of(clips: Mapping[str, int], *, codec: str = "uint8", features: bool = False, **fields) -> Identity:
     targets = {"logits": {"codec": codec, "width": CLASSES}}
     if features:
-        targets["features"] = {"codec": "float16", "grid": list(GRID), "width": WIDTH}
+        whole = [*GRID, WIDTH]
+        targets["features"] = {"codec": "float16", "grid": list(GRID), "width": WIDTH, "map": whole, "sample": None}
     entries = tuple(ShardEntry(s, n, 1000 + n, "ab" * 32, keys_digest(keys_of(s, n))) for s, n in clips.items())
     teacher = {"model": {"name": "tsm", "depth": 18}, "weights_sha256": "cd" * 32, "size": 48, "batch_size": 16}
     settings = {

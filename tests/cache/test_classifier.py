@@ -15,6 +15,7 @@ from cache.writer import create_cache, finalise
 SHARDS = {"000000.tar": 3}
 RNG = np.random.default_rng(0)
 CLASSIFIER = RNG.normal(size=(WIDTH, CLASSES)).astype(np.float32), np.zeros(CLASSES, np.float32)
+ROOT = dict(zip(("classifier", "classifier_bias"), CLASSIFIER, strict=True))
 
 
 def wanted(views: int = 1) -> Manifest:
@@ -23,12 +24,12 @@ def wanted(views: int = 1) -> Manifest:
 
 @pytest.fixture
 def made(tmp_path):
-    create_cache(tmp_path / "t.zarr", wanted(), CLASSIFIER)
+    create_cache(tmp_path / "t.zarr", wanted(), ROOT)
     return tmp_path / "t.zarr"
 
 
 def test_it_comes_back_as_it_was_written(made):
-    weight, bias = CacheReader(made, ()).classifier()
+    weight, bias = CacheReader(made, ()).constants().values()
     assert (weight == CLASSIFIER[0]).all() and weight.dtype == np.float32
     assert (bias == 0).all() and bias.shape == (CLASSES,)  # a chunk of nothing but zeros is a file, too
     assert sorted(p.name for p in made.iterdir()) == ["classifier", "classifier_bias", "zarr.json"]
@@ -36,11 +37,11 @@ def test_it_comes_back_as_it_was_written(made):
 
 def test_it_stays_when_views_are_added_and_finished(made):
     before = {name: digest for name, digest in tree_of(made).items() if name.startswith("classifier")}
-    manifest = create_cache(made, wanted(2), CLASSIFIER)
+    manifest = create_cache(made, wanted(2), ROOT)
     write_views(made, manifest, "000000.tar", range(2))
-    assert finalise(made).classifier == manifest.classifier
+    assert finalise(made).constants == manifest.constants
     assert before.items() <= tree_of(made).items()
-    assert (CacheReader(made).classifier()[0] == CLASSIFIER[0]).all()
+    assert (CacheReader(made).constants()["classifier"] == CLASSIFIER[0]).all()
 
 
 @pytest.mark.parametrize("name", ["classifier/c.0.0", "classifier_bias/c.0", "classifier/zarr.json"])
@@ -48,16 +49,16 @@ def test_a_missing_or_exchanged_file_is_an_error_until_a_rerun_restores_it(made,
     whole = tree_of(made)
     (made / name).unlink()
     with pytest.raises(ReskdError, match=rf"{name}.*is missing.*cache-teacher again"):
-        CacheReader(made, ()).classifier()
-    create_cache(made, wanted(), CLASSIFIER)
+        CacheReader(made, ()).constants()
+    create_cache(made, wanted(), ROOT)
     assert tree_of(made) == whole
     other = made.parent / "other.zarr"
-    create_cache(other, wanted(), (CLASSIFIER[0] + 1, CLASSIFIER[1] + 1))
+    create_cache(other, wanted(), {name: values + 1 for name, values in ROOT.items()})
     content = (other / name).read_bytes() if "json" not in name else (made / name).read_bytes() + b" "
     (made / name).write_bytes(content)
     with pytest.raises(ReskdError, match=rf"{name}.*not the one that was written"):
-        CacheReader(made, ()).classifier()
-    create_cache(made, wanted(), CLASSIFIER)
+        CacheReader(made, ()).constants()
+    create_cache(made, wanted(), ROOT)
     assert tree_of(made) == whole
 
 
@@ -68,9 +69,9 @@ def test_a_cache_without_one_says_what_to_do(tmp_path):
     (tmp_path / "t.zarr" / "zarr.json").write_text(json.dumps(attributes))
     assert load_manifest(tmp_path / "t.zarr").classifier == {}
     with pytest.raises(ReskdError, match=r"logit_map_kl.*cache-teacher with targets\.features"):
-        CacheReader(tmp_path / "t.zarr", ()).classifier()
-    create_cache(tmp_path / "t.zarr", wanted(), CLASSIFIER)  # of the same teacher: it is added
-    assert (CacheReader(tmp_path / "t.zarr", ()).classifier()[0] == CLASSIFIER[0]).all()
+        CacheReader(tmp_path / "t.zarr", ()).constants()
+    create_cache(tmp_path / "t.zarr", wanted(), ROOT)  # of the same teacher: it is added
+    assert (CacheReader(tmp_path / "t.zarr", ()).constants()["classifier"] == CLASSIFIER[0]).all()
 
 
 def test_killed_before_any_file_a_rerun_ends_in_the_same_bytes(made, tmp_path, monkeypatch):
@@ -87,10 +88,10 @@ def test_killed_before_any_file_a_rerun_ends_in_the_same_bytes(made, tmp_path, m
         monkeypatch.setattr(writer, "write_atomically", dying)
         if files < 4:
             with pytest.raises(KeyboardInterrupt):
-                create_cache(path, wanted(), CLASSIFIER)
+                create_cache(path, wanted(), ROOT)
             assert not (path / "zarr.json").exists()
         monkeypatch.setattr(writer, "write_atomically", real)
-        create_cache(path, wanted(), CLASSIFIER)
+        create_cache(path, wanted(), ROOT)
         assert tree_of(path) == whole
 
 
@@ -98,7 +99,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path):
     (tmp_path / "t.zarr" / "classifier").mkdir(parents=True)
     (tmp_path / "t.zarr" / "classifier" / "notes.txt").write_text("mine")
     with pytest.raises(ReskdError, match="something else than a cache"):
-        create_cache(tmp_path / "t.zarr", wanted(), CLASSIFIER)
+        create_cache(tmp_path / "t.zarr", wanted(), ROOT)
 
 
 @pytest.mark.parametrize("name", ["classifier", "classifier_bias/000000.tar"])

@@ -1,5 +1,6 @@
 """Annotations in each publisher's exact form, with real encoded videos, become data sets; nothing is lost in silence."""
 
+import io
 import json
 import re
 import tarfile
@@ -18,7 +19,7 @@ from stages.data.classes import read_classes
 from stages.data.decode import decode_frames
 from stages.data.join import Clips
 from stages.data.lists import mmaction_entries
-from stages.data.lookup import Names, resolve
+from stages.data.lookup import Names, agree, resolve
 from stages.data.shards import Dataset, open_dataset
 from stages.data.views import AllViews, Work
 from stages.prepare import prepare
@@ -147,6 +148,24 @@ def test_parts_stay_parts_when_their_tars_are_indexed_anew(kinetics, tmp_path):
     (data.path / data.shards[0].name).rename(tmp_path / "tars/0.tar")
     again = make(tmp_path / "tars", tmp_path / "index")
     assert rows(again) == rows(data) and again.classes == data.classes
+    told = [(line["path"], line["kind"], line["key"]) for line in lines(tmp_path / "index", "report")]
+    assert told == [("0.tar/wholevideo_000004_000060.mp4", "range", "wholevideo_000004_000060")]
+
+
+def test_a_part_beyond_the_end_of_its_video_in_a_tar_is_a_range_not_a_broken_file(kinetics, tmp_path):
+    data = make("kinetics", tmp_path / "out", **kinetics)
+    with tarfile.open(data.path / data.shards[0].name) as old:
+        members = {member.name: old.extractfile(member).read() for member in old}
+    beside = json.loads(members["wholevideo_3_5_4_25.json"]) | {"segment": [9.0, 10.0]}
+    members["wholevideo_3_5_4_25.json"] = json.dumps(beside).encode()
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars/0.tar", "w") as new:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            new.addfile(info, io.BytesIO(content))
+    make(tmp_path / "tars", tmp_path / "index")
+    assert kinds(tmp_path / "index") == {"0.tar/wholevideo_3_5_4_25.mp4": "range"}
 
 
 def test_kinetics_test_files_are_unlabelled_and_other_headers_are_known(tmp_path):
@@ -359,6 +378,20 @@ def test_names_are_found_where_they_are_listed_before_anywhere_else(tmp_path):
     ]
     assert resolve(names, [("v0",)]) == [("x/v0.mp4", "y/v0.mp4")]
     assert resolve(Names(tmp_path, ["c.mp4", "c.mkv"]), [("c",)]) == [("c.mkv", "c.mp4")]
+
+
+def test_a_video_of_another_folder_is_taken_by_its_name_and_told(tmp_path, capsys):
+    folder = videos(tmp_path / "v", "train/a/1.mp4", "val/a/2.mp4", "b/3.mp4", "deep/c_d/4.mp4", "5.mp4")
+    listed = "train/a/1 0\ntrain/a/2.mp4 1\n/of/another/b/3.mp4 0\nc d/4 0\ne/5 1\nb/x/../3 1\n"
+    file = write(tmp_path / "list.txt", listed)
+    data = make("mmaction", tmp_path / "out", annotations=file, videos=folder)
+    assert set(rows(data)) == {"train_a_1", "val_a_2", "b_3", "deep_c_d_4", "5"}
+    (told,) = lines(tmp_path / "out", "report")
+    assert (told["path"], told["kind"]) == ("val/a/2.mp4", "elsewhere")
+    assert "taken for train/a/2.mp4, which isn't there" in told["reason"] and "line 2" in told["reason"]
+    assert "1 elsewhere" in capsys.readouterr().err
+    for one, other, same in (("a/1", "x/a/1.mp4", True), ("y/a/1.avi", "a/1.mp4", True), ("b/1", "a/1.mp4", False)):
+        assert agree(one, other) is same
 
 
 def test_an_entry_that_several_files_fit_is_quarantined(tmp_path):

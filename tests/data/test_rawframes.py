@@ -91,6 +91,15 @@ def test_a_list_of_frame_folders_becomes_a_data_set(tmp_path):
     assert not (tmp_path / "out/.prepare").exists()
 
 
+def test_a_folder_of_frames_elsewhere_is_taken_by_its_name_and_told(tmp_path):
+    save(tmp_path / "frames/val/a", pan(3))
+    save(tmp_path / "frames/train/b", pan(4))
+    file = write(tmp_path / "list.txt", "train/a 3 0\ntrain/b 4 0\n")
+    make(tmp_path / "out", annotations=file, videos=tmp_path / "frames")
+    (told,) = lines(tmp_path / "out", "report")
+    assert (told["path"], told["kind"]) == ("val/a", "elsewhere") and "taken for train/a," in told["reason"]
+
+
 def test_clips_with_an_offset_are_parts_of_a_folder(tmp_path):
     save(tmp_path / "frames/long", numbered_frames(16, 32, 64), "img_{:05}.jpg")
     text = write(tmp_path / "list.txt", "long 0 4 1\nlong 4 6 0\nlong 12 5 0\nlong 4 6 0\n")

@@ -92,6 +92,7 @@ def test_a_signal_saves_and_says_how_to_go_on(zygote, data, tmp_path):
                "schedule.epochs=200", "checkpoint_every=100000")]  # fmt: skip
     running = zygote.start(command)
     while len(rows_of(output)) < 5:
+        assert not running.status.exists(), running.said()
         time.sleep(0.01)
     running.kill(signal.SIGTERM, group=False)
     assert running.wait() == 1

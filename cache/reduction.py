@@ -1,0 +1,85 @@
+"""How a teacher's feature map becomes fewer numbers: fewer times, a student's grid, a basis of the channels, bytes.
+
+A map t [T,H,W,D] is stored as y [T',g,g',d], in this order:
+  time     mean of T / T' consecutive times
+  grid     pinv(U) t, with U the bilinear upsampling (align_corners False) of a student's grid to the teacher's: a loss
+           that sees the student's map through U alone has the same gradient (its value is less by a constant)
+  channels (t - mean) basis, with an orthonormal basis [D,d]
+  bytes    int8 of (y - offset) / scale, a scale and an offset for each channel
+
+The loss is taken in the basis and never inflates y to D channels. What is needed beside y lies at the cache's root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cache.errors import ReskdError
+
+Constants = Mapping[str, np.ndarray]  # by name: basis [D,d], mean [D], scale [d], offset [d], float32; those in use
+
+LEVELS = 127  # codes go from -127 to 127; -128 is never written
+
+
+def upsampling(source: int, target: int) -> np.ndarray:
+    """U, float64 [target, source]: bilinear interpolation of one axis, align_corners False, as torch's."""
+    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(source)))
+
+
+def unsampling(target: int, source: int) -> np.ndarray:
+    """pinv(U), float64 [source, target], of `upsampling(source, target)`. That of a grid is their Kronecker product.
+
+    Raises ReskdError where the source is not the smaller one.
+    """
+    if source > target:
+        raise ReskdError(
+            f"a map of {target} positions a side can't be reduced to {source}: set targets.features.grid to the grid "
+            "of the student's map, which must not be finer than the teacher's"
+        )
+    return np.linalg.pinv(upsampling(source, target))
+
+
+def reduce_maps(maps: np.ndarray, settings: Mapping[str, Any], constants: Constants) -> np.ndarray:
+    """Maps float [n,T,H,W,D] -> y, float32 [n,T',g,g',d]; `settings` are those of the identity's target."""
+    maps = np.asarray(maps, np.float32)
+    time, height, width = settings["grid"]
+    if maps.shape[1] != time:
+        maps = maps.reshape(len(maps), time, -1, *maps.shape[2:]).mean(2)
+    if maps.shape[2:4] != (height, width):
+        rows, columns = unsampling(maps.shape[2], height), unsampling(maps.shape[3], width)
+        maps = np.einsum("gh,nthwd,kw->ntgkd", rows, maps, columns, optimize=True).astype(np.float32)
+    return maps if "basis" not in constants else (maps - constants["mean"]) @ constants["basis"]
+
+
+def to_codes(reduced: np.ndarray, constants: Constants) -> np.ndarray:
+    """y -> int8; what lies outside the range of a channel goes to its end."""
+    codes = np.rint((np.asarray(reduced, np.float32) - constants["offset"]) / constants["scale"])
+    return codes.clip(-LEVELS, LEVELS).astype(np.int8)
+
+
+def from_stored(stored: np.ndarray, constants: Constants) -> np.ndarray:
+    """int8 or float16 as stored -> y, float32."""
+    values = stored.astype(np.float32)
+    return values * constants["scale"] + constants["offset"] if stored.dtype == np.int8 else values
+
+
+def ranges(low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
+    """scale and offset [d] whose codes reach from `low` to `high`; of maps that are never negative, 0 has a code."""
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    scale = np.maximum((high - low) / (2 * LEVELS), np.finfo(np.float32).tiny)
+    return {"scale": scale.astype(np.float32), "offset": ((low + high) / 2).astype(np.float32)}
+
+
+def reduced_shape(shape: Sequence[int], time: int | None, grid: Sequence[int] | None) -> list[int]:
+    """[T',g,g'] of maps [T,H,W] stored with `time` and `grid`. Raises ReskdError where they can't be."""
+    frames, height, width = shape
+    if time is not None and (time > frames or frames % time):
+        raise ReskdError(f"targets.features.time {time}: the teacher's map has {frames} times; give a divisor of it")
+    for side, wanted in zip((height, width), grid or (), strict=False):
+        if wanted > side:
+            unsampling(side, wanted)
+    return [time or frames, *(grid or (height, width))]

@@ -113,23 +113,37 @@ def array_specs(identity: Identity, targets: Sequence[str] | None = None) -> dic
 def create_arrays(folder: Path, specs: Mapping[str, ArraySpec], clips: int, views: int) -> None:
     """Make the empty arrays of a group of `clips` rows and `views` views."""
     for name, spec in specs.items():
-        zarr.create_array(
-            LocalStore(folder),
-            name=name,
-            shape=(clips, views, *spec.tail),
-            chunks=(min(spec.rows or clips, clips), 1, *spec.tail),
-            dtype=spec.dtype,
-            fill_value=spec.fill,
-            filters=None,
-            # Explicit byte shuffle: left to itself, zarr takes bits for single bytes. Level 1: features are many.
-            compressors=[
-                BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=_item_size(spec.dtype)),
-                Crc32cCodec(),
-            ],
-            # One flat folder an array: with "/", each chunk of a map would lie five folders deep.
-            chunk_key_encoding={"name": "default", "separator": "."},
-            zarr_format=3,
-        )
+        _create(LocalStore(folder), name, spec, clips, views)
+
+
+def _create(store: LocalStore | MemoryStore, name: str, spec: ArraySpec, clips: int, views: int) -> zarr.Array:
+    return zarr.create_array(
+        store,
+        name=name,
+        shape=(clips, views, *spec.tail),
+        chunks=(min(spec.rows or clips, clips), 1, *spec.tail),
+        dtype=spec.dtype,
+        fill_value=spec.fill,
+        filters=None,
+        # Explicit byte shuffle: left to itself, zarr takes bits for single bytes. Level 1: features are many.
+        compressors=[
+            BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=_item_size(spec.dtype)),
+            Crc32cCodec(),
+        ],
+        # One flat folder an array: with "/", each chunk of a map would lie five folders deep.
+        chunk_key_encoding={"name": "default", "separator": "."},
+        zarr_format=3,
+    )
+
+
+def compressed_bytes(values: np.ndarray) -> int:
+    """Bytes on disk of values [N, ...] stored as feature maps are: blocks of rows, byte shuffle, zstd, checksum."""
+    files: dict[str, Any] = {}
+    spec = ArraySpec(values.shape[1:], str(values.dtype), 0, BLOCK)
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        array = _create(MemoryStore(files), "values", spec, len(values), 1)
+        array[:, 0] = values
+    return sum(len(buffer) for name, buffer in files.items() if not name.endswith(METADATA))
 
 
 def resize_array(folder: Path, views: int) -> None:

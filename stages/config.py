@@ -349,6 +349,22 @@ class DemoConfig(Config):
     distilled: dict[str, Any] = {}
 
 
+class StudyConfig(Config):
+    """`pipeline.py bench fidelity`. The nets' configs are the files beside it."""
+
+    output: Path
+    seeds: Positive = Field(3, description="students of each arm, with seeds 0, 1, ...")
+    clips: DemoClips
+    video_size: Positive = Field(description="px of the clips, which are square")
+    video_frames: Positive
+    epochs: Positive = Field(description="of a student; arms of other schedules train 1/2, 2 and 4 times as long")
+    teacher_epochs: Positive
+    lr_labels: float = Field(0.007, gt=0, description="the best on validation for labels alone")
+    lr_distilled: float = Field(0.01, gt=0, description="the best on validation for distillation")
+    jobs: Positive | None = Field(None, description="students trained at once, a core each; all cores if null")
+    quick: bool = Field(False, description="without the longer schedules and the wide teacher")
+
+
 class ImportConfig(Config):
     """`pipeline.py import-checkpoint`: a checkpoint of another program as one of ours."""
 

@@ -51,7 +51,8 @@ def evaluate(config: EvaluateConfig) -> dict:
     if not check_labels(data, single=False)["labelled"]:
         raise ReskdError(f"no clip to evaluate on: every one of {data.path} is unlabelled; give a labelled data set")
     size, policy = config.size or card.size, protocol_policy(config.policy or card.eval_policy, config.protocol)
-    clips = Clips(data, size=size, via=card.render_via, num_classes=len(data.classes), policy=policy)
+    clips = Clips(data, size=size, via=card.render_via, num_classes=len(data.classes), policy=policy,
+                  resident=config.loader.resident)  # fmt: skip
     with ranks() as at:
         batches = _shown(in_order(clips, config.loader, config.batch_size, at), policy.views, data.usable_rows(), at)
         amp = config.amp == "auto" and at.device.type == "cuda"

@@ -23,16 +23,19 @@ NEAR_CHANCE = 2.0  # a teacher below so many times chance is more likely mistake
 
 
 def teacher_accuracy(data: Dataset, manifest: Manifest, reader: CacheReader) -> float | None:
-    """top-1 in percent over labelled clip·views, with a warning where it is near chance."""
+    """top-1 in percent over labelled clip·views (any of a clip's labels counts), with a warning where it is near chance."""
     counts, hits = np.zeros(len(data.classes), np.int64), 0
     for entry in data.shards:
         rows = data.rows(entry.name)
-        truth = np.array([row.labels[0] if row.labels else -1 for row in rows])
+        first = np.array([row.labels[0] if row.labels else -1 for row in rows])
+        truth = np.zeros((len(rows), len(data.classes)), bool)
+        for row, labels in zip(truth, (row.labels for row in rows), strict=True):
+            row[list(labels)] = True
         for view in range(manifest.views):
             stored = reader.view(entry.name, view)
-            keep = stored.valid & (truth >= 0)
-            hits += int((stored.logits[keep].argmax(1) == truth[keep]).sum())
-            counts += np.bincount(truth[keep], minlength=len(counts))
+            keep = stored.valid & (first >= 0)
+            hits += int(truth[keep, stored.logits[keep].argmax(1)].sum())
+            counts += np.bincount(first[keep], minlength=len(counts))
     if not counts.any():
         return None
     top1, by_chance = 100 * hits / int(counts.sum()), chance(counts)

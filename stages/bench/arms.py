@@ -1,0 +1,90 @@
+"""The arms of the fidelity study: what each of its students is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+FEATURES, LOGITS = {"feature_mse": 2.0}, {"logit_kl": 1.0}
+VIEWS = (1, 2, 4, 8)
+FRACTIONS = (2, 4, 8, 16)  # of the teacher's width that a basis keeps
+SCHEDULES = (0.5, 1.0, 2.0, 4.0)
+RAW: dict[str, Any] = {"codec": "float16"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train the student. `teacher`: None (labels alone), "online" or "cached", of the net `of`."""
+
+    name: str
+    losses: dict[str, float] = field(default_factory=dict)
+    teacher: str | None = None
+    of: str = "teacher"
+    views: int = 0  # stored views that are replayed
+    features: dict[str, Any] | None = None  # how maps are stored
+    mismatch: bool = False  # a stored centre view under fresh views of the student
+    schedule: float = 1.0  # in units of the study's epochs
+
+    @property
+    def cache(self) -> str | None:
+        """The name of the cache that it reads; arms that store alike share one."""
+        if self.teacher != "cached":
+            return None
+        parts = [f"{key}{value}" for key, value in (self.features or RAW).items() if key != "sample"]
+        text = "-".join(part.replace("[", "").replace("]", "").replace(", ", "x") for part in parts)
+        return f"{self.of}-{'centre' if self.mismatch else 'views'}-{text}"
+
+
+LABELS = Arm("labels alone")
+ONLINE = Arm("in the loop, features", FEATURES, "online")
+
+
+def first_arms() -> list[Arm]:
+    """Labels; the teacher in the loop; replay of V views; and what a naive cache does."""
+    return [
+        LABELS,
+        Arm("in the loop, logits", LOGITS, "online"),
+        ONLINE,
+        Arm("in the loop, both", FEATURES | LOGITS, "online"),
+        *[Arm(f"replay, V = {v}", FEATURES, "cached", views=v, features=RAW) for v in VIEWS],
+        Arm("centre view's target, fresh views", FEATURES, "cached", views=1, features=RAW, mismatch=True),
+    ]
+
+
+def encoding_arms(views: int, width: int, grid: tuple[int, int]) -> list[Arm]:
+    """Encodings of the maps at so many views: rounding, bases, the student's grid, and together."""
+    base = Arm("", FEATURES, "cached", views=views)
+    encodings: dict[str, dict[str, Any]] = {"int8": {"codec": "int8"}}
+    encodings |= {f"PCA 1/{f}, int8": {"codec": "int8", "dims": width // f} for f in FRACTIONS}
+    encodings["grid, float16"] = {"codec": "float16", "grid": list(grid)}
+    encodings |= {
+        f"grid, PCA 1/{f}, int8": {"codec": "int8", "grid": list(grid), "dims": width // f} for f in FRACTIONS[:2]
+    }
+    return [replace(base, name=name, features=features) for name, features in encodings.items()]
+
+
+def wide_arms(views: int, width: int) -> list[Arm]:
+    """A teacher of another width, so that an adapter is trained along: in the loop, raw, and in bases."""
+    base = Arm("", FEATURES, "cached", of="wide", views=views)
+    bases = {f"wide teacher, PCA 1/{f}, int8": {"codec": "int8", "dims": width // f} for f in (4, 16)}
+    return [
+        replace(ONLINE, name="wide teacher, in the loop", of="wide"),
+        replace(base, name="wide teacher, float16", features=RAW),
+        *[replace(base, name=name, features=features) for name, features in bases.items()],
+    ]
+
+
+def schedule_arms(arms: Sequence[Arm]) -> list[Arm]:
+    """The same arms with the shorter and the longer schedules."""
+    return [
+        replace(arm, name=f"{arm.name}, {s:g} × the epochs", schedule=s) for arm in arms for s in SCHEDULES if s != 1.0
+    ]
+
+
+def reference(arm: Arm) -> Arm:
+    """The arm that another one is compared with, seed by seed: the same teacher in the loop, as many epochs."""
+    online = replace(ONLINE, name="wide teacher, in the loop", of="wide") if arm.of == "wide" else ONLINE
+    if arm.schedule == 1.0:
+        return online
+    return replace(online, name=f"{online.name}, {arm.schedule:g} × the epochs", schedule=arm.schedule)

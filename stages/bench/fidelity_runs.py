@@ -1,0 +1,138 @@
+"""The study's data, teachers, caches and students, by the functions that the commands call."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.reader import load_manifest
+from cache.store import write_atomically
+from stages.bench.arms import Arm
+from stages.cache_teacher import cache_teacher
+from stages.config import CacheConfig, EvaluateConfig, StudyConfig, TrainConfig
+from stages.configfile import load_config
+from stages.data.digits import CLASSES, make_digits
+from stages.evaluate import evaluate
+from stages.models import VideoModel, build_model, model_stats
+from stages.prepare import prepare
+from stages.train_student import train_student
+from stages.training.log import console, read_metrics
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "study"
+SPLITS = ("train", "val", "test")
+CENTRE = {"num_frames": 4, "jitter": False, "crop": "center", "center_fraction": 0.9, "flip": 0.0}
+
+
+@dataclass(frozen=True)
+class Net:
+    """A teacher of the study: D of its map, the grid [h, w] of the student's, its accuracy on the test split."""
+
+    width: int
+    student_grid: tuple[int, int]
+    top1: float
+
+
+def make_data(config: StudyConfig) -> None:
+    """The clips, and their shards."""
+    folder = config.output
+    make_digits(folder / "videos", clips=config.clips.model_dump(), size=config.video_size, frames=config.video_frames)
+    for split in SPLITS:
+        prepare(folder / "videos" / split, folder / "data" / split)
+
+
+def train_teacher(config: StudyConfig, name: str) -> Net:
+    """Train a teacher ("teacher", "wide") where it isn't trained yet."""
+    file, folder = CONFIGS / f"{name}.yaml", config.output / name
+    changes = {"output": folder, "schedule.epochs": config.teacher_epochs, **_data(config)}
+    train_student(_config(TrainConfig, file, changes), resume=True)
+    student = _config(TrainConfig, CONFIGS / "student.yaml", {"output": folder, **_data(config)})
+    grid = model_stats(_built(student), student.size).grid
+    teacher = _config(TrainConfig, file, changes)
+    width = model_stats(_built(teacher), teacher.size).width
+    return Net(width, tuple(grid[1:]), _test(config, folder)["top1"])
+
+
+def cache_of(config: StudyConfig, arm: Arm) -> float | None:
+    """Make the cache that an arm reads, with as many views as it needs; bytes on disk of a clip·view's maps."""
+    if arm.cache is None:
+        return None
+    path = _cache_path(config, arm)
+    views = max(arm.views, load_manifest(path).views if (path / "zarr.json").exists() else 0)
+    changes: dict[str, Any] = {
+        "output": path,
+        "data": config.output / "data" / "train",
+        "teacher.checkpoint": config.output / arm.of / "last.safetensors",
+        "views": views,
+        "targets.features": arm.features,
+    }
+    if arm.mismatch:
+        changes["policy"] = CENTRE
+    result = cache_teacher(_config(CacheConfig, CONFIGS / "cache.yaml", changes))
+    if result["top1"] is not None:
+        console.print(f"{path.name}: the teacher's top-1 on its views {result['top1']:.1f} %")
+    clips = sum(entry.clips for entry in load_manifest(path).identity.shards)
+    size = sum(file.stat().st_size for file in path.glob("*/features/c.*"))
+    return size / (clips * views)
+
+
+def run_arm(config: StudyConfig, arm: Arm, seed: int) -> dict:
+    """Train one student and score it: {"top1": on the test split, "curve": (step, validation top-1) of each epoch}."""
+    folder = config.output / "students" / f"{_slug(arm.name)}-{seed}"
+    done = folder / "outcome.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    epochs = max(1, round(config.epochs * arm.schedule))
+    changes: dict[str, Any] = {
+        "output": folder,
+        "seed": seed,
+        "schedule.epochs": epochs,
+        "optim.lr": config.lr_distilled if arm.losses else config.lr_labels,
+        **_data(config),
+        **{f"losses.{name}": weight for name, weight in arm.losses.items()},
+    }
+    if arm.teacher == "cached":
+        changes |= {"data.cache": _cache_path(config, arm), "data.views": arm.views}
+    if arm.teacher == "online":
+        changes["teacher.checkpoint"] = config.output / arm.of / "last.safetensors"
+    if arm.mismatch:
+        changes["data.mismatch"] = True
+    if arm.teacher != "cached" or arm.mismatch:
+        changes["policy"] = _config(CacheConfig, CONFIGS / "cache.yaml", {}).policy.to_json()
+    train_student(_config(TrainConfig, CONFIGS / "student.yaml", changes), resume=True)
+    curve = [(row["step"], row["top1"]) for row in read_metrics(folder) if row["kind"] == "val"]
+    result = {"top1": _test(config, folder)["top1"], "curve": curve}
+    write_atomically(done, json.dumps(result).encode())
+    return result
+
+
+def _test(config: StudyConfig, folder: Path) -> dict:
+    scored = folder / "test.json"
+    if not scored.exists():
+        loader = {"workers": 0, "resident": True}
+        evaluate(EvaluateConfig(checkpoint=folder / "last.safetensors", data=config.output / "data" / "test",
+                                output=scored, batch_size=64, loader=loader))  # fmt: skip
+    return json.loads(scored.read_text())
+
+
+def _data(config: StudyConfig) -> dict[str, Path]:
+    return {"data.train": config.output / "data" / "train", "data.val": config.output / "data" / "val"}
+
+
+def _cache_path(config: StudyConfig, arm: Arm) -> Path:
+    return config.output / "caches" / f"{arm.cache}.zarr"
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in ".-" else "_" for c in name.replace("/", "."))
+
+
+def _built(config: TrainConfig) -> VideoModel:
+    return build_model(config.model.model_copy(update={"num_classes": len(CLASSES)}))
+
+
+def _config(model: type, file: Path, changes: dict[str, Any]):
+    """A config file of the study with an arm's changes, by the rules of --set."""
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}
+    return load_config(model, file, [f"{key}={json.dumps(value)}" for key, value in values.items()])

@@ -1,5 +1,6 @@
 """Stage one: what is stored is what the teacher says, once, and nothing is mixed or lost."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -53,7 +54,14 @@ def test_the_manifest_names_all_that_decides_the_content(data, teacher, cached):
     assert identity.teacher["model"]["backbone"] == "resnet18"
     assert identity.targets == {
         "logits": {"codec": "uint8", "width": 40},
-        "features": {"codec": "float16", "grid": [4, 4, 4], "width": 16},
+        "features": {
+            "codec": "float16",
+            "grid": [4, 4, 4],
+            "width": 16,
+            "map": [4, 4, 4, 16],
+            "sample": None,
+            "constants_sha256": hashlib.sha256().hexdigest(),  # of none
+        },
     }
     assert [(e.name, e.clips) for e in identity.shards] == [("000000.tar", 80), ("000001.tar", 80), ("000002.tar", 40)]
     assert load_manifest(cached).finalised == 2 and load_manifest(cached).packages["torch"]

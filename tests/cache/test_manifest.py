@@ -19,8 +19,12 @@ def test_round_trip_through_json():
         identity_of(SHARDS, features=True, policy=policy),
         views=8,
         finalised=4,
+        finalised_shards=1,
+        finalised_targets=("logits",),
         quarantine={"000001.tar": {2: "no video stream", 0: "empty"}},
         packages={"torch": "2.15"},
+        constants={"basis/c.0.0": [12, "ab" * 32]},
+        notes={"features": {"rounding": 0.25}},
     )
     text = json.dumps(manifest.to_json())
     assert Manifest.from_json(json.loads(text)) == manifest
@@ -40,7 +44,7 @@ def test_another_format_version_is_refused_with_both_and_a_remedy():
         Manifest.from_json(data)
 
 
-@pytest.mark.parametrize("damage", ["views", "identity", "quarantine"])
+@pytest.mark.parametrize("damage", ["views", "identity", "quarantine", "constants", "finalised_targets"])
 def test_a_damaged_manifest_is_refused(damage):
     data = Manifest(identity_of(SHARDS), views=1).to_json()
     del data[damage]
@@ -93,19 +97,29 @@ def test_differences_name_the_first_differing_shards():
     assert changed(shards=entries[::-1]) == ["shards: the same 2 shards in another order"]
 
 
-def test_a_shards_fingerprint_depends_on_everything_but_the_other_shards():
+def test_a_shards_fingerprint_depends_on_everything_but_the_other_shards_and_the_targets():
     identity = identity_of(SHARDS)
     mark = identity.fingerprint("000000.tar")
     assert identity_of(SHARDS | {"000002.tar": 1}).fingerprint("000000.tar") == mark
+    assert identity_of(SHARDS, features=True, codec="float16").fingerprint("000000.tar") == mark
     others = [
         identity.fingerprint("000001.tar"),
         identity_of(SHARDS, decoder="pyav 18.1.0").fingerprint("000000.tar"),
         identity_of(SHARDS, policy=ViewPolicy(seed=9)).fingerprint("000000.tar"),
-        identity_of(SHARDS, codec="float16").fingerprint("000000.tar"),
         identity_of(SHARDS, classes=("a",)).fingerprint("000000.tar"),
         identity_of({"000000.tar": 2}).fingerprint("000000.tar"),
     ]
     assert mark not in others and len(set(others)) == len(others)
+
+
+def test_a_targets_fingerprint_depends_on_its_own_settings_alone():
+    identity, other = identity_of(SHARDS, features=True), identity_of(SHARDS, features=True, codec="float16")
+    assert identity.target_fingerprint("logits") == identity_of(SHARDS).target_fingerprint("logits")
+    assert identity.target_fingerprint("logits") != other.target_fingerprint("logits")
+    assert identity.target_fingerprint("features") == other.target_fingerprint("features")
+    changed = identity.targets["features"] | {"constants_sha256": "12" * 32}
+    another = dataclasses.replace(identity, targets=identity.targets | {"features": changed})
+    assert identity.target_fingerprint("features") != another.target_fingerprint("features")
 
 
 def test_unknown_shards_are_refused():

@@ -129,9 +129,9 @@ def test_a_group_that_is_lost_or_damaged(cache):
     assert key in text
     for damage, message in [
         (text[:100], r"zarr\.json is damaged"),
-        (text.replace('"views":3', '"view":3'), "is not a shard of a cache of format 1"),
+        (text.replace('"views":3', '"view":3'), "is not a shard of a cache of format 2"),
         (text.replace(key, "000000-9007"), "its keys are damaged"),
-        (text.replace('"format":1', '"format":2'), "is not a shard of a cache of format 1"),
+        (text.replace('"format":2', '"format":1'), "is not a shard of a cache of format 2"),
     ]:
         assert damage != text
         attributes.write_text(damage)
@@ -163,7 +163,7 @@ def test_targets_that_are_not_finite_under_a_valid_row(cache, array, fill):
     attributes.write_text(json.dumps(node))
     both(cache).block(SHARD, 1, 0)
     with pytest.raises(
-        ReskdError, match=rf"{SHARD}, view 1, row 70 \('000000-0070'\): array .*{array}.*NaN or infinity"
+        ReskdError, match=rf"{SHARD}, view 1, row 70 \('000000-0070'\): array .*{array}.*NaN, infinity or nothing"
     ):
         both(cache).block(SHARD, 1, 1)
 

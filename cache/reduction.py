@@ -57,7 +57,8 @@ def reduce_maps(maps: np.ndarray, settings: Mapping[str, Any], constants: Consta
 
 def to_codes(reduced: np.ndarray, constants: Constants) -> np.ndarray:
     """y -> int8; what lies outside the range of a channel goes to its end."""
-    codes = np.rint((np.asarray(reduced, np.float32) - constants["offset"]) / constants["scale"])
+    with np.errstate(over="ignore"):  # beyond the range of a channel that never varied
+        codes = np.rint((np.asarray(reduced, np.float32) - constants["offset"]) / constants["scale"])
     return codes.clip(-LEVELS, LEVELS).astype(np.int8)
 
 
@@ -67,11 +68,11 @@ def from_stored(stored: np.ndarray, constants: Constants) -> np.ndarray:
     return values * constants["scale"] + constants["offset"] if stored.dtype == np.int8 else values
 
 
-def ranges(low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
-    """scale and offset [d] whose codes reach from `low` to `high`; of maps that are never negative, 0 has a code."""
+def ranges(low: np.ndarray, high: np.ndarray, levels: int = LEVELS) -> dict[str, np.ndarray]:
+    """scale and offset [d] whose codes, -levels to levels, reach from `low` to `high`; the lowest value has a code."""
     low, high = low.astype(np.float64), high.astype(np.float64)
-    scale = np.maximum((high - low) / (2 * LEVELS), np.finfo(np.float32).tiny)
-    return {"scale": scale.astype(np.float32), "offset": ((low + high) / 2).astype(np.float32)}
+    scale = np.maximum((high - low) / (2 * levels), np.finfo(np.float32).tiny).astype(np.float32)
+    return {"scale": scale, "offset": (low + levels * scale.astype(np.float64)).astype(np.float32)}  # so that 0 stays 0
 
 
 def reduced_shape(shape: Sequence[int], time: int | None, grid: Sequence[int] | None) -> list[int]:

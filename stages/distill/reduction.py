@@ -91,7 +91,8 @@ def gather(maps: Iterable[tuple[Tensor, np.ndarray]], grid: tuple[int, int, int]
     for features, held in maps:
         sample.add(features, held)
     if not sample.count:
-        raise ReskdError("targets.features: no clip of the sample can be decoded: raise `sample`")
+        raise ReskdError("targets.features: no clip of the sample gives a map: none can be decoded, or the teacher's answers "
+                         "aren't finite: look into its checkpoint and dtype, or raise `sample`")  # fmt: skip
     return sample
 
 

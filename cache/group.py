@@ -13,7 +13,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 from cache.codecs import codec_of
 from cache.errors import ReskdError
-from cache.manifest import FORMAT, Identity, Manifest
+from cache.manifest import CONSTANTS, FORMAT, Identity, Manifest
 from cache.store import METADATA, file_digest, write_atomically
 from cache.view import BLOCK
 
@@ -181,21 +181,22 @@ def constant_files(constants: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     return {name: buffer.to_bytes() for name, buffer in files.items() if name != METADATA}  # zarr makes the root, too
 
 
-def read_constants(path: Path, manifest: Manifest) -> dict[str, np.ndarray]:
-    """The arrays at the root, by name; none where no features are stored.
+def read_constants(path: Path, manifest: Manifest, names: Sequence[str] = CONSTANTS) -> dict[str, np.ndarray]:
+    """Those of the arrays at the root that are there, by name; none where no features are stored.
 
     Raises ReskdError for a file of them that is missing or not the one written.
     """
-    for name, digest in manifest.constants.items():
+    listed = {file: digest for file, digest in manifest.constants.items() if file.partition("/")[0] in names}
+    for name, digest in listed.items():
         file = path / name
         if not file.is_file() or file_digest(file) != digest:
             what = "is not the one that was written" if file.is_file() else "is missing"
             raise ReskdError(
                 f"{file}, by which the cache's features are read, {what}: run cache-teacher again, which restores it."
             )
-    names = [file.removesuffix(f"/{METADATA}") for file in manifest.constants if file.endswith(METADATA)]
+    found = [file.removesuffix(f"/{METADATA}") for file in listed if file.endswith(METADATA)]
     store = LocalStore(path, read_only=True)
-    return {name: np.asarray(zarr.open_array(store, path=name, mode="r", zarr_format=3)[:]) for name in names}
+    return {name: np.asarray(zarr.open_array(store, path=name, mode="r", zarr_format=3)[:]) for name in found}
 
 
 def open_for_writing(folder: Path, name: str) -> zarr.Array:

@@ -28,10 +28,8 @@ from stages.distill.teacher import Teacher, load_teacher, root_arrays, with_cons
 from stages.training.audit import teacher_accuracy, verify_targets
 from stages.training.distributed import Ranks, ranks
 from stages.training.log import console
-from stages.training.passes import estimate_statistics, sample_maps, view_batches
+from stages.training.passes import FLOAT16_MAX, estimate_statistics, sample_maps, view_batches
 from stages.training.state import in_use
-
-FLOAT16_MAX = 65504.0
 
 
 def cache_teacher(config: CacheConfig, *, strict: bool = False, dry_run: bool = False, verify: int = 0) -> dict:
@@ -130,8 +128,9 @@ def _not_finite(targets: dict[str, np.ndarray], keys: list[str], valid: np.ndarr
 
 def _refuse_if_all(path: Path, shard: str, keys: list[str], quarantine: dict[str, str]) -> None:
     """One clip may upset a teacher; a teacher that every clip upsets is the fault."""
-    if all(quarantine.get(key, "").startswith(NOT_FINITE) for key in keys):
-        raise ReskdError(f"{path}, shard {shard}: {NOT_FINITE} for any of its {len(keys)} clips: look into its checkpoint, "
+    seen = [key for key in keys if quarantine.get(key, NOT_FINITE).startswith(NOT_FINITE)]  # all that could be decoded
+    if seen and all(key in quarantine for key in seen):
+        raise ReskdError(f"{path}, shard {shard}: {NOT_FINITE} for any of its {len(seen)} clips: look into its checkpoint, "
                          "or set teacher.dtype=float32")  # fmt: skip
 
 
@@ -149,7 +148,12 @@ def _estimated(
 
     at.first_does(work)
     constants, error = at.gather(found[0])[0]
+    lost = wanted.identity.targets["features"].get("constants_sha256")
     teacher, wanted = with_constants(teacher, wanted, constants)
+    if lost not in (None, wanted.identity.targets["features"]["constants_sha256"]):
+        raise ReskdError(f"{config.output}: the basis or the ranges of its features are lost, and estimated again they are "
+                         f"others (it has grown, or this machine computes otherwise): restore the folders {', '.join(constants)} "
+                         f"in it from a copy, or set targets.features.basis to a cache that has the same")  # fmt: skip
     return teacher, replace(wanted, notes={"features": error})
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,8 +132,10 @@ def _with_maps(teacher: Teacher, wanted: Manifest, config: CacheConfig) -> tuple
     wanted = with_targets(wanted, features=settings)
     if not asked.estimated:
         return with_constants(teacher, wanted, {})
-    known = _known_constants(config, wanted)
-    return (teacher, wanted) if known is None else with_constants(teacher, wanted, known)
+    known, lost = _known_constants(config, wanted)
+    if known is None:
+        return teacher, wanted if lost is None else with_targets(wanted, features=lost)
+    return with_constants(teacher, wanted, known)
 
 
 def with_constants(teacher: Teacher, wanted: Manifest, constants: Constants) -> tuple[Teacher, Manifest]:
@@ -168,36 +171,38 @@ def with_targets(manifest: Manifest, **targets: dict) -> Manifest:
     return replace(manifest, identity=replace(manifest.identity, targets={**manifest.identity.targets, **targets}))
 
 
-def _known_constants(config: CacheConfig, wanted: Manifest) -> Constants | None:
-    """The basis and ranges that need no estimate; None where they do.
+def _known_constants(config: CacheConfig, wanted: Manifest) -> tuple[Constants | None, dict | None]:
+    """The basis and ranges that need no estimate, None where they do; and what the cache says of those that it has lost.
 
     Raises ReskdError for `features.basis` of another teacher, or of maps stored otherwise.
     """
     source = config.targets.features.basis or config.output
     if not (source / METADATA).exists() and config.targets.features.basis is None:
-        return None
+        return None, None
     stored = load_manifest(source)
-    settings = stored.identity.targets.get("features", {})
-    asked = wanted.identity.targets["features"]
-    different = [name for name in ("codec", "grid", "map", "sample") if settings.get(name) != asked[name]]
-    if stored.identity.teacher != wanted.identity.teacher or different:
+    there, here = _what_a_basis_goes_with(stored.identity), _what_a_basis_goes_with(wanted.identity)
+    different = next((name for name in here if there.get(name) != here[name]), None)
+    if different is not None:
         if config.targets.features.basis is None:
-            return None  # `check_cache` says what differs, unless the cache has no features yet
-        what = f"features.{different[0]}" if different else "its teacher"
-        there, here = (
-            (settings.get(different[0]), asked[different[0]])
-            if different
-            else (stored.identity.teacher["weights_sha256"][:12], wanted.identity.teacher["weights_sha256"][:12])
-        )
-        raise ReskdError(f"targets.features.basis {source}: {what} is {there} there and {here} here: a basis goes with one "
-                         "teacher (weights, size, dtype) and one way of storing its maps; leave `basis` out")  # fmt: skip
+            return None, None  # `check_cache` says what differs, unless the cache has no features yet
+        raise ReskdError(f"targets.features.basis {source}: {different} is {there.get(different)} there and "
+                         f"{here[different]} here: a basis goes with one teacher (weights, size, dtype) and one way of "
+                         f"storing its maps; leave `basis` out")  # fmt: skip
     try:
-        constants = read_constants(source, stored)
+        return read_constants(source, stored, ("basis", "mean", "scale", "offset")), None
     except ReskdError:
         if config.targets.features.basis is not None:
             raise
-        return None  # lost: estimated again, which gives the same
-    return {name: values for name, values in constants.items() if not name.startswith("classifier")}
+        return None, stored.identity.targets["features"]  # estimated again, which gives the same
+
+
+def _what_a_basis_goes_with(identity: Identity) -> dict[str, Any]:
+    """By name, the weights first: where they differ all else may."""
+    maps = identity.targets.get("features", {})
+    teacher = {"weights_sha256": identity.teacher["weights_sha256"], **identity.teacher}
+    return {f"teacher.{name}": value for name, value in teacher.items()} | {
+        f"targets.features.{name}": maps.get(name) for name in ("codec", "grid", "map", "sample")
+    }
 
 
 def _plain(model: torch.nn.Module) -> VideoModel:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -23,31 +24,37 @@ from cache.writer import ShardWriter, check_cache, create_cache, finalise, missi
 from stages.config import CacheConfig
 from stages.data.shards import Dataset, open_dataset
 from stages.data.views import ViewBatch, Work
+from stages.distill.encodings import described_error
 from stages.distill.reduction import error_of, estimate
 from stages.distill.teacher import Teacher, load_teacher, root_arrays, with_constants
 from stages.training.audit import teacher_accuracy, verify_targets
 from stages.training.distributed import Ranks, ranks
 from stages.training.log import console
 from stages.training.passes import FLOAT16_MAX, estimate_statistics, sample_maps, view_batches
+from stages.training.planner import plan_sizes
 from stages.training.state import in_use
 
 
-def cache_teacher(config: CacheConfig, *, strict: bool = False, dry_run: bool = False, verify: int = 0) -> dict:
+def cache_teacher(
+    config: CacheConfig, *, strict: bool = False, dry_run: bool = False, verify: int = 0, **planned: Any
+) -> dict:
     """Bring the cache up to `config.views` views of every clip; what is committed is never done again.
 
     Returns {"clip_views": computed by this rank, "seconds", "bytes": of the cache, "quarantined": clips,
     "top1": of the teacher on its cached views in percent, None where no clip is labelled, "verified": largest
-    difference found, None where not asked for}; for `dry_run`, what it would do, and nothing is written.
+    difference found, None where not asked for}; for `dry_run`, what it would do and what every encoding would take, and
+    nothing is written; `planned` are the budget, probe and grid of `plan_sizes`.
     `strict`: an unreadable clip is fatal. `verify`: recompute so many random clip·views and compare.
     """
+    if not dry_run and any(value is not None for value in planned.values()):
+        raise ReskdError("--budget, --probe and --student-grid are the planner's: give --dry-run, too")
     started = time.perf_counter()
     data = open_dataset(config.data)
     data.check_files()
     with ranks(patience=timedelta(days=7)) as at:  # shards differ: the first to finish waits for the last
         teacher, wanted = load_teacher(config, data, at.device)
         if dry_run:
-            _check_room(config.output, wanted)
-            return _show_plan(config, wanted, teacher)
+            return _show_plan(config, data, wanted, teacher, planned)
         with in_use(config.output) if at.first else nullcontext():
             at.first_does(partial(_check_room, config.output, wanted))
             if at.any(teacher.pending is not None):
@@ -189,12 +196,13 @@ def _check_room(path: Path, wanted: Manifest) -> None:
     free = shutil.disk_usage(parent).free
     if need > free:
         raise ReskdError(f"{path}: up to {need / 1e9:.2f} GB are missing, the disk has {free / 1e9:.2f} GB free: lower "
-                         f"`views`, leave out `targets.features`, or give another output")  # fmt: skip
+                         f"`views`, leave out `targets.features` or store less of them (--dry-run --budget "
+                         f"{free / 1e9:.1f}GB shows what fits), or give another output")  # fmt: skip
     if not os.access(path if path.exists() else parent, os.W_OK):
         raise ReskdError(f"{path} can't be written: give another output")
 
 
-def _show_plan(config: CacheConfig, wanted: Manifest, teacher: Teacher) -> dict:
+def _show_plan(config: CacheConfig, data: Dataset, wanted: Manifest, teacher: Teacher, planned: dict[str, Any]) -> dict:
     clips = sum(e.clips for e in wanted.identity.shards)
     (missing, size), each = _missing(config.output, wanted), bytes_of_clip_view(wanted.identity)
     plan = {
@@ -211,6 +219,9 @@ def _show_plan(config: CacheConfig, wanted: Manifest, teacher: Teacher) -> dict:
     for name, value in plan.items():
         table.add_row(name, str(value))
     console.print(table)
+    options = {name: value for name, value in planned.items() if value is not None}
+    plan |= plan_sizes(config, data, teacher, wanted, missing, **options)
+    _check_room(config.output, wanted)  # last: who lacks room wants to see what would fit
     return plan
 
 
@@ -232,4 +243,6 @@ def _report(
         f"{result['bytes'] / 1e6:.1f} MB, {result['quarantined']} quarantined; computed {done} clip·views in "
         f"{result['seconds']:.1f} s" + ("" if top1 is None else f"; the teacher's top-1 on its views: {top1:.2f} %")
     )
+    if "features" in manifest.notes:
+        console.print(f"features, {described_error(manifest.notes['features'])}", highlight=False)
     return result

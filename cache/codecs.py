@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache.errors import ReskdError
-from cache.reduction import Constants, to_codes
+from cache.reduction import LEVELS, Constants, to_codes
 
 _TINY = np.finfo(np.float32).tiny
 _WIDEST = float(np.finfo(np.float32).max)
@@ -112,11 +112,16 @@ FEATURES = {
         lambda features, constants: encode_float16("features", features),
         lambda arrays: arrays["features"],
     ),
-    "int8": Codec(
-        {"features": Stored("int8", NOT_WRITTEN)},
-        lambda features, constants: {"features": to_codes(_finite("features", features), constants)},
-        lambda arrays: arrays["features"],
-    ),
+    **{
+        codec: Codec(
+            {"features": Stored("int8", NOT_WRITTEN)},
+            lambda features, constants, codec=codec: {
+                "features": to_codes(_finite("features", features), constants, codec)
+            },
+            lambda arrays: arrays["features"],
+        )
+        for codec in LEVELS
+    },
 }
 
 

@@ -36,7 +36,7 @@ class Identity:
     `teacher`: {"model": {...}, "weights_sha256": str, "size": pixels, "dtype": "float32" | "bfloat16", "batch_size",
     "bn": "running" | "recalibrate"}.
     `decoder`: name and version. `targets`: {"logits": {"codec": "uint8" | "float16", "width": K}} and, optionally,
-    "features": {"codec": "float16" | "int8", "grid": [T', g, g'], "width": d, "map": [T, H, W, D], "sample": what the basis
+    "features": {"codec": one of ITEM_SIZES, "grid": [T', g, g'], "width": d, "map": [T, H, W, D], "sample": what the basis
     and ranges were estimated on, None where there are none, "constants_sha256": of these}.
     """
 
@@ -145,7 +145,7 @@ class Manifest:
             raise ReskdError(f"the cache's manifest is damaged ({error!r}): make the cache anew.") from error
 
 
-ITEM_SIZES = {"float16": 2, "int8": 1}  # bytes of a number of a feature map
+ITEM_SIZES = {"float16": 2, "int8": 1, "int4": 1, "int3": 1}  # bytes of a number of a feature map, before zstd
 
 
 def bytes_of_clip_view(identity: Identity, targets: Sequence[str] | None = None) -> int:

@@ -5,7 +5,8 @@ A map t [T,H,W,D] is stored as y [T',g,g',d], in this order:
   grid     pinv(U) t, with U the bilinear upsampling (align_corners False) of a student's grid to the teacher's: a loss
            that sees the student's map through U alone has the same gradient (its value is less by a constant)
   channels (t - mean) basis, with an orthonormal basis [D,d]
-  bytes    int8 of (y - offset) / scale, a scale and an offset for each channel
+  codes    integers of (y - offset) / scale, a scale and an offset for each channel, of so many bits; a byte each, of which
+           zstd leaves less the fewer bits there are, and next to nothing of the zeros of a map after a ReLU
 
 The loss is taken in the basis and never inflates y to D channels. What is needed beside y lies at the cache's root.
 """
@@ -21,7 +22,7 @@ from cache.errors import ReskdError
 
 Constants = Mapping[str, np.ndarray]  # by name: basis [D,d], mean [D], scale [d], offset [d], float32; those in use
 
-LEVELS = 127  # codes go from -127 to 127; -128 is never written
+LEVELS = {"int8": 127, "int4": 7, "int3": 3}  # codes of a codec go from -n to n; -128 is never written
 
 
 def upsampling(source: int, target: int) -> np.ndarray:
@@ -55,11 +56,11 @@ def reduce_maps(maps: np.ndarray, settings: Mapping[str, Any], constants: Consta
     return maps if "basis" not in constants else (maps - constants["mean"]) @ constants["basis"]
 
 
-def to_codes(reduced: np.ndarray, constants: Constants) -> np.ndarray:
+def to_codes(reduced: np.ndarray, constants: Constants, codec: str = "int8") -> np.ndarray:
     """y -> int8; what lies outside the range of a channel goes to its end."""
     with np.errstate(over="ignore"):  # beyond the range of a channel that never varied
         codes = np.rint((np.asarray(reduced, np.float32) - constants["offset"]) / constants["scale"])
-    return codes.clip(-LEVELS, LEVELS).astype(np.int8)
+    return codes.clip(-LEVELS[codec], LEVELS[codec]).astype(np.int8)
 
 
 def from_stored(stored: np.ndarray, constants: Constants) -> np.ndarray:
@@ -68,8 +69,9 @@ def from_stored(stored: np.ndarray, constants: Constants) -> np.ndarray:
     return values * constants["scale"] + constants["offset"] if stored.dtype == np.int8 else values
 
 
-def ranges(low: np.ndarray, high: np.ndarray, levels: int = LEVELS) -> dict[str, np.ndarray]:
-    """scale and offset [d] whose codes, -levels to levels, reach from `low` to `high`; the lowest value has a code."""
+def ranges(low: np.ndarray, high: np.ndarray, codec: str = "int8") -> dict[str, np.ndarray]:
+    """scale and offset [d] whose codes reach from `low` to `high`; the lowest value has a code."""
+    levels = LEVELS[codec]
     low, high = low.astype(np.float64), high.astype(np.float64)
     scale = np.maximum((high - low) / (2 * levels), np.finfo(np.float32).tiny).astype(np.float32)
     return {"scale": scale, "offset": (low + levels * scale.astype(np.float64)).astype(np.float32)}  # so that 0 stays 0

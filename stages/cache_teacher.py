@@ -151,7 +151,7 @@ def _estimated(
         asked = teacher.features
         sample = sample_maps(config, data, teacher, at, asked.sample)
         constants = estimate(sample, asked.codec, asked.dims, asked.energy)
-        found[0] = constants, error_of(sample, constants)
+        found[0] = constants, error_of(sample, constants, asked.codec)
 
     at.first_does(work)
     constants, error = at.gather(found[0])[0]

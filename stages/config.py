@@ -98,7 +98,8 @@ class TeacherConfig(Config):
 class FeaturesConfig(Config):
     """How feature maps are stored. Every part goes with every other; `float16` alone stands for the raw map."""
 
-    codec: Literal["float16", "int8"] = Field("float16", description="int8: a range a channel, of the sample")
+    codec: Literal["float16", "int8", "int4", "int3"] = Field("float16", description="int8, int4, int3: 255, 15 or 7 steps "
+                                                              "of a range a channel, of the sample")  # fmt: skip
     dims: Positive | None = Field(None, description="keep so many directions of the channels, the first of their PCA")
     energy: float | None = Field(None, gt=0, lt=1, description="keep as many as hold this share of the variance")
     grid: tuple[Positive, Positive] | None = Field(None, description="h, w of the student's map: the least that gives "
@@ -122,7 +123,7 @@ class FeaturesConfig(Config):
     @property
     def estimated(self) -> bool:
         """Whether anything of it comes from a sample."""
-        return self.codec == "int8" or self.has_basis
+        return self.codec != "float16" or self.has_basis
 
     @property
     def has_basis(self) -> bool:

@@ -98,7 +98,7 @@ def test_codes_are_the_teachers_maps_reduced_and_rounded(few, teacher, raw, tmp_
         wanted = reduced(maps_of(raw, view)[0], grid, constants)
         step = 0.0
         if codec == "int8":
-            ends = (from_stored(np.full_like(stored, end), constants) for end in (-LEVELS, LEVELS))
+            ends = (from_stored(np.full_like(stored, end), constants) for end in (-LEVELS["int8"], LEVELS["int8"]))
             wanted, step = wanted.clip(*ends), constants["scale"] / 2
             assert np.ptp(stored.astype(int)) > 200  # the range is used
         rounding = 4e-3 * (1 + np.abs(wanted))  # of float16, there and here
@@ -227,7 +227,7 @@ def test_verify_notices_codes_that_are_not_the_teachers(few, teacher, small, tmp
     config = small.model_copy(update={"output": tmp_path / "t.zarr"})
     group = config.output / SHARD
     array = zarr.open_array(group / "features", mode="r+")
-    array[:, :] = np.clip(array[:, :].astype(int) + 3, -LEVELS, LEVELS).astype(np.int8)
+    array[:, :] = np.clip(array[:, :].astype(int) + 3, -LEVELS["int8"], LEVELS["int8"]).astype(np.int8)
     node = json.loads((group / "zarr.json").read_text())
     for chunk in (group / "features").glob("c.*"):
         node["attributes"]["files"][f"features/{chunk.name}"] = file_digest(chunk)

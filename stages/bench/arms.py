@@ -55,7 +55,7 @@ def first_arms() -> list[Arm]:
 def encoding_arms(views: int, width: int, grid: tuple[int, int]) -> list[Arm]:
     """Encodings of the maps at so many views: rounding, bases, the student's grid, and together."""
     base = Arm("", FEATURES, "cached", views=views)
-    encodings: dict[str, dict[str, Any]] = {"int8": {"codec": "int8"}}
+    encodings: dict[str, dict[str, Any]] = {codec: {"codec": codec} for codec in ("int8", "int4", "int3")}
     encodings |= {f"PCA 1/{f}, int8": {"codec": "int8", "dims": width // f} for f in FRACTIONS}
     encodings["grid, float16"] = {"codec": "float16", "grid": list(grid)}
     encodings |= {
@@ -67,7 +67,8 @@ def encoding_arms(views: int, width: int, grid: tuple[int, int]) -> list[Arm]:
 def wide_arms(views: int, width: int) -> list[Arm]:
     """A teacher of another width, so that an adapter is trained along: in the loop, raw, and in bases."""
     base = Arm("", FEATURES, "cached", of="wide", views=views)
-    bases = {f"wide teacher, PCA 1/{f}, int8": {"codec": "int8", "dims": width // f} for f in (4, 16)}
+    bases: dict[str, dict[str, Any]] = {f"wide teacher, {codec}": {"codec": codec} for codec in ("int8", "int4")}
+    bases |= {f"wide teacher, PCA 1/{f}, int8": {"codec": "int8", "dims": width // f} for f in (4, 16)}
     return [
         replace(ONLINE, name="wide teacher, in the loop", of="wide"),
         replace(base, name="wide teacher, float16", features=RAW),

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from cache.store import write_atomically
 from stages.bench import Figure, show
@@ -27,20 +31,20 @@ def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
     """
     with in_use(config.output):
         make_data(config)
-        width = {name: train_teacher(config, name) for name in ("teacher", "wide")}
+        names = ["teacher"] if config.quick else ["teacher", "wide"]
+        nets = dict(_in_processes(config, {name: partial(train_teacher, config, name) for name in names}))
         run = partial(_outcomes, config)
         found = run(first_arms())
         views = _fewest_views(found)
-        console.print(f"replay of V = {views} matches the teacher in the loop; encodings are compared there")
-        encoded = run(encoding_arms(views, width["teacher"].width, width["teacher"].student_grid))
+        console.print(f"V = {views} is the fewest that matches the teacher in the loop: encodings are compared there")
+        encoded = run(encoding_arms(views, nets["teacher"].width, nets["teacher"].student_grid))
         found |= encoded
-        best = _best(found, encoded, config)
-        wide = [] if config.quick else wide_arms(views, width["wide"].width)
-        schedules = [] if config.quick else schedule_arms([LABELS, ONLINE, best])
-        found |= run([*wide, *schedules])
+        best = _best(found, encoded)
+        if not config.quick:
+            found |= run([*wide_arms(views, nets["wide"].width), *schedule_arms([LABELS, ONLINE, best])])
     figures = _figures(found)
     _write(config, found, best, views)
-    print_table(found, config, views, {name: net.top1 for name, net in width.items()})
+    print_table(found, config, views, {name: net.top1 for name, net in nets.items()})
     draw((output or config.output / "fidelity.json").with_suffix(".png"), found)
     show("fidelity", figures, output)
     return figures
@@ -49,14 +53,15 @@ def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
 def _outcomes(config: StudyConfig, arms: Sequence[Arm]) -> dict[str, Outcome]:
     """Outcome by arm's name. Caches are made one after another, students on every core."""
     sizes = {arm.name: cache_of(config, arm) for arm in arms}
-    jobs = [(arm, seed) for arm in arms for seed in range(config.seeds)]
-    jobs.sort(key=lambda job: -job[0].schedule * (2 if job[0].teacher == "online" else 1))  # long ones first
+    ordered = sorted(arms, key=lambda arm: -arm.schedule * (2 if arm.teacher == "online" else 1))  # long ones first
+    tasks = {(arm.name, s): partial(run_arm, config, arm, s) for arm in ordered for s in range(config.seeds)}
     results: dict[tuple[str, int], dict] = {}
-    with progress_bar("runs") as bar:
-        task = bar.add_task("students", total=len(jobs), rate=0.0, note="")
-        for name, seed, result in _in_processes(config, jobs):
+    with progress_bar("students") as bar:
+        task, started = bar.add_task("students", total=len(tasks), rate=0.0, note=""), time.perf_counter()
+        for (name, seed), result in _in_processes(config, tasks):
             results[name, seed] = result
-            bar.update(task, advance=1, note=f"{name}, seed {seed}: {result['top1']:.1f} %")
+            rate = len(results) / (time.perf_counter() - started)
+            bar.update(task, advance=1, rate=rate, note=f"{name}, seed {seed}: {result['top1']:.1f} %")
     outcomes = {}
     for arm in arms:
         of_arm = [results[arm.name, seed] for seed in range(config.seeds)]
@@ -65,25 +70,23 @@ def _outcomes(config: StudyConfig, arms: Sequence[Arm]) -> dict[str, Outcome]:
     return outcomes
 
 
-def _in_processes(config: StudyConfig, jobs: Sequence[tuple[Arm, int]]) -> Iterator[tuple[str, int, dict]]:
-    """(arm's name, seed, result) of each job as it ends; every process keeps the decoded clips and one thread."""
-    workers = min(config.jobs or os.cpu_count() or 1, len(jobs))
+def _in_processes(config: StudyConfig, tasks: Mapping[Any, Callable[[], Any]]) -> Iterator[tuple[Any, Any]]:
+    """(key, result) of each task as it ends; every process keeps the decoded clips and one thread."""
+    workers = min(config.jobs or os.cpu_count() or 1, len(tasks))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_quiet) as pool:
-        futures = {pool.submit(run_arm, config, arm, seed): (arm.name, seed) for arm, seed in jobs}
+        futures = {pool.submit(task): key for key, task in tasks.items()}
         try:
             for future in as_completed(futures):
-                yield *futures[future], future.result()
+                yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def _quiet() -> None:
-    import torch
-
-    torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     console.quiet = True
 
 
@@ -93,7 +96,7 @@ def _fewest_views(found: dict[str, Outcome]) -> int:
     return min(matching, default=VIEWS[-1])
 
 
-def _best(found: dict[str, Outcome], encoded: dict[str, Outcome], config: StudyConfig) -> Arm:
+def _best(found: dict[str, Outcome], encoded: dict[str, Outcome]) -> Arm:
     """The encoding of the fewest bytes, for any student, that is no worse than the teacher in the loop."""
     general = [o for o in encoded.values() if not (o.arm.features or {}).get("grid")]
     good = [o for o in general if no_worse(o, found[ONLINE.name])] or general

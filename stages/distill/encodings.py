@@ -69,7 +69,7 @@ def candidates(
     """
     time, grid = (configured.time, grid or configured.grid) if configured else (None, grid)
     reduced_shape(whole[:3], time, grid)
-    found = [Encoding("float16", FeaturesConfig(time=time)), Encoding("int8", FeaturesConfig(codec="int8", time=time))]
+    found = [Encoding(codec, FeaturesConfig(codec=codec, time=time)) for codec in ("float16", "int8", "int4", "int3")]
     for of in (None, grid) if grid else (None,):
         there = "" if of is None else f", {of[0]}×{of[1]}"
         if of is not None:
@@ -109,7 +109,7 @@ def price_all(maps: Maps, encodings: list[Encoding], identity: Identity) -> list
         classifier = 4 * (reduced.shape[-1] + 1) * logits["width"]
         root = classifier + sum(values.nbytes for values in constants.values())
         size = each + compressed_bytes(stored) / len(stored)
-        prices.append(Price(encoding, size, root, error_of(sample, constants)))
+        prices.append(Price(encoding, size, root, error_of(sample, constants, asked.codec)))
     return prices
 
 

@@ -97,14 +97,14 @@ def gather(maps: Iterable[tuple[Tensor, np.ndarray]], grid: tuple[int, int, int]
 
 
 def estimate(sample: Sample, codec: str, dims: int | None, energy: float | None) -> dict[str, np.ndarray]:
-    """The constants that maps are reduced and rounded by: of a basis (orthonormal, PCA about the mean) and of int8.
+    """The constants that maps are reduced and rounded by: of a basis (orthonormal, PCA about the mean) and of codes.
 
     Raises ReskdError where more dimensions are wanted than there are channels.
     """
     constants = {}
     if dims is not None or energy is not None:
         constants |= _basis(sample, dims, energy)
-    if codec == "int8":
+    if codec != "float16":
         low, high = sample.low, sample.high
         if "basis" in constants:
             values = np.concatenate([(m - constants["mean"]) @ constants["basis"] for m in sample.fitted])
@@ -112,7 +112,7 @@ def estimate(sample: Sample, codec: str, dims: int | None, energy: float | None)
             low, high = values.min(0), values.max(0)
             room = MARGIN * (high - low)
             low, high = low - room, high + room
-        constants |= ranges(low, high)
+        constants |= ranges(low, high, codec)
     return constants
 
 
@@ -131,7 +131,7 @@ def _basis(sample: Sample, dims: int | None, energy: float | None) -> dict[str, 
     return {"basis": basis.float().contiguous().numpy(), "mean": mean.float().numpy()}
 
 
-def error_of(sample: Sample, constants: Constants) -> dict[str, float]:
+def error_of(sample: Sample, constants: Constants, codec: str = "int8") -> dict[str, float]:
     """What the encoding costs on the maps that were held out, in shares of their energy (about its mean).
 
     "channels": energy that the basis keeps. "grid": that fewer times and positions keep; a loss on that grid doesn't see
@@ -148,7 +148,7 @@ def error_of(sample: Sample, constants: Constants) -> dict[str, float]:
         centred = maps - constants["mean"]
         stored = (centred @ constants["basis"]).astype(np.float32)
         result["channels"] = 1 - float(np.square(centred - stored @ constants["basis"].T).sum()) / energy
-    codes = to_codes(stored, constants) if "scale" in constants else stored.astype(np.float16)
+    codes = to_codes(stored, constants, codec) if "scale" in constants else stored.astype(np.float16)
     kept = max(float(np.square(stored - stored.mean(0)).sum()), 1e-30)
     result["rounding"] = float(np.square(from_stored(codes, constants) - stored).sum()) / kept
     return result | {"held_out": float(len(sample.held)), "fitted": float(sample.count)}

@@ -74,7 +74,7 @@ def verify_targets(data: Dataset, manifest: Manifest, reader: CacheReader, teach
         off = float(np.abs(fresh["logits"][0] - block.logits[i]).max())
         feature_off = 0.0
         if block.features is not None:
-            feature_off = _feature_off(fresh["features"][0], block.features[i], teacher.constants)
+            feature_off = _feature_off(fresh["features"][0], block.features[i], teacher.constants, teacher.features.codec)
         if off > span / 500 + rounding * span or feature_off > rounding + 1e-3:
             raise ReskdError(f"shard {shard}, clip {row.key!r}, view {v}: the cached targets differ from the "
                              f"teacher's by {off:.4f} (logits) and {feature_off:.4f} (features, relative): the "
@@ -84,11 +84,11 @@ def verify_targets(data: Dataset, manifest: Manifest, reader: CacheReader, teach
     return worst
 
 
-def _feature_off(fresh: np.ndarray, stored: np.ndarray, constants: Constants) -> float:
-    """The largest relative difference of a map, beyond what int8's range and steps explain."""
+def _feature_off(fresh: np.ndarray, stored: np.ndarray, constants: Constants, codec: str) -> float:
+    """The largest relative difference of a map, beyond what the range and steps of codes explain."""
     values = from_stored(stored, constants)
     step = 0.0
     if stored.dtype == np.int8:
-        low, high = (from_stored(np.full_like(stored, end), constants) for end in (-LEVELS, LEVELS))
+        low, high = (from_stored(np.full_like(stored, end), constants) for end in (-LEVELS[codec], LEVELS[codec]))
         fresh, step = fresh.clip(low, high), constants["scale"] / 2
     return float((np.maximum(np.abs(fresh - values) - step, 0) / (1 + np.abs(fresh))).max())

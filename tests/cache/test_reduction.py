@@ -97,7 +97,7 @@ def test_codes_are_off_by_half_a_step_inside_the_range_and_go_to_its_end_outside
     values, low, high = drawn
     constants = ranges(low, high)
     codes = to_codes(values, constants)
-    assert codes.dtype == np.int8 and codes.min() >= -LEVELS  # -128 says that nothing was written
+    assert codes.dtype == np.int8 and codes.min() >= -LEVELS["int8"]  # -128 says that nothing was written
     back = from_stored(codes, constants)
     assert back.dtype == np.float32
     rounding = 8 * EPS * np.maximum(np.abs(low), np.abs(high)).astype(np.float64) + 1e-35
@@ -115,7 +115,7 @@ def test_zero_stays_zero_where_maps_are_never_negative(high):
 def test_huge_numbers_go_to_the_ends_and_float16_stays_as_it_is():
     constants = ranges(np.full(2, -1, np.float32), np.full(2, 3, np.float32))
     codes = to_codes(np.array([[-1e30, 1e30], [-1, 3]], np.float32), constants)
-    assert codes.tolist() == [[-LEVELS, LEVELS]] * 2
+    assert codes.tolist() == [[-LEVELS["int8"], LEVELS["int8"]]] * 2
     half = np.array([[0.1, 7]], np.float16)
     assert (from_stored(half, constants) == half).all()
 

@@ -136,11 +136,11 @@ def test_what_a_grid_and_fewer_times_keep_is_measured():
 def test_ranges_span_what_was_fitted():
     raw = estimate(sampled(moments=False), "int8", None, None)
     assert raw.keys() == {"scale", "offset"}
-    ends = [from_stored(np.full((1, WIDTH), end, np.int8), raw)[0] for end in (-LEVELS, LEVELS)]
+    ends = [from_stored(np.full((1, WIDTH), end, np.int8), raw)[0] for end in (-LEVELS["int8"], LEVELS["int8"])]
     assert np.allclose(ends, [FITTED.min(0), FITTED.max(0)], rtol=1e-5, atol=1e-5)
     turned = estimate(sampled(), "int8", 3, None)
     values = (FITTED - turned["mean"]) @ turned["basis"]
-    low, high = (from_stored(np.full((1, 3), end, np.int8), turned)[0] for end in (-LEVELS, LEVELS))
+    low, high = (from_stored(np.full((1, 3), end, np.int8), turned)[0] for end in (-LEVELS["int8"], LEVELS["int8"]))
     room = 0.1 * np.ptp(values, axis=0)  # for maps that weren't kept
     assert np.allclose(low, values.min(0) - room, atol=1e-3) and np.allclose(high, values.max(0) + room, atol=1e-3)
 

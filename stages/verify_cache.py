@@ -19,7 +19,7 @@ from cache.manifest import Manifest
 from cache.reader import CacheReader
 from cache.store import METADATA
 from cache.verify import DATA, HAND, REDO, RERUN, TIDY, Problem, repair, verify
-from stages.config import CacheConfig
+from stages.config import CacheConfig, FeaturesConfig
 from stages.data.shards import Dataset, open_dataset
 from stages.distill.teacher import RECALIBRATED, Teacher
 from stages.models import VideoModel, place
@@ -159,8 +159,9 @@ def _recomputed(
     reader = CacheReader(path, tuple(manifest.identity.targets))
     constants = reader.constants() if maps else {}
     constants = {name: values for name, values in constants.items() if not name.startswith("classifier")}
-    dtype, grid = getattr(torch, run["dtype"]), tuple(maps["grid"]) if maps else None
-    teacher = Teacher(model, run["size"], dtype, run["batch_size"], None, grid=grid, constants=constants)
+    features, grid = (FeaturesConfig(codec=maps["codec"]), tuple(maps["grid"])) if maps else (None, None)
+    dtype = getattr(torch, run["dtype"])
+    teacher = Teacher(model, run["size"], dtype, run["batch_size"], features, grid=grid, constants=constants)
     try:
         return [], verify_targets(data, replace(manifest, views=manifest.finalised), reader, teacher, count)
     except ReskdError as error:

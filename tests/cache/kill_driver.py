@@ -1,6 +1,6 @@
-"""Runs the steps of a cache's life and dies at the k-th call that touches the disk, for every k. Started by
-test_kills.py as a process of its own, small enough to fork hundreds of times.
+"""Runs the steps of a cache's life and dies at the k-th call that touches the disk, for every k (or every so many).
 
+Started by test_kills.py as a process of its own, small enough to fork hundreds of times.
 Prints one JSON object: {"calls": how many there are, "states": how many different folders the kills left behind,
 "wrong": [what went wrong at which k]}.
 """
@@ -11,16 +11,17 @@ import re
 import shutil
 import sys
 import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from small_caches import content, identity_of, keys_of, make_cache, tree_of, write_views
+from small_caches import CONSTANTS, content, identity_of, keys_of, tree_of, write_views
 
+from cache.group import load_group
 from cache.manifest import Manifest
 from cache.reader import CacheReader, load_manifest
-from cache.writer import committed_views, create_cache, finalise
+from cache.writer import create_cache, finalise, missing_work
 
-SHARD, CLIPS, DIED = "a/000001.tar", 2, 137
-SHARDS = {SHARD: CLIPS}
+SHARD, NEW, CLIPS, DIED = "a/000001.tar", "a/000000.tar", 2, 137
 
 
 def die_at(k: int) -> list[int]:
@@ -51,40 +52,73 @@ def die_at(k: int) -> list[int]:
     return calls
 
 
-def first_commit(path: Path) -> None:
-    manifest = create_cache(path, Manifest(identity_of(SHARDS, features=True), 1))
-    for shard in SHARDS:
-        if committed_views(path, shard) < 1:
-            write_views(path, manifest, shard, range(1), invalid=[1])
+def bring_to(path: Path, wanted: Manifest) -> None:
+    """What stage one does: whatever is missing."""
+    manifest = create_cache(path, wanted, CONSTANTS if "features" in wanted.identity.targets else None)
+    for entry in manifest.identity.shards:
+        for views, _ in missing_work(path, manifest, entry.name):
+            write_views(path, manifest, entry.name, views, invalid=[1])
     finalise(path)
 
 
-def growth(path: Path) -> None:
-    manifest = create_cache(path, Manifest(identity_of(SHARDS, features=True), 2))
-    for shard in SHARDS:
-        done = committed_views(path, shard)
-        if done < 2:
-            write_views(path, manifest, shard, range(done, 2), invalid=[1])
-    finalise(path)
+@dataclass(frozen=True)
+class Step:
+    """From one manifest to another. `states` of each shard that a reader may meet: views, and their targets."""
+
+    before: Manifest | None
+    after: Manifest
+    states: dict[str, list[tuple[int, tuple[str, ...]]]]
 
 
-def check(path: Path, before: int, after: int) -> None:
-    """Whoever reads now sees, of every shard, the views before the step or those after it, all of them whole."""
+BOTH = ("features", "logits")
+ONE = Manifest(identity_of({SHARD: CLIPS}, features=True), 1)
+STEPS = {
+    "first_commit": Step(None, ONE, {SHARD: [(0, ()), (1, BOTH)]}),
+    "growth": Step(ONE, replace(ONE, views=2), {SHARD: [(1, BOTH), (2, BOTH)]}),
+    "another_target": Step(Manifest(identity_of({SHARD: CLIPS}), 1), ONE, {SHARD: [(1, ("logits",)), (1, BOTH)]}),
+    "everything": Step(
+        Manifest(identity_of({SHARD: CLIPS}), 1),
+        Manifest(
+            identity_of({NEW: CLIPS, SHARD: CLIPS}, features=True), 2
+        ),  # which comes after the old one, all the same
+        {SHARD: [(1, ("logits",)), (1, BOTH), (2, BOTH)], NEW: [(0, ()), (2, BOTH)]},
+    ),
+}
+
+
+def finished(manifest: Manifest | None) -> tuple[int, int, tuple[str, ...]]:
+    """What a manifest says of itself once `finalise` is through."""
+    return (manifest.views, len(manifest.identity.shards), tuple(manifest.identity.targets)) if manifest else (0, 0, ())
+
+
+def check(path: Path, step: Step) -> None:
+    """Whoever reads now sees, of every shard, what it had before the step or more of it, all of it whole."""
     if not (path / "zarr.json").exists():
-        assert before == 0, "the manifest is gone"
+        assert step.before is None, "the manifest is gone"
         return
-    manifest, reader = load_manifest(path), CacheReader(path, ("logits", "features"))
-    assert manifest.finalised in (before, after), f"finalised is {manifest.finalised}"
-    assert manifest.quarantine == ({s: {1: "no video stream"} for s in SHARDS} if manifest.finalised else {})
-    for shard in SHARDS:
-        views = committed_views(path, shard)
-        assert views in (before, after), f"{shard} has {views} views"
-        assert views >= manifest.finalised, f"{shard} has {views} views, {manifest.finalised} are finalised"
-        for view in range(views):
-            block, wanted = reader.block(shard, view, 0), content(manifest.identity, shard, view, [1])
-            assert list(block.keys) == keys_of(shard, CLIPS)
-            assert (block.frames == wanted["frames"]).all() and (block.valid == wanted["valid"]).all()
+    manifest = load_manifest(path)
+    says = (manifest.finalised, manifest.finalised_shards, manifest.finalised_targets)
+    assert says in (finished(step.before), finished(step.after)), f"finished are {says}"
+    reasons = {entry.name: {1: "no video stream"} for entry in manifest.identity.shards[: says[1]]}
+    assert manifest.quarantine == reasons
+    for i, entry in enumerate(manifest.identity.shards):
+        group = load_group(path, entry.name)
+        views, targets = (group["views"], tuple(sorted(group["targets"]))) if group else (0, ())
+        assert (views, targets) in step.states[entry.name], f"{entry.name} has {views} views of {targets}"
+        if i < says[1]:
+            assert views >= says[0] and {*targets} >= {*says[2]}, f"{entry.name} has less than is finished"
+        check_rows(CacheReader(path, targets), entry.name, views)
+
+
+def check_rows(reader: CacheReader, shard: str, views: int) -> None:
+    for view in range(views):
+        block, wanted = reader.block(shard, view, 0), content(STEPS["everything"].after.identity, shard, view, [1])
+        assert list(block.keys) == keys_of(shard, CLIPS)
+        assert (block.frames == wanted["frames"]).all() and (block.valid == wanted["valid"]).all()
+        assert abs(block.logits[0] - wanted["logits"][0]).max() < 0.02
+        if "features" in reader.targets:
             assert (block.features[0] == wanted["features"][0].astype("float16")).all()
+            assert (reader.constants()["classifier"] == CONSTANTS["classifier"]).all()
 
 
 def in_child(function, *args) -> tuple[int, str]:
@@ -105,9 +139,9 @@ def in_child(function, *args) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
 
 
-def killed(step, path: Path, k: int) -> int:
+def killed(step: Step, path: Path, k: int) -> int:
     calls = die_at(k)
-    step(path)
+    bring_to(path, step.after)
     return calls[0]
 
 
@@ -116,32 +150,31 @@ def state_of(path: Path) -> frozenset:
     return frozenset((re.sub(r"[0-9a-f]{32}\.partial", "partial", name), d) for name, d in tree_of(path).items())
 
 
-def aftermath(step, path: Path, k: int, before: int, after: int, wanted: dict) -> list[str]:
+def aftermath(step: Step, path: Path, k: int, wanted: dict) -> list[str]:
     """What is wrong with the folder that a kill left behind, and with what the next runs make of it."""
-    outcomes = [("read", in_child(check, path, before, after))]
+    outcomes = [("read", in_child(check, path, step))]
     if k % 4 == 0:  # killed a second time, elsewhere, on the way to the end
         status, text = in_child(killed, step, path, 1 + k // 4)
         outcomes.append(("killed again", (0 if status == DIED else status, text)))
-        outcomes.append(("read again", in_child(check, path, before, after)))
-    outcomes.append(("rerun", in_child(step, path)))
+        outcomes.append(("read again", in_child(check, path, step)))
+    outcomes.append(("rerun", in_child(bring_to, path, step.after)))
     wrong = [f"call {k}, {what}: {text}" for what, (status, text) in outcomes if status != 0]
     differing = sorted(wanted.items() ^ tree_of(path).items())
     return wrong + ([f"call {k}: the rerun ends in other files: {differing[:6]}"] if differing else [])
 
 
-def run(name: str, folder: Path) -> dict:
+def run(name: str, folder: Path, stride: int) -> dict:
     os.fsync = lambda descriptor: None  # a kill loses nothing that was written: only a power cut would
-    step, before, after = {"first_commit": (first_commit, 0, 1), "growth": (growth, 1, 2)}[name]
-    base, undisturbed, path = folder / "base", folder / "undisturbed", folder / "path"
-    if before:
-        assert in_child(first_commit, base)[0] == 0
+    step, base, undisturbed, path = STEPS[name], folder / "base", folder / "undisturbed", folder / "path"
+    if step.before:
+        assert in_child(bring_to, base, step.before)[0] == 0
         shutil.copytree(base, undisturbed)
     status, calls = in_child(killed, step, undisturbed, 0)
     assert status == 0, calls
     wanted, wrong, seen = tree_of(undisturbed), [], set()
-    for k in range(1, int(calls) + 1):
+    for k in range(1, int(calls) + 1, stride):
         shutil.rmtree(path, ignore_errors=True)
-        if before:
+        if step.before:
             shutil.copytree(base, path)
         status, text = in_child(killed, step, path, k)
         if status != DIED:
@@ -149,12 +182,13 @@ def run(name: str, folder: Path) -> dict:
         state = state_of(path)
         if state not in seen:  # what follows depends on the folder alone, and an fsync changes nothing in it
             seen.add(state)
-            wrong += aftermath(step, path, k, before, after, wanted)
-    make_cache(folder / "whole", SHARDS, after, features=True, invalid=[1])
+            wrong += aftermath(step, path, k, wanted)
+    in_order = load_manifest(undisturbed).identity  # new shards come last
+    assert in_child(bring_to, folder / "whole", replace(step.after, identity=in_order))[0] == 0
     if tree_of(folder / "whole") != wanted:
         wrong.append("the undisturbed run ends in other files than a cache made at once")
     return {"calls": int(calls), "states": len(seen), "wrong": wrong}
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1], Path(sys.argv[2]))))
+    print(json.dumps(run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))))

@@ -13,6 +13,10 @@ from cache.writer import ShardWriter, create_cache, finalise
 
 CLASSES, FRAMES, GRID, WIDTH = 5, 2, (1, 2, 2), 3
 SHARD = "000000.tar"
+CONSTANTS = {  # what a teacher's classifier might be
+    "classifier": np.random.default_rng(0).normal(size=(WIDTH, CLASSES)).astype(np.float32),
+    "classifier_bias": np.zeros(CLASSES, np.float32),
+}
 
 
 def keys_of(shard: str, clips: int) -> list[str]:
@@ -56,11 +60,16 @@ def content(identity: Identity, shard: str, view: int, invalid: Sequence[int] = 
 def write_views(
     path: Path, manifest: Manifest, shard: str, views: range, *, invalid: Sequence[int] = (), batch: int = 48
 ) -> None:
-    """Write and commit views in batches, all views of a batch before the next one, as stage one does."""
+    """Write and commit views in batches, all views of a batch before the next one, as stage one does.
+
+    In the targets that the shard lacks first of `missing_work`.
+    """
     identity, clips = manifest.identity, manifest.identity.shard(shard).clips
     keys = keys_of(shard, clips)
     writer = ShardWriter(path, manifest, shard, keys, views)
-    columns = {view: content(identity, shard, view, invalid) for view in views}
+    whole = {view: content(identity, shard, view, invalid) for view in views}
+    names = {"frames", "box", "flip", "valid", *writer.targets}
+    columns = {view: {name: values for name, values in of.items() if name in names} for view, of in whole.items()}
     for low in range(0, clips, batch):
         rows = slice(low, min(low + batch, clips))
         for view in views:

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from small_caches import CLASSES, WIDTH, identity_of, tree_of, write_views
+from small_caches import CLASSES, identity_of, tree_of, write_views
+from small_caches import CONSTANTS as ROOT
 
 import cache.writer as writer
 from cache.errors import ReskdError
@@ -11,9 +12,7 @@ from cache.reader import CacheReader, load_manifest
 from cache.writer import create_cache, finalise
 
 SHARDS = {"000000.tar": 3}
-RNG = np.random.default_rng(0)
-CLASSIFIER = RNG.normal(size=(WIDTH, CLASSES)).astype(np.float32), np.zeros(CLASSES, np.float32)
-ROOT = dict(zip(("classifier", "classifier_bias"), CLASSIFIER, strict=True))
+CLASSIFIER = tuple(ROOT.values())
 
 
 def wanted(views: int = 1) -> Manifest:

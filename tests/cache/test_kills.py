@@ -12,14 +12,23 @@ DRIVER = Path(__file__).with_name("kill_driver.py")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
-@pytest.mark.parametrize("step", ["first_commit", "growth"])
-def test_killed_at_any_call_a_commit_is_whole_or_not_there_and_a_rerun_ends_alike(tmp_path, step):
+@pytest.mark.parametrize(
+    ("step", "stride", "calls", "states"),
+    [("first_commit", 1, 50, 25), ("growth", 1, 50, 25), ("another_target", 1, 30, 15), ("everything", 3, 150, 25)],
+)
+def test_killed_at_any_call_a_commit_is_whole_or_not_there_and_a_rerun_ends_alike(
+    tmp_path, step, stride, calls, states
+):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(DRIVER.parent), *sys.path])}
     done = subprocess.run(
-        [sys.executable, str(DRIVER), step, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, str(DRIVER), step, str(tmp_path), str(stride)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["wrong"] == []
-    # 8 arrays, each with metadata, a chunk and a folder: the kills did fall between the steps.
-    assert result["calls"] > 50 and result["states"] > 25
+    # Up to 8 arrays, each with metadata, a chunk and a folder: the kills did fall between the steps.
+    assert result["calls"] > calls and result["states"] > states

@@ -1,0 +1,181 @@
+"""Other ways to the same batch: a teacher in the loop, targets of other views, clips kept in memory."""
+
+import numpy as np
+import pytest
+import torch
+
+from cache.errors import ReskdError
+from cache.reader import CacheReader, load_manifest
+from cache.view import sample_view
+from stages.cache_teacher import cache_teacher
+from stages.data import join
+from stages.data.join import Clips
+from stages.data.shards import open_dataset
+from stages.models.checkpoints import load_model, save_model
+from stages.train_student import train_student
+from stages.training import loop
+from tests.runs import POLICY, cache_config, rows_of, train_config
+
+WIDE = "model.args={channels: [8, 16, 16, 24], layers: [1, 1, 1, 1], output_stride: 8}"
+ALL = ["losses.feature_mse=5", "losses.logit_kl=1", "losses.logit_map_kl=0.5", "losses.temperature=2"]
+QUICK = ["batch_size=8", "schedule.epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def few(data):
+    """40 clips in one shard."""
+    return type(data)(train=data.val, val=data.val)
+
+
+@pytest.fixture(scope="module")
+def stored(few, teacher, tmp_path_factory):
+    """One view of each, in float16."""
+    output = tmp_path_factory.mktemp("cache") / "t.zarr"
+    cache_teacher(cache_config(output, few, teacher, "views=1", "targets.logits=float16"))
+    return output
+
+
+def run_of(path, few, *changes) -> list[dict]:
+    """The rows of a short run."""
+    config = train_config(path, few, *QUICK, *changes)
+    train_student(config)
+    return rows_of(config.output)
+
+
+def online(teacher, *changes) -> list[str]:
+    return [f"teacher.checkpoint={teacher}", f"policy={POLICY}", *changes]
+
+
+# ---- a teacher in the loop ----
+
+
+@pytest.mark.parametrize("model", [[], [WIDE]], ids=["same width", "adapter"])
+def test_a_teacher_in_the_loop_says_what_the_cache_does(few, teacher, stored, tmp_path, model):
+    """In its first epoch a student's fresh views are those that a cache of the same policy has first."""
+    replayed = run_of(tmp_path / "replay", few, f"data.cache={stored}", *ALL, *model)
+    taught = run_of(tmp_path / "online", few, *online(teacher), *ALL, *model)
+    assert len(taught) == len(replayed) == 5
+    for ours, theirs in zip(taught, replayed, strict=True):
+        assert ours["terms"].keys() == theirs["terms"].keys() and len(ours["terms"]) == 4
+        for name, term in theirs["terms"].items():
+            assert ours["terms"][name]["value"] == pytest.approx(term["value"], rel=5e-3), name
+    assert taught[0]["loss"] == pytest.approx(replayed[0]["loss"], rel=5e-4)
+
+
+def test_it_sees_fresh_views_each_epoch_and_stays_as_it_is(few, teacher, tmp_path):
+    config = train_config(
+        tmp_path / "run", few, *online(teacher), *ALL, "schedule.epochs=3", "loader.workers=0", "ema=0.9"
+    )
+    before = load_model(teacher)[0].state_dict()
+    train_student(config)
+    after = load_model(teacher)[0].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    clips = Clips(open_dataset(few.train), size=16, num_classes=40, policy=config.policy, teacher_size=32)
+    batches = [clips.__getitems__([(0, 5, epoch)]) for epoch in range(2)]
+    assert batches[0].clips.shape == (1, 4, 3, 16, 16) and batches[0].teacher_clips.shape == (1, 4, 3, 32, 32)
+    assert not torch.equal(batches[0].teacher_clips, batches[1].teacher_clips)
+    shrunk = torch.nn.functional.avg_pool2d(batches[0].teacher_clips[0].float(), 2)  # the same picture, at another size
+    assert (shrunk - batches[0].clips[0].float()).abs().mean() < 8
+
+
+def test_a_run_with_it_resumes_exactly_and_exports_the_student_alone(few, teacher, tmp_path, monkeypatch):
+    changes = [*QUICK, *online(teacher), *ALL, "schedule.epochs=2", "checkpoint_every=3"]
+    whole, cut = (train_config(tmp_path / name, few, *changes) for name in ("whole", "cut"))
+    train_student(whole)
+    step = loop._optimizer_step
+
+    def killed(run, *rest):
+        if run.progress.step == 7:
+            raise KeyboardInterrupt
+        step(run, *rest)
+
+    monkeypatch.setattr(loop, "_optimizer_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_student(cut)
+    monkeypatch.undo()
+    train_student(cut, resume=True)
+    assert rows_of(cut.output) == rows_of(whole.output)
+    student, card = load_model(cut.output / "last.safetensors")
+    assert card.size == 16 and sum(p.numel() for p in student.parameters()) < 40_000
+
+
+def test_refuses_a_teacher_that_does_not_fit(few, teacher, tmp_path):
+    def refuses(match, *changes):
+        with pytest.raises(ReskdError, match=match):
+            train_student(train_config(tmp_path / "run", few, *changes))
+
+    net, card = load_model(teacher)
+    classes = (card.classes[1], card.classes[0], *card.classes[2:])
+    save_model(tmp_path / "order.safetensors", net, type(card)(**{**card.__dict__, "classes": classes}))
+    refuses(r"order\.safetensors knows other classes.*--class-order", *online(tmp_path / "order.safetensors"), *ALL)
+    eight = [f"teacher.checkpoint={teacher}", "policy.num_frames=8", "model.num_frames=8"]
+    refuses(r"takes 4 frames, the student 8: set model\.num_frames=4", *eight, *ALL)
+    refuses("that no loss reads", *online(teacher))
+    refuses("remove `teacher`, or the cache", *online(teacher), *ALL, f"data.cache={tmp_path / 't.zarr'}")
+    refuses("needs targets", f"policy={POLICY}", *ALL)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- targets of other views ----
+
+
+def test_mismatched_views_are_fresh_and_their_targets_the_stored_ones(few, stored):
+    data, reader = open_dataset(few.train), CacheReader(stored, ("logits", "features"))
+    policy = load_manifest(stored).identity.policy
+    mismatched = Clips(data, size=16, num_classes=40, cache=reader, policy=policy)
+    replayed = Clips(data, size=16, num_classes=40, cache=reader)
+    fresh = Clips(data, size=16, num_classes=40, policy=policy)
+    for epoch in range(3):
+        asked = [(0, r, epoch) for r in (3, 30)]
+        ours, theirs = mismatched.__getitems__(asked), replayed.__getitems__([(0, r, 0) for r in (3, 30)])
+        assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.features, theirs.features)
+        assert torch.equal(ours.clips, fresh.__getitems__(asked).clips)
+        assert torch.equal(ours.clips, theirs.clips) == (epoch == 0)  # whose fresh view is the stored one
+
+
+def test_a_student_trains_on_targets_of_other_views_where_it_is_said(few, teacher, tmp_path):
+    cache = cache_config(tmp_path / "t.zarr", few, teacher, "policy.crop=center", "policy.jitter=false", "views=1")
+    cache_teacher(cache)
+    changes = [f"data.cache={cache.output}", f"policy={POLICY}", *ALL]
+    with pytest.raises(ReskdError, match=r"stored views are replayed: remove `policy`.*data\.mismatch"):
+        train_config(tmp_path / "run", few, *changes)
+    rows = run_of(tmp_path / "run", few, *changes, "data.mismatch=true", "schedule.epochs=2")
+    assert len(rows) == 10 and np.isfinite([row["loss"] for row in rows]).all()
+    matched = run_of(tmp_path / "matched", few, f"data.cache={cache.output}", *ALL)
+    assert rows[0]["terms"]["cross_entropy"] != matched[0]["terms"]["cross_entropy"]  # another picture
+    with pytest.raises(ReskdError, match="goes with data.cache"):
+        train_config(tmp_path / "x", few, "data.mismatch=true")
+
+
+# ---- clips in memory ----
+
+
+def test_resident_clips_give_exactly_the_same_run(few, stored, tmp_path):
+    changes = [f"data.cache={stored}", *ALL, "schedule.epochs=2", f"data.val={few.val}"]
+    plain = run_of(tmp_path / "plain", few, *changes)
+    kept = run_of(tmp_path / "kept", few, *changes, "loader.resident=true", "loader.workers=0")
+    assert kept == plain and len(plain) == 10
+    assert rows_of(tmp_path / "kept", "val") == rows_of(tmp_path / "plain", "val")
+    ours, theirs = (load_model(tmp_path / name / "last.safetensors")[0].state_dict() for name in ("kept", "plain"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_resident_clip_is_read_and_decoded_once(few, tmp_path, monkeypatch):
+    asked, whole = [], join.decode_frames
+
+    def counted(video, frames, decoder):
+        asked.append(len(frames))
+        return whole(video, frames, decoder)
+
+    monkeypatch.setattr(join, "decode_frames", counted)
+    join._whole_clip.cache_clear()
+    data, policy = open_dataset(few.train), train_config(tmp_path, few, f"policy={POLICY}").policy
+    clips = Clips(data, size=16, num_classes=40, policy=policy, resident=True)
+    batches = [clips.__getitems__([(0, 7, view)]) for view in range(5)]
+    row = data.rows("000000.tar")[7]
+    assert asked == [row.frames]
+    plain = Clips(data, size=16, num_classes=40, policy=policy)
+    assert all(torch.equal(b.clips, plain.__getitems__([(0, 7, v)]).clips) for v, b in enumerate(batches))
+    view = sample_view(policy, shard="000000.tar", key=row.key, index=2, num_frames=row.frames, aspect=row.aspect)
+    assert len(view.frames) == 4 and asked[1:] == [4] * 5
+    join._whole_clip.cache_clear()

@@ -272,6 +272,15 @@ def test_unreadable_clips_are_quarantined_and_left_out(with_bad_clips, teacher, 
     assert result["failed_clips"] == 0 and result["steps"] == 2
 
 
+def test_a_teacher_that_is_never_finite_is_an_error_beside_unreadable_clips_too(with_bad_clips, teacher, tmp_path):
+    net, card = load_model(teacher)
+    torch.nn.init.constant_(net.head.fc.weight, 3e38)
+    save_model(tmp_path / "huge.safetensors", net, card)
+    config = cache_config(tmp_path / "t.zarr", with_bad_clips, tmp_path / "huge.safetensors", "targets.features=null")
+    refuses(config, r"shard a\.tar: the teacher's answer is not finite for any of its 20 clips.*checkpoint")
+    assert not (config.output / "a.tar").exists()
+
+
 def test_strict_makes_it_fatal(with_bad_clips, teacher, tmp_path):
     with pytest.raises(ReskdError, match="a.tar, clip '.*--strict"):
         cache_teacher(cache_config(tmp_path / "t.zarr", with_bad_clips, teacher), strict=True)

@@ -17,7 +17,7 @@ class Pipeline(click.Group):
 
     def list_commands(self, ctx):
         return ["demo", "models", "prepare", "import-checkpoint", "cache-teacher", "inspect-cache", "verify-cache",
-                "train-student", "evaluate"]  # fmt: skip
+                "train-student", "evaluate", "bench"]  # fmt: skip
 
     def invoke(self, ctx):
         from cache.errors import ReskdError
@@ -290,6 +290,70 @@ def evaluate(config_file, overrides, **options):
     from stages.evaluate import evaluate
 
     evaluate(load_config(EvaluateConfig, config_file, _with_options(options, overrides)))
+
+
+@cli.group()
+def bench():
+    """Measure: what encodings cost students, what joining costs. Each figure beside its goal; --json writes them."""
+
+
+JSON = click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures there, as a list.")
+QUICK = click.option("--quick", is_flag=True, help="Less of it, in less time.")
+
+
+@bench.command()
+@click.option("--seeds", type=click.IntRange(1), help="Students of each arm.  [default: 3]")
+@QUICK
+@JSON
+@CONFIG
+@SET
+def fidelity(config_file, overrides, seeds, quick, output):
+    """The study: the same student on labels, on a teacher in the loop, and on caches of every encoding.
+
+    \b
+    labels alone; the teacher in the loop on fresh views (the seed's way): logits, features, both
+    replay of 1, 2, 4, 8 stored views; a fixed centre view's target, as a naive cache has it
+    at the fewest views that match: int8, int4, int3, bases of 1/2 to 1/16 of the channels, the student's grid
+    a teacher of another width (an adapter); schedules of 1/2, 2 and 4 times the epochs
+
+    Each arm's top-1 on fresh handwriting beside its bytes, its difference to the teacher in the loop seed by seed, and the
+    steps it takes to where labels alone end. A rerun resumes. --quick leaves out the last line.
+    """
+    from stages.bench.fidelity import run_fidelity
+    from stages.config import StudyConfig
+    from stages.configfile import load_config
+
+    options = {"seeds": seeds, "quick": quick or None}
+    run_fidelity(load_config(StudyConfig, config_file or STUDY, _with_options(options, overrides)), output)
+
+
+STUDY = Path(__file__).parent / "configs" / "study" / "study.yaml"
+
+
+@bench.command()
+@click.option("--videos", type=click.Path(path_type=Path, exists=True), required=True, help="A folder, or a data set.")
+@click.option(
+    "--teacher", type=click.Path(path_type=Path), help="A .safetensors.  [default: ImageNet's EfficientNet-Lite0]"
+)
+@click.option("--views", type=click.IntRange(1), default=8, show_default=True, help="Of each video.")
+@click.option("--student-grid", metavar="HxW", default="4x4", show_default=True, help="Of a student's map.")
+@JSON
+def encodings(videos, teacher, views, student_grid, output):
+    """Encodings on real features: bytes of a clip·view, and what they keep on videos left out of the sample."""
+    from stages.bench.encodings import run_encodings
+    from stages.training.planner import parse_grid
+
+    run_encodings(videos, teacher, views, parse_grid(student_grid), output)
+
+
+@bench.command()
+@QUICK
+@JSON
+def join(quick, output):
+    """What a cache costs a student's worker (joining, opening, memory) and stage one (encoding), on one core."""
+    from stages.bench.join import run_join
+
+    run_join(quick, output)
 
 
 def _with_options(options: dict, overrides: tuple) -> list[str]:

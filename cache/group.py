@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from cache.codecs import codec_of
@@ -84,7 +84,11 @@ def check_fingerprint(path: Path, identity: Identity, shard: str, attributes: Ma
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a group: [N, V, *tail], in chunks of one view and `rows` rows (None: all)."""
+    """One array of a group: [N, V, *tail], in chunks of one view and `rows` rows (None: all).
+
+    The tail of maps is (d, T', g, g'): after a ReLU most channels are 0 nearly everywhere, and channel by channel zstd
+    makes half as much of them as position by position.
+    """
 
     tail: tuple[int, ...]
     dtype: str
@@ -103,7 +107,7 @@ def array_specs(identity: Identity, targets: Sequence[str] | None = None) -> dic
     specs = views if targets is None else {}
     for target in identity.targets if targets is None else targets:
         settings = identity.targets[target]
-        tail = (*settings.get("grid", ()), settings["width"])
+        tail = (settings["width"], *settings.get("grid", ()))
         rows = BLOCK if target == "features" else None
         for name, stored in codec_of(target, settings["codec"]).arrays.items():
             specs[name] = ArraySpec(() if stored.per_row else tail, stored.dtype, stored.fill, rows)
@@ -124,8 +128,7 @@ def _create(store: LocalStore | MemoryStore, name: str, spec: ArraySpec, clips: 
         chunks=(min(spec.rows or clips, clips), 1, *spec.tail),
         dtype=spec.dtype,
         fill_value=spec.fill,
-        # Maps channel by channel: of a map after a ReLU most channels are 0 nearly everywhere, and zstd finds them so.
-        filters=[TransposeCodec(order=(5, 0, 1, 2, 3, 4))] if len(spec.tail) == 4 else None,
+        filters=None,
         # Explicit byte shuffle: left to itself, zarr takes bits for single bytes. Level 1: features are many.
         compressors=[
             BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=_item_size(spec.dtype)),
@@ -138,8 +141,10 @@ def _create(store: LocalStore | MemoryStore, name: str, spec: ArraySpec, clips: 
 
 
 def compressed_bytes(values: np.ndarray) -> int:
-    """Bytes on disk of values [N, ...] stored as feature maps are: blocks of rows, byte shuffle, zstd, checksum."""
+    """Bytes on disk of values [N, ...] stored as a cache's are: blocks of rows, byte shuffle, zstd, checksum; maps
+    [N,T',g,g',d] channel by channel."""
     files: dict[str, Any] = {}
+    values = np.moveaxis(values, -1, 1) if values.ndim == 5 else values
     spec = ArraySpec(values.shape[1:], str(values.dtype), 0, BLOCK)
     with zarr.config.set({"array.write_empty_chunks": True}):
         array = _create(MemoryStore(files), "values", spec, len(values), 1)

@@ -31,7 +31,7 @@ class Block:
     flip: np.ndarray  # [n] bool
     valid: np.ndarray  # [n] bool
     logits: np.ndarray | None  # [n,K] float32
-    features: np.ndarray | None  # [n,T',g,g',d], float16 or int8 codes, as they are stored
+    features: np.ndarray | None  # [n,T',g,g',d], float16 or int8 codes; in memory channel by channel, as on disk
 
     def view_of(self, i: int) -> View:
         """The stored view of row `i` of the block."""
@@ -121,7 +121,7 @@ class CacheReader:
                 f"({group.keys[rows][bad]!r}): array {' or '.join(codec.arrays)} holds NaN, infinity or nothing for a valid "
                 f"row. Delete {self.path / group.shard} and run cache-teacher again."
             )
-        return values
+        return np.moveaxis(values, 1, -1) if target == "features" else values
 
     def _column(self, group: "_Group", name: str, view: int, rows: slice) -> np.ndarray:
         """Rows of an array: maps by blocks as they lie on disk, small arrays out of the whole view."""

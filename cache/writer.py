@@ -339,6 +339,8 @@ class ShardWriter:
                 f"{self.path}, shard {self.shard}, view {view}, clips {clips}: {error} Look into the teacher "
                 "(its checkpoint, its dtype), or choose another codec."
             ) from error
+        if target == "features":
+            encoded = {name: np.moveaxis(stored, -1, 1) for name, stored in encoded.items()}
         if valid.all():
             return encoded
         columns = {}

@@ -150,9 +150,15 @@ class Clips(TorchDataset):
             if block.logits is not None:
                 logits.append(block.logits[i])
             if block.features is not None:
-                features.append(block.features[i])
-        arrays = {"logits": logits, "features": features}
-        return drawn or views, {name: torch.from_numpy(np.stack(rows)) for name, rows in arrays.items() if rows}
+                features.append(np.moveaxis(block.features[i], -1, 0))
+        targets = {
+            name: torch.from_numpy(np.stack(rows))
+            for name, rows in (("logits", logits), ("features", features))
+            if rows
+        }
+        if features:
+            targets["features"] = targets["features"].movedim(1, -1)  # no copy: rows lie channel by channel
+        return drawn or views, targets
 
 
 def decode_of(data: Dataset, shard: str, r: int, frames: np.ndarray) -> tuple[np.ndarray, str]:

@@ -74,7 +74,9 @@ def verify_targets(data: Dataset, manifest: Manifest, reader: CacheReader, teach
         off = float(np.abs(fresh["logits"][0] - block.logits[i]).max())
         feature_off = 0.0
         if block.features is not None:
-            feature_off = _feature_off(fresh["features"][0], block.features[i], teacher.constants, teacher.features.codec)
+            feature_off = _feature_off(
+                fresh["features"][0], block.features[i], teacher.constants, teacher.features.codec
+            )
         if off > span / 500 + rounding * span or feature_off > rounding + 1e-3:
             raise ReskdError(f"shard {shard}, clip {row.key!r}, view {v}: the cached targets differ from the "
                              f"teacher's by {off:.4f} (logits) and {feature_off:.4f} (features, relative): the "

@@ -114,10 +114,10 @@ def test_plain_zarr_reads_a_cache(tmp_path):
     group = root[SHARD]
     assert set(group.array_keys()) == {"frames", "box", "flip", "valid", "logits", "scale", "offset", "features"}
     assert group["logits"].shape == (65, 2, CLASSES) and group["logits"].chunks == (65, 1, CLASSES)
-    assert group["features"].shape == (65, 2, *GRID, WIDTH) and group["features"].chunks == (64, 1, *GRID, WIDTH)
+    assert group["features"].shape == (65, 2, WIDTH, *GRID) and group["features"].chunks == (64, 1, WIDTH, *GRID)
     assert [type(c).__name__ for c in group["features"].compressors] == ["BloscCodec", "Crc32cCodec"]
     wanted = content(manifest.identity, SHARD, 1)
-    assert np.array_equal(group["features"][:, 1], wanted["features"].astype(np.float16))
+    assert np.array_equal(np.moveaxis(group["features"][:, 1], 1, -1), wanted["features"].astype(np.float16))
 
 
 def test_rows_that_are_not_valid_are_quarantined_by_row_at_the_root(tmp_path):

@@ -1,0 +1,161 @@
+"""The cost of a cache to a student and to stage one: joining, opening, encoding, and the size on disk."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from cache.codecs import codec_of
+from cache.group import compressed_bytes
+from cache.manifest import FORMAT, Identity, Manifest, ShardEntry, keys_digest
+from cache.reader import CacheReader
+from cache.view import BLOCK, ViewPolicy, sample_view
+from cache.writer import ShardWriter, create_cache, finalise
+from stages.bench import Figure, at_most, show
+from stages.config import ModelConfig
+from stages.distill.reduction import Sample, estimate, reduce_features
+from stages.models import build_model
+
+RUNS = 5
+CLASSES, FRAMES, CLIPS = 400, 8, 1024
+MAP = (8, 4, 4, 128)  # 16 KB in int8
+
+
+def run_join(quick: bool, output: Path | None) -> list[Figure]:
+    """Measure, on one core and in the page cache, what a clip costs; caches of 400 classes are made for it."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        figures = [*_joining(path), _opening(path, 1000 if quick else 10_000), _memory(path), _logits_on_disk(path)]
+    figures += _encoding()
+    show("join", figures, output)
+    return figures
+
+
+def _identity(shards: dict[str, int], features: bool) -> Identity:
+    keys = {name: [f"{name[:6]}-{i:06d}" for i in range(clips)] for name, clips in shards.items()}
+    entries = tuple(ShardEntry(n, len(k), 1, "0" * 64, keys_digest(k)) for n, k in keys.items())
+    targets = {"logits": {"codec": "uint8", "width": CLASSES}}
+    if features:
+        targets["features"] = {
+            "codec": "int8",
+            "grid": list(MAP[:3]),
+            "width": MAP[3],
+            "map": list(MAP),
+            "sample": None,
+        }
+    policy = ViewPolicy(num_frames=FRAMES)
+    return Identity(FORMAT, {"weights_sha256": "0"}, "none", policy, entries, tuple(map(str, range(CLASSES))), targets)
+
+
+def _make(path: Path, clips: int, features: bool) -> Path:
+    """A finished cache of one shard and two views, with drawn views and targets like a teacher's."""
+    random, shard = np.random.default_rng(0), "000000.tar"
+    manifest = Manifest(_identity({shard: clips}, features), 2)
+    constants = {"scale": np.full(MAP[3], 0.05, np.float32), "offset": np.zeros(MAP[3], np.float32)}
+    manifest = create_cache(path, manifest, constants if features else None)
+    keys = [f"000000-{i:06d}" for i in range(clips)]
+    writer = ShardWriter(path, manifest, shard, keys, range(2))
+    for low in range(0, clips, BLOCK):
+        rows = slice(low, min(low + BLOCK, clips))
+        n = rows.stop - rows.start
+        for view in range(2):
+            drawn = [sample_view(manifest.identity.policy, shard=shard, key=key, index=view, num_frames=300, aspect=4 / 3)
+                     for key in keys[rows]]  # fmt: skip
+            targets = {"logits": random.normal(0, 3, (n, CLASSES))}
+            if features:
+                targets["features"] = random.normal(0, 1, (n, *MAP))
+            writer.write(view, rows, frames=np.stack([v.frames for v in drawn]), box=np.stack([v.box for v in drawn]),
+                         flip=np.array([v.flip for v in drawn]), valid=np.ones(n, bool), **targets)  # fmt: skip
+    writer.commit({}, {})
+    finalise(path)
+    return path
+
+
+def _joining(path: Path) -> list[Figure]:
+    """Every row of a view in a shuffled order, as a worker takes them: the block, its row, its view."""
+    figures = []
+    for name, features, goal in (("logits + view", False, 30), ("logits + view + 16 KB of features", True, 100)):
+        cache = _make(path / name.replace(" ", ""), CLIPS, features)
+        order = np.random.default_rng(1).permutation(CLIPS)
+
+        def join(cache: Path = cache, features: bool = features, order: np.ndarray = order) -> None:
+            reader = CacheReader(cache, ("logits", "features") if features else ("logits",))
+            for start in range(0, CLIPS, 16):
+                rows = order[start : start + 16]
+                blocks = [(reader.block("000000.tar", 0, int(r) // BLOCK), int(r) % BLOCK) for r in rows]
+                np.stack([b.logits[i] for b, i in blocks])
+                if features:
+                    np.stack([np.moveaxis(b.features[i], -1, 0) for b, i in blocks])
+                for block, i in blocks:
+                    block.view_of(i)
+
+        figures.append(at_most(f"join, {name}", [1e6 * s / CLIPS for s in _seconds(join)], "µs a clip", goal))
+    return figures
+
+
+def _opening(path: Path, shards: int) -> Figure:
+    names = {f"{i:06d}.tar": 1 for i in range(shards)}
+    create_cache(path / "many", Manifest(_identity(names, False), 1))
+    return at_most(f"open a cache of {shards} shards", _seconds(lambda: CacheReader(path / "many")), "s", 0.1)
+
+
+def _memory(path: Path) -> Figure:
+    """What a reader's process grows by over a cache of four times the clips: its blocks are bounded."""
+    grown = []
+    for clips in (CLIPS, 4 * CLIPS):
+        cache, process = _make(path / f"memory-{clips}", clips, True), psutil.Process()
+        reader = CacheReader(cache, ("logits", "features"), capacity_blocks=8)
+        before = process.memory_info().rss
+        for block in range(clips // BLOCK):
+            reader.block("000000.tar", 0, block)
+        grown.append(process.memory_info().rss - before)
+    return at_most("a reader's memory over 4 times the clips", [(grown[1] - grown[0]) / 1e6], "MB more", 16)
+
+
+def _logits_on_disk(path: Path) -> Figure:
+    files = [p for p in (path / "logits+view" / "000000.tar").glob("*/c.*")]
+    return at_most("400 logits, on disk", [sum(p.stat().st_size for p in files) / (2 * CLIPS)], "B a clip·view", 420)
+
+
+def _encoding() -> list[Figure]:
+    """Maps 8×7×7×2048 like a ResNet-50's (positive, 15 % of them not zero): milliseconds beside the teacher's own."""
+    random = torch.Generator().manual_seed(0)
+    maps = torch.randn(16, 8, 7, 7, 2048, generator=random).sub(1.04).relu()
+    model = build_model(ModelConfig(backbone="resnet50", num_classes=CLASSES)).eval()
+    clip = torch.zeros(1, 8, 3, 224, 224, dtype=torch.uint8)
+    with torch.inference_mode():
+        teacher = float(np.median(_seconds(lambda: model(clip))))
+    figures = [Figure("ResNet-50 at 224, 8 frames, one core", 1e3 * teacher, "ms a clip·view")]
+    for codec, dims in (("int8", None), ("int4", None), ("int8", 128)):
+        sample = Sample((8, 7, 7), moments=dims is not None)
+        sample.add(maps, np.zeros(len(maps), bool))
+        constants = estimate(sample, codec, dims, None)
+        tensors = {n: torch.from_numpy(constants[n]) for n in ("basis", "mean") if n in constants}
+
+        def encode(codec: str = codec, tensors: dict = tensors, constants: dict = constants) -> None:
+            reduced = reduce_features(maps, (8, 7, 7), tensors).numpy()
+            compressed_bytes(codec_of("features", codec).encode(reduced, constants)["features"])
+
+        name = f"encoding: {codec}" + (f", {dims} dims" if dims else "")
+        cost = [s / len(maps) for s in _seconds(encode)]
+        figures.append(Figure(name, 1e3 * float(np.median(cost)), "ms a clip·view"))
+        figures.append(at_most(f"{name}, of the teacher's time", [100 * s / teacher for s in cost], "%", 3))
+    return figures
+
+
+def _seconds(work: Callable[[], object]) -> list[float]:
+    """Of RUNS runs, after one that isn't counted; of all cores together, so that another program's share is left out."""
+    work()
+    times = []
+    for _ in range(RUNS):
+        began = time.process_time()
+        work()
+        times.append(time.process_time() - began)
+    return times

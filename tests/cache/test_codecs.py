@@ -88,6 +88,10 @@ def test_int8_codes_are_their_own_decoding_and_the_sentinel_is_not_finite():
     stored = codec.encode(np.array([[0.0, 0.5, -1.0, 1e9]], np.float32), INT8)["features"]
     assert stored.dtype == np.int8 and stored.tolist() == [[0, 1, -2, 127]]
     assert codec.decode({"features": stored}) is stored and is_finite(stored)
+    for name, end in (("int4", 7), ("int3", 3)):
+        assert FEATURES[name].encode(np.array([[0.5, 1.0, -99, 99]], np.float32), INT8)["features"].tolist() == [
+            [1, 2, -end, end]
+        ]
     assert not is_finite(np.full((1, 4), codec.arrays["features"].fill, np.int8))
 
 

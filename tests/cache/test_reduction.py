@@ -91,13 +91,15 @@ def values_and_range(draw):
     return draw(hnp.arrays(np.float32, (n, d), elements=numbers)), ends.min(0), ends.max(0)
 
 
-@given(values_and_range())
+@given(values_and_range(), st.sampled_from(sorted(LEVELS)))
 @settings(max_examples=300)
-def test_codes_are_off_by_half_a_step_inside_the_range_and_go_to_its_end_outside(drawn):
+def test_codes_are_off_by_half_a_step_inside_the_range_and_go_to_its_end_outside(drawn, codec):
     values, low, high = drawn
-    constants = ranges(low, high)
-    codes = to_codes(values, constants)
-    assert codes.dtype == np.int8 and codes.min() >= -LEVELS["int8"]  # -128 says that nothing was written
+    constants = ranges(low, high, codec)
+    codes = to_codes(values, constants, codec)
+    assert (
+        codes.dtype == np.int8 and np.abs(codes.astype(int)).max() <= LEVELS[codec] <= 127
+    )  # -128: nothing was written
     back = from_stored(codes, constants)
     assert back.dtype == np.float32
     rounding = 8 * EPS * np.maximum(np.abs(low), np.abs(high)).astype(np.float64) + 1e-35
@@ -105,10 +107,10 @@ def test_codes_are_off_by_half_a_step_inside_the_range_and_go_to_its_end_outside
     assert (np.abs(back - inside) <= constants["scale"] * (0.5 + 1e-4) + rounding).all()
 
 
-@given(hnp.arrays(np.float32, 5, elements=st.floats(0, 1e6, width=32)))
-def test_zero_stays_zero_where_maps_are_never_negative(high):
-    constants = ranges(np.zeros(5, np.float32), high)
-    codes = to_codes(np.zeros((1, 5), np.float32), constants)
+@given(hnp.arrays(np.float32, 5, elements=st.floats(0, 1e6, width=32)), st.sampled_from(sorted(LEVELS)))
+def test_zero_stays_zero_where_maps_are_never_negative(high, codec):
+    constants = ranges(np.zeros(5, np.float32), high, codec)
+    codes = to_codes(np.zeros((1, 5), np.float32), constants, codec)
     assert (from_stored(codes, constants) == 0).all()
 
 

@@ -317,7 +317,7 @@ def fidelity(config_file, overrides, seeds, quick, output):
     a teacher of another width (an adapter); schedules of 1/2, 2 and 4 times the epochs
 
     Each arm's top-1 on fresh handwriting beside its bytes, its difference to the teacher in the loop seed by seed, and the
-    steps it takes to where labels alone end. A rerun resumes. --quick leaves out the last line.
+    steps it takes to where labels alone end. A rerun resumes. --quick takes a few of the encodings, and no last line.
     """
     from stages.bench.fidelity import run_fidelity
     from stages.config import StudyConfig

@@ -363,7 +363,7 @@ class StudyConfig(Config):
     lr_labels: float = Field(0.007, gt=0, description="the best on validation for labels alone")
     lr_distilled: float = Field(0.01, gt=0, description="the best on validation for distillation")
     jobs: Positive | None = Field(None, description="students trained at once, a core each; all cores if null")
-    quick: bool = Field(False, description="without the longer schedules and the wide teacher")
+    quick: bool = Field(False, description="a few encodings, without other schedules and the wide teacher")
 
 
 class ImportConfig(Config):

@@ -40,26 +40,27 @@ LABELS = Arm("labels alone")
 ONLINE = Arm("in the loop, features", FEATURES, "online")
 
 
-def first_arms() -> list[Arm]:
+def first_arms(quick: bool) -> list[Arm]:
     """Labels; the teacher in the loop; replay of V views; and what a naive cache does."""
+    logits = [Arm("in the loop, logits", LOGITS, "online"), Arm("in the loop, both", FEATURES | LOGITS, "online")]
     return [
         LABELS,
-        Arm("in the loop, logits", LOGITS, "online"),
         ONLINE,
-        Arm("in the loop, both", FEATURES | LOGITS, "online"),
-        *[Arm(f"replay, V = {v}", FEATURES, "cached", views=v, features=RAW) for v in VIEWS],
+        *([] if quick else logits),
+        *[Arm(f"replay, V = {v}", FEATURES, "cached", views=v, features=RAW) for v in VIEWS[: 2 if quick else None]],
         Arm("centre view's target, fresh views", FEATURES, "cached", views=1, features=RAW, mismatch=True),
     ]
 
 
-def encoding_arms(views: int, width: int, grid: tuple[int, int]) -> list[Arm]:
+def encoding_arms(views: int, width: int, grid: tuple[int, int], quick: bool) -> list[Arm]:
     """Encodings of the maps at so many views: rounding, bases, the student's grid, and together."""
     base = Arm("", FEATURES, "cached", views=views)
-    encodings: dict[str, dict[str, Any]] = {codec: {"codec": codec} for codec in ("int8", "int4", "int3")}
-    encodings |= {f"PCA 1/{f}, int8": {"codec": "int8", "dims": width // f} for f in FRACTIONS}
+    codecs, fractions = (("int4",), FRACTIONS[1:2]) if quick else (("int8", "int4", "int3"), FRACTIONS)
+    encodings: dict[str, dict[str, Any]] = {codec: {"codec": codec} for codec in codecs}
+    encodings |= {f"PCA 1/{f}, int8": {"codec": "int8", "dims": width // f} for f in fractions}
     encodings["grid, float16"] = {"codec": "float16", "grid": list(grid)}
     encodings |= {
-        f"grid, PCA 1/{f}, int8": {"codec": "int8", "grid": list(grid), "dims": width // f} for f in FRACTIONS[:2]
+        f"grid, PCA 1/{f}, int8": {"codec": "int8", "grid": list(grid), "dims": width // f} for f in fractions[:2]
     }
     return [replace(base, name=name, features=features) for name, features in encodings.items()]
 

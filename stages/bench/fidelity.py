@@ -34,10 +34,10 @@ def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
         names = ["teacher"] if config.quick else ["teacher", "wide"]
         nets = dict(_in_processes(config, {name: partial(train_teacher, config, name) for name in names}))
         run = partial(_outcomes, config)
-        found = run(first_arms())
+        found = run(first_arms(config.quick))
         views = _fewest_views(found)
         console.print(f"V = {views} is the fewest that matches the teacher in the loop: encodings are compared there")
-        encoded = run(encoding_arms(views, nets["teacher"].width, nets["teacher"].student_grid))
+        encoded = run(encoding_arms(views, nets["teacher"].width, nets["teacher"].student_grid, config.quick))
         found |= encoded
         best = _best(found, encoded)
         if not config.quick:
@@ -92,8 +92,8 @@ def _quiet() -> None:
 
 def _fewest_views(found: dict[str, Outcome]) -> int:
     """The smallest V whose students are no worse than with the teacher in the loop; all of them where none is."""
-    matching = [v for v in VIEWS if no_worse(found[f"replay, V = {v}"], found[ONLINE.name])]
-    return min(matching, default=VIEWS[-1])
+    tried = {v: found[f"replay, V = {v}"] for v in VIEWS if f"replay, V = {v}" in found}
+    return min((v for v, outcome in tried.items() if no_worse(outcome, found[ONLINE.name])), default=max(tried))
 
 
 def _best(found: dict[str, Outcome], encoded: dict[str, Outcome]) -> Arm:

@@ -45,7 +45,8 @@ def make_data(config: StudyConfig) -> None:
 def train_teacher(config: StudyConfig, name: str) -> Net:
     """Train a teacher ("teacher", "wide") where it isn't trained yet."""
     file, folder = CONFIGS / f"{name}.yaml", config.output / name
-    changes = {"output": folder, "schedule.epochs": config.teacher_epochs, **_data(config)}
+    changes = {"output": folder, "schedule.epochs": config.teacher_epochs,
+               "schedule.warmup_epochs": min(1.0, config.teacher_epochs / 4), **_data(config)}  # fmt: skip
     train_student(_config(TrainConfig, file, changes), resume=True)
     student = _config(TrainConfig, CONFIGS / "student.yaml", {"output": folder, **_data(config)})
     grid = model_stats(_built(student), student.size).grid

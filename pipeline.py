@@ -52,9 +52,12 @@ def cli():
 @click.option(
     "--seeds", type=click.IntRange(1), help="Students of each kind; 3 gives a mean and a spread.  [default: 1]"
 )
+@click.option(
+    "--unlabelled", is_flag=True, help="Students have the labels of a quarter of the clips: what do the others bring?"
+)
 @CONFIG
 @SET
-def demo(model, output, seeds, config_file, overrides):
+def demo(model, output, seeds, unlabelled, config_file, overrides):
     """Make a small data set and take it through every stage.
 
     Moving handwritten digits, encoded as H.264: a teacher is trained at high resolution and cached once; one student
@@ -64,9 +67,9 @@ def demo(model, output, seeds, config_file, overrides):
     from stages.configfile import load_config
     from stages.demo import run_demo
 
-    if model and not output:
-        output = f"runs/demo-{model}"
-    options = {"model": model, "output": output, "seeds": seeds}
+    if not output and (model or unlabelled):
+        output = "-".join(["runs/demo", *([model] if model else []), *(["unlabelled"] if unlabelled else [])])
+    options = {"model": model, "output": output, "seeds": seeds, "unlabelled": unlabelled or None}
     run_demo(load_config(DemoConfig, config_file or DEMO, _with_options(options, overrides)))
 
 

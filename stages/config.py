@@ -341,6 +341,8 @@ class DemoConfig(Config):
     output: Path
     model: Literal["tsm", "tsn", "slowonly", "swin"] = "tsm"
     seeds: Positive = Field(1, description="students of each kind, with seeds 0, 1, ...")
+    unlabelled: bool = Field(False, description="students have the labels of a quarter of the clips; one is distilled from "
+                                                "the others too")  # fmt: skip
     clips: DemoClips
     video_size: Positive = Field(description="px of the clips, which are square")
     video_frames: Positive

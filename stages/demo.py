@@ -8,6 +8,8 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from cache.store import write_atomically
 from stages.cache_teacher import cache_teacher
 from stages.config import CacheConfig, DemoConfig, EvaluateConfig, TrainConfig
 from stages.configfile import C, load_config
+from stages.data.classes import read_classes
 from stages.data.digits import make_digits
 from stages.data.shards import open_dataset
 from stages.evaluate import evaluate
@@ -34,10 +37,31 @@ SPLITS = ("train", "val", "test")
 LABELS = {"tsn": "digit", "swin": "direction"}
 
 
+@dataclass(frozen=True)
+class Kind:
+    """One kind of student: the config file that it has, and what it is trained on."""
+
+    file: str  # beside demo.yaml, in the folder of the net
+    data: str  # the data set
+    cache: str | None = None
+    epochs: int = 1  # times the file's, so that a smaller data set has as many steps
+
+
+KINDS = {"baseline": Kind("baseline", "train"), "distilled": Kind("distilled", "train", "teacher.zarr")}
+LABELLED = 4  # one clip of so many keeps its label, with `unlabelled`
+# Labels are dear, clips are not: what a teacher says of clips without labels is worth as much as of the others.
+UNLABELLED_KINDS = {
+    "baseline": Kind("baseline", "few", None, LABELLED),
+    "distilled": Kind("distilled", "few", "few.zarr", LABELLED),
+    "unlabelled": Kind("distilled", "mixed", "mixed.zarr"),
+}
+
+
 def run_demo(config: DemoConfig) -> dict:
     """Run what isn't done yet, and return (and write) summary.json; curves.png and views.png lie beside it.
 
-    {"teacher" | "baseline" | "distilled": {"top1", "top1_std", "per_seed": in percent, "gflops": per clip},
+    {"teacher" | "baseline" | "distilled" (| "unlabelled": distilled from all clips, of which most have no label; the others
+    see the labelled ones alone): {"top1", "top1_std", "per_seed": in percent, "gflops": per clip},
     "ledger", "wall_s", "peak_rss_mb": of the whole process tree, "seeds"}. A stage's seconds are those of the calls
     that did the work, so a rerun prints the same ledger.
     """
@@ -46,20 +70,22 @@ def run_demo(config: DemoConfig) -> dict:
         out.mkdir(parents=True, exist_ok=True)
         timed, seconds = _stopwatch(out / "seconds.json")
         timed("draw and encode clips", lambda: _draw(config))
-        timed("prepare", lambda: [prepare(out / "videos" / s, out / "data" / s) for s in SPLITS])
+        timed("prepare", lambda: _prepare(config))
         teacher = _train(config, "teacher", 0, timed)
-        stored = _stage_config(CacheConfig, CONFIGS / "cache.yaml", config.cache, _cache_paths(out))
-        cached = timed("cache-teacher", lambda: cache_teacher(stored))
-        kinds = ("baseline", "distilled")
+        kinds = UNLABELLED_KINDS if config.unlabelled else KINDS
+        caches = [_cache_config(config, kind) for kind in kinds.values() if kind.cache]
+        cached = [timed(f"cache-teacher {stored.output.stem}", partial(cache_teacher, stored)) for stored in caches]
         runs = {kind: [_train(config, kind, seed, timed) for seed in range(config.seeds)] for kind in kinds}
         curves = {f"{kind} {s}": read_metrics(r) for kind, rs in runs.items() for s, r in enumerate(rs)}
         learning_curves(out / "curves.png", curves, read_metrics(teacher))
         size = _run_config(config, "distilled", 0).size
-        contact_sheet(out / "views.png", open_dataset(stored.data), stored.output, size)
+        contact_sheet(out / "views.png", open_dataset(caches[-1].data), caches[-1].output, size)
         scores = {kind: _scores(rs) for kind, rs in {"teacher": [teacher], **runs}.items()}
         summary = {
             **scores,
-            "ledger": _ledger(stored, cached, runs["distilled"], seconds),
+            "ledger": _ledger(
+                caches, cached, [run for kind in kinds if kinds[kind].cache for run in runs[kind]], seconds
+            ),
             "wall_s": sum(seconds.values()),
             "peak_rss_mb": peak(),
             "seeds": config.seeds,
@@ -79,6 +105,21 @@ def _draw(config: DemoConfig) -> None:
     )
 
 
+def _prepare(config: DemoConfig) -> None:
+    """The splits; with `unlabelled` also `few`, the labelled training clips, and `mixed`, all of them."""
+    videos, data = config.output / "videos", config.output / "data"
+    for split in SPLITS:
+        prepare(videos / split, data / split)
+    if not config.unlabelled:
+        return
+    names = sorted(path.relative_to(videos).as_posix() for path in (videos / "train").glob("*/*"))
+    kept = {name for i, name in enumerate(names) if i % LABELLED == 0}
+    label = {name: name.split("/")[1] if name in kept else "" for name in names}
+    for listed, chosen in (("few", sorted(kept)), ("mixed", names)):
+        write_atomically(videos / f"{listed}.csv", "".join(f"{name},{label[name]}\n" for name in chosen).encode())
+        prepare(videos / f"{listed}.csv", data / listed, classes=read_classes(data / "train"))
+
+
 def _train(config: DemoConfig, kind: str, seed: int, timed: Callable) -> Path:
     """Train one net and score it on the test split; returns its run folder."""
     run = _run_config(config, kind, seed)
@@ -89,18 +130,24 @@ def _train(config: DemoConfig, kind: str, seed: int, timed: Callable) -> Path:
     return run.output
 
 
-def _run_config(config: DemoConfig, kind: str, seed: int) -> TrainConfig:
+def _run_config(config: DemoConfig, name: str, seed: int) -> TrainConfig:
     out = config.output
-    paths = {"output": out / "runs" / f"{kind}-{seed}", "data.train": out / "data/train", "data.val": out / "data/val"}
-    if kind == "distilled":
-        paths["data.cache"] = out / "teacher.zarr"
-    file = CONFIGS / config.model / f"{kind}.yaml"
-    return _stage_config(TrainConfig, file, getattr(config, kind), {**paths, "seed": seed})
+    kind = {"teacher": Kind("teacher", "train"), **(UNLABELLED_KINDS if config.unlabelled else KINDS)}[name]
+    paths: dict[str, Any] = {"output": out / "runs" / f"{name}-{seed}", "data.val": out / "data/val", "seed": seed}
+    paths["data.train"] = out / "data" / kind.data
+    if kind.cache:
+        paths["data.cache"] = out / kind.cache
+    run = _stage_config(TrainConfig, CONFIGS / config.model / f"{kind.file}.yaml", getattr(config, kind.file), paths)
+    schedule = run.schedule.model_copy(update={"epochs": run.schedule.epochs * kind.epochs,
+                                               "val_every": run.schedule.val_every * kind.epochs})  # fmt: skip
+    return run.model_copy(update={"schedule": schedule})
 
 
-def _cache_paths(out: Path) -> dict[str, Any]:
+def _cache_config(config: DemoConfig, kind: Kind) -> CacheConfig:
+    out = config.output
     checkpoint = out / "runs" / "teacher-0" / "last.safetensors"
-    return {"data": out / "data/train", "output": out / "teacher.zarr", "teacher.checkpoint": checkpoint}
+    paths = {"data": out / "data" / kind.data, "output": out / kind.cache, "teacher.checkpoint": checkpoint}
+    return _stage_config(CacheConfig, CONFIGS / "cache.yaml", config.cache, paths)
 
 
 def _stage_config(model: type[C], file: Path, changes: dict, paths: dict[str, Any]) -> C:
@@ -129,22 +176,24 @@ def _scores(runs: list[Path]) -> dict:
     }
 
 
-def _ledger(stored: CacheConfig, cached: dict, distilled: list[Path], seconds: dict[str, float]) -> dict:
+def _ledger(caches: list[CacheConfig], cached: list[dict], distilled: list[Path], seconds: dict[str, float]) -> dict:
     """What the teacher was paid for, and what it would have been paid for inside the students' training."""
-    manifest = load_manifest(stored.output)
-    clips = sum(e.clips for e in manifest.identity.shards) - cached["quarantined"]
+    paid = 0
+    for stored, result in zip(caches, cached, strict=True):
+        manifest = load_manifest(stored.output)
+        paid += (sum(e.clips for e in manifest.identity.shards) - result["quarantined"]) * manifest.views
     results = [json.loads((run / "result.json").read_text()) for run in distilled]
     return {
-        "teacher_clip_views": clips * manifest.views,
+        "teacher_clip_views": paid,
         "in_loop_clip_views": sum(result["clips_seen"] for result in results),
-        "cache_bytes": cached["bytes"],
+        "cache_bytes": sum(result["bytes"] for result in cached),
         "seconds": seconds,
     }
 
 
 def _show(summary: dict, out: Path) -> None:
     table = Table("", "top-1 %", "per seed", "GFLOPs a clip", title="on fresh handwriting")
-    for kind in ("teacher", "baseline", "distilled"):
+    for kind in (kind for kind in ("teacher", *UNLABELLED_KINDS) if kind in summary):
         s = summary[kind]
         spread = f" ± {s['top1_std']:.2f}" if summary["seeds"] > 1 and kind != "teacher" else ""
         table.add_row(

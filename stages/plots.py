@@ -18,7 +18,7 @@ from stages.data.shards import Dataset
 
 matplotlib.use("Agg")
 NAMED, WRITTEN = 60, 15  # most classes whose names, and whose shares, a confusion matrix has room for
-COLOURS = {"baseline": "tab:gray", "distilled": "tab:blue"}
+COLOURS = {"baseline": "tab:gray", "distilled": "tab:blue", "unlabelled": "tab:green"}
 
 
 def learning_curves(path: Path, runs: Mapping[str, Sequence[dict]], teacher: Sequence[dict]) -> None:

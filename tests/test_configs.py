@@ -11,11 +11,20 @@ import yaml
 
 from cache.manifest import FORMAT, Identity, bytes_of_clip_view
 from cache.view import BLOCK
-from stages.config import DISTILLED, CacheConfig, DemoConfig, EvaluateConfig, ModelConfig, TrainConfig
+from stages.config import (
+    DISTILLED,
+    CacheConfig,
+    DemoConfig,
+    EvaluateConfig,
+    FeaturesConfig,
+    ModelConfig,
+    StudyConfig,
+    TrainConfig,
+)
 from stages.configfile import load_config, read_values
 from stages.data.join import Batch
 from stages.distill.student import build_student
-from stages.distill.targets import loss_terms
+from stages.distill.targets import Meaning, loss_terms
 from stages.models import ModelStats, build_model, enable_grad_checkpointing, model_stats
 from stages.training.optim import build_optimizer, build_schedule
 
@@ -37,9 +46,9 @@ def each(files: list[Path]):
 
 
 @cache
-def load(file: Path) -> TrainConfig | CacheConfig | DemoConfig:
-    kind = CacheConfig if file.stem.startswith("cache") else DemoConfig if file.stem == "demo" else TrainConfig
-    return load_config(kind, file)
+def load(file: Path) -> TrainConfig | CacheConfig | DemoConfig | StudyConfig:
+    own = {"cache": CacheConfig, "demo": DemoConfig, "study": StudyConfig}
+    return load_config(own.get(file.stem.split("_")[0], TrainConfig), file)
 
 
 def header(file: Path) -> list[str]:
@@ -60,10 +69,11 @@ def said(file: Path, name: str) -> str:
 @each(SHIPPED)
 def test_a_config_is_valid_and_headed_by_the_command_that_runs_it(file):
     config = load(file)
-    command = {CacheConfig: "cache-teacher", DemoConfig: "demo"}.get(type(config), "train-student")
+    own = {CacheConfig: "cache-teacher", DemoConfig: "demo", StudyConfig: "bench fidelity"}
+    command = own.get(type(config), "train-student")
     line = header(file)[1]
     assert f"pipeline.py {command}" in line
-    assert isinstance(config, DemoConfig) or line.endswith(f"--config {file.relative_to(ROOT)}")
+    assert isinstance(config, DemoConfig | StudyConfig) or line.endswith(f"--config {file.relative_to(ROOT)}")
 
 
 def test_every_base_serves_some_config():
@@ -232,7 +242,7 @@ def test_a_cache_is_of_the_same_data_and_frames_and_of_a_teacher_in_the_zoo(file
     teacher = teacher_of(made)
     assert made.data == config.data.train == teacher.data.train
     assert made.policy.num_frames == config.model.num_frames == teacher.model.num_frames
-    assert (teacher.size, made.views, made.targets.features) == (224, 8, "float16")
+    assert (teacher.size, made.views, made.targets.features) == (224, 8, FeaturesConfig(codec="float16"))
     # the teacher's own augmentation; the seed's SlowOnly ResKD alone has no flip
     assert dataclasses.replace(made.policy, flip=teacher.policy.flip) == teacher.policy
 
@@ -291,7 +301,7 @@ def bytes_of(file: Path) -> int:
     teacher = stats_of(ROOT / "configs" / config.teacher.checkpoint.parent.relative_to("runs").with_suffix(".yaml"))
     targets = {
         "logits": {"codec": config.targets.logits, "width": CLASSES[file.parent.name]},
-        "features": {"codec": config.targets.features, "grid": list(teacher.grid), "width": teacher.width},
+        "features": {"codec": config.targets.features.codec, "grid": list(teacher.grid), "width": teacher.width},
     }
     return bytes_of_clip_view(Identity(FORMAT, {}, "", config.policy, (), (), targets))
 
@@ -358,9 +368,9 @@ def test_one_step_of_each_family_moves_its_student(name):
     )
     watched = [next(student.model.backbone.parameters()), student.model.head.fc.weight, student.model.head.fc.bias]
     before = [p.detach().clone() for p in watched]
-    terms = loss_terms(
-        student(batch.clips), batch, config.losses, (torch.randn(classes, there.width), torch.zeros(classes))
-    )
+    classifier = torch.randn(classes, there.width), torch.zeros(classes)
+    meaning = Meaning((*there.grid[1:], there.width), classifier=classifier)
+    terms = loss_terms(student(batch.clips), batch, config.losses, meaning)
     assert terms.keys() == config.losses.weights().keys() and len(terms) == 2
     loss = sum(config.losses.weights()[key] * value for key, value in terms.items())
     loss.backward()

@@ -65,3 +65,20 @@ def test_every_family_has_a_demo(model, classes, tmp_path, monkeypatch):
     summary = json.loads((output / "summary.json").read_text())
     assert summary["ledger"]["teacher_clip_views"] == summary["ledger"]["in_loop_clip_views"] == 80
     assert summary["distilled"]["gflops"] == summary["baseline"]["gflops"] < summary["teacher"]["gflops"] / 3
+
+
+def test_clips_without_labels_are_distilled_from(tmp_path):
+    small = {**SMALL, "clips": {"train": 240, "val": 40, "test": 40}}
+    command("demo", "--unlabelled", "--output", tmp_path / "out", *sets(small))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {"teacher", "baseline", "distilled", "unlabelled"} < set(summary)
+    few, mixed = (open_dataset(tmp_path / "out/data" / name) for name in ("few", "mixed"))
+    assert few.classes == mixed.classes == open_dataset(tmp_path / "out/data/train").classes
+    rows = [row for entry in mixed.shards for row in mixed.rows(entry.name)]
+    assert len(rows) == 240 and sum(not row.labels for row in rows) == 180
+    assert sum(entry.clips for entry in few.shards) == 60
+    results = [
+        json.loads((tmp_path / f"out/runs/{kind}-0/result.json").read_text()) for kind in ("distilled", "unlabelled")
+    ]
+    assert results[0]["steps"] == pytest.approx(results[1]["steps"], abs=8)  # as many, on a quarter of the clips
+    assert summary["ledger"]["teacher_clip_views"] == 2 * (60 + 240)

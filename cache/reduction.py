@@ -14,6 +14,7 @@ The loss is taken in the basis and never inflates y to D channels. What is neede
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ def upsampling(source: int, target: int) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(source)))
 
 
+@lru_cache
 def unsampling(target: int, source: int) -> np.ndarray:
     """pinv(U), float64 [source, target], of `upsampling(source, target)`. That of a grid is their Kronecker product.
 

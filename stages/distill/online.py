@@ -12,8 +12,9 @@ from stages.config import LossConfig, OnlineTeacherConfig
 from stages.data.join import Batch
 from stages.data.shards import Dataset
 from stages.distill.targets import Meaning, emit, needed_targets
+from stages.distill.teacher import check_classes
 from stages.models import VideoModel, model_stats, place
-from stages.models.checkpoints import first_difference, load_model
+from stages.models.checkpoints import load_model
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,7 @@ class OnlineTeacher:
 def open_teacher(config: OnlineTeacherConfig, data: Dataset, num_frames: int) -> OnlineTeacher:
     """Raises ReskdError where its classes, in their order, aren't the data set's, or it takes other frames."""
     model, card = load_model(config.checkpoint)
-    if card.classes != tuple(data.classes):
-        raise ReskdError(f"teacher {config.checkpoint} knows other classes than {data.path} has "
-                         f"({first_difference(card.classes, data.classes)}): prepare the data set in its order "
-                         f"(prepare --class-order {config.checkpoint})")  # fmt: skip
+    check_classes(card.classes, data, config.checkpoint)
     if card.model.num_frames != num_frames:
         raise ReskdError(f"teacher {config.checkpoint} takes {card.model.num_frames} frames, the student {num_frames}: "
                          f"set model.num_frames={card.model.num_frames}")  # fmt: skip

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ class Teacher:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @cached_property
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """The basis and the mean on its device: moved there once, not for each batch."""
+        return constants_on(self.device, self.constants)
+
     def maps(self, clips: torch.Tensor) -> torch.Tensor:
         """uint8 [B,T,3,S,S] -> its maps as they are, float32 [B,T,H,W,D], on its device."""
         return emit(self.model, clips.to(self.device, non_blocking=True), ("features",), self.dtype)["features"]
@@ -64,7 +70,7 @@ class Teacher:
         emitted = emit(self.model, clips.to(self.device, non_blocking=True), targets, self.dtype)
         if "features" in emitted:
             assert self.grid is not None and self.constants is not None
-            reduced = reduce_features(emitted["features"], self.grid, constants_on(self.device, self.constants))
+            reduced = reduce_features(emitted["features"], self.grid, self._tensors)
             emitted["features"] = reduced
         return {name: value.cpu().numpy() for name, value in emitted.items()}
 
@@ -78,7 +84,7 @@ def load_teacher(config: CacheConfig, data: Dataset, device: torch.device) -> tu
     there is nothing to recalibrate.
     """
     model, card = load_model(config.teacher.checkpoint)
-    _check_classes(card.classes, data, config.teacher.checkpoint)
+    check_classes(card.classes, data, config.teacher.checkpoint)
     if card.model.num_frames != config.policy.num_frames:
         raise ReskdError(f"teacher {config.teacher.checkpoint} takes {card.model.num_frames} frames, the policy draws "
                          f"{config.policy.num_frames}: set policy.num_frames={card.model.num_frames}")  # fmt: skip
@@ -118,7 +124,7 @@ def load_teacher(config: CacheConfig, data: Dataset, device: torch.device) -> tu
 
 def _with_maps(teacher: Teacher, wanted: Manifest, config: CacheConfig) -> tuple[Teacher, Manifest]:
     """What the maps are stored as. Constants that the cache (or `features.basis`) has are taken, and never estimated anew."""
-    stats, asked = model_stats(_plain(teacher.model), teacher.size), teacher.features
+    stats, asked = model_stats(plain(teacher.model), teacher.size), teacher.features
     time, height, width = stats.grid
     grid = reduced_shape(stats.grid, asked.time, asked.grid)
     settings = {
@@ -157,7 +163,7 @@ def root_arrays(teacher: Teacher) -> dict[str, np.ndarray]:
     """
     if teacher.features is None:
         return {}
-    fc, constants = _plain(teacher.model).head.fc, teacher.constants
+    fc, constants = plain(teacher.model).head.fc, teacher.constants
     weight, bias = (tensor.detach().float().cpu().numpy() for tensor in (fc.weight.T, fc.bias))
     if "basis" in constants:
         wide = weight.astype(np.float64)
@@ -205,7 +211,7 @@ def _what_a_basis_goes_with(identity: Identity) -> dict[str, Any]:
     }
 
 
-def _plain(model: torch.nn.Module) -> VideoModel:
+def plain(model: torch.nn.Module) -> VideoModel:
     """The model inside of what torch.compile makes of it."""
     return getattr(model, "_orig_mod", model)
 
@@ -244,7 +250,8 @@ def _recalibrated(
     return unknown, replace(card, notes={"recalibrated": origin, "views": config.views})
 
 
-def _check_classes(classes: tuple[str, ...], data: Dataset, checkpoint: Path) -> None:
+def check_classes(classes: tuple[str, ...], data: Dataset, checkpoint: Path) -> None:
+    """Raises ReskdError where a teacher's classes, in their order, aren't the data set's."""
     if classes != tuple(data.classes):
         raise ReskdError(f"teacher {checkpoint} knows other classes than the data set {data.path} has "
                          f"({first_difference(classes, data.classes)}): prepare the data set in the teacher's order "

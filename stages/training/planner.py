@@ -11,7 +11,7 @@ from cache.manifest import Manifest
 from stages.config import CacheConfig, FeaturesConfig
 from stages.data.shards import Dataset
 from stages.distill.encodings import Price, bound_all, candidates, own_of, price_all
-from stages.distill.teacher import Teacher
+from stages.distill.teacher import Teacher, plain
 from stages.models import model_stats
 from stages.training.log import console
 from stages.training.probe import Probe, run_probe, teacher_hours
@@ -61,7 +61,7 @@ def plan_sizes(
     """
     allowed = parse_size(budget) if budget is not None else None
     asked = parse_grid(grid) if grid is not None else None
-    stats = model_stats(getattr(teacher.model, "_orig_mod", teacher.model), teacher.size)
+    stats = model_stats(plain(teacher.model), teacher.size)
     whole, own = (*stats.grid, stats.width), config.targets.features
     encodings = candidates(whole, own, asked)
     measured = run_probe(config, data, teacher, probe) if probe else None

@@ -18,7 +18,7 @@ from cache.errors import ReskdError
 from cache.store import write_atomically
 from cache.view import ViewPolicy
 from stages.config import EvaluateConfig
-from stages.data.join import Batch, Clips, check_labels
+from stages.data.join import Batch, Clips, check_labels, decode_kept
 from stages.data.shards import open_dataset
 from stages.models import model_stats, place
 from stages.models.checkpoints import first_difference, load_model
@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         raise ReskdError(f"no clip to evaluate on: every one of {data.path} is unlabelled; give a labelled data set")
     size, policy = config.size or card.size, protocol_policy(config.policy or card.eval_policy, config.protocol)
     clips = Clips(data, size=size, via=card.render_via, num_classes=len(data.classes), policy=policy,
-                  resident=config.loader.resident)  # fmt: skip
+                  decode=decode_kept if config.loader.resident else None)  # fmt: skip
     with ranks() as at:
         batches = _shown(in_order(clips, config.loader, config.batch_size, at), policy.views, data.usable_rows(), at)
         amp = config.amp == "auto" and at.device.type == "cuda"

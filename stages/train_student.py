@@ -18,7 +18,7 @@ from cache.reduction import Constants
 from cache.store import write_atomically
 from cache.view import BLOCK, ViewPolicy
 from stages.config import TrainConfig
-from stages.data.join import Clips, check_labels
+from stages.data.join import Clips, check_labels, decode_kept
 from stages.data.shards import Dataset, open_dataset
 from stages.distill.online import OnlineTeacher, open_teacher
 from stages.distill.student import Student, build_student
@@ -98,9 +98,9 @@ def _run(config: TrainConfig, data: Dataset, val: Dataset | None, replay: Replay
          student: Student, order: Order, state: dict | None, at: Ranks):  # fmt: skip
     """Wire what the loop takes: batches, targets, validation, weights to disk."""
     make = partial(Clips, size=config.size, via=config.render_via, num_classes=len(data.classes),
-                   resident=config.loader.resident)  # fmt: skip
+                   decode=decode_kept if config.loader.resident else None)  # fmt: skip
     reader = _reader(config, replay.manifest, order, at) if replay else None
-    clips = make(data, cache=reader, policy=config.policy, teacher_size=online.size if online else None)
+    clips = make(data, cache=reader, policy=config.policy, also=[(online.size, None)] if online else ())
     teacher = replay or online
 
     def batches(start: tuple[int, int]):

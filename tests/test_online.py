@@ -9,7 +9,7 @@ from cache.reader import CacheReader, load_manifest
 from cache.view import sample_view
 from stages.cache_teacher import cache_teacher
 from stages.data import join
-from stages.data.join import Clips
+from stages.data.join import Clips, decode_kept
 from stages.data.shards import open_dataset
 from stages.models.checkpoints import load_model, save_model
 from stages.train_student import train_student
@@ -70,11 +70,13 @@ def test_it_sees_fresh_views_each_epoch_and_stays_as_it_is(few, teacher, tmp_pat
     train_student(config)
     after = load_model(teacher)[0].state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    clips = Clips(open_dataset(few.train), size=16, num_classes=40, policy=config.policy, teacher_size=32)
+    clips = Clips(open_dataset(few.train), size=16, num_classes=40, policy=config.policy, also=[(32, None)])
     batches = [clips.__getitems__([(0, 5, epoch)]) for epoch in range(2)]
-    assert batches[0].clips.shape == (1, 4, 3, 16, 16) and batches[0].teacher_clips.shape == (1, 4, 3, 32, 32)
-    assert not torch.equal(batches[0].teacher_clips, batches[1].teacher_clips)
-    shrunk = torch.nn.functional.avg_pool2d(batches[0].teacher_clips[0].float(), 2)  # the same picture, at another size
+    assert batches[0].clips.shape == (1, 4, 3, 16, 16) and batches[0].also[32, None].shape == (1, 4, 3, 32, 32)
+    assert not torch.equal(batches[0].also[32, None], batches[1].also[32, None])
+    shrunk = torch.nn.functional.avg_pool2d(
+        batches[0].also[32, None][0].float(), 2
+    )  # the same picture, at another size
     assert (shrunk - batches[0].clips[0].float()).abs().mean() < 8
 
 
@@ -170,7 +172,7 @@ def test_a_resident_clip_is_read_and_decoded_once(few, tmp_path, monkeypatch):
     monkeypatch.setattr(join, "decode_frames", counted)
     join._whole_clip.cache_clear()
     data, policy = open_dataset(few.train), train_config(tmp_path, few, f"policy={POLICY}").policy
-    clips = Clips(data, size=16, num_classes=40, policy=policy, resident=True)
+    clips = Clips(data, size=16, num_classes=40, policy=policy, decode=decode_kept)
     batches = [clips.__getitems__([(0, 7, view)]) for view in range(5)]
     row = data.rows("000000.tar")[7]
     assert asked == [row.frames]

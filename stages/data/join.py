@@ -5,7 +5,7 @@ A map-style data set whose index says everything (shard, row, view): persistent 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from itertools import groupby
@@ -23,6 +23,8 @@ from stages.data.render import render
 from stages.data.shards import Dataset, Row
 
 Index = tuple[int, int, int]  # shard (position in the data set's list), row, view
+Rendering = tuple[int, int | None]  # px of the pictures, and of what they are rendered via (see `render`)
+Decode = Callable[[Dataset, str, int, np.ndarray], tuple[np.ndarray, str]]  # as `decode_of`
 DECODED = 2**30  # bytes of pixels that one decode may give: 30 views of 32 frames up to 640x360, fewer of larger video
 
 
@@ -37,13 +39,18 @@ class Batch:
     index: Tensor  # int64 [B,3] shard, row, view
     logits: Tensor | None = None  # float32 [B,K]
     features: Tensor | None = None  # [B,T',g,g',d] as stored: float16, or int8 codes
-    teacher_clips: Tensor | None = None  # uint8 [B,T,3,R,R], the same views at a teacher's size R
+    also: Mapping[Rendering, Tensor] = field(default_factory=dict)  # the same views at other sizes, as `clips`
     failures: tuple[str, ...] = ()  # shard/key: reason, one for each row with a view that is not usable
     fallbacks: tuple[str, ...] = ()  # shard/key: decoded by another decoder than the index names
 
+    def seen_at(self, rendering: Rendering | None) -> Batch:
+        """With the clips that were rendered `also` so; None: as it is."""
+        return self if rendering is None else replace(self, clips=self.also[rendering])
+
     def _map(self, function) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: function(v) for n, v in values.items() if isinstance(v, Tensor)})
+        also = {rendering: function(clips) for rendering, clips in self.also.items()}
+        return replace(self, also=also, **{n: function(v) for n, v in values.items() if isinstance(v, Tensor)})
 
     def pin_memory(self) -> Batch:
         return self._map(lambda t: t.pin_memory())
@@ -57,8 +64,8 @@ class Clips(TorchDataset):
 
     With `cache`, a view is the stored one of that number, beside its targets; without, it is drawn by `policy`
     (whose index is the view's number: the epoch, for fresh views). With both, it is drawn, and the targets are those of
-    the stored view: another one. `teacher_size`: render each view at this size too, for a teacher in the loop.
-    `resident`: keep every decoded clip, whole, in this process's memory.
+    the stored view: another one. `also`: render each view so, too: for a teacher in the loop, or other students.
+    `decode`: where frames come from (`decode_kept`: every decoded clip stays in this process's memory).
     """
 
     def __init__(
@@ -70,13 +77,13 @@ class Clips(TorchDataset):
         policy: ViewPolicy | None = None,
         cache: CacheReader | None = None,
         via: int | None = None,
-        teacher_size: int | None = None,
-        resident: bool = False,
+        also: Sequence[Rendering] = (),
+        decode: Decode | None = None,
     ):
         assert policy is not None or cache is not None
-        self.data, self.size, self.via, self.teacher_size = data, size, via, teacher_size
+        self.data, self.renderings = data, ((size, via), *also)
         self.num_classes, self.policy, self.cache = num_classes, policy, cache
-        self.decode = decode_kept if resident else decode_of
+        self.decode = decode or decode_of
 
     def __getitem__(self, index: Index) -> Batch:
         return self.__getitems__([index])
@@ -91,8 +98,8 @@ class Clips(TorchDataset):
     def _batch(self, indices: Sequence[Index]) -> Batch:
         rows = [self.data.rows(self.data.shards[s].name)[r] for s, r, _ in indices]
         views, targets = self._joined(indices, rows)
-        sizes = (self.size,) if self.teacher_size is None else (self.size, self.teacher_size)
-        clips = [np.zeros((len(rows), len(views[0].frames), 3, size, size), np.uint8) for size in sizes]
+        shape = (len(rows), len(views[0].frames), 3)
+        clips = [np.zeros((*shape, size, size), np.uint8) for size, _ in self.renderings]
         usable, failures, fallbacks = np.ones(len(rows), bool), {}, {}
         for run in _decoded_together(indices, rows, views):
             (s, r, _), row = indices[run[0]], rows[run[0]]
@@ -105,16 +112,17 @@ class Clips(TorchDataset):
                 failures.setdefault((s, r), f"{shard}/{row.key}: {error}")
                 continue
             for i, frames in zip(run, places.reshape(len(run), -1), strict=True):
-                for into, size, via in zip(clips, sizes, (self.via, None), strict=False):
+                for into, (size, via) in zip(clips, self.renderings, strict=True):
                     into[i] = render(pictures[frames], views[i], size, via)
             if served != row.decoder:
                 fallbacks[s, r] = f"{shard}/{row.key}: {row.decoder} failed, {served} served"
         multi_hot = torch.zeros(len(rows), self.num_classes)
         for i, row in enumerate(rows):
             multi_hot[i, list(row.labels)] = 1.0
+        first, *others = map(torch.from_numpy, clips)
         return Batch(
-            clips=torch.from_numpy(clips[0]),
-            teacher_clips=torch.from_numpy(clips[1]) if self.teacher_size is not None else None,
+            clips=first,
+            also=dict(zip(self.renderings[1:], others, strict=True)),
             labels=torch.tensor([row.labels[0] if row.labels else -1 for row in rows]),
             multi_hot=multi_hot,
             usable=torch.from_numpy(usable),

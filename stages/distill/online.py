@@ -32,7 +32,8 @@ class OnlineTeacher:
 
         def taught(batch: Batch) -> Batch:
             # Cloned: what inference mode makes can't be saved for a backward pass.
-            targets = {name: value.clone() for name, value in emit(model, batch.teacher_clips, names, dtype).items()}
+            clips = batch.also[self.size, None]
+            targets = {name: value.clone() for name, value in emit(model, clips, names, dtype).items()}
             return replace(batch, **targets)
 
         return taught

@@ -262,14 +262,21 @@ def verify_cache(path, recompute, config_file, overrides, **options):
 def train_student(config_file, overrides, resume, overwrite, allow_partial, dry_run):
     """Stage two: train a student from the cache; without data.cache, a teacher or a baseline.
 
+    With a mapping `students` in the config, all of them on one stream, decoded and joined once: each has its own keys
+    over the config's (model, size, losses, seed, ...), and is what it would be alone.
+
+    \b
+    students:
+      r18: {model: {backbone: resnet18}}
+      r34-96: {model.backbone: resnet34, size: 96}
+
     Several processes: torchrun --nproc-per-node N pipeline.py train-student ...
     """
-    from stages.config import TrainConfig
-    from stages.configfile import load_config
-    from stages.train_student import train_student
+    from stages.configfile import load_cohort
+    from stages.train_student import train_cohort
 
-    config = load_config(TrainConfig, config_file, overrides)
-    train_student(config, resume=resume, overwrite=overwrite, allow_partial=allow_partial, dry_run=dry_run)
+    students = load_cohort(config_file, overrides)
+    train_cohort(students, resume=resume, overwrite=overwrite, allow_partial=allow_partial, dry_run=dry_run)
 
 
 @cli.command()

@@ -154,6 +154,7 @@ class TrainData(Config):
     views: Positive | None = Field(None, description="replay the first so many stored views; all where not given")
     mismatch: bool = Field(False, description="for comparison only: fresh student views by `policy` under the stored "
                                               "targets, which are of other views")  # fmt: skip
+    order_seed: int | None = Field(None, description="of the clips' order; `seed` where not given")
 
 
 DISTILLED = ("logit_kl", "feature_mse", "logit_map_kl")  # the terms that need a teacher's targets

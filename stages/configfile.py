@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +16,7 @@ from pydantic import ValidationError
 
 from cache.errors import ReskdError
 from cache.store import write_atomically
-from stages.config import Config
+from stages.config import Config, TrainConfig
 
 C = TypeVar("C", bound=Config)
 
@@ -27,11 +29,47 @@ def load_config(model: type[C], file: Path | None = None, overrides: Sequence[st
     values = {} if file is None else read_values(Path(file))
     for override in overrides:
         _apply(values, override)
+    return _validated(model, values, f"config {file}" if file is not None else "config")
+
+
+def _validated(model: type[C], values: dict[str, Any], where: str) -> C:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        where = f"config {file}" if file is not None else "config"
         raise ReskdError(f"{where}:\n" + "\n".join(_explain(model, e) for e in error.errors())) from None
+
+
+def load_cohort(file: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, TrainConfig]:
+    """The students of a config, by name: its one student, named "", or each of its mapping `students`.
+
+    Such a student is the config with its own keys ("optim.lr" or nested) laid over it; its `output` is the config's with
+    the name below it, and all have the clips in the order of the config's seed, whatever their own.
+    Raises ReskdError as `load_config`, and for a name that is no file's.
+    """
+    values = {} if file is None else read_values(Path(file))
+    for override in overrides:
+        _apply(values, override)
+    students, where = values.pop("students", None), f"config {file}" if file is not None else "config"
+    if students is None:
+        return {"": _validated(TrainConfig, values, where)}
+    if not isinstance(students, dict) or not all(isinstance(c, dict) for c in students.values()) or not students:
+        raise ReskdError(f"{where}: `students` must map names to the keys of each (given: {students!r})")
+    return {str(name): student_of(values, str(name), changes, where) for name, changes in students.items()}
+
+
+def student_of(values: Mapping[str, Any], name: str, changes: Mapping[str, Any], where: str) -> TrainConfig:
+    """One student of a cohort: see `load_cohort`."""
+    if not re.fullmatch(r"[\w.,=+-]*\w[\w.,=+-]*", name):
+        raise ReskdError(f"{where}: the student {name!r} must have a name of letters, digits, and . , = + - _")
+    mine = copy.deepcopy(dict(values))
+    for key, value in changes.items():
+        _set(mine, str(key), value, f"{where}, student {name}: {key}")
+    if mine.get("output") == values.get("output") and "output" in values:
+        mine["output"] = str(Path(values["output"]) / name)
+    data = mine.get("data")
+    if isinstance(data, dict) and data.get("order_seed") is None:
+        mine["data"] = data | {"order_seed": values.get("seed", 0)}
+    return _validated(TrainConfig, mine, f"{where}, student {name}")
 
 
 def read_values(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -71,6 +109,17 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return {**below, **above, **both}
 
 
+def flat(values: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
+    """Nested mappings as one, of "a.b" to values."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}{separator}", separator)
+        else:
+            found[prefix + str(key)] = value
+    return found
+
+
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved config, defaults included, as YAML that `load_config` reads back to an equal one."""
     write_atomically(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
@@ -80,15 +129,28 @@ def _apply(values: dict, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ReskdError(f"--set {override!r} is not of the form key=value (such as --set optim.lr=0.01)")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ReskdError(f"--set {override}: the value is not YAML: {error}") from error
     *parents, last = key.split(".")
+    _below(values, parents, f"--set {override}")[last] = value
+
+
+def _set(values: dict, key: str, value: Any, what: str) -> None:
+    """Lay a value over that of "a.b": mappings are merged."""
+    *parents, last = key.split(".")
+    below = _below(values, parents, what)
+    old = below.get(last)
+    below[last] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+
+
+def _below(values: dict, parents: Sequence[str], what: str) -> dict:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ReskdError(f"--set {override}: {parent!r} is a value and has no keys below it")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ReskdError(f"--set {override}: the value is not YAML: {error}") from error
+            raise ReskdError(f"{what}: {parent!r} is a value and has no keys below it")
+    return values
 
 
 def _explain(model: type[Config], error: dict) -> str:

@@ -20,7 +20,7 @@ from cache.reader import load_manifest
 from cache.store import write_atomically
 from stages.cache_teacher import cache_teacher
 from stages.config import CacheConfig, DemoConfig, EvaluateConfig, TrainConfig
-from stages.configfile import C, load_config
+from stages.configfile import C, flat, load_config
 from stages.data.classes import read_classes
 from stages.data.digits import make_digits
 from stages.data.shards import open_dataset
@@ -153,16 +153,8 @@ def _cache_config(config: DemoConfig, kind: Kind) -> CacheConfig:
 def _stage_config(model: type[C], file: Path, changes: dict, paths: dict[str, Any]) -> C:
     """A stage's config file with the demo's paths and the user's changes, by the rules of --set."""
     values = {key: value if isinstance(value, int) else str(value) for key, value in paths.items()}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in (values | dict(_flat(changes))).items()]
+    overrides = [f"{key}={json.dumps(value)}" for key, value in (values | flat(changes)).items()]
     return load_config(model, file, overrides)
-
-
-def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _scores(runs: list[Path]) -> dict:

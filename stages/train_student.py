@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -18,6 +22,7 @@ from cache.reduction import Constants
 from cache.store import write_atomically
 from cache.view import BLOCK, ViewPolicy
 from stages.config import TrainConfig
+from stages.configfile import flat
 from stages.data.join import Clips, check_labels, decode_kept
 from stages.data.shards import Dataset, open_dataset
 from stages.distill.online import OnlineTeacher, open_teacher
@@ -28,114 +33,214 @@ from stages.models.checkpoints import ModelCard, initialise, save_model
 from stages.training.distributed import Ranks, ranks
 from stages.training.loading import decoding_workers, in_order
 from stages.training.log import console
-from stages.training.loop import autocast, fit
-from stages.training.metrics import score
+from stages.training.loop import fit
+from stages.training.metrics import Net, score_each
 from stages.training.order import Order, batches_of_run
 from stages.training.replay import Replay, open_replay
-from stages.training.state import in_use, load_state, open_run, stored_views
+from stages.training.run import Progress, start_run
+from stages.training.state import in_use, load_state, open_run, stored_views, torch_state
 
 TRAIN_THE_CLASSIFIER = {"cross_entropy", "binary_cross_entropy", "logit_kl", "logit_map_kl"}
 
 
-def train_student(
-    config: TrainConfig,
+# What students on one stream share; the rest is each one's own.
+SHARED = ("data", "teacher", "policy", "eval_policy", "batch_size", "accumulate", "log_every", "checkpoint_every",
+          "loader", "model.num_frames")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Member:
+    """A student before its first step, with all that its config left to defaults filled in."""
+
+    config: TrainConfig
+    student: Student
+    random: dict  # torch's generators after its weights were drawn
+    gmacs: float
+
+
+def train_student(config: TrainConfig, **options: bool) -> dict:
+    """Train a student (or, without `data.cache`, a teacher or a baseline) and write its run folder `config.output`.
+
+    The folder: config.yaml (resolved), metrics.jsonl, tensorboard/, last.pt (for --resume), last.safetensors and
+    best.safetensors (of the best validation: by mAP where clips have several labels, else by
+    top-1), result.json, which is returned. `options`: see `train_cohort`.
+    """
+    return train_cohort({"": config}, **options)[""]
+
+
+def train_cohort(
+    configs: Mapping[str, TrainConfig],
     *,
     resume: bool = False,
     overwrite: bool = False,
     allow_partial: bool = False,
     dry_run: bool = False,
-) -> dict:
-    """Train a student (or, without `data.cache`, a teacher or a baseline) and write its run folder `config.output`.
+) -> dict[str, dict]:
+    """Train several students on one stream of clips, decoded, joined and validated on once; returns their results.
 
-    The folder: config.yaml (resolved), metrics.jsonl, tensorboard/, last.pt (for --resume), last.safetensors and
-    best.safetensors (of the best validation: by mAP where clips have several labels, else by
-    top-1), result.json, which is returned.
+    Each is what it would be alone (up to floating point), in a folder of its own. They differ in what they like but
+    for SHARED. `resume`: those that are finished are left alone, those that are further than others wait for the stream.
     `allow_partial`: train on an unfinished cache's finished shards, saying what is left out.
+    Raises ReskdError where they can't share a stream, and once the others are at their ends, for those that failed.
     """
     started = time.perf_counter()
-    with ranks() as at:
-        if resume and config.data.cache and config.data.views is None and (views := stored_views(config)):
-            config = config.model_copy(update={"data": config.data.model_copy(update={"views": views})})
-        data = open_dataset(config.data.train)
-        val = open_dataset(config.data.val) if config.data.val else None
-        _check_data(config, data, val)
-        replay = open_replay(config, data, allow_partial) if config.data.cache else None
-        online = open_teacher(config.teacher, data, config.model.num_frames) if config.teacher else None
-        torch.manual_seed(config.seed)
-        model, config = _build(config, data, replay)
-        if replay:
-            check_targets(replay.manifest, config.losses, _shapes(model, config), config.model.num_frames)
-        if config.grad_checkpointing:
-            enable_grad_checkpointing(model, compiled=config.compile)
-        student = _student(model, config, replay or online, replay.constants if replay else None, at)
-        order = _order(config, data, replay, at)
+    _check_shared(configs)
+    with ranks() as at, ExitStack() as held:
+        configs = _with_stored_views(configs) if resume else dict(configs)
+        shared = next(iter(configs.values()))
+        data = open_dataset(shared.data.train)
+        val = open_dataset(shared.data.val) if shared.data.val else None
+        targets = tuple(sorted({target for c in configs.values() for target in needed_targets(c.losses)}))
+        _check_data(list(configs.values()), data, val, targets)
+        replay = open_replay(shared.data, targets, data, allow_partial) if shared.data.cache else None
+        online = open_teacher(shared.teacher, data, shared.model.num_frames) if shared.teacher else None
+        members = {name: _member(config, data, replay, online, at) for name, config in configs.items()}
+        order = _order(shared, data, replay, at)
         if dry_run:
-            return _show_plan(config, data, order, replay, student)
-        with in_use(config.output) if at.first else nullcontext():
-            at.first_does(partial(open_run, config, resume=resume, overwrite=overwrite))
-            last, finished = config.output / "last.pt", config.output / "result.json"
-            state = load_state(last) if last.exists() else None
-            if state is not None and finished.exists():
-                console.print(f"{config.output}: finished already")
-                return json.loads(finished.read_text())
-            if not at.first:
-                torch.manual_seed(config.seed + at.rank)  # the same weights on every rank, but not the same dropout
-            progress = _run(config, data, val, replay, online, student, order, state, at)
-            result = {
-                "best": progress.best,
-                "steps": progress.step,
-                "clips_seen": progress.step * order.group * config.batch_size,
-                "failed_clips": int(at.sum(torch.tensor(progress.failed, device=at.device))),
-                "gmacs": model_stats(model, config.size).gmacs,
-                "seconds": time.perf_counter() - started,
-            }
+            return {name: _show_plan(member, data, order, replay) for name, member in members.items()}
+        for member in members.values():
             if at.first:
-                write_atomically(finished, (json.dumps(result, indent=2) + "\n").encode())
-        return result
+                held.enter_context(in_use(member.config.output))
+        for member in members.values():
+            at.first_does(partial(open_run, member.config, resume=resume, overwrite=overwrite))
+        results = {}
+        for name, member in list(members.items()):
+            if (result := _finished(member.config)) is not None:
+                console.print(f"{member.config.output}: finished already")
+                results[name] = result
+                del members[name]
+        if members:
+            results |= _train(members, data, val, targets, replay, online, order, at, started)
+        return {name: results[name] for name in configs}
 
 
-def _run(config: TrainConfig, data: Dataset, val: Dataset | None, replay: Replay | None, online: OnlineTeacher | None,
-         student: Student, order: Order, state: dict | None, at: Ranks):  # fmt: skip
-    """Wire what the loop takes: batches, targets, validation, weights to disk."""
-    make = partial(Clips, size=config.size, via=config.render_via, num_classes=len(data.classes),
-                   decode=decode_kept if config.loader.resident else None)  # fmt: skip
-    reader = _reader(config, replay.manifest, order, at) if replay else None
-    clips = make(data, cache=reader, policy=config.policy, also=[(online.size, None)] if online else ())
+def _train(members: Mapping[str, Member], data: Dataset, val: Dataset | None, targets: Sequence[str],
+           replay: Replay | None, online: OnlineTeacher | None, order: Order, at: Ranks, started: float
+           ) -> dict[str, dict]:  # fmt: skip
+    """Wire what the loop takes: batches, targets, validation, weights and results to disk."""
+    shared, results = next(iter(members.values())).config, {}
+    first, *others = dict.fromkeys((member.config.size, member.config.render_via) for member in members.values())
+    make = partial(Clips, size=first[0], via=first[1], num_classes=len(data.classes),
+                   decode=decode_kept if shared.loader.resident else None)  # fmt: skip
+    reader = _reader(shared, replay.manifest, targets, order, at) if replay else None
+    clips = make(data, cache=reader, policy=shared.policy, also=[*others, *([(online.size, None)] if online else [])])
     teacher = replay or online
+    meaning = teacher.meaning_on(at.device) if teacher else Meaning()
 
     def batches(start: tuple[int, int]):
-        return batches_of_run(clips, order, config.schedule.epochs, start, config.loader, at)
+        epochs = max(member.config.schedule.epochs for member in members.values())
+        return batches_of_run(clips, order, epochs, start, shared.loader, at)
 
-    def validate(evaluated: torch.nn.Module) -> dict[str, float]:
-        ordered = in_order(make(val, policy=config.eval_policy), config.loader, config.batch_size, at)
-        return score(evaluated, ordered, len(data.classes), at, autocast(config, at))
+    def validate(nets: Sequence[Net]) -> list[dict | ReskdError]:
+        seen = make(val, policy=shared.eval_policy, also=others)
+        return score_each(nets, in_order(seen, shared.loader, shared.batch_size, at), len(data.classes), at)
 
-    def save_weights(name: str, evaluated: torch.nn.Module, notes: dict) -> None:
+    def save_weights(config: TrainConfig, name: str, evaluated: torch.nn.Module, notes: dict) -> None:
         card = ModelCard(config.model, data.classes, config.size, config.render_via, config.eval_policy, notes)
         save_model(config.output / f"{name}.safetensors", evaluated, card)
 
+    def ended(name: str, progress: Progress) -> None:
+        config = members[name].config
+        results[name] = {
+            "best": progress.best,
+            "steps": progress.step,
+            "clips_seen": progress.step * order.group * config.batch_size,
+            "failed_clips": int(at.sum(torch.tensor(progress.failed, device=at.device))),
+            "gmacs": members[name].gmacs,
+            "seconds": time.perf_counter() - started,
+        }
+        if at.first:
+            write_atomically(config.output / "result.json", (json.dumps(results[name], indent=2) + "\n").encode())
+
+    runs = []
+    for name, member in members.items():
+        config, last = member.config, member.config.output / "last.pt"
+        rendering = (config.size, config.render_via)
+        run = start_run(
+            config,
+            at,
+            place(member.student, at.device),
+            load_state(last) if last.exists() else None,
+            order=order.digest(),
+            steps_per_epoch=order.steps_per_epoch(),
+            random=member.random,
+            rendering=None if rendering == first else rendering,
+            meaning=meaning,
+            save_weights=partial(save_weights, config),
+            ended=partial(ended, name),
+        )
+        runs.append(run)
+    read = {name for member in members.values() for name in needed_targets(member.config.losses)}
+    dtype = torch.bfloat16 if any(run.amp for run in runs) else torch.float32
+    teach = online.teach(at.device, sorted(read), dtype) if online else None
+    fit(runs, batches, order.steps_per_epoch(), teach=teach, validate=validate if val else None)
+    return results
+
+
+def _member(
+    config: TrainConfig, data: Dataset, replay: Replay | None, online: OnlineTeacher | None, at: Ranks
+) -> Member:
+    """Build a student and its first weights, which its seed alone decides."""
+    torch.manual_seed(config.seed)
+    model, config = _build(config, data, replay)
+    if replay:
+        check_targets(replay.manifest, config.losses, _shapes(model, config), config.model.num_frames)
+    if config.grad_checkpointing:
+        enable_grad_checkpointing(model, compiled=config.compile)
+    student = _student(model, config, replay or online, replay.constants if replay else None, at)
     if not TRAIN_THE_CLASSIFIER & config.losses.weights().keys():
         student.model.head.requires_grad_(False)
         console.print("[yellow]warning[/] no loss reads the logits: the features are trained, the classifier is not")
-    return fit(
-        place(student, at.device),
-        batches,
-        order.steps_per_epoch(),
-        config,
-        at,
-        order=order.digest(),
-        state=state,
-        meaning=teacher.meaning_on(at.device) if teacher else Meaning(),
-        teach=online
-        and online.teach(at.device, config.losses, torch.bfloat16 if autocast(config, at) else torch.float32),
-        validate=validate if val else None,
-        save_weights=save_weights,
-    )
+    gmacs = model_stats(model, config.size).gmacs
+    if not at.first:
+        torch.manual_seed(config.seed + at.rank)  # the same weights on every rank, but not the same dropout
+    return Member(config, student, torch_state(), gmacs)
 
 
-def _reader(config: TrainConfig, manifest: Manifest, order: Order, at: Ranks) -> CacheReader:
+def _check_shared(configs: Mapping[str, TrainConfig]) -> None:
+    """Whether they can have one stream. Raises ReskdError naming the first key in which two of them differ."""
+    (first, one), *others = configs.items()
+    outputs: dict[Path, str] = {}
+    for name, config in configs.items():
+        if config.output in outputs:
+            raise ReskdError(f"the students {outputs[config.output]} and {name} have one output, {config.output}")
+        outputs[config.output] = name
+    there = _shared_keys(one)
+    for name, config in others:
+        here = _shared_keys(config)
+        key = next((key for key in sorted(there | here) if there.get(key) != here.get(key)), None)
+        if key is not None:
+            raise ReskdError(f"students on one stream must agree on {key}: it is {there.get(key)!r} for {first} and "
+                             f"{here.get(key)!r} for {name}: train them one after another, or set it for all")  # fmt: skip
+
+
+def _shared_keys(config: TrainConfig) -> dict[str, Any]:
+    values = flat(config.model_dump(mode="json")) | {"data.order_seed": _order_seed(config)}
+    return {key: value for key, value in values.items() if key in SHARED or key.split(".")[0] in SHARED}
+
+
+def _order_seed(config: TrainConfig) -> int:
+    return config.seed if config.data.order_seed is None else config.data.order_seed
+
+
+def _with_stored_views(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
+    """Replaying as many views as the runs began with: a cache may have grown since."""
+    shared = next(iter(configs.values()))
+    stored = [views for config in configs.values() if (views := stored_views(config))]
+    if not shared.data.cache or shared.data.views is not None or not stored:
+        return dict(configs)
+    fixed = shared.data.model_copy(update={"views": stored[0]})
+    return {name: config.model_copy(update={"data": fixed}) for name, config in configs.items()}
+
+
+def _finished(config: TrainConfig) -> dict | None:
+    """The result of a run that is at its end."""
+    last, finished = config.output / "last.pt", config.output / "result.json"
+    return json.loads(finished.read_text()) if last.exists() and finished.exists() else None
+
+
+def _reader(config: TrainConfig, manifest: Manifest, targets: Sequence[str], order: Order, at: Ranks) -> CacheReader:
     """A reader that holds what its worker's streams have open, with a word where that is much of the memory."""
-    targets = needed_targets(config.losses)
     workers = max(1, decoding_workers(config.loader))
     blocks = order.resident_blocks(at.world * workers)
     per_rank = workers * blocks * BLOCK * bytes_of_clip_view(manifest.identity, targets)
@@ -154,11 +259,11 @@ def evaluation_policy(policy: ViewPolicy) -> ViewPolicy:
     return dataclasses.replace(policy, jitter=False, crop=crop, flip=0.0)
 
 
-def _check_data(config: TrainConfig, data: Dataset, val: Dataset | None) -> None:
-    single = config.losses.cross_entropy > 0 and not config.losses.random_label
+def _check_data(configs: Sequence[TrainConfig], data: Dataset, val: Dataset | None, targets: Sequence[str]) -> None:
+    single = any(config.losses.cross_entropy > 0 and not config.losses.random_label for config in configs)
     data.check_files()
     labelled = check_labels(data, single=single)["labelled"]
-    if labelled == 0 and not needed_targets(config.losses):
+    if labelled == 0 and not all(needed_targets(config.losses) for config in configs):
         raise ReskdError(f"{data.path} has no labelled clip, and no loss without labels is set: give "
                          f"losses.logit_kl or losses.feature_mse a weight and data.cache")  # fmt: skip
     if val is None:
@@ -219,7 +324,7 @@ def _order(config: TrainConfig, data: Dataset, replay: Replay | None, at: Ranks)
     order = Order(
         rows=replay.rows if replay else data.usable_rows(),
         names=[entry.name for entry in data.shards],
-        seed=config.seed,
+        seed=_order_seed(config),
         batch_size=config.batch_size,
         group=at.world * config.accumulate,
         window=config.loader.window,
@@ -230,8 +335,8 @@ def _order(config: TrainConfig, data: Dataset, replay: Replay | None, at: Ranks)
     return order
 
 
-def _show_plan(config: TrainConfig, data: Dataset, order: Order, replay: Replay | None, student: Student) -> dict:
-    stats, adapter = model_stats(student.model, config.size), student.adapter
+def _show_plan(member: Member, data: Dataset, order: Order, replay: Replay | None) -> dict:
+    config, adapter = member.config, member.student.adapter
     plan = {
         "output": str(config.output),
         "clips": sum(map(len, order.rows)),
@@ -239,9 +344,9 @@ def _show_plan(config: TrainConfig, data: Dataset, order: Order, replay: Replay 
         "steps": order.steps_per_epoch() * config.schedule.epochs,
         "stored_views": replay.views if replay else None,
         "losses": config.losses.weights(),
-        "parameters": stats.parameters,
+        "parameters": model_stats(member.student.model, config.size).parameters,
         "adapter": None if adapter is None else f"{adapter.in_features} -> {adapter.out_features} channels",
-        "gmacs": stats.gmacs,
+        "gmacs": member.gmacs,
         "workers": decoding_workers(config.loader),
     }
     for name, value in plan.items():

@@ -5,11 +5,14 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from click.testing import CliRunner
 
 from pipeline import cli
 from stages.config import CacheConfig, TrainConfig
 from stages.configfile import load_config
+from stages.train_student import train_student
+from stages.training import loop
 from stages.training.log import read_metrics
 
 NET = {"channels": [8, 16, 16, 16], "layers": [1, 1, 1, 1], "output_stride": 8}
@@ -27,6 +30,20 @@ def train_config(output: Path, data: SimpleNamespace, *changes: str) -> TrainCon
 def cache_config(output: Path, data: SimpleNamespace, teacher: Path, *changes: str) -> CacheConfig:
     fixed = [f"output={output}", f"data={data.train}", f"teacher.checkpoint={teacher}", f"policy={POLICY}"]
     return load_config(CacheConfig, None, [*fixed, "views=2", "loader.workers=1", *changes])
+
+
+def cut_at(config: TrainConfig, step: int) -> None:
+    """Train until step `step`, and no further: what a kill leaves there, without a save."""
+    whole = loop._optimizer_step
+
+    def cut(at_work, *rest):
+        if at_work[0].progress.step == step:
+            raise KeyboardInterrupt
+        whole(at_work, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "_optimizer_step", cut)
+        train_student(config)
 
 
 def rows_of(folder: Path, kind: str = "train") -> list[dict]:

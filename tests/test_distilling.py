@@ -14,8 +14,7 @@ from stages.config import EvaluateConfig
 from stages.evaluate import evaluate
 from stages.models.checkpoints import load_model, save_model
 from stages.train_student import train_student
-from stages.training import loop
-from tests.runs import cache_config, rows_of, train_config
+from tests.runs import cache_config, cut_at, rows_of, train_config
 
 WIDE = "model.args={channels: [8, 16, 16, 24], layers: [1, 1, 1, 1], output_stride: 8}"
 BOTH = [WIDE, "losses.feature_mse=5", "losses.logit_map_kl=0.5", "losses.temperature=2"]
@@ -64,20 +63,10 @@ def test_the_adapter_is_announced_and_planned(data, cached, tmp_path, capfd):
     assert train_student(config, dry_run=True)["adapter"] is None
 
 
-def test_a_run_with_an_adapter_resumes_exactly(wide, tmp_path, monkeypatch):
+def test_a_run_with_an_adapter_resumes_exactly(wide, tmp_path):
     config, _ = wide
     cut = config.model_copy(update={"output": tmp_path / "cut"})
-    step = loop._optimizer_step
-
-    def killed(run, *rest):
-        if run.progress.step == 15:
-            raise KeyboardInterrupt
-        step(run, *rest)
-
-    monkeypatch.setattr(loop, "_optimizer_step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train_student(cut)
-    monkeypatch.undo()
+    cut_at(cut, 15)
     train_student(cut, resume=True)
     assert rows_of(cut.output) == rows_of(config.output)
     ours, whole = (torch.load(c.output / "last.pt", weights_only=True) for c in (cut, config))

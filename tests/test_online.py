@@ -13,8 +13,7 @@ from stages.data.join import Clips, decode_kept
 from stages.data.shards import open_dataset
 from stages.models.checkpoints import load_model, save_model
 from stages.train_student import train_student
-from stages.training import loop
-from tests.runs import POLICY, cache_config, rows_of, train_config
+from tests.runs import POLICY, cache_config, cut_at, rows_of, train_config
 
 WIDE = "model.args={channels: [8, 16, 16, 24], layers: [1, 1, 1, 1], output_stride: 8}"
 ALL = ["losses.feature_mse=5", "losses.logit_kl=1", "losses.logit_map_kl=0.5", "losses.temperature=2"]
@@ -80,21 +79,11 @@ def test_it_sees_fresh_views_each_epoch_and_stays_as_it_is(few, teacher, tmp_pat
     assert (shrunk - batches[0].clips[0].float()).abs().mean() < 8
 
 
-def test_a_run_with_it_resumes_exactly_and_exports_the_student_alone(few, teacher, tmp_path, monkeypatch):
+def test_a_run_with_it_resumes_exactly_and_exports_the_student_alone(few, teacher, tmp_path):
     changes = [*QUICK, *online(teacher), *ALL, "schedule.epochs=2", "checkpoint_every=3"]
     whole, cut = (train_config(tmp_path / name, few, *changes) for name in ("whole", "cut"))
     train_student(whole)
-    step = loop._optimizer_step
-
-    def killed(run, *rest):
-        if run.progress.step == 7:
-            raise KeyboardInterrupt
-        step(run, *rest)
-
-    monkeypatch.setattr(loop, "_optimizer_step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train_student(cut)
-    monkeypatch.undo()
+    cut_at(cut, 7)
     train_student(cut, resume=True)
     assert rows_of(cut.output) == rows_of(whole.output)
     student, card = load_model(cut.output / "last.safetensors")

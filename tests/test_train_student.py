@@ -25,7 +25,7 @@ from stages.models.checkpoints import load_model
 from stages.prepare import prepare
 from stages.train_student import train_student
 from stages.training.optim import scaled_lr
-from tests.runs import cache_config, rows_of, train_config
+from tests.runs import cache_config, cut_at, rows_of, train_config
 
 DISTILLED = ["losses.feature_mse=5", "losses.logit_kl=1", "losses.temperature=2"]
 
@@ -267,7 +267,7 @@ def test_a_resume_replays_the_views_it_began_with(data, teacher, tmp_path):
     whole = train_config(tmp_path / "whole", data, *changes)
     train_student(whole)
     cut = train_config(tmp_path / "cut", data, *changes)
-    _cut_after(cut, step=15)
+    cut_at(cut, 15)
     cache_teacher(cache.model_copy(update={"views": 4}))
     train_student(cut, resume=True)
     assert rows_of(cut.output) == rows_of(whole.output)
@@ -275,25 +275,6 @@ def test_a_resume_replays_the_views_it_began_with(data, teacher, tmp_path):
     torch.save({**state, "order": "another"}, cut.output / "last.pt")
     (cut.output / "result.json").unlink()
     refuses(cut, "not those that the run began with.*--overwrite", resume=True)
-
-
-def _cut_after(config, step):
-    """Ctrl-C without a save: what a kill leaves, with the checkpoint before it."""
-    import stages.training.loop as loop
-
-    whole = loop._optimizer_step
-
-    def cut(run, *rest):
-        if run.progress.step == step:
-            raise KeyboardInterrupt
-        whole(run, *rest)
-
-    loop._optimizer_step = cut
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train_student(config)
-    finally:
-        loop._optimizer_step = whole
 
 
 def test_features_alone_leave_the_classifier_as_it_is(data, cached, tmp_path, capfd):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from cache.errors import ReskdError
-from stages.config import LossConfig, OnlineTeacherConfig
+from stages.config import OnlineTeacherConfig
 from stages.data.join import Batch
 from stages.data.shards import Dataset
-from stages.distill.targets import Meaning, emit, needed_targets
+from stages.distill.targets import Meaning, emit
 from stages.distill.teacher import check_classes
 from stages.models import VideoModel, model_stats, place
 from stages.models.checkpoints import load_model
@@ -26,9 +26,9 @@ class OnlineTeacher:
     grid: tuple[int, int, int]  # [T',H,W] of its map
     width: int
 
-    def teach(self, device: torch.device, losses: LossConfig, dtype: torch.dtype) -> Callable[[Batch], Batch]:
-        """On `device`: gives a batch there the targets that `losses` read."""
-        model, names = place(self.model, device).eval().requires_grad_(False), needed_targets(losses)
+    def teach(self, device: torch.device, names: Sequence[str], dtype: torch.dtype) -> Callable[[Batch], Batch]:
+        """On `device`: gives a batch there the targets of these names."""
+        model = place(self.model, device).eval().requires_grad_(False)
 
         def taught(batch: Batch) -> Batch:
             # Cloned: what inference mode makes can't be saved for a backward pass.

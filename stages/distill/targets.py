@@ -119,7 +119,7 @@ def loss_terms(output: Answer, batch: Batch, config: LossConfig, meaning: Meanin
     A row whose clip could not be decoded counts nowhere, an unlabelled one in the distillation terms only.
     """
     terms = {}
-    features = meaning.features(batch.features) if batch.features is not None else None
+    features = meaning.features(batch.features) if "features" in needed_targets(config) else None
     for name in config.weights():
         if name == "cross_entropy":
             labels = torch.where(batch.usable, batch.labels, -1)

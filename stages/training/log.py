@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from cache.store import write_atomically
+from stages.configfile import flat
 
 console = Console(stderr=True)
 
@@ -43,8 +44,9 @@ class RunLog:
     def row(self, kind: str, step: int, values: dict) -> None:
         """One row `{"kind": kind, "step": step, …}`; nested numbers become TensorBoard's kind/a/b."""
         self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        for name, value in _flat(kind, values):
-            self.board.add_scalar(name, value, step)
+        for name, value in flat(values, f"{kind}/", "/").items():
+            if isinstance(value, (int, float)):
+                self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         self.file.close()
@@ -56,11 +58,3 @@ def read_metrics(folder: Path) -> list[dict]:
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _flat(prefix: str, values: dict):
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(f"{prefix}/{key}", value)
-        elif isinstance(value, (int, float)):
-            yield f"{prefix}/{key}", value

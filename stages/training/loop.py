@@ -1,26 +1,22 @@
-"""The training loop: micro-batches in, checkpoints and metrics out."""
+"""The training loop: micro-batches in, checkpoints and metrics out; for one student, or for several on one stream."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
-from timm.utils import ModelEmaV3
 
 from cache.errors import ReskdError
-from stages.config import TrainConfig
 from stages.data.join import Batch
 from stages.data.labels import with_one_label
-from stages.distill.student import Student
-from stages.distill.targets import Meaning, loss_terms
-from stages.training.distributed import Ranks
+from stages.distill.targets import loss_terms
 from stages.training.log import RunLog, console, progress_bar
-from stages.training.metrics import headline
-from stages.training.optim import build_optimizer, build_schedule
-from stages.training.run import Progress, Run, check_finite, restore_run, save_run
+from stages.training.metrics import Net, headline
+from stages.training.run import Run, check_finite, leave, own_draws, save_run
 
 
 class Interrupted(ReskdError):
@@ -28,140 +24,189 @@ class Interrupted(ReskdError):
 
 
 def fit(
-    student: Student,
+    runs: Sequence[Run],
     batches: Callable[[tuple[int, int]], Iterable[Batch]],
     steps_per_epoch: int,
-    config: TrainConfig,
-    ranks: Ranks,
     *,
-    order: str,
-    state: dict | None,
-    meaning: Meaning,
     teach: Callable[[Batch], Batch] | None,
-    validate: Callable[[torch.nn.Module], dict[str, float]] | None,
-    save_weights: Callable[[str, torch.nn.Module, dict], None],
-) -> Progress:
-    """Train `student` (on the ranks' device) in place.
+    validate: Callable[[Sequence[Net]], list[dict | ReskdError]] | None,
+) -> None:
+    """Train the students of `runs`, in place, on one stream; each as it would be alone.
 
-    `batches((epoch, step))` yields micro-batches from there to the end of the run; `state` is a checkpoint to go on
-    from, whose order must have the digest `order`; `meaning` is that of the targets; `teach` gives a batch on the device
-    its targets, where a teacher is in the loop; `validate` gives metrics of a model in eval mode; `save_weights("best" |
-    "last", model, notes)` stores one.
+    `batches((epoch, step))` yields micro-batches from there to the end of the longest run; `teach` gives a batch on the
+    device its targets, where a teacher is in the loop; `validate` gives metrics of nets in eval mode. A run that a
+    checkpoint has further than others waits for the stream; one that ends early, or fails, leaves the others to go on.
 
-    Raises ReskdError where the loss is not finite (the checkpoint before it is kept), and Interrupted after a
-    SIGINT or SIGTERM, once the run is saved.
+    Raises ReskdError where a run failed (of several, once the others are at their ends; its last good checkpoint is
+    kept), and Interrupted after a SIGINT or SIGTERM, once every run is saved.
     """
+    config, ranks = runs[0].config, runs[0].ranks  # what runs share: see train_student.SHARED
     global_batch = config.batch_size * config.accumulate * ranks.world
-    optimizer = build_optimizer(student, config.optim, global_batch)
-    schedule = build_schedule(optimizer, config.schedule, steps_per_epoch)
-    ema = ModelEmaV3(student.model, decay=config.ema, use_warmup=True, exclude_buffers=True) if config.ema else None
-    run = Run(config, ranks, order, student, ema, optimizer, meaning, teach)
-    if state:
-        restore_run(run, state)
-    wrapped = ranks.wrap(student)
-    if config.compile:
-        wrapped = torch.compile(wrapped)
-
-    progress, epochs, total = run.progress, config.schedule.epochs, config.schedule.epochs * steps_per_epoch
-    stream = iter(batches(divmod(progress.step, steps_per_epoch)))
-    log = RunLog(config.output, progress.step) if ranks.first else None
+    step, total = min(run.progress.step for run in runs), max(run.steps for run in runs)
+    for run in runs if ranks.first else ():
+        run.log = RunLog(run.config.output, run.progress.step)
+    stream = iter(batches(divmod(step, steps_per_epoch)))
+    _each([run for run in runs if run.progress.step == run.steps], runs, _finish)
     with progress_bar("clips", disable=not ranks.first) as bar, _stop_requested() as stop_requested:
-        task = bar.add_task("train", total=total, completed=progress.step, rate=0.0, note="")
-        since, since_step = time.perf_counter(), progress.step
-        while progress.step < total:
-            schedule.step_update(progress.step)
-            _optimizer_step(run, wrapped.train(), stream, progress.step // steps_per_epoch)
-            progress.step += 1
-            if ema:
-                ema.update(student.model, step=progress.step)
-            epoch, ended = progress.step // steps_per_epoch, progress.step % steps_per_epoch == 0
-            logged = ended or progress.step % config.log_every == 0
+        task = bar.add_task("train", total=total, completed=step, rate=0.0, note="")
+        since, since_step = time.perf_counter(), step
+        while any(run.failure is None and run.steps > step for run in runs):
+            at_work = [run for run in runs if run.failure is None and run.progress.step == step < run.steps]
+            _optimizer_step(at_work, runs, stream, step // steps_per_epoch, teach)
+            step += 1
+            epoch, ended = step // steps_per_epoch, step % steps_per_epoch == 0
+            logged = ended or step % config.log_every == 0
 
             if logged:
-                rate = (progress.step - since_step) * global_batch / (time.perf_counter() - since)
-                row = _close_row(run) | {"lr": optimizer.param_groups[0]["lr"], "clips_per_s": rate}
-                if log:
-                    log.row("train", progress.step, row)
-                bar.update(task, completed=progress.step, rate=rate, note=f"loss {row['loss']:.4f}")
-            if validate and ended and (epoch % config.schedule.val_every == 0 or epoch == epochs):
-                metrics = _validated(run, epoch, validate, save_weights)
-                if log:
-                    log.row("val", progress.step, metrics)
-                    console.print(f"epoch {epoch}/{epochs}  loss {row['loss']:.4f}  val {headline(metrics)}")
+                rate = (step - since_step) * global_batch / (time.perf_counter() - since)
+                _each(at_work, runs, lambda run: _log_row(run, rate))  # noqa: B023
+                bar.update(task, completed=step, rate=rate, note=_note(at_work))
+            due = [run for run in at_work if run.failure is None and ended and _is_due(run, epoch, step)]
+            if validate and due:
+                _validate(due, runs, epoch, validate)
             if logged:
-                since, since_step = time.perf_counter(), progress.step
+                since, since_step = time.perf_counter(), step
 
             # Ranks agree on stopping only where they meet anyway: asking at every step would cost each one a wait.
             stop = stop_requested() if ranks.world == 1 else logged and ranks.any(stop_requested())
-            if ended or stop or progress.step % config.checkpoint_every == 0:
-                save_run(run)
-            if stop and progress.step < total:
-                raise Interrupted(f"{config.output}: stopped at step {progress.step} of {total}; all is saved, go on "
-                                  f"with --resume")  # fmt: skip
-    ranks.average_statistics(run.evaluated)
-    if ranks.first:
-        save_weights("last", run.evaluated, {"epoch": epochs})
-        log.close()
-    return progress
+            if ended or stop or step % config.checkpoint_every == 0:
+                _each(at_work, runs, save_run)
+            _each([run for run in at_work if run.steps == step], runs, _finish)
+            if stop and step < total:
+                names = ", ".join(str(run.config.output) for run in runs if run.steps > step)
+                raise Interrupted(f"{names}: stopped at step {step} of {total}; all is saved, go on with --resume")
+    failed = {str(run.config.output): run.failure for run in runs if run.failure}
+    if failed:
+        raise ReskdError(f"{len(failed)} of {len(runs)} students failed, all others are finished:\n"
+                         + "\n".join(f"  {where}: {error}" for where, error in failed.items()))  # fmt: skip
 
 
-def _optimizer_step(run: Run, model: torch.nn.Module, stream: Iterator[Batch], epoch: int) -> None:
-    """Gradients of `accumulate` micro-batches, averaged over them and the ranks, and one step.
+def _each(chosen: Sequence[Run], runs: Sequence[Run], work: Callable[[Run], object]) -> None:
+    """`work` for every chosen run that hasn't failed; where one fails and isn't the only one of `runs`, it is taken out.
 
-    `model` is the student as it is wrapped for several ranks, and compiled.
+    Among several ranks a failure stops all: one rank may be alone in meeting it, and the others would wait for it.
     """
-    config, ranks, progress, weights = run.config, run.ranks, run.progress, run.config.losses.weights()
-    run.optimizer.zero_grad(set_to_none=True)
+    for run in chosen:
+        if run.failure is not None:
+            continue
+        try:
+            with own_draws(run):
+                work(run)
+        except Exception as error:
+            if len(runs) == 1 or run.ranks.world > 1:
+                raise
+            leave(run, error)
+            console.print(f"[bold red]out[/] {run.config.output}: {type(error).__name__}: {error}; the others go on")
+
+
+def _optimizer_step(
+    at_work: Sequence[Run], runs: Sequence[Run], stream: Iterator[Batch], epoch: int, teach: Callable | None
+) -> None:
+    """Gradients of `accumulate` micro-batches, averaged over them and the ranks, and one step, of each run."""
+    config, device = runs[0].config, runs[0].ranks.device
+    _each(at_work, runs, _begin)
     for i in range(config.accumulate):
         batch = next(stream)
-        progress.note(batch)
-        if config.losses.random_label:
-            batch = with_one_label(batch, config.seed, epoch)
-        batch = batch.to(ranks.device)
-        if run.teach:
-            batch = run.teach(batch)
-        with ranks.without_sync(model, skip=i + 1 < config.accumulate):
-            with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=autocast(config, ranks)):
-                answer = model(batch.clips)
-            terms = loss_terms(answer, batch, config.losses, run.meaning)
-            loss = sum(weights[name] * value for name, value in terms.items())
-            progress.add({"loss": loss, **terms})
-            if ranks.device.type == "cpu":  # elsewhere the look would cost a wait: see check_finite
-                check_finite(run)
-            (loss / config.accumulate).backward()
-    if config.optim.clip_grad:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
+        for what, lines in (("masked", batch.failures), ("fallback", batch.fallbacks)):
+            for line in lines:
+                console.print(f"[yellow]{what}[/] {line}", highlight=False)
+        there = batch.to(device)  # once for all
+        if teach:
+            there = teach(there)
+        last = i + 1 == config.accumulate
+        _each(at_work, runs, lambda run: _backward(run, batch, there, epoch, last))  # noqa: B023
+    _each(at_work, runs, _update)
+
+
+def _begin(run: Run) -> None:
+    run.wrapped.train()
+    run.schedule.step_update(run.progress.step)
+    run.optimizer.zero_grad(set_to_none=True)
+
+
+def _backward(run: Run, batch: Batch, there: Batch, epoch: int, last: bool) -> None:
+    """Add the gradients of a micro-batch, `there` on the device; `last`: of the step."""
+    config, ranks, weights = run.config, run.ranks, run.config.losses.weights()
+    run.progress.failed += len(batch.failures)
+    there = there.seen_at(run.rendering)
+    if config.losses.random_label:
+        there = replace(there, labels=with_one_label(batch, config.seed, epoch).labels.to(ranks.device))
+    with ranks.without_sync(run.wrapped, skip=not last):
+        with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=run.amp):
+            answer = run.wrapped(there.clips)
+        terms = loss_terms(answer, there, config.losses, run.meaning)
+        loss = sum(weights[name] * value for name, value in terms.items())
+        run.progress.add({"loss": loss, **terms})
+        if ranks.device.type == "cpu":  # elsewhere the look would cost a wait: see check_finite
+            check_finite(run)
+        (loss / config.accumulate).backward()
+
+
+def _update(run: Run) -> None:
+    if run.config.optim.clip_grad:
+        torch.nn.utils.clip_grad_norm_(run.wrapped.parameters(), run.config.optim.clip_grad)
     run.optimizer.step()
+    run.progress.step += 1
+    if run.ema:
+        run.ema.update(run.student.model, step=run.progress.step)
 
 
-def autocast(config: TrainConfig, ranks: Ranks) -> bool:
-    """Whether forwards run in bfloat16."""
-    return config.amp == "auto" and ranks.device.type == "cuda"
+def _is_due(run: Run, epoch: int, step: int) -> bool:
+    return epoch % run.config.schedule.val_every == 0 or step == run.steps
 
 
-def _validated(run: Run, epoch: int, validate: Callable, save_weights: Callable) -> dict[str, float]:
-    """Metrics of what is evaluated; it is saved where no epoch was better."""
-    run.ranks.average_statistics(run.evaluated)  # what is scored is what is saved
-    metrics = {"epoch": epoch, **validate(run.evaluated.eval())}
-    best, by = run.progress.best, metrics["headline"]
-    if best is None or metrics[by] > best[by]:
-        run.progress.best = metrics
-        if run.ranks.first:
-            save_weights("best", run.evaluated, metrics)
-    return metrics
+def _validate(due: Sequence[Run], runs: Sequence[Run], epoch: int, validate: Callable) -> None:
+    """Score what is evaluated of each run, on one stream; save it where no epoch was better."""
+    for run in due:
+        run.ranks.average_statistics(run.evaluated)  # what is scored is what is saved
+    answers = validate([Net(run.evaluated.eval(), run.rendering, run.amp) for run in due])
+    scored = {id(run): answer for run, answer in zip(due, answers, strict=True)}
+
+    def keep(run: Run) -> None:
+        if isinstance(answer := scored[id(run)], ReskdError):
+            raise answer
+        metrics, best = {"epoch": epoch, **answer}, run.progress.best
+        if best is None or metrics[metrics["headline"]] > best[metrics["headline"]]:
+            run.progress.best = metrics
+            if run.ranks.first:
+                run.save_weights("best", run.evaluated, metrics)
+        if run.log:
+            run.log.row("val", run.progress.step, metrics)
+            of = f"{run.config.output.name}  " if len(runs) > 1 else ""
+            console.print(f"{of}epoch {epoch}/{run.config.schedule.epochs}  val {headline(metrics)}")
+
+    _each(due, runs, keep)
 
 
-def _close_row(run: Run) -> dict:
-    """The log row since the last one: means over micro-batches and ranks, each term beside its weight."""
+def _finish(run: Run) -> None:
+    run.ranks.average_statistics(run.evaluated)
+    if run.ranks.first:
+        run.save_weights("last", run.evaluated, {"epoch": run.config.schedule.epochs})
+        run.log.close()
+    run.ended(run.progress)
+
+
+def _log_row(run: Run, rate: float) -> None:
+    """The row since the last one: means over micro-batches and ranks, each term beside its weight."""
     check_finite(run)
     progress, ranks = run.progress, run.ranks
     names = list(progress.sums)
     means = ranks.mean(torch.stack([progress.sums[n].float() for n in names]) / progress.summed).tolist()
     values = dict(zip(names, means, strict=True))
     failed = int(ranks.sum(torch.tensor(progress.failed, device=ranks.device)))
-    progress.sums, progress.summed = {}, 0
+    progress.sums, progress.summed, progress.loss = {}, 0, values["loss"]
     terms = {n: {"value": values[n], "weight": w} for n, w in run.config.losses.weights().items()}
-    return {"loss": values["loss"], "terms": terms, "failed_clips": failed}
+    lr = run.optimizer.param_groups[0]["lr"]
+    if run.log:
+        row = {"loss": values["loss"], "terms": terms, "failed_clips": failed, "lr": lr, "clips_per_s": rate}
+        run.log.row("train", progress.step, row)
+
+
+def _note(at_work: Sequence[Run]) -> str:
+    losses = [run.progress.loss for run in at_work if run.failure is None]
+    if len(losses) < 2:
+        return "".join(f"loss {loss:.4f}" for loss in losses)
+    return f"{len(losses)} students, loss {min(losses):.4f} to {max(losses):.4f}"
 
 
 @contextmanager

@@ -6,10 +6,10 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from cache.errors import ReskdError
-from stages.data.join import Batch
+from stages.data.join import Batch, Rendering
 from stages.training.distributed import Ranks
 from stages.training.loading import raising
 
@@ -62,17 +62,28 @@ def collect(
     ("logit") or of the classifier's answer to their mean feature ("feature": the same for a linear classifier).
     Raises ReskdError where no video is labelled and decodable, or a score is not finite.
     """
-    found = [(np.zeros((0, 2), np.int64), np.zeros((0, classes)), np.zeros((0, classes), bool), np.zeros(0, bool))]
-    for batch in raising(batches):
-        videos = batch.index[:, :2].unique_consecutive(dim=0)
-        scores = _probabilities(
-            model, batch.clips.to(ranks.device, non_blocking=True), len(videos), amp, average, forward
-        )
-        views = len(batch.index) // len(videos)
-        usable = batch.usable.view(len(videos), views).all(1)
-        truth = batch.multi_hot[::views] > 0
-        found.append((videos.numpy(), scores.cpu().numpy(), truth.numpy(), usable.numpy()))
-    gathered = ranks.gather([np.concatenate(column) for column in zip(*found, strict=True)])
+    rows = [_scored(model, batch, ranks, amp, average, forward) for batch in raising(batches)]
+    return _gathered(rows, classes, ranks)
+
+
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # videos, probabilities, truth, usable
+
+
+def _scored(
+    model: torch.nn.Module, batch: Batch, ranks: Ranks, amp: bool, average: Average = "prob", forward: int | None = None
+) -> Rows:
+    videos = batch.index[:, :2].unique_consecutive(dim=0)
+    scores = _probabilities(model, batch.clips.to(ranks.device, non_blocking=True), len(videos), amp, average, forward)
+    views = len(batch.index) // len(videos)
+    usable = batch.usable.view(len(videos), views).all(1)
+    truth = batch.multi_hot[::views] > 0
+    return videos.numpy(), scores.cpu().numpy(), truth.numpy(), usable.numpy()
+
+
+def _gathered(rows: Sequence[Rows], classes: int, ranks: Ranks) -> Scored:
+    """What all ranks have scored, each video once."""
+    none = (np.zeros((0, 2), np.int64), np.zeros((0, classes)), np.zeros((0, classes), bool), np.zeros(0, bool))
+    gathered = ranks.gather([np.concatenate(column) for column in zip(none, *rows, strict=True)])
     videos, scores, truth, usable = (np.concatenate(column) for column in zip(*gathered, strict=True))
     videos, first = np.unique(videos, axis=0, return_index=True)
     scores, truth, usable = scores[first], truth[first], usable[first]
@@ -127,9 +138,30 @@ def measure(scored: Scored) -> dict[str, float | int | str]:
     }
 
 
-def score(model: torch.nn.Module, batches: Iterable[Batch], classes: int, ranks: Ranks, amp: bool) -> dict:
-    """`measure` of a model over batches of whole videos, probabilities averaged."""
-    return measure(collect(model, batches, classes, ranks, amp))
+class Net(NamedTuple):
+    """A model (in eval mode) that is scored, and how it sees a batch."""
+
+    model: torch.nn.Module
+    rendering: Rendering | None  # None: the batch's own clips
+    amp: bool  # in bfloat16
+
+
+@torch.inference_mode()
+def score_each(nets: Sequence[Net], batches: Iterable[Batch], classes: int, ranks: Ranks) -> list[dict | ReskdError]:
+    """`measure` of several nets over one stream of whole videos, probabilities averaged; a ReskdError for one whose
+    scores are not finite."""
+    rows: list[list[Rows]] = [[] for _ in nets]
+    for batch in raising(batches):
+        for net, into in zip(nets, rows, strict=True):
+            into.append(_scored(net.model, batch.seen_at(net.rendering), ranks, net.amp))
+    return [_measured(of_net, classes, ranks) for of_net in rows]
+
+
+def _measured(rows: Sequence[Rows], classes: int, ranks: Ranks) -> dict | ReskdError:
+    try:
+        return measure(_gathered(rows, classes, ranks))
+    except ReskdError as error:
+        return error
 
 
 def per_class(scored: Scored) -> dict[str, np.ndarray]:

@@ -14,10 +14,10 @@ from cache.group import load_group
 from cache.manifest import Manifest
 from cache.reader import CacheReader, check_join, load_manifest
 from cache.store import METADATA
-from stages.config import TrainConfig
+from stages.config import TrainData
 from stages.data.decode import decoder_identity
 from stages.data.shards import Dataset
-from stages.distill.targets import Meaning, meaning_of, needed_targets
+from stages.distill.targets import Meaning, meaning_of
 from stages.training.log import console
 
 
@@ -41,24 +41,23 @@ class Replay:
         return meaning_of(self.manifest, self.constants, device)
 
 
-def open_replay(config: TrainConfig, data: Dataset, allow_partial: bool) -> Replay:
-    """Hold the cache against the data set, and fix which views and rows are replayed.
+def open_replay(wanted: TrainData, targets: Sequence[str], data: Dataset, allow_partial: bool) -> Replay:
+    """Hold the cache against the data set, and fix which views and rows are replayed, with which targets.
 
     Raises ReskdError for a cache of other shards, one that isn't finished (unless `allow_partial`), one with fewer
-    views than asked for, or without the targets of the losses.
+    views than asked for, or without these targets.
     """
-    path, manifest = config.data.cache, load_manifest(config.data.cache)
+    path, manifest = wanted.cache, load_manifest(wanted.cache)
     check_join(manifest, data.shards)
     if tuple(manifest.identity.classes) != tuple(data.classes):
         raise ReskdError(f"{path} was made for other classes than {data.path} has: make it anew")
     if manifest.identity.decoder != decoder_identity():
         console.print(f"[yellow]warning[/] {path} was decoded by {manifest.identity.decoder}, here it is "
                       f"{decoder_identity()}: frames may differ a little")  # fmt: skip
-    views = config.data.views or manifest.finalised or manifest.views
+    views = wanted.views or manifest.finalised or manifest.views
     if views > manifest.views:
         raise ReskdError(f"data.views {views}: {path} has {manifest.views} views: lower it, or raise `views` of "
                          f"cache-teacher")  # fmt: skip
-    targets = needed_targets(config.losses)
     reader = CacheReader(path, targets)  # raises for a target that it doesn't store
     constants = reader.constants() if "features" in targets else {}
     usable = data.usable_rows()

@@ -1,8 +1,9 @@
-"""A run at work: what its steps change, and its last.pt."""
+"""A student at work: what its steps change, and its last.pt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -10,12 +11,13 @@ from timm.utils import ModelEmaV3
 
 from cache.errors import ReskdError
 from stages.config import TrainConfig
-from stages.data.join import Batch
+from stages.data.join import Rendering
 from stages.distill.student import Student
 from stages.distill.targets import Meaning
 from stages.training.distributed import Ranks
-from stages.training.log import console
-from stages.training.state import random_state, restore_random_state, save_state
+from stages.training.log import RunLog
+from stages.training.optim import Schedule, build_optimizer, build_schedule
+from stages.training.state import random_state, restore_random_state, restore_torch, save_state, torch_state
 
 
 @dataclass
@@ -27,38 +29,99 @@ class Progress:
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     summed: int = 0  # micro-batches in `sums`
     failed: int = 0  # clips which this rank could not decode
+    loss: float = float("nan")  # of the last log row
 
     def add(self, terms: dict[str, torch.Tensor]) -> None:
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach()
         self.summed += 1
 
-    def note(self, batch: Batch) -> None:
-        """Count, and say, what went wrong with clips of a batch."""
-        self.failed += len(batch.failures)
-        for line in batch.failures:
-            console.print(f"[yellow]masked[/] {line}", highlight=False)
-        for line in batch.fallbacks:
-            console.print(f"[yellow]fallback[/] {line}", highlight=False)
-
 
 @dataclass
 class Run:
-    """A run at work: what its steps change, and last.pt holds, beside what they follow."""
+    """A student at work, alone or in a cohort: what its steps change, and last.pt holds, beside what they follow."""
 
     config: TrainConfig
     ranks: Ranks
     order: str  # digest of the order of its batches
+    steps: int  # of the whole run
     student: Student
+    wrapped: torch.nn.Module  # the student for several ranks, and compiled
     ema: ModelEmaV3 | None  # of the model alone: an adapter is of no use afterwards
     optimizer: torch.optim.Optimizer
+    schedule: Schedule
     meaning: Meaning  # of the targets
-    teach: Callable[[Batch], Batch] | None = None  # a teacher in the loop: gives a batch its targets
+    save_weights: Callable[[str, torch.nn.Module, dict], None]  # ("best" | "last", model, notes)
+    ended: Callable[[Progress], None]  # called on every rank when its last step is taken and saved
+    rendering: Rendering | None = None  # what it sees of a batch, where that isn't the batch's own clips
     progress: Progress = field(default_factory=Progress)
+    random: dict = field(default_factory=torch_state)  # of torch's generators: each run draws from its own
+    log: RunLog | None = None  # on rank 0
+    failure: Exception | None = None  # why it is out, while others go on
 
     @property
     def evaluated(self) -> torch.nn.Module:
         return self.ema.module if self.ema else self.student.model
+
+    @property
+    def amp(self) -> bool:
+        """Whether forwards run in bfloat16."""
+        return self.config.amp == "auto" and self.ranks.device.type == "cuda"
+
+
+def start_run(
+    config: TrainConfig,
+    ranks: Ranks,
+    student: Student,
+    state: dict | None,
+    *,
+    order: str,
+    steps_per_epoch: int,
+    random: dict,
+    **hooks,
+) -> Run:
+    """A run of `student` (on the ranks' device) from its beginning, or from the checkpoint `state`.
+
+    `random`: torch's generators, from which its training draws; `hooks` are the other fields of `Run`.
+    Raises ReskdError for a checkpoint of other ranks or clips.
+    """
+    optimizer = build_optimizer(student, config.optim, config.batch_size * config.accumulate * ranks.world)
+    ema = ModelEmaV3(student.model, decay=config.ema, use_warmup=True, exclude_buffers=True) if config.ema else None
+    wrapped = ranks.wrap(student)
+    run = Run(
+        config=config,
+        ranks=ranks,
+        order=order,
+        steps=config.schedule.epochs * steps_per_epoch,
+        student=student,
+        wrapped=torch.compile(wrapped) if config.compile else wrapped,
+        ema=ema,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, config.schedule, steps_per_epoch),
+        random=random,
+        **hooks,
+    )
+    if state:
+        _restore(run, state)
+    return run
+
+
+@contextmanager
+def own_draws(run: Run) -> Iterator[None]:
+    """Dropout and the like draw from this run's generators: what it draws doesn't depend on who trains beside it."""
+    restore_torch(run.random)
+    try:
+        yield
+    finally:
+        run.random = torch_state()
+
+
+def leave(run: Run, error: Exception) -> None:
+    """Take a run that failed out, and give back the memory that its training took."""
+    run.failure = error
+    run.optimizer.zero_grad(set_to_none=True)
+    run.optimizer.state.clear()
+    run.student.to("cpu")
 
 
 def check_finite(run: Run) -> None:
@@ -104,7 +167,7 @@ def save_run(run: Run) -> None:
         save_state(config.output / "last.pt", state)
 
 
-def restore_run(run: Run, state: dict) -> None:
+def _restore(run: Run, state: dict) -> None:
     """Take up a run where `save_run` left it. Raises ReskdError for other ranks or clips than it had."""
     config, ranks, student = run.config, run.ranks, run.student
     if state["world"] != ranks.world:
@@ -123,5 +186,6 @@ def restore_run(run: Run, state: dict) -> None:
         run.ema.module.load_state_dict(state["ema"])
     run.optimizer.load_state_dict(state["optimizer"])
     restore_random_state(own["random"])
+    run.random = torch_state()
     sums = {n: v.to(ranks.device) for n, v in own["sums"].items()}
     run.progress = Progress(state["step"], state["best"], sums, own["summed"], own["failed"])

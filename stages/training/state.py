@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from cache.errors import ReskdError
 from cache.store import write_atomically
 from stages.config import TrainConfig
-from stages.configfile import save_config
+from stages.configfile import flat, save_config
 from stages.training.log import console
 
 # Keys whose change doesn't make another run: where it is written, and how its batches are fetched.
@@ -91,23 +91,13 @@ def _load(stored: Path) -> dict:
 
 
 def _compare(stored: Path, config: TrainConfig) -> None:
-    there, here = _flat(_load(stored)), _flat(config.model_dump(mode="json"))
+    there, here = flat(_load(stored)), flat(config.model_dump(mode="json"))
     differing = [key for key in sorted(there.keys() | here.keys())
                  if key not in FREE_KEYS and there.get(key) != here.get(key)]  # fmt: skip
     if differing:
         lines = [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in differing]
         raise ReskdError(f"{stored.parent} holds a run of another config:\n" + "\n".join(lines)
                          + "\nresume with the stored config, begin anew with --overwrite, or give another output")  # fmt: skip
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def save_state(path: Path, state: dict) -> None:
@@ -124,22 +114,31 @@ def load_state(path: Path) -> dict:
         raise ReskdError(f"checkpoint {path} can't be read ({error}): start again with --overwrite") from error
 
 
-def random_state() -> dict:
-    """State of every generator that training may draw from, in types that `weights_only=True` loads."""
-    state = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": _numpy_state()}
+def torch_state() -> dict:
+    """State of torch's generators on this process's devices."""
+    state = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
-def restore_random_state(state: dict) -> None:
+def restore_torch(state: dict) -> None:
     torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def random_state() -> dict:
+    """State of every generator that training may draw from, in types that `weights_only=True` loads."""
+    return {**torch_state(), "python": random.getstate(), "numpy": _numpy_state()}
+
+
+def restore_random_state(state: dict) -> None:
+    restore_torch(state)
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _numpy_state() -> tuple:

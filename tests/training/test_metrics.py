@@ -22,7 +22,7 @@ from stages.config import ModelConfig
 from stages.data.join import Batch
 from stages.models import build_model
 from stages.training.distributed import Ranks
-from stages.training.metrics import Scored, average_precision, collect, confusion, measure, per_class, score
+from stages.training.metrics import Net, Scored, average_precision, collect, confusion, measure, per_class, score_each
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -40,6 +40,13 @@ def batch_of(logits, labels, *, views=1, first=0, usable=None):
 
 def model(clips):
     return SimpleNamespace(logits=clips)
+
+
+def score(batches, classes) -> dict:
+    (result,) = score_each([Net(model, None, amp=False)], batches, classes, ALONE)
+    if isinstance(result, ReskdError):
+        raise result
+    return result
 
 
 def one_hot(*labels, classes=8):
@@ -106,25 +113,25 @@ def test_several_labels_a_hit_is_any_of_them_and_map_is_the_headline():
 
 
 def test_a_class_without_clips_counts_nowhere():
-    result = score(model, [batch_of(one_hot(0, 0, 2, 1), [0, 0, 0, 1])], 8, ALONE, amp=False)
+    result = score([batch_of(one_hot(0, 0, 2, 1), [0, 0, 0, 1])], 8)
     assert result["mean_class"] == pytest.approx(100 * (2 / 3 + 1) / 2)
 
 
 def test_fewer_classes_than_five_and_unlabelled_clips():
-    result = score(model, [batch_of(one_hot(0, 1, 1, classes=2), [0, 0, -1])], 2, ALONE, amp=False)
+    result = score([batch_of(one_hot(0, 1, 1, classes=2), [0, 0, -1])], 2)
     assert result["top1"] == 50 and result["top5"] == 100 and result["clips"] == 2 and result["unlabelled"] == 1
 
 
 def test_refuses_a_data_set_without_labels_and_scores_that_are_not_finite():
     with pytest.raises(ReskdError, match="unlabelled"):
-        score(model, [batch_of(one_hot(0), [-1])], 8, ALONE, amp=False)
+        score([batch_of(one_hot(0), [-1])], 8)
     with pytest.raises(ReskdError, match="not finite"):
-        score(model, [batch_of([[0.0, float("nan"), 1.0]], [0])], 3, ALONE, amp=False)
+        score([batch_of([[0.0, float("nan"), 1.0]], [0])], 3)
 
 
 def test_a_video_with_one_view_that_failed_is_counted_and_not_scored():
     logits = [one_hot(0)[0]] * 2 + [one_hot(1)[0]] * 2
-    result = score(model, [batch_of(logits, [0, 3], views=2, usable=[True, True, True, False])], 8, ALONE, amp=False)
+    result = score([batch_of(logits, [0, 3], views=2, usable=[True, True, True, False])], 8)
     assert (result["clips"], result["failed"], result["top1"]) == (1, 1, 100)
 
 

@@ -17,7 +17,7 @@ class Pipeline(click.Group):
 
     def list_commands(self, ctx):
         return ["demo", "models", "prepare", "import-checkpoint", "cache-teacher", "inspect-cache", "verify-cache",
-                "train-student", "evaluate", "bench"]  # fmt: skip
+                "train-student", "sweep", "evaluate", "bench"]  # fmt: skip
 
     def invoke(self, ctx):
         from cache.errors import ReskdError
@@ -40,6 +40,7 @@ def cli():
     inspect-cache      cache               -> what is in it, what it takes, what a clip's views show
     verify-cache       cache               -> whether it is whole; what to redo where it isn't
     train-student      shards, cache       -> any number of low-resolution students
+    sweep              shards, cache       -> a whole grid of them, their Pareto front, what the teacher cost
     evaluate           checkpoint, shards  -> accuracy, without the teacher
 
     Begin with `pipeline.py demo`: all of it on a small real data set, in minutes.
@@ -300,6 +301,30 @@ def evaluate(config_file, overrides, **options):
     from stages.evaluate import evaluate
 
     evaluate(load_config(EvaluateConfig, config_file, _with_options(options, overrides)))
+
+
+@cli.command()
+@CONFIG
+@SET
+@click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="Every value, with all of the others; repeatable.")
+@click.option("--at-once", type=click.IntRange(1), default=8, show_default=True, help="Students on one stream: memory.")
+@click.option("--test", type=click.Path(path_type=Path), help="Score the last weights on this data set.")
+@DRY_RUN
+def sweep(config_file, overrides, grid, at_once, test, dry_run):
+    """Train many students against one cache: every point of a grid, as few decoded streams as they fit into.
+
+    The config is train-student's, with `students` (names -> keys), or `grid` (keys -> lists), or both. Students that
+    agree on data, views and batches are trained together; those that don't, one cohort after another. Writes, into
+    OUTPUT, a folder for each, sweep.json, and sweep.png: accuracy over GFLOPs with its Pareto front. Prints what the
+    teacher cost, and what it would have in the loop. A rerun goes on, and takes more students.
+
+    \b
+    pipeline.py sweep --config configs/demo/tsm/distilled.yaml --set output=runs/sweep --grid size=16,24 --grid seed=0,1
+    """
+    from stages.configfile import load_sweep
+    from stages.sweep import run_sweep
+
+    run_sweep(load_sweep(config_file, overrides, grid), at_once=at_once, test=test, dry_run=dry_run)
 
 
 @cli.group()

@@ -8,6 +8,7 @@ import difflib
 import re
 import typing
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +56,42 @@ def load_cohort(file: Path | None = None, overrides: Sequence[str] = ()) -> dict
     if not isinstance(students, dict) or not all(isinstance(c, dict) for c in students.values()) or not students:
         raise ReskdError(f"{where}: `students` must map names to the keys of each (given: {students!r})")
     return {str(name): student_of(values, str(name), changes, where) for name, changes in students.items()}
+
+
+def load_sweep(
+    file: Path | None = None, overrides: Sequence[str] = (), grid: Sequence[str] = ()
+) -> dict[str, TrainConfig]:
+    """The students of a sweep: those of `students` (see `load_cohort`), each in every combination of `grid`.
+
+    A grid, the mapping `grid` of the file and then "a.b=1,2" of the arguments, has keys and the list of their values; a
+    student is named after its combination, "size=16,seed=0".
+    """
+    values = {} if file is None else read_values(Path(file))
+    for override in overrides:
+        _apply(values, override)
+    where = f"config {file}" if file is not None else "config"
+    axes = dict(values.pop("grid", None) or {})
+    for line in grid:
+        key, equals, text = line.partition("=")
+        axes[key] = yaml.safe_load(f"[{text}]") if equals else None
+    for key, options in axes.items():
+        if not isinstance(options, list) or not options:
+            raise ReskdError(f"{where}: the grid's {key!r} must be a list of values, such as --grid size=96,112")
+    listed = values.pop("students", None) or {"": {}}
+    students = {}
+    for (name, changes), combination in product(listed.items(), product(*axes.values())):
+        point = dict(zip(axes, combination, strict=True))
+        parts = [f"{key.split('.')[-1]}={_short(value)}" for key, value in point.items()]
+        named = ",".join([*([str(name)] if name else []), *parts]) or "student"
+        if named in students:
+            raise ReskdError(f"{where}: two students are called {named}")
+        students[named] = student_of(values, named, {**changes, **point}, where)
+    return students
+
+
+def _short(value: Any) -> str:
+    """A value as a part of a file's name."""
+    return re.sub(r"[^\w.+-]+", "-", str(value)).strip("-")
 
 
 def student_of(values: Mapping[str, Any], name: str, changes: Mapping[str, Any], where: str) -> TrainConfig:

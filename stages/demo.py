@@ -6,7 +6,6 @@ import contextlib
 import json
 import statistics
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,6 @@ from typing import Any
 import psutil
 from rich.table import Table
 
-from cache.reader import load_manifest
 from cache.store import write_atomically
 from stages.cache_teacher import cache_teacher
 from stages.config import CacheConfig, DemoConfig, EvaluateConfig, TrainConfig
@@ -25,11 +23,13 @@ from stages.data.classes import read_classes
 from stages.data.digits import make_digits
 from stages.data.shards import open_dataset
 from stages.evaluate import evaluate
+from stages.ledger import teacher_ledger
 from stages.plots import contact_sheet, learning_curves
 from stages.prepare import prepare
 from stages.train_student import train_student
 from stages.training.log import console, read_metrics
 from stages.training.state import in_use
+from stages.training.stopwatch import stopwatch
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
 SPLITS = ("train", "val", "test")
@@ -68,7 +68,7 @@ def run_demo(config: DemoConfig) -> dict:
     out = config.output
     with in_use(out), _peak_memory(out / "memory.json") as peak:
         out.mkdir(parents=True, exist_ok=True)
-        timed, seconds = _stopwatch(out / "seconds.json")
+        timed, seconds = stopwatch(out / "seconds.json")
         timed("draw and encode clips", lambda: _draw(config))
         timed("prepare", lambda: _prepare(config))
         teacher = _train(config, "teacher", 0, timed)
@@ -83,9 +83,13 @@ def run_demo(config: DemoConfig) -> dict:
         scores = {kind: _scores(rs) for kind, rs in {"teacher": [teacher], **runs}.items()}
         summary = {
             **scores,
-            "ledger": _ledger(
-                caches, cached, [run for kind in kinds if kinds[kind].cache for run in runs[kind]], seconds
-            ),
+            "ledger": {
+                **teacher_ledger(
+                    [stored.output for stored in caches], [r for k in kinds if kinds[k].cache for r in runs[k]]
+                ),
+                "cache_bytes": sum(result["bytes"] for result in cached),
+                "seconds": seconds,
+            },
             "wall_s": sum(seconds.values()),
             "peak_rss_mb": peak(),
             "seeds": config.seeds,
@@ -168,21 +172,6 @@ def _scores(runs: list[Path]) -> dict:
     }
 
 
-def _ledger(caches: list[CacheConfig], cached: list[dict], distilled: list[Path], seconds: dict[str, float]) -> dict:
-    """What the teacher was paid for, and what it would have been paid for inside the students' training."""
-    paid = 0
-    for stored, result in zip(caches, cached, strict=True):
-        manifest = load_manifest(stored.output)
-        paid += (sum(e.clips for e in manifest.identity.shards) - result["quarantined"]) * manifest.views
-    results = [json.loads((run / "result.json").read_text()) for run in distilled]
-    return {
-        "teacher_clip_views": paid,
-        "in_loop_clip_views": sum(result["clips_seen"] for result in results),
-        "cache_bytes": sum(result["bytes"] for result in cached),
-        "seconds": seconds,
-    }
-
-
 def _show(summary: dict, out: Path) -> None:
     table = Table("", "top-1 %", "per seed", "GFLOPs a clip", title="on fresh handwriting")
     for kind in (kind for kind in ("teacher", *UNLABELLED_KINDS) if kind in summary):
@@ -202,28 +191,6 @@ def _show(summary: dict, out: Path) -> None:
     table.add_row("all", f"{summary['wall_s']:.1f} s, at most {summary['peak_rss_mb']:.0f} MB")
     console.print(table)
     console.print(f"written: {out}/summary.json, curves.png, views.png")
-
-
-def _stopwatch(path: Path) -> tuple[Callable[[str, Callable[[], Any]], Any], dict[str, float]]:
-    """`timed(name, stage)`, and the seconds of each stage, its interrupted calls included, kept over reruns."""
-    stored = json.loads(path.read_text()) if path.exists() else {"seconds": {}, "done": []}
-    seconds, done = stored["seconds"], stored["done"]
-
-    def timed(name: str, stage: Callable[[], Any]) -> Any:
-        console.rule(name)
-        started = time.perf_counter()
-        try:
-            result = stage()
-        finally:
-            if name not in done:
-                seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
-                write_atomically(path, json.dumps(stored).encode())
-        if name not in done:
-            done.append(name)
-            write_atomically(path, json.dumps(stored).encode())
-        return result
-
-    return timed, seconds
 
 
 @contextlib.contextmanager

@@ -40,6 +40,23 @@ def learning_curves(path: Path, runs: Mapping[str, Sequence[dict]], teacher: Seq
     figure.savefig(path, dpi=130)
 
 
+def pareto(path: Path, points: Sequence, front: Sequence, tested: bool) -> None:
+    """Top-1 (`mean` and `std`) over `gflops` of points with a `name`; the front is a line."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for point in points:
+        colour = "tab:blue" if point in front else "tab:gray"
+        axes.errorbar(point.gflops, point.mean, yerr=point.std or None, fmt="o", color=colour, capsize=2)
+        axes.annotate(point.name, (point.gflops, point.mean), fontsize=7, xytext=(4, 4), textcoords="offset points")
+    axes.plot([p.gflops for p in front], [p.mean for p in front], color="tab:blue", alpha=0.5, label="Pareto front")
+    axes.set(
+        xscale="log", xlabel="GFLOPs a view", ylabel=f"top-1 {'on the test set' if tested else 'on validation'}, %"
+    )
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=130)
+
+
 def contact_sheet(path: Path, data: Dataset, cache: Path, student_size: int, clips: int = 4) -> None:
     """What the teacher saw and what the student sees: stored view 0 of some usable clips, frame by frame."""
     reader = CacheReader(cache, ("logits",))

@@ -205,16 +205,17 @@ def _check_shared(configs: Mapping[str, TrainConfig]) -> None:
         if config.output in outputs:
             raise ReskdError(f"the students {outputs[config.output]} and {name} have one output, {config.output}")
         outputs[config.output] = name
-    there = _shared_keys(one)
+    there = shared_keys(one)
     for name, config in others:
-        here = _shared_keys(config)
+        here = shared_keys(config)
         key = next((key for key in sorted(there | here) if there.get(key) != here.get(key)), None)
         if key is not None:
             raise ReskdError(f"students on one stream must agree on {key}: it is {there.get(key)!r} for {first} and "
                              f"{here.get(key)!r} for {name}: train them one after another, or set it for all")  # fmt: skip
 
 
-def _shared_keys(config: TrainConfig) -> dict[str, Any]:
+def shared_keys(config: TrainConfig) -> dict[str, Any]:
+    """Of SHARED, what students on one stream must agree on: "data.views" and so on to values."""
     values = flat(config.model_dump(mode="json")) | {"data.order_seed": _order_seed(config)}
     return {key: value for key, value in values.items() if key in SHARED or key.split(".")[0] in SHARED}
 

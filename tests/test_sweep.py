@@ -1,0 +1,94 @@
+"""A grid of students over one cache: in as few streams as they fit into, resumable, with a ledger."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cache.errors import ReskdError
+from stages.configfile import load_sweep
+from stages.sweep import Point, pareto_front, run_sweep
+from tests.runs import QUICK, command
+
+
+@pytest.fixture
+def file(data, cached, tmp_path):
+    path = tmp_path / "student.yaml"
+    lines = [f"output: {tmp_path / 'sweep'}", "size: 16", "losses: {logit_kl: 1.0}",
+             f"data: {{train: {data.train}, val: {data.val}, cache: {cached}}}"]  # fmt: skip
+    path.write_text("\n".join(lines))
+    return path
+
+
+SET = [*QUICK, "schedule.epochs=1"]
+
+
+def test_a_grid_is_trained_scored_and_told(file, data, tmp_path):
+    sets = [part for change in SET for part in ("--set", change)]
+    said = command("sweep", "--config", file, *sets, "--grid", "size=16,24", "--grid", "seed=0,1", "--test", data.val)
+    out = tmp_path / "sweep"
+    result = json.loads((out / "sweep.json").read_text())
+    assert set(result["students"]) == {f"size={size},seed={seed}" for size in (16, 24) for seed in (0, 1)}
+    assert [p["name"] for p in result["points"]] == ["size=16", "size=24"]  # over seeds
+    for point in result["points"]:
+        top1 = [result["students"][f"{point['name']},seed={seed}"]["top1"] for seed in (0, 1)]
+        assert point["top1"] == pytest.approx(np.mean(top1)) and point["top1_std"] == pytest.approx(
+            np.std(top1, ddof=1)
+        )
+    assert result["points"][0]["gflops"] < result["points"][1]["gflops"]
+    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    ledger = result["ledger"]
+    assert ledger["teacher_clip_views"] == 400 and ledger["in_loop_clip_views"] == 4 * 192
+    assert ledger["decode_passes"] == 1 and ledger["decode_passes_alone"] == 4
+    scored = {name: (out / name / "test.json").stat().st_mtime_ns for name in result["students"]}
+    before = {name: (out / name / "last.pt").stat().st_mtime_ns for name in result["students"]}
+
+    command("sweep", "--config", file, *sets, "--grid", "size=16,24", "--grid", "seed=0,1,2", "--test", data.val)
+    again = json.loads((out / "sweep.json").read_text())  # two more students, nothing done twice
+    assert len(again["students"]) == 6 and again["ledger"]["in_loop_clip_views"] == 6 * 192
+    assert {name: again["students"][name] for name in result["students"]} == result["students"]
+    assert {name: (out / name / "last.pt").stat().st_mtime_ns for name in before} == before
+    assert {name: (out / name / "test.json").stat().st_mtime_ns for name in scored} == scored
+    assert "sweep.png" in said
+
+
+def test_students_that_cannot_share_a_stream_come_one_after_another(file, tmp_path):
+    students = load_sweep(file, [*SET, "students={a: {}, b: {batch_size: 8}, c: {size: 24}}"])
+    assert run_sweep(students, dry_run=True)["cohorts"] == [["a", "c"], ["b"]]
+    assert run_sweep(students, at_once=1, dry_run=True)["cohorts"] == [["a"], ["c"], ["b"]]
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_one_that_fails_leaves_the_rest_and_is_named(file, tmp_path):
+    bad = "students={good: {}, bad: {optim: {name: sgd, lr: 1.0e+30}}, other: {batch_size: 8}}"
+    students = load_sweep(file, [*SET, bad])
+    with pytest.raises(ReskdError, match=r"1 of 3 students failed:[\s\S]*bad[\s\S]*not finite[\s\S]*run it again"):
+        run_sweep(students)
+    result = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert set(result["students"]) == {"good", "other"} and set(result["failed"]) == {"bad"}
+    assert all(0 <= row["top1"] <= 100 for row in result["students"].values())
+
+
+@pytest.mark.parametrize(
+    "changes, grid, match",
+    [
+        ([], ["optim.lrr=0.1,0.2"], "student lrr=0.1:\n  optim.lrr: unknown key; did you mean 'lr'"),
+        ([], ["size"], "the grid's 'size' must be a list"),
+        ([], ["size="], "the grid's 'size' must be a list"),
+        ([], ["size=16,16"], "two students are called size=16"),
+        ([], ["data.train=nowhere"], "nowhere"),
+        (["students={a: {output: elsewhere}, b: {}}"], [], "in one folder"),
+        (["students={a: {}, b: {batch_size: 8, data.views: 9}}"], [], "data.views 9"),
+    ],
+)
+def test_refuses_before_any_training(file, tmp_path, changes, grid, match):
+    with pytest.raises(ReskdError, match=match):
+        run_sweep(load_sweep(file, [*SET, *changes], grid))
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_the_front_holds_what_nothing_beats_for_less():
+    points = [
+        Point(n, g, (t,), 0.0) for n, g, t in (("a", 1, 50), ("b", 2, 40), ("c", 2, 60), ("d", 3, 60), ("e", 9, 61))
+    ]
+    assert [p.name for p in pareto_front(points)] == ["a", "c", "e"]

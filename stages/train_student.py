@@ -18,8 +18,8 @@ from cache.reduction import Constants
 from cache.store import write_atomically
 from cache.view import BLOCK, ViewPolicy
 from stages.config import TrainConfig
-from stages.data.join import Clips, check_labels, decode_kept
-from stages.data.shards import Dataset, open_dataset
+from stages.data.join import Clips, check_labels
+from stages.data.shards import Dataset
 from stages.distill.online import OnlineTeacher, open_teacher
 from stages.distill.student import Student, build_student
 from stages.distill.targets import Meaning, check_targets, needed_targets
@@ -31,6 +31,7 @@ from stages.training.log import console
 from stages.training.loop import autocast, fit
 from stages.training.metrics import score
 from stages.training.order import Order, batches_of_run
+from stages.training.packed import Packs, check_packs, decode_by, open_data
 from stages.training.replay import Replay, open_replay
 from stages.training.state import in_use, load_state, open_run, stored_views
 
@@ -56,13 +57,13 @@ def train_student(
     with ranks() as at:
         if resume and config.data.cache and config.data.views is None and (views := stored_views(config)):
             config = config.model_copy(update={"data": config.data.model_copy(update={"views": views})})
-        data = open_dataset(config.data.train)
-        val = open_dataset(config.data.val) if config.data.val else None
+        data, val, packs = open_data(config)
         _check_data(config, data, val)
         replay = open_replay(config, data, allow_partial) if config.data.cache else None
         online = open_teacher(config.teacher, data, config.model.num_frames) if config.teacher else None
         torch.manual_seed(config.seed)
         model, config = _build(config, data, replay)
+        check_packs(config, packs, replay)
         if replay:
             check_targets(replay.manifest, config.losses, _shapes(model, config), config.model.num_frames)
         if config.grad_checkpointing:
@@ -80,7 +81,7 @@ def train_student(
                 return json.loads(finished.read_text())
             if not at.first:
                 torch.manual_seed(config.seed + at.rank)  # the same weights on every rank, but not the same dropout
-            progress = _run(config, data, val, replay, online, student, order, state, at)
+            progress = _run(config, data, val, packs, replay, online, student, order, state, at)
             result = {
                 "best": progress.best,
                 "steps": progress.step,
@@ -94,20 +95,21 @@ def train_student(
         return result
 
 
-def _run(config: TrainConfig, data: Dataset, val: Dataset | None, replay: Replay | None, online: OnlineTeacher | None,
-         student: Student, order: Order, state: dict | None, at: Ranks):  # fmt: skip
+def _run(config: TrainConfig, data: Dataset, val: Dataset | None, packs: Packs, replay: Replay | None,
+         online: OnlineTeacher | None, student: Student, order: Order, state: dict | None, at: Ranks):  # fmt: skip
     """Wire what the loop takes: batches, targets, validation, weights to disk."""
-    make = partial(Clips, size=config.size, via=config.render_via, num_classes=len(data.classes),
-                   decode=decode_kept if config.loader.resident else None)  # fmt: skip
+    make = partial(Clips, size=config.size, via=config.render_via, num_classes=len(data.classes))
     reader = _reader(config, replay.manifest, order, at) if replay else None
-    clips = make(data, cache=reader, policy=config.policy, also=[(online.size, None)] if online else ())
+    clips = make(data, cache=reader, policy=config.policy, also=[(online.size, None)] if online else (),
+                 decode=decode_by(packs.train, config.loader))  # fmt: skip
     teacher = replay or online
 
     def batches(start: tuple[int, int]):
         return batches_of_run(clips, order, config.schedule.epochs, start, config.loader, at)
 
     def validate(evaluated: torch.nn.Module) -> dict[str, float]:
-        ordered = in_order(make(val, policy=config.eval_policy), config.loader, config.batch_size, at)
+        shown = make(val, policy=config.eval_policy, decode=decode_by(packs.val, config.loader))
+        ordered = in_order(shown, config.loader, config.batch_size, at)
         return score(evaluated, ordered, len(data.classes), at, autocast(config, at))
 
     def save_weights(name: str, evaluated: torch.nn.Module, notes: dict) -> None:
@@ -156,7 +158,6 @@ def evaluation_policy(policy: ViewPolicy) -> ViewPolicy:
 
 def _check_data(config: TrainConfig, data: Dataset, val: Dataset | None) -> None:
     single = config.losses.cross_entropy > 0 and not config.losses.random_label
-    data.check_files()
     labelled = check_labels(data, single=single)["labelled"]
     if labelled == 0 and not needed_targets(config.losses):
         raise ReskdError(f"{data.path} has no labelled clip, and no loss without labels is set: give "
@@ -166,7 +167,6 @@ def _check_data(config: TrainConfig, data: Dataset, val: Dataset | None) -> None
     if val.classes != data.classes:
         raise ReskdError(f"{val.path} has other classes than {data.path}: prepare both with one class list "
                          f"(prepare --class-order {data.path})")  # fmt: skip
-    val.check_files()
     check_labels(val, single=False)
 
 

@@ -204,8 +204,9 @@ def write_shard(
 ) -> tuple[list[Sample], int, str]:
     """Writes (key, extension, video, metadata) by WebDataset's writer; the same clips give the same bytes.
 
-    `extensions`: those that a video may have. Written to `temporary`, synced, scanned as strictly as a foreign tar, renamed to `path`. Returns its samples in
-    order, its bytes and its sha256; without any clip there is no tar, and the samples are empty.
+    `extensions`: those that a video may have. Written to `temporary`, synced, scanned as strictly as a foreign tar,
+    renamed to `path`. Returns its samples in order, its bytes and its sha256; without any clip there is no tar, and the
+    samples are empty.
     """
     import webdataset
 

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from cache.errors import ReskdError
 from stages.config import PackConfig
-from stages.data.packfiles import PackManifest, commit_shard, committed, finish, read_pack, write_pack
-from stages.data.packing import AllFrames, PackedClip
+from stages.data.packfiles import PackManifest, committed, finish, read_pack, write_pack
+from stages.data.packing import AllFrames, PackedClip, commit_shard
 from stages.data.shards import Dataset, open_dataset
 from stages.training.distributed import Ranks, ranks
 from stages.training.loading import decoding_workers, identity, raising

@@ -1,12 +1,12 @@
-"""A frame as a JPEG. Pillow encodes, with Huffman tables of the picture's own (an eighth smaller, the same pixels);
-torchvision decodes, in half of Pillow's time. Both are libjpeg-turbo."""
+"""A frame as a JPEG, by Pillow: with Huffman tables of the picture's own, an eighth smaller for the same pixels.
+
+torchvision decodes a frame of 227×170 px in 0.16 ms where Pillow takes 0.22, but gives its JPEGs up (deprecated in 0.29).
+"""
 
 import io
 
 import numpy as np
-import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 
 
 def shrink(picture: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -24,8 +24,8 @@ def encode(picture: np.ndarray, quality: int) -> bytes:
 
 
 def decode(jpeg: bytes) -> np.ndarray:
-    """A JPEG -> uint8 [H,W,3] RGB. Raises RuntimeError where it is cut or no JPEG."""
-    return decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), ImageReadMode.RGB).permute(1, 2, 0).numpy()
+    """A JPEG -> uint8 [H,W,3] RGB. Raises OSError where it is cut or no JPEG."""
+    return np.asarray(Image.open(io.BytesIO(jpeg), formats=("JPEG",)))
 
 
 def psnr(picture: np.ndarray, other: np.ndarray) -> float:

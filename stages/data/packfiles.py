@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +11,6 @@ from cache.errors import ReskdError
 from cache.manifest import ShardEntry
 from cache.view import ViewPolicy
 from stages.data.index import dump, rows_path, write_whole
-from stages.data.packing import PackedClip
-from stages.data.shards import write_shard
 
 FORMAT = 1
 PACK = "pack.json"
@@ -86,32 +82,6 @@ def read_pack(path: Path) -> PackManifest | None:
         raise ReskdError(f"{file}: damaged ({error!r}). Run `pack` into a new folder") from error
     raise ReskdError(f"{file}: format version {version}, this program reads {FORMAT}. Run `pack` into a new folder, or use "
                      "the version of reskd that wrote it")  # fmt: skip
-
-
-def commit_shard(path: Path, shard: str, clips: Iterator[PackedClip]) -> None:
-    """Write a shard's tar, and then its rows: killed anywhere, it is there whole or made again. Raises OSError."""
-    temporary, columns = (path / shard).with_name(f".{Path(shard).name}.partial"), {name: [] for name in COLUMNS}
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-
-    def members() -> Iterator[tuple[str, str, bytes, dict[str, Any]]]:
-        for clip in clips:
-            sizes = [len(picture) for picture in clip.jpegs]
-            about = {"frames": clip.frames.tolist(), "sizes": sizes, "width": clip.width, "height": clip.height}
-            for name in ("key", "width", "height", "decoder", "error"):
-                columns[name].append(getattr(clip, name))
-            columns["frames"].append(about["frames"])
-            columns["offsets"].append([0, *accumulate(sizes[:-1])] if sizes else [])
-            columns["crc"].append([zlib.crc32(picture) for picture in clip.jpegs])
-            yield clip.key, "mjpeg", b"".join(clip.jpegs), {"error": clip.error} if clip.error else about
-
-    try:
-        samples, size, digest = write_shard(path / shard, temporary, members(), frozenset({"mjpeg"}))
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # of a full disk: room for what is to be written in its place
-        raise
-    for name in ("offset", "size", "header"):
-        columns[name] = [getattr(sample.video, name) for sample in samples]
-    write_whole(rows_path(path, shard), dump({"bytes": size, "sha256": digest} | columns))
 
 
 def committed(path: Path, shard: str) -> tuple[ShardFiles, dict[int, str]] | None:

@@ -1,9 +1,13 @@
-"""The frames that a pack holds: which ones, decoded and encoded anew by DataLoader workers, in tar order."""
+"""Making a pack: which frames, decoded and encoded anew by DataLoader workers in tar order, into one tar a shard."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import IterableDataset
@@ -13,8 +17,10 @@ from cache.reader import CacheReader
 from stages.data import jpeg
 from stages.data.decode import DecodeError, decode_frames
 from stages.data.heights import packed_size
+from stages.data.index import dump, rows_path, write_whole
+from stages.data.packfiles import COLUMNS
 from stages.data.plan import splitmix64
-from stages.data.shards import Dataset, Row
+from stages.data.shards import Dataset, Row, write_shard
 from stages.data.turns import chunks_of_turn, count_chunks
 
 CHUNK = 4  # clips that a worker hands over at once
@@ -121,3 +127,29 @@ def sample_pictures(data: Dataset, wanted: Wanted, short: int) -> list[np.ndarra
         raise ReskdError(f"{data.path}: no clip of a sample of {len(order)} can be packed ({failed or 'no usable clip'}): "
                          "look into the data set's quarantine.jsonl")  # fmt: skip
     return pictures
+
+
+def commit_shard(path: Path, shard: str, clips: Iterator[PackedClip]) -> None:
+    """Write a shard's tar, and then its rows: killed anywhere, it is there whole or made again. Raises OSError."""
+    temporary, columns = (path / shard).with_name(f".{Path(shard).name}.partial"), {name: [] for name in COLUMNS}
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+
+    def members() -> Iterator[tuple[str, str, bytes, dict[str, Any]]]:
+        for clip in clips:
+            sizes = [len(picture) for picture in clip.jpegs]
+            about = {"frames": clip.frames.tolist(), "sizes": sizes, "width": clip.width, "height": clip.height}
+            for name in ("key", "width", "height", "decoder", "error"):
+                columns[name].append(getattr(clip, name))
+            columns["frames"].append(about["frames"])
+            columns["offsets"].append([0, *accumulate(sizes[:-1])] if sizes else [])
+            columns["crc"].append([zlib.crc32(picture) for picture in clip.jpegs])
+            yield clip.key, "mjpeg", b"".join(clip.jpegs), {"error": clip.error} if clip.error else about
+
+    try:
+        samples, size, digest = write_shard(path / shard, temporary, members(), frozenset({"mjpeg"}))
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # of a full disk: room for what is to be written in its place
+        raise
+    for name in ("offset", "size", "header"):
+        columns[name] = [getattr(sample.video, name) for sample in samples]
+    write_whole(rows_path(path, shard), dump({"bytes": size, "sha256": digest} | columns))

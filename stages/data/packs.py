@@ -118,8 +118,8 @@ class Pack:
             raise self._stale(shard, f"{what}: {len(content)} bytes of other content")
         try:
             return jpeg.decode(content)
-        except RuntimeError as error:
-            raise self._stale(shard, f"{what}: {str(error).splitlines()[0]}") from error
+        except OSError as error:
+            raise self._stale(shard, f"{what}: {error}") from error
 
     def _absent(self, shard: str, row: PackedRow, frame: int) -> ReskdError:
         made, has = self.manifest.identity, f"it has {len(row.frames)} frames"

@@ -17,7 +17,7 @@ class Pipeline(click.Group):
 
     def list_commands(self, ctx):
         return ["demo", "models", "prepare", "import-checkpoint", "cache-teacher", "inspect-cache", "verify-cache",
-                "train-student", "sweep", "evaluate", "bench"]  # fmt: skip
+                "pack", "train-student", "sweep", "evaluate", "bench"]  # fmt: skip
 
     def invoke(self, ctx):
         from cache.errors import ReskdError
@@ -39,6 +39,7 @@ def cli():
     cache-teacher      shards, teacher     -> a Zarr cache of soft targets and features
     inspect-cache      cache               -> what is in it, what it takes, what a clip's views show
     verify-cache       cache               -> whether it is whole; what to redo where it isn't
+    pack               shards, cache       -> their frames as small JPEGs, so that students decode no video
     train-student      shards, cache       -> any number of low-resolution students
     sweep              shards, cache       -> a whole grid of them, their Pareto front, what the teacher cost
     evaluate           checkpoint, shards  -> accuracy, without the teacher
@@ -253,6 +254,32 @@ def verify_cache(path, recompute, config_file, overrides, **options):
         raise SystemExit(1)
 
 
+@cli.command()
+@click.option("--data", help="A data set made by prepare.")
+@click.option("--output", help="The pack, a folder.")
+@click.option("--cache", help="Made by cache-teacher: its stored views.")
+@click.option("--frames", type=click.Choice(["views", "all"]), help="Those of stored views, or all.  [default: views]")
+@click.option("--size", type=int, help="px of the largest student, which decides the height.  [default: 112]")
+@click.option("--height", type=int, help="px of a frame's shorter side.  [default: no crop is enlarged]")
+@click.option("--quality", type=int, help="Of the JPEGs, 1 to 95.  [default: 90]")
+@click.option("--psnr", type=float, help="dB: the lowest quality that has it on a sample, instead of --quality.")
+@CONFIG
+@SET
+@DRY_RUN
+def pack(config_file, overrides, dry_run, **options):
+    """Stage 1b: store the frames that students need as small JPEGs beside the shards.
+
+    train-student reads them with data.pack (and data.val_pack), evaluate with --pack, in place of the videos. --frames
+    views takes what the stored views of --cache need; validation, evaluation and fresh views need a pack of --frames
+    all. Killed and run again, it goes on with the shards that are missing. Several processes (torchrun) share them.
+    """
+    from stages.config import PackConfig
+    from stages.configfile import load_config
+    from stages.pack import pack
+
+    pack(load_config(PackConfig, config_file, _with_options(options, overrides)), dry_run=dry_run)
+
+
 @cli.command("train-student")
 @CONFIG
 @SET
@@ -284,6 +311,7 @@ def train_student(config_file, overrides, resume, overwrite, allow_partial, dry_
 @click.argument("checkpoint", required=False)
 @click.option("--data", help="A data set made by prepare.")
 @click.option("--output", help="NAME.json for the metrics; NAME.classes.csv and NAME.confusion.png go beside it.")
+@click.option("--pack", help="Made by pack of that data set, with --frames all: it is read instead of the videos.")
 @click.option("--size", type=int, help="px; the size it was trained at if not given.")
 @click.option("--protocol", metavar="CxP", help="C clips in time by 1 or 3 crops: 1x1, 2x3, 4x3, 10x3.  [default: 1x1]")
 @click.option(

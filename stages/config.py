@@ -147,6 +147,41 @@ class CacheConfig(Config):
     loader: LoaderConfig = LoaderConfig()
 
 
+class PackConfig(Config):
+    """`pipeline.py pack`."""
+
+    data: Path = Field(description="a data set made by `prepare`")
+    output: Path = Field(description="the pack, a folder")
+    cache: Path | None = Field(None, description="made by `cache-teacher` of this data set: its stored views")
+    views: Positive | None = Field(None, description="the first so many of them; all finished ones where not given")
+    frames: Literal["views", "all"] = Field("views", description="those that any of these views needs; or every one, for "
+                                            "evaluation and fresh views, too")  # fmt: skip
+    size: Size = Field(112, description="px of the largest student, which decides the height where none is given")
+    height: int | None = Field(None, ge=8, le=4096, description="px of a frame's shorter side; so that no crop of a view "
+                               "is enlarged where not given")  # fmt: skip
+    quality: int = Field(90, ge=1, le=95, description="of the JPEGs")
+    psnr: float | None = Field(
+        None, gt=0, le=60, description="dB: the lowest quality that has it on average of a sample"
+    )
+    policy: ViewPolicy | None = Field(None, description="whose crops aren't enlarged, where there is no cache; null: the "
+                                                        "default")  # fmt: skip
+    loader: LoaderConfig = LoaderConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> PackConfig:
+        if self.cache is None and self.frames == "views":
+            raise ValueError("frames: views are those of a cache's stored views: give cache, or frames: all")
+        if self.cache is None and self.views is not None:
+            raise ValueError("views are a cache's stored ones: give cache, too, or leave them out")
+        if self.cache is not None and self.policy is not None:
+            raise ValueError("the cache has its policy: remove `policy`, or the cache")
+        if self.psnr is not None and "quality" in self.model_fields_set:
+            raise ValueError(
+                f"psnr {self.psnr} chooses the quality, and quality {self.quality} is given: give one of them"
+            )
+        return self
+
+
 class TrainData(Config):
     train: Path = Field(description="a data set made by `prepare`")
     val: Path | None = Field(None, description="validated on every `schedule.val_every` epochs")
@@ -154,6 +189,8 @@ class TrainData(Config):
     views: Positive | None = Field(None, description="replay the first so many stored views; all where not given")
     mismatch: bool = Field(False, description="for comparison only: fresh student views by `policy` under the stored "
                                               "targets, which are of other views")  # fmt: skip
+    pack: Path | None = Field(None, description="made by `pack` of `train`: frames come from it, not from the videos")
+    val_pack: Path | None = Field(None, description="made by `pack` of `val`, with frames: all")
     order_seed: int | None = Field(None, description="of the clips' order; `seed` where not given")
 
 
@@ -272,6 +309,14 @@ class TrainConfig(Config):
             raise ValueError("data.cache has the teacher's targets: remove `teacher`, or the cache")
         elif (self.policy is not None) != self.data.mismatch:
             raise ValueError("with data.cache the stored views are replayed: remove `policy` (or set data.mismatch)")
+        if self.data.pack is not None and self.teacher is not None:
+            raise ValueError(
+                "a teacher in the loop looks at the videos in full: remove data.pack, or cache the teacher"
+            )
+        if self.data.val_pack is not None and self.data.val is None:
+            raise ValueError("data.val_pack is a pack of data.val: give that, too")
+        if (self.data.pack or self.data.val_pack) and self.loader.resident:
+            raise ValueError("a pack needs no decoded videos in memory: remove loader.resident, or the pack")
         for name in ("policy", "eval_policy"):
             policy = getattr(self, name)
             if policy is not None and policy.num_frames != self.model.num_frames:
@@ -289,6 +334,7 @@ class EvaluateConfig(Config):
 
     checkpoint: Path
     data: Path
+    pack: Path | None = Field(None, description="made by `pack` of `data`, with frames: all: frames come from it")
     output: Path | None = Field(None, description="NAME.json; NAME.classes.csv and NAME.confusion.png go beside it")
     size: Size | None = Field(None, description="px; the size it was trained at where not given")
     policy: ViewPolicy | None = Field(None, description="the validation views of its training where not given")
@@ -300,8 +346,10 @@ class EvaluateConfig(Config):
     loader: LoaderConfig = LoaderConfig()
 
     @model_validator(mode="after")
-    def _deterministic(self) -> EvaluateConfig:
+    def _fits(self) -> EvaluateConfig:
         _check_deterministic("policy", self.policy)
+        if self.pack is not None and self.loader.resident:
+            raise ValueError("a pack needs no decoded videos in memory: remove loader.resident, or the pack")
         return self
 
 

@@ -18,7 +18,7 @@ from cache.errors import ReskdError
 from cache.store import write_atomically
 from cache.view import ViewPolicy
 from stages.config import EvaluateConfig
-from stages.data.join import Batch, Clips, check_labels, decode_kept
+from stages.data.join import Batch, Clips, check_labels
 from stages.data.shards import open_dataset
 from stages.models import model_stats, place
 from stages.models.checkpoints import first_difference, load_model
@@ -27,6 +27,7 @@ from stages.training.distributed import Ranks, ranks
 from stages.training.loading import in_order, raising
 from stages.training.log import console, progress_bar
 from stages.training.metrics import collect, confusion, measure, per_class
+from stages.training.packed import check_fresh, decode_by, open_frames
 
 CONFUSED = 20  # pairs of classes in the JSON
 
@@ -42,8 +43,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     if config.output is not None:
         _check_writable(config.output)
     model, card = load_model(config.checkpoint)
-    data = open_dataset(config.data)
-    data.check_files()
+    data, pack = open_frames(open_dataset(config.data), config.pack)
     if card.classes != tuple(data.classes):
         raise ReskdError(f"{config.checkpoint} knows other classes than {data.path} has "
                          f"({first_difference(card.classes, data.classes)}): prepare the data set in the checkpoint's "
@@ -51,8 +51,10 @@ def evaluate(config: EvaluateConfig) -> dict:
     if not check_labels(data, single=False)["labelled"]:
         raise ReskdError(f"no clip to evaluate on: every one of {data.path} is unlabelled; give a labelled data set")
     size, policy = config.size or card.size, protocol_policy(config.policy or card.eval_policy, config.protocol)
+    if pack:
+        check_fresh(pack, policy, card.render_via or size, "evaluation")
     clips = Clips(data, size=size, via=card.render_via, num_classes=len(data.classes), policy=policy,
-                  decode=decode_kept if config.loader.resident else None)  # fmt: skip
+                  decode=decode_by(pack, config.loader))  # fmt: skip
     with ranks() as at:
         batches = _shown(in_order(clips, config.loader, config.batch_size, at), policy.views, data.usable_rows(), at)
         amp = config.amp == "auto" and at.device.type == "cuda"

@@ -23,8 +23,8 @@ from cache.store import write_atomically
 from cache.view import BLOCK, ViewPolicy
 from stages.config import TrainConfig
 from stages.configfile import flat
-from stages.data.join import Clips, check_labels, decode_kept
-from stages.data.shards import Dataset, open_dataset
+from stages.data.join import Clips, check_labels
+from stages.data.shards import Dataset
 from stages.distill.online import OnlineTeacher, open_teacher
 from stages.distill.student import Student, build_student
 from stages.distill.targets import Meaning, check_targets, needed_targets
@@ -36,6 +36,7 @@ from stages.training.log import console
 from stages.training.loop import fit
 from stages.training.metrics import Net, score_each
 from stages.training.order import Order, batches_of_run
+from stages.training.packed import Packs, check_packs, decode_by, open_data
 from stages.training.replay import Replay, open_replay
 from stages.training.run import Progress, start_run
 from stages.training.state import in_use, load_state, open_run, stored_views, torch_state
@@ -88,13 +89,14 @@ def train_cohort(
     with ranks() as at, ExitStack() as held:
         configs = _with_stored_views(configs) if resume else dict(configs)
         shared = next(iter(configs.values()))
-        data = open_dataset(shared.data.train)
-        val = open_dataset(shared.data.val) if shared.data.val else None
+        data, val, packs = open_data(shared)
         targets = tuple(sorted({target for c in configs.values() for target in needed_targets(c.losses)}))
-        _check_data(list(configs.values()), data, val, targets)
+        _check_data(list(configs.values()), data, val)
         replay = open_replay(shared.data, targets, data, allow_partial) if shared.data.cache else None
         online = open_teacher(shared.teacher, data, shared.model.num_frames) if shared.teacher else None
         members = {name: _member(config, data, replay, online, at) for name, config in configs.items()}
+        for member in members.values():
+            check_packs(member.config, packs, replay)
         order = _order(shared, data, replay, at)
         if dry_run:
             return {name: _show_plan(member, data, order, replay) for name, member in members.items()}
@@ -110,20 +112,20 @@ def train_cohort(
                 results[name] = result
                 del members[name]
         if members:
-            results |= _train(members, data, val, targets, replay, online, order, at, started)
+            results |= _train(members, data, val, packs, targets, replay, online, order, at, started)
         return {name: results[name] for name in configs}
 
 
-def _train(members: Mapping[str, Member], data: Dataset, val: Dataset | None, targets: Sequence[str],
+def _train(members: Mapping[str, Member], data: Dataset, val: Dataset | None, packs: Packs, targets: Sequence[str],
            replay: Replay | None, online: OnlineTeacher | None, order: Order, at: Ranks, started: float
            ) -> dict[str, dict]:  # fmt: skip
     """Wire what the loop takes: batches, targets, validation, weights and results to disk."""
     shared, results = next(iter(members.values())).config, {}
     first, *others = dict.fromkeys((member.config.size, member.config.render_via) for member in members.values())
-    make = partial(Clips, size=first[0], via=first[1], num_classes=len(data.classes),
-                   decode=decode_kept if shared.loader.resident else None)  # fmt: skip
+    make = partial(Clips, size=first[0], via=first[1], num_classes=len(data.classes))
     reader = _reader(shared, replay.manifest, targets, order, at) if replay else None
-    clips = make(data, cache=reader, policy=shared.policy, also=[*others, *([(online.size, None)] if online else [])])
+    clips = make(data, cache=reader, policy=shared.policy, also=[*others, *([(online.size, None)] if online else [])],
+                 decode=decode_by(packs.train, shared.loader))  # fmt: skip
     teacher = replay or online
     meaning = teacher.meaning_on(at.device) if teacher else Meaning()
 
@@ -132,7 +134,7 @@ def _train(members: Mapping[str, Member], data: Dataset, val: Dataset | None, ta
         return batches_of_run(clips, order, epochs, start, shared.loader, at)
 
     def validate(nets: Sequence[Net]) -> list[dict | ReskdError]:
-        seen = make(val, policy=shared.eval_policy, also=others)
+        seen = make(val, policy=shared.eval_policy, also=others, decode=decode_by(packs.val, shared.loader))
         return score_each(nets, in_order(seen, shared.loader, shared.batch_size, at), len(data.classes), at)
 
     def save_weights(config: TrainConfig, name: str, evaluated: torch.nn.Module, notes: dict) -> None:
@@ -260,9 +262,8 @@ def evaluation_policy(policy: ViewPolicy) -> ViewPolicy:
     return dataclasses.replace(policy, jitter=False, crop=crop, flip=0.0)
 
 
-def _check_data(configs: Sequence[TrainConfig], data: Dataset, val: Dataset | None, targets: Sequence[str]) -> None:
+def _check_data(configs: Sequence[TrainConfig], data: Dataset, val: Dataset | None) -> None:
     single = any(config.losses.cross_entropy > 0 and not config.losses.random_label for config in configs)
-    data.check_files()
     labelled = check_labels(data, single=single)["labelled"]
     if labelled == 0 and not all(needed_targets(config.losses) for config in configs):
         raise ReskdError(f"{data.path} has no labelled clip, and no loss without labels is set: give "
@@ -272,7 +273,6 @@ def _check_data(configs: Sequence[TrainConfig], data: Dataset, val: Dataset | No
     if val.classes != data.classes:
         raise ReskdError(f"{val.path} has other classes than {data.path}: prepare both with one class list "
                          f"(prepare --class-order {data.path})")  # fmt: skip
-    val.check_files()
     check_labels(val, single=False)
 
 

@@ -18,6 +18,7 @@ from stages.config import (
     EvaluateConfig,
     FeaturesConfig,
     ModelConfig,
+    PackConfig,
     StudyConfig,
     TrainConfig,
 )
@@ -46,8 +47,8 @@ def each(files: list[Path]):
 
 
 @cache
-def load(file: Path) -> TrainConfig | CacheConfig | DemoConfig | StudyConfig:
-    own = {"cache": CacheConfig, "demo": DemoConfig, "study": StudyConfig}
+def load(file: Path) -> TrainConfig | CacheConfig | PackConfig | DemoConfig | StudyConfig:
+    own = {"cache": CacheConfig, "pack": PackConfig, "demo": DemoConfig, "study": StudyConfig}
     return load_config(own.get(file.stem.split("_")[0], TrainConfig), file)
 
 
@@ -69,7 +70,7 @@ def said(file: Path, name: str) -> str:
 @each(SHIPPED)
 def test_a_config_is_valid_and_headed_by_the_command_that_runs_it(file):
     config = load(file)
-    own = {CacheConfig: "cache-teacher", DemoConfig: "demo", StudyConfig: "bench fidelity"}
+    own = {CacheConfig: "cache-teacher", PackConfig: "pack", DemoConfig: "demo", StudyConfig: "bench fidelity"}
     command = own.get(type(config), "train-student")
     line = header(file)[1]
     assert f"pipeline.py {command}" in line

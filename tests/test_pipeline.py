@@ -11,7 +11,7 @@ def run(*arguments):
     return CliRunner().invoke(cli, [str(a) for a in arguments])
 
 
-@pytest.mark.parametrize("command", ["demo", "prepare", "cache-teacher", "train-student", "evaluate"])
+@pytest.mark.parametrize("command", ["demo", "prepare", "cache-teacher", "pack", "train-student", "evaluate"])
 def test_every_command_has_help(command):
     done = run(command, "--help")
     assert done.exit_code == 0 and "--set KEY=VALUE" in done.output and command in run("--help").output

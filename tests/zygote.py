@@ -114,6 +114,7 @@ def _serve() -> None:
 
     import stages.cache_teacher
     import stages.evaluate
+    import stages.pack
     import stages.prepare
     import stages.train_student  # noqa: F401
 

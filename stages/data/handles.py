@@ -1,4 +1,4 @@
-"""What one process holds open of a data set: its tars, and the rows of its shards."""
+"""What one process holds open of a data set or a pack: its tars, and the rows of its shards."""
 
 import os
 import threading
@@ -12,8 +12,26 @@ T = TypeVar("T")
 
 
 class Handles:
+    """Each process has its own: a fork or a pickled copy begins with none."""
+
     def __init__(self):
-        self.pid, self.rows, self.tars = os.getpid(), Lru(OPEN_SHARDS), Lru(OPEN_SHARDS)
+        self._pid, self._rows, self._tars = os.getpid(), Lru(OPEN_SHARDS), Lru(OPEN_SHARDS)
+
+    def __reduce__(self):
+        return Handles, ()
+
+    @property
+    def rows(self) -> "Lru":
+        return self._here()._rows
+
+    @property
+    def tars(self) -> "Lru":
+        return self._here()._tars
+
+    def _here(self) -> "Handles":
+        if self._pid != os.getpid():  # forked: a lock may have been held just then
+            self.__init__()
+        return self
 
 
 class Lru:

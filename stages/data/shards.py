@@ -1,5 +1,6 @@
 """The data set on disk: WebDataset tar shards and an index of their rows. The only file with webdataset."""
 
+import copy
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from cache.errors import ReskdError
 from cache.manifest import ShardEntry, check_shard_names
 from stages.data.handles import Handles, TarFile
 from stages.data.index import INDEX, move_whole, read_index, rows_path
-from stages.data.tarscan import HEADER, Sample, scan_tar
+from stages.data.tarscan import HEADER, VIDEO_EXTENSIONS, Sample, scan_tar
 
 # WebDataset runs code from data by default (`pipe:` URLs, GOPEN_REWRITE). Set in the environment, so that spawned
 # workers have it too, before the import, which waits until a tar is written or streamed: it brings torch along.
@@ -65,29 +66,29 @@ class Dataset:
         self._entries = {entry.name: (entry, digest) for entry, digest in entries}
         self._handles = Handles()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_handles"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _handles=Handles())
-
     def entry(self, shard: str) -> ShardEntry:
         """The index's entry of a shard, by its name."""
         return self._entry(shard)[0]
 
     def rows(self, shard: str) -> tuple[Row, ...]:
         """All rows of a shard in tar order, quarantined ones too. Raises ReskdError where they aren't as indexed."""
-        return self._here().rows.get(shard, self._load_rows)[0]
+        return self._handles.rows.get(shard, self._load_rows)[0]
 
     def usable_rows(self) -> list[np.ndarray]:
         """For each shard the numbers of the rows that aren't quarantined, [n] int64; reads nothing."""
         return [np.delete(np.arange(e.clips), list(self.quarantine.get(e.name, ()))) for e in self.shards]
 
+    def leaving_out(self, quarantine: Mapping[str, Mapping[int, str]]) -> "Dataset":
+        """The same data set with further rows in its quarantine."""
+        other = copy.copy(self)
+        shards = [*self.quarantine, *(shard for shard in quarantine if shard not in self.quarantine)]
+        other.quarantine = {s: {**quarantine.get(s, {}), **self.quarantine.get(s, {})} for s in shards}
+        return other
+
     def read(self, shard: str, row: int) -> bytes:
         """A row's encoded video, by its offset. Raises ReskdError where the tar isn't the indexed one any more."""
-        here = self._here()
-        rows, headers = here.rows.get(shard, self._load_rows)
-        tar = here.tars.get(shard, self._open_tar)
+        rows, headers = self._handles.rows.get(shard, self._load_rows)
+        tar = self._handles.tars.get(shard, self._open_tar)
         item = rows[row]
         if zlib.crc32(tar.read(HEADER, item.offset - HEADER)) != headers[row]:
             raise self._stale(shard, f"row {row}: another member lies where {item.key}.{item.ext} was")
@@ -127,11 +128,6 @@ class Dataset:
         if shard not in self._entries:
             raise ReskdError(f"{self.path / INDEX}: no shard {shard!r} in it. It lists {len(self.shards)} shards")
         return self._entries[shard]
-
-    def _here(self) -> Handles:
-        if self._handles.pid != os.getpid():  # forked: a lock may have been held just then
-            self._handles = Handles()
-        return self._handles
 
     def _load_rows(self, shard: str) -> tuple[tuple[Row, ...], list[int]]:
         """The rows, and the crc32 of each one's tar header."""
@@ -201,12 +197,16 @@ def _samples(file: BinaryIO) -> Iterator[dict[str, Any]]:
 
 
 def write_shard(
-    path: Path, temporary: Path, clips: Iterable[tuple[str, str, bytes, Mapping[str, Any]]]
+    path: Path,
+    temporary: Path,
+    clips: Iterable[tuple[str, str, bytes, Mapping[str, Any]]],
+    extensions: frozenset[str] = VIDEO_EXTENSIONS,
 ) -> tuple[list[Sample], int, str]:
     """Writes (key, extension, video, metadata) by WebDataset's writer; the same clips give the same bytes.
 
-    Written to `temporary`, synced, scanned as strictly as a foreign tar, renamed to `path`. Returns its samples in
-    order, its bytes and its sha256; without any clip there is no tar, and the samples are empty.
+    `extensions`: those that a video may have. Written to `temporary`, synced, scanned as strictly as a foreign tar,
+    renamed to `path`. Returns its samples in order, its bytes and its sha256; without any clip there is no tar, and the
+    samples are empty.
     """
     import webdataset
 
@@ -221,7 +221,7 @@ def write_shard(
     if count == 0:
         temporary.unlink()
         return [], 0, ""
-    samples, size = scan_tar(temporary), temporary.stat().st_size
+    samples, size = scan_tar(temporary, extensions), temporary.stat().st_size
     assert len(samples) == count
     move_whole(temporary, path)
     return samples, size, hashed.sha256.hexdigest()

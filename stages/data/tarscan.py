@@ -40,8 +40,8 @@ class Sample:
     labels: dict[str, Member]
 
 
-def scan_tar(path: Path) -> list[Sample]:
-    """The clips of an uncompressed tar, in its order, from its headers alone.
+def scan_tar(path: Path, extensions: frozenset[str] = VIDEO_EXTENSIONS) -> list[Sample]:
+    """The clips of an uncompressed tar, in its order, from its headers alone. `extensions`: those of videos.
 
     Raises ReskdError, naming tar and member, for whatever would lose or mix clips: a cut anywhere before the two
     zero blocks that end a tar (or data after them), links, directories, sparse and special members, names without
@@ -52,7 +52,7 @@ def scan_tar(path: Path) -> list[Sample]:
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            samples = _group(path, _members(path, file))
+            samples = _group(path, _members(path, file), extensions)
     except OSError as error:
         raise ReskdError(
             f"{path}: shard can't be read ({error.strerror or error}). Put it back, or index anew"
@@ -120,7 +120,7 @@ def _check_end(path: Path, file: BinaryIO, end: int, size: int, name: str | None
                              f"joined. {_AGAIN}, one tar a file")  # fmt: skip
 
 
-def _group(path: Path, members: Iterator[Member]) -> list[Sample]:
+def _group(path: Path, members: Iterator[Member], extensions: frozenset[str]) -> list[Sample]:
     """As webdataset's group_by_keys: consecutive members of one key are a sample."""
     groups: dict[str, dict[str, Member]] = {}
     current = None
@@ -133,7 +133,7 @@ def _group(path: Path, members: Iterator[Member]) -> list[Sample]:
         if ext in group:
             raise ReskdError(f"{path}: member {member.name!r} occurs twice. Rename or remove one of them")
         group[ext] = member
-    return [_sample(path, key, group) for key, group in groups.items()]
+    return [_sample(path, key, group, extensions) for key, group in groups.items()]
 
 
 def _split(path: Path, name: str) -> tuple[str, str]:
@@ -150,12 +150,12 @@ def _split(path: Path, name: str) -> tuple[str, str]:
     return key, ext
 
 
-def _sample(path: Path, key: str, group: dict[str, Member]) -> Sample:
-    videos = [ext for ext in group if ext in VIDEO_EXTENSIONS]
+def _sample(path: Path, key: str, group: dict[str, Member], extensions: frozenset[str]) -> Sample:
+    videos = [ext for ext in group if ext in extensions]
     if len(videos) != 1:
         names = ", ".join(repr(member.name) for member in group.values())
         found = "two videos" if videos else "no video"
         raise ReskdError(f"{path}: clip {key!r} has {found} (its members: {names}). A clip has one video of "
-                         f"{'/'.join(sorted(VIDEO_EXTENSIONS))}: add, rename or remove members")  # fmt: skip
+                         f"{'/'.join(sorted(extensions))}: add, rename or remove members")  # fmt: skip
     labels = {ext: member for ext, member in group.items() if ext in LABEL_EXTENSIONS}
     return Sample(key, videos[0], group[videos[0]], labels)

@@ -1,25 +1,21 @@
-"""Stage one's input: every new view of every clip, rendered from one decode, in tar order.
-
-Each DataLoader worker streams the shards by webdataset and decodes every W-th batch; DataLoader serves the workers in
-turn, so that batches arrive in order. Reading a tar W times costs little beside decoding.
-"""
+"""Stage one's input: every new view of every clip, rendered from one decode, in tar order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from cache.errors import ReskdError
 from cache.view import View, ViewPolicy, sample_view
 from stages.data.decode import DecodeError, decode_frames
 from stages.data.render import render
 from stages.data.shards import Dataset, Row
+from stages.data.turns import chunks_of_turn, count_chunks
 
 
 @dataclass(frozen=True)
@@ -56,27 +52,17 @@ class AllViews(IterableDataset):
         self.policy, self.size, self.batch_size = policy, size, batch_size
 
     def __len__(self) -> int:
-        return sum(-(-self.data.entry(work.shard).clips // self.batch_size) for work in self.work)
+        return count_chunks(self.data, self._shards(), self.batch_size)
 
     def __iter__(self) -> Iterator[ViewBatch | ReskdError]:
-        worker = get_worker_info()
-        turn, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
-            number = count()
-            for work in self.work:
-                yield from self._shard(work, number, turn, workers)
+            for position, start, rows in chunks_of_turn(self.data, self._shards(), self.batch_size):
+                yield self._render(self.work[position], start, rows)
         except ReskdError as error:  # as a value: see stages/data/join.py
             yield error
 
-    def _shard(self, work: Work, number: count, turn: int, workers: int) -> Iterator[ViewBatch]:
-        chunk: list[tuple[Row, bytes]] = []
-        clips = self.data.entry(work.shard).clips
-        for r, row, video in self.data.stream(work.shard):
-            chunk.append((row, video))
-            if len(chunk) == self.batch_size or r + 1 == clips:
-                if next(number) % workers == turn:
-                    yield self._render(work, r + 1 - len(chunk), chunk)
-                chunk = []
+    def _shards(self) -> list[str]:
+        return [work.shard for work in self.work]
 
     def _render(self, work: Work, start: int, rows: Sequence[tuple[Row, bytes]]) -> ViewBatch:
         time, size = self.policy.num_frames, self.size

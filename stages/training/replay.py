@@ -61,7 +61,7 @@ def open_replay(wanted: TrainData, targets: Sequence[str], data: Dataset, allow_
     reader = CacheReader(path, targets)  # raises for a target that it doesn't store
     constants = reader.constants() if "features" in targets else {}
     usable = data.usable_rows()
-    unfinished = _unfinished(path, manifest, data, views, targets)
+    unfinished = lacks(path, manifest, data, views, targets)
     if unfinished is None:
         rows = [
             np.setdiff1d(u, list(manifest.quarantine.get(e.name, {}))) for e, u in zip(data.shards, usable, strict=True)
@@ -73,7 +73,7 @@ def open_replay(wanted: TrainData, targets: Sequence[str], data: Dataset, allow_
     return Replay(manifest, views, _partial_rows(path, views, targets, data, usable), constants)
 
 
-def _unfinished(path: Path, manifest: Manifest, data: Dataset, views: int, targets: Sequence[str]) -> str | None:
+def lacks(path: Path, manifest: Manifest, data: Dataset, views: int, targets: Sequence[str]) -> str | None:
     """What these shards lack; None where they have all. Read off the root, but for groups that were lost."""
     finished = {entry.name for entry in manifest.identity.shards[: manifest.finalised_shards]}
     lacking = [e.name for e in data.shards if e.name not in finished or not (path / e.name / METADATA).exists()]

@@ -129,6 +129,24 @@ def test_two_processes_write_the_same_cache(zygote, data, teacher, cached, tmp_p
     assert tree(tmp_path / "two.zarr") == tree(tmp_path / "one.zarr")
 
 
+def test_two_processes_pack_what_one_does_and_a_killed_run_goes_on(zygote, data, cached, tmp_path):
+    def command(name):
+        fixed = ["pack", "--data", data.train, "--cache", cached, "--size", "16", "--output", tmp_path / name]
+        return [*fixed, *options("loader.workers=1")]
+
+    zygote.run(command("one"))
+    zygote.run_ranks(command("two"), world=2)
+    assert tree(tmp_path / "two") == tree(tmp_path / "one")
+    running = zygote.start(command("cut"))
+    while not (tmp_path / "cut" / "000000.tar.rows.json").exists():
+        assert not running.status.exists(), running.said()
+        time.sleep(0.002)
+    running.kill()  # its worker, too
+    running.wait()
+    assert re.search(r"packed (0|40|120) clips", re.sub(r"\s+", " ", zygote.run(command("cut"))))
+    assert tree(tmp_path / "cut") == tree(tmp_path / "one")
+
+
 def test_two_processes_resume_as_they_were(zygote, data, cached, tmp_path):
     """Both ranks killed in mid-epoch: generators, sums and batch statistics are each rank's own, and all come back."""
     common = options(f"data.train={data.train}", f"data.cache={cached}", *QUICK, "size=16", "losses.logit_kl=1",

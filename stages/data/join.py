@@ -97,7 +97,7 @@ class Clips(TorchDataset):
 
     def _batch(self, indices: Sequence[Index]) -> Batch:
         rows = [self.data.rows(self.data.shards[s].name)[r] for s, r, _ in indices]
-        views, targets = self._joined(indices, rows)
+        views, targets = self.joined(indices, rows)
         shape = (len(rows), len(views[0].frames), 3)
         clips = [np.zeros((*shape, size, size), np.uint8) for size, _ in self.renderings]
         usable, failures, fallbacks = np.ones(len(rows), bool), {}, {}
@@ -132,7 +132,7 @@ class Clips(TorchDataset):
             **targets,
         )
 
-    def _joined(self, indices: Sequence[Index], rows: Sequence[Row]) -> tuple[list[View], dict[str, Tensor]]:
+    def joined(self, indices: Sequence[Index], rows: Sequence[Row]) -> tuple[list[View], dict[str, Tensor]]:
         """The view of each row and, from a cache, its targets; the key of each row is compared."""
         names = [self.data.shards[s].name for s, _, _ in indices]
         drawn = self.policy and [

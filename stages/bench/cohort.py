@@ -1,0 +1,100 @@
+"""A cohort against single runs: eight students on one stream, and one after another, each decoding for itself.
+
+Both are counted in seconds of cores (see `clocks.core_seconds`). Alone, a clip costs a student its input and its step; in a
+cohort of n the input is paid once: bound = (input + n steps) / (n (input + step)).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from stages.bench import Figure, at_most, measured, profiled, show
+from stages.bench.clocks import RUNS, core_seconds
+from stages.bench.parts import input_ms, step_ms
+from stages.bench.students import DEMO, Bench, bench_of
+from stages.bench.videos import SMALL
+from stages.config import ModelConfig, TrainConfig
+from stages.train_student import train_cohort
+from stages.training.distributed import ranks
+
+WITHIN = 1.10  # of the bound
+
+
+@dataclass(frozen=True)
+class Setup:
+    """`students` of one net at `size` px, on `clips` videos, each `times` under other names."""
+
+    model: ModelConfig = DEMO
+    size: int = 56
+    students: int = 8
+    clips: int = 8
+    times: int = 8
+    epochs: int = 2
+    seconds: float = 10.0
+    runs: int = RUNS
+
+
+FULL = Setup()
+QUICK = Setup(students=4, times=4, epochs=1)
+
+
+def run_cohort(quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None) -> list[Figure]:
+    """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept, from the videos and from their pack."""
+    setup, figures = setup or (QUICK if quick else FULL), []
+    with tempfile.TemporaryDirectory() as temporary, ranks():
+        bench = bench_of(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds)
+        for source, data in (("the videos", {}), ("the pack", {"pack": bench.packed("all", setup.size)})):
+            figures += _figures(bench, source, data, setup)
+        with profiled(trace):
+            if trace is not None:
+                train_cohort(_students(bench, "traced", setup.students, data, setup))
+    show("cohort", figures, output)
+    return figures
+
+
+def _figures(bench: Bench, source: str, data: dict, setup: Setup) -> list[Figure]:
+    """A single run costs its start, too; so the input and the step are read off cohorts of one, and of all."""
+    one, all_, number = [], [], count()
+    train_cohort(_students(bench, f"{source}-warm", 1, data, setup))
+    clips = setup.clips * setup.times * setup.epochs
+    for _ in range(setup.runs):
+        one.append(_cost(_students(bench, f"{source}-{next(number)}", 1, data, setup)))
+        all_.append(_cost(_students(bench, f"{source}-{next(number)}", setup.students, data, setup)))
+    n = setup.students
+    step = [(b - a) / (n - 1) for a, b in zip(one, all_, strict=True)]
+    ratio = [b / (n * a) for a, b in zip(one, all_, strict=True)]
+    return [
+        measured(f"from {source}: one student, start and input and step", [1e3 * s / clips for s in one], "core ms a clip"),
+        measured(f"from {source}: each further one", [1e3 * s / clips for s in step], "core ms a clip"),
+        measured(f"from {source}: a cohort of {n} ÷ {n} single runs", ratio, ""),
+        *_bound(bench, source, data, ratio, setup),
+    ]
+
+
+def _bound(bench: Bench, source: str, data: dict, ratio: list[float], setup: Setup) -> list[Figure]:
+    n = setup.students
+    student = _students(bench, "parts", 1, data, setup)["0"]
+    taken, step = input_ms(student, setup.runs), step_ms(student, setup.runs)
+    bound = (taken + n * step) / (n * (taken + step))
+    return [
+        Figure(f"from {source}: bound, of {taken:.1f} ms of input and {step:.1f} ms of step", bound, ""),
+        at_most(f"from {source}: cohort ÷ bound", [r / bound for r in ratio], "", WITHIN),
+    ]
+
+
+def _students(bench: Bench, name: str, students: int, data: dict, setup: Setup) -> dict[str, TrainConfig]:
+    shared = {"train": bench.data(), "order_seed": 0, "cache": bench.cache(), **data}
+    return {
+        str(seed): bench.student(f"{name}/{seed}", setup.model, setup.size, data=shared, seed=seed,
+                                 losses={"logit_kl": 1.0, "feature_mse": 1.0}, schedule={"epochs": setup.epochs})
+        for seed in range(students)
+    }  # fmt: skip
+
+
+def _cost(students: dict[str, TrainConfig]) -> float:
+    began = core_seconds()
+    train_cohort(students)
+    return core_seconds() - began

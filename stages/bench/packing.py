@@ -1,0 +1,86 @@
+"""A pack against the videos that it is made of: a student's input, and bytes."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from cache.reader import CacheReader
+from stages.bench import Figure, at_least, at_most, measured, profiled, show
+from stages.bench.clocks import RUNS, cpu_seconds
+from stages.bench.students import Bench, bench_of
+from stages.bench.videos import LARGE, SMALL, Kind
+from stages.data.join import Clips
+from stages.data.packs import open_pack
+from stages.data.shards import open_dataset
+from stages.training.distributed import ranks
+
+GOALS = {SMALL[0]: 20, SMALL[1]: 20, LARGE[0]: 200, LARGE[1]: 200}
+STORED = 4  # views of the cache
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Of each kind of video so many `clips`; a student's input is that of one view at `size` px."""
+
+    kinds: tuple[Kind, ...] = (*SMALL, *LARGE)
+    clips: int = 4
+    size: int = 112
+    seconds: float = 10.0
+    runs: int = RUNS
+
+
+FULL = Setup()
+QUICK = Setup(kinds=(*SMALL, LARGE[1]), clips=2)
+
+
+def run_pack(quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None) -> list[Figure]:
+    """Measure on ten-second clips, which are made in `folder` and kept: packs of four stored views, and of all frames."""
+    setup, figures = setup or (QUICK if quick else FULL), []
+    with ranks():
+        for kind in setup.kinds:
+            with tempfile.TemporaryDirectory() as temporary:
+                bench = replace(bench_of(Path(temporary), folder, kind, setup.clips, 1, setup.seconds), views=STORED)
+                with profiled(trace if kind == setup.kinds[-1] else None):
+                    figures += _input(bench, kind, setup)
+                figures += _bytes(bench, kind, setup)
+    show("pack", figures, output)
+    return figures
+
+
+def _input(bench: Bench, kind: Kind, setup: Setup) -> list[Figure]:
+    """Milliseconds of one core for a clip of a batch, joined, decoded and rendered."""
+    data, reader = open_dataset(bench.data()), CacheReader(bench.cache(), ("logits",))
+    began = time.perf_counter()
+    path = bench.packed("views", setup.size)
+    packing = (time.perf_counter() - began) / setup.clips
+    taken = {}
+    for name, decode in (("the videos", None), ("the pack", open_pack(path).decode)):
+        clips = Clips(data, size=setup.size, num_classes=2, cache=reader, decode=decode)
+        work = partial(clips.__getitems__, [(0, r, 0) for r in range(setup.clips)])
+        taken[name] = [1e3 * seconds / setup.clips for seconds in cpu_seconds(work, setup.runs)]
+    ratios = [a / b for a, b in zip(*taken.values(), strict=True)]
+    return [
+        *(measured(f"{kind}: a student's input from {name}", ms, "ms a clip") for name, ms in taken.items()),
+        at_least(f"{kind}: videos ÷ pack", ratios, "times", GOALS.get(kind, 20)),
+        Figure(f"{kind}: packing a clip's {STORED} views, on all cores", 1e3 * packing, "ms"),
+    ]
+
+
+def _bytes(bench: Bench, kind: Kind, setup: Setup) -> list[Figure]:
+    """Bytes of a pack over those of the videos, at 35 dB."""
+    data, figures = open_dataset(bench.data()), []
+    source = sum(entry.bytes for entry in data.shards)
+    for frames in ("views", "all"):
+        pack = open_pack(bench.packed(frames, setup.size, psnr=35.0))
+        size = sum(p.stat().st_size for p in pack.path.rglob("*.tar"))
+        made = pack.manifest.identity
+        what = f"{STORED} views' frames" if frames == "views" else "all frames"
+        name = f"{kind}: bytes of {what} at 35 dB (quality {made.quality}, {made.height} px) ÷ the videos'"
+        goal = frames == "views" and (kind.width, kind.height) == (340, 256)
+        figures.append(at_most(name, [size / source], "", 1.0) if goal else Figure(name, size / source, ""))
+    return figures
+

@@ -1,0 +1,187 @@
+"""Stage two: what distillation adds to plain training, and how much of training is the student's own step.
+
+What distillation adds is small beside the step of a large net, and lost in the noise of a difference of two runs. So its
+parts are measured where they are, in seconds of one core: joining (stored views and targets, beyond drawing a view), and
+the losses with their gradient down to the student's answer (through its adapter), beyond those of plain training.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.reader import CacheReader
+from cache.view import ViewPolicy
+from stages.bench import Figure, at_least, at_most, measured, median_of, profiled, show
+from stages.bench.clocks import RUNS, cpu_seconds
+from stages.bench.students import DEMO, FRAMES, R18, R50, Bench, bench_of
+from stages.bench.videos import SMALL
+from stages.config import LossConfig, ModelConfig, TrainConfig
+from stages.data.join import Batch, Clips
+from stages.data.packs import open_pack
+from stages.data.shards import open_dataset
+from stages.distill.student import Answer, Student, build_student
+from stages.distill.targets import Meaning, loss_terms, meaning_of
+from stages.models import build_model, place
+from stages.train_student import train_student
+from stages.training.distributed import ranks
+from stages.training.log import read_metrics
+from stages.training.optim import build_optimizer
+
+PLAIN = LossConfig()
+LOGITS, FEATURES = "logits", "logits + 16 KB of features"
+LOSSES = {LOGITS: LossConfig(logit_kl=1.0), FEATURES: LossConfig(logit_kl=1.0, feature_mse=1.0)}
+GOALS = {LOGITS: 0.1, FEATURES: 0.3}  # ms a clip
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Setup:
+    """`students`: (name, net, px). A data set is `clips` videos, each `times` under other names."""
+
+    students: tuple[tuple[str, ModelConfig, int], ...]
+    clips: int = 8
+    times: int = 8
+    epochs: int = 2
+    seconds: float = 10.0
+    runs: int = RUNS
+
+
+FULL = Setup((("the demo's student at 56", DEMO, 56), ("R18 at 112", R18, 112), ("R50 at 112", R50, 112)))
+QUICK = Setup(FULL.students[:1], times=4, epochs=1)
+
+
+def run_stage2(quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None) -> list[Figure]:
+    """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept; their pack has all frames."""
+    setup = setup or (QUICK if quick else FULL)
+    with tempfile.TemporaryDirectory() as temporary, ranks() as at:
+        bench = bench_of(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds)
+        joining = {name: _joining(bench, targets, setup) for name, targets in
+                   (("drawn", None), (LOGITS, ("logits",)), (FEATURES, ("logits", "features")))}  # fmt: skip
+        figures = [measured(f"input: views and targets, {name}", ms, "ms a clip") for name, ms in joining.items()]
+        for student in setup.students:
+            figures += _adding(bench, student, joining, setup)
+            figures += _busy(bench, student, at.device, setup)
+        figures.append(_distilled_over_plain(bench, setup.students[0], setup))
+        if trace is not None:
+            with profiled(trace):
+                _rates(_run(bench, "traced", setup.students[0], setup))
+    show("stage2", figures, output)
+    return figures
+
+
+def _joining(bench: Bench, targets: Sequence[str] | None, setup: Setup) -> list[float]:
+    """Milliseconds a clip of one core: its view, drawn, or stored and joined with targets."""
+    data, reader = open_dataset(bench.data()), None if targets is None else CacheReader(bench.cache(), targets)
+    clips = Clips(data, size=112, num_classes=2, cache=reader,
+                  policy=ViewPolicy(num_frames=FRAMES) if reader is None else None)  # fmt: skip
+    rows = [(s, int(r), 0) for s, usable in enumerate(data.usable_rows()) for r in usable]
+    chunks = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)] * max(1, 256 // len(rows))
+
+    def join() -> None:
+        for chunk in chunks:
+            clips.joined(chunk, [data.rows(data.shards[s].name)[r] for s, r, _ in chunk])
+
+    return _ms(join, sum(map(len, chunks)), setup)
+
+
+def _adding(bench: Bench, student: tuple[str, ModelConfig, int], joining: dict[str, list[float]], setup: Setup) -> list[Figure]:
+    """What each way to distil adds to a clip's plain training."""
+    name, model, size = student
+    net, batch, reader = _net(model), _batch(bench, size), CacheReader(bench.cache(), ("logits", "features"))
+    constants = reader.constants()
+    meaning = meaning_of(reader.manifest, constants, torch.device("cpu"))
+    with torch.no_grad():
+        answer = net(batch.clips)
+    plain, figures = _ms(partial(_gradient, PLAIN, Student(net), answer, batch, meaning), BATCH, setup), []
+    for way, losses in LOSSES.items():
+        adapted = build_student(net, losses, bench.teacher.args["channels"][-1], constants)
+        taken = _ms(partial(_gradient, losses, adapted, answer, batch, meaning), BATCH, setup)
+        added = np.subtract(joining[way], joining["drawn"]) + np.subtract(taken, plain)
+        figures.append(at_most(f"{name}: {way} adds", added.tolist(), "ms a clip", GOALS[way]))
+    return figures
+
+
+def _gradient(losses: LossConfig, student: Student, answer: tuple[Tensor, Tensor], batch: Batch, meaning: Meaning) -> None:
+    """The weighted terms, and their gradient down to the student's logits and map."""
+    logits, features = (part.detach().requires_grad_() for part in answer)
+    met = features if student.adapter is None else student.adapter(features)
+    terms, weights = loss_terms(Answer(logits, met), batch, losses, meaning), losses.weights()
+    sum(weights[name] * term for name, term in terms.items()).backward()
+
+
+def _busy(bench: Bench, student: tuple[str, ModelConfig, int], device: torch.device, setup: Setup) -> list[Figure]:
+    """The step and its input, each alone, on one core; and training from the pack against the step alone, by the wall."""
+    name, model, size = student
+    net, clips = place(_net(model), device), _batch(bench, size).clips.to(device)
+    optimizer = build_optimizer(net, _run(bench, "none", student, setup).optim, BATCH)
+    labels = torch.zeros(BATCH, dtype=torch.int64, device=device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(net.train()(clips).logits, labels).backward()
+        optimizer.step()
+
+    alone = _ms(step, BATCH, setup)
+    taken = _ms(partial(_batch, bench, size), BATCH, setup)
+    began, steps = time.perf_counter(), max(3, round(0.5 / (BATCH * median_of(alone)[0] / 1e3)))
+    for _ in range(steps):
+        step()
+    rate = steps * BATCH / (time.perf_counter() - began)
+    trained = [r / rate for r in _rates(_run(bench, f"busy-{size}", student, setup, data={"pack": bench.packed()}))]
+    share = 100 * median_of(taken)[0] / (median_of(taken)[0] + median_of(alone)[0])
+    return [
+        measured(f"{name}: step", alone, "ms a clip"),
+        measured(f"{name}: input from the pack", taken, "ms a clip"),
+        Figure(f"{name}: the input's share of both", share, "%"),
+        at_least(f"{name}: training from the pack ÷ its step alone", trained, "", 0.9),
+    ]
+
+
+def _distilled_over_plain(bench: Bench, student: tuple[str, ModelConfig, int], setup: Setup) -> Figure:
+    """Clips a second with features and logits, over those of plain training; runs of either in turn."""
+    distilled = {"data": {"cache": bench.cache(), "pack": bench.packed()}, "losses": LOSSES[FEATURES].model_dump()}
+    plain = {"data": {"pack": bench.packed()}}
+    ratios, number = [], count()
+    for _ in range(setup.runs):
+        pair = [median_of(_rates(_run(bench, f"pair-{next(number)}", student, setup, **way)))[0] for way in (distilled, plain)]
+        ratios.append(pair[0] / pair[1])
+    return at_least(f"{student[0]}: distilled ÷ plain training, clips a second", ratios, "", 0.97)
+
+
+def _run(bench: Bench, output: str, student: tuple[str, ModelConfig, int], setup: Setup, **changes) -> TrainConfig:
+    _, model, size = student
+    data = {"train": bench.data(), **changes.pop("data", {})}
+    return bench.student(output, model, size, data=data, schedule={"epochs": setup.epochs}, batch_size=BATCH, **changes)
+
+
+def _rates(config: TrainConfig) -> list[float]:
+    """Clips a second of each step of a run, but for the first quarter, in which the workers start."""
+    train_student(config)
+    rates = [row["clips_per_s"] for row in read_metrics(config.output) if row["kind"] == "train"]
+    return rates[len(rates) // 4 :]
+
+
+def _net(model: ModelConfig) -> torch.nn.Module:
+    return build_model(model.model_copy(update={"num_classes": 2}))
+
+
+def _batch(bench: Bench, size: int) -> Batch:
+    """The first clips, in their stored view 0, from the pack, with all targets."""
+    data = open_dataset(bench.data())
+    clips = Clips(data, size=size, num_classes=2, cache=CacheReader(bench.cache(), ("logits", "features")),
+                  decode=open_pack(bench.packed()).decode)  # fmt: skip
+    return clips.__getitems__([(0, r, 0) for r in range(BATCH)])
+
+
+def _ms(work: Callable[[], object], clips: int, setup: Setup) -> list[float]:
+    return [1e3 * seconds / clips for seconds in cpu_seconds(work, setup.runs)]

@@ -1,0 +1,162 @@
+"""A sweep of students with the teacher in their loops against ours: stage one, the pack, and one cohort.
+
+In the loop every student decodes every clip and asks the teacher in every epoch; that is measured over one epoch of one
+student and multiplied, since nothing in it changes. Ours is measured whole. Both in seconds of cores.
+The bound is computed from parts measured alone, with d, D the milliseconds to decode one view's frames and all stored
+views', j to write a clip's JPEGs, t the teacher's forward of a view, s a student's step, p its input from the pack:
+  in the loop  n e (d + t + s)        ours  (D + V t) + (D + j) + e p + n e s
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages.bench import Figure, at_least, measured, median_of, profiled, show
+from stages.bench.clocks import RUNS, core_seconds, cpu_seconds
+from stages.bench.parts import input_ms, step_ms
+from stages.bench.students import DEMO, FRAMES, Bench, bench_of
+from stages.bench.videos import SMALL
+from stages.cache_teacher import cache_teacher
+from stages.config import CacheConfig, ModelConfig, TrainConfig
+from stages.data.decode import decode_frames
+from stages.data.join import Clips
+from stages.data.packing import pack_clip
+from stages.data.packs import open_pack
+from stages.data.shards import open_dataset
+from stages.models import build_model, model_stats
+from stages.pack import pack
+from stages.sweep import run_sweep
+from stages.train_student import train_student
+from stages.training.distributed import ranks
+
+
+@dataclass(frozen=True)
+class Setup:
+    """`students` of `epochs`, at `size` px; the teacher is the same net at `teacher_size`."""
+
+    model: ModelConfig = DEMO
+    size: int = 56
+    teacher_size: int = 224
+    students: int = 5
+    epochs: int = 20
+    views: int = 4
+    clips: int = 8
+    times: int = 4
+    seconds: float = 10.0
+    runs: int = RUNS
+
+
+FULL = Setup()
+QUICK = Setup(epochs=6, times=2, runs=1)
+
+
+def run_sweeping(quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None) -> list[Figure]:
+    """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept."""
+    setup = setup or (QUICK if quick else FULL)
+    ours, loops = [], []
+    with ranks():
+        for _ in range(setup.runs):
+            with tempfile.TemporaryDirectory() as temporary:
+                bench = bench_of(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds,
+                                 teacher=setup.model, teacher_size=setup.teacher_size)  # fmt: skip
+                bench = replace(bench, views=setup.views)
+                bench.checkpoint(), bench.data()
+                loops.append(_in_the_loop(bench, setup))
+                with profiled(trace if len(ours) + 1 == setup.runs else None):
+                    ours.append(_ours(bench, setup))
+                if len(ours) == setup.runs:
+                    parts = _parts(bench, setup)
+    figures = _figures(ours, loops, parts, setup)
+    show("sweep", figures, output)
+    return figures
+
+
+def _in_the_loop(bench: Bench, setup: Setup) -> float:
+    """Core seconds of all students and epochs, from those of one epoch of one."""
+    teacher = {"checkpoint": bench.checkpoint()}
+    config = bench.student("loop", setup.model, setup.size, teacher=teacher, losses={"logit_kl": 1.0, "feature_mse": 1.0})
+    began = core_seconds()
+    train_student(config)
+    return (core_seconds() - began) * setup.students * setup.epochs
+
+
+def _ours(bench: Bench, setup: Setup) -> dict[str, float]:
+    """Core seconds of each stage."""
+    clock, taken = core_seconds(), {}
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        taken[name], clock = core_seconds() - clock, core_seconds()
+
+    cache_teacher(_cache_config(bench, setup))
+    lap("stage one")
+    pack(bench.pack_config("pack", size=setup.size, cache=bench.folder / "teacher.zarr"))
+    lap("pack")
+    run_sweep(_students(bench, setup))
+    lap("students")
+    return taken
+
+
+def _cache_config(bench: Bench, setup: Setup) -> CacheConfig:
+    """Maps at the students' grid, in int8."""
+    grid = model_stats(build_model(setup.model.model_copy(update={"num_classes": 2})), setup.size).grid
+    return bench.cache_config(targets={"features": {"codec": "int8", "grid": grid[1:], "sample": 32}})
+
+
+def _students(bench: Bench, setup: Setup) -> dict[str, TrainConfig]:
+    data = {"train": bench.data(), "cache": bench.folder / "teacher.zarr", "pack": bench.folder / "pack", "order_seed": 0}
+    return {
+        f"seed={seed}": bench.student(f"sweep/seed={seed}", setup.model, setup.size, data=data, seed=seed,
+                                      losses={"logit_kl": 1.0, "feature_mse": 1.0}, schedule={"epochs": setup.epochs})
+        for seed in range(setup.students)
+    }  # fmt: skip
+
+
+def _parts(bench: Bench, setup: Setup) -> dict[str, float]:
+    """Milliseconds of a core a clip: see the module's docstring."""
+    data, student = open_dataset(bench.data()), _students(bench, setup)["seed=0"]
+    made = open_pack(bench.folder / "pack").manifest.identity
+    row, video = data.rows(data.shards[0].name)[0], data.read(data.shards[0].name, 0)
+    policy = _cache_config(bench, setup).policy
+    clips = Clips(data, size=setup.size, num_classes=2, policy=policy)
+    views = [clips.joined([(0, 0, v)], [row])[0][0].frames for v in range(setup.views)]
+    teacher = build_model(setup.model.model_copy(update={"num_classes": 2})).eval()
+    seen = torch.zeros(student.batch_size, FRAMES, 3, setup.teacher_size, setup.teacher_size, dtype=torch.uint8)
+
+    def ms(work, clips: int = 1) -> float:
+        return 1e3 * median_of(cpu_seconds(work, RUNS))[0] / clips
+
+    with torch.inference_mode():
+        forward = ms(lambda: teacher(seen), student.batch_size)
+    together = [frame for view in views for frame in view.tolist()]
+    return {
+        "d": ms(lambda: decode_frames(video, views[0], row.decoder)),
+        "D": ms(lambda: decode_frames(video, together, row.decoder)),
+        "k": ms(lambda: pack_clip(video, row, np.unique(together), made.height, made.quality)),
+        "t": forward,
+        "s": step_ms(student, RUNS),
+        "p": input_ms(student, RUNS),
+        "ratio of FLOPs": model_stats(teacher, setup.teacher_size).gmacs / model_stats(teacher, setup.size).gmacs,
+    }
+
+
+def _figures(ours: list[dict[str, float]], loops: list[float], parts: dict[str, float], setup: Setup) -> list[Figure]:
+    n, e, v, clips = setup.students, setup.epochs, setup.views, setup.clips * setup.times
+    loop = n * e * (parts["d"] + parts["t"] + parts["s"])
+    mine = parts["D"] + v * parts["t"] + parts["k"] + e * parts["p"] + n * e * parts["s"]
+    ratios = [a / sum(b.values()) for a, b in zip(loops, ours, strict=True)]
+    names = ("d", "D", "k", "t", "s", "p")
+    return [
+        *(measured(f"ours: {name}", [1e3 * taken[name] / clips for taken in ours], "core ms a clip") for name in ours[0]),
+        measured("in the loop, from one epoch of one student", [1e3 * s / clips for s in loops], "core ms a clip"),
+        *(Figure(f"part {name}", parts[name], "ms a clip") for name in names),
+        Figure("the teacher's FLOPs ÷ a student's", parts["ratio of FLOPs"], "times"),
+        at_least(f"{n} students, {e} epochs: in the loop ÷ ours", ratios, "times", 10),
+        Figure("its bound", loop / mine, "times"),
+        at_least("÷ its bound", [ratio / (loop / mine) for ratio in ratios], "", 0.9),
+    ]

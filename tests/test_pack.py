@@ -18,7 +18,7 @@ from cache.reader import CacheReader
 from cache.view import ViewPolicy
 from stages.cache_teacher import cache_teacher
 from stages.config import EvaluateConfig, PackConfig
-from stages.data import jpeg
+from stages.data import jpeg, packing
 from stages.data.join import Clips
 from stages.data.packs import open_pack
 from stages.data.shards import open_dataset
@@ -93,6 +93,12 @@ def test_a_students_picture_of_a_stored_view_is_that_of_the_video(small):
 @pytest.mark.parametrize("workers", [0, 3])
 def test_the_same_videos_give_the_same_bytes_whoever_packs_them(small, tmp_path, workers):
     pack(config_of(small, tmp_path / "again", loader={"workers": workers}))
+    assert tree(tmp_path / "again") == tree(small.views)
+
+
+def test_a_long_clip_is_decoded_in_pieces(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "PIECE", 3 * 3 * 64 * 48)  # bytes: of three frames
+    pack(config_of(small, tmp_path / "again"))
     assert tree(tmp_path / "again") == tree(small.views)
 
 

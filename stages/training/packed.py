@@ -61,9 +61,8 @@ def check_packs(config: TrainConfig, packs: Packs, replay: Replay | None) -> Non
     """
     size = config.render_via or config.size
     if packs.train and replay and not config.data.mismatch:
-        policy = replay.manifest.identity.policy
-        check_stored(packs.train, policy, replay.views, config.data.cache)
-        warn_if_enlarged(packs.train, policy, size)
+        check_stored(packs.train, replay, config.data.cache)
+        warn_if_enlarged(packs.train, replay.manifest.identity.policy, size)
     elif packs.train:
         check_fresh(packs.train, config.policy, size, "fresh views of data.train")
     if packs.val:
@@ -75,17 +74,20 @@ def decode_by(pack: Pack | None, loader: LoaderConfig) -> Decode | None:
     return pack.decode if pack else decode_kept if loader.resident else None
 
 
-def check_stored(pack: Pack, policy: ViewPolicy, views: int, cache: Path) -> None:
-    """Raises ReskdError unless the frames of the first `views` stored views of a cache are in the pack."""
-    made = pack.manifest.identity
+def check_stored(pack: Pack, replay: Replay, cache: Path) -> None:
+    """Raises ReskdError unless the frames of the stored views that are replayed are in the pack."""
+    made, stored = pack.manifest.identity, replay.manifest.identity
+    if made.decoder != stored.decoder:
+        console.print(f"[yellow]warning[/] {pack.path} was decoded by {made.decoder}, {cache} by {stored.decoder}: frames may "
+                      "differ a little")  # fmt: skip
     if made.frames == "all":
         return
-    if made.policy != policy:
+    if made.policy != stored.policy:
         raise ReskdError(f"{pack.path} was packed for views of another policy than those of {cache}: run `pack` with this "
                          "cache into a new folder")  # fmt: skip
-    if made.views < views:
-        raise ReskdError(f"{pack.path} has the frames of {made.views} stored views, {views} of {cache} are asked for: run "
-                         f"`pack` with views={views} into a new folder, or set data.views to {made.views}")  # fmt: skip
+    if made.views < replay.views:
+        raise ReskdError(f"{pack.path} has the frames of {made.views} stored views, {replay.views} of {cache} are asked "
+                         f"for: run `pack` with views={replay.views} into a new folder, or set data.views={made.views}")  # fmt: skip
 
 
 def check_fresh(pack: Pack, policy: ViewPolicy, size: int, what: str) -> None:

@@ -14,6 +14,7 @@ from cache.reader import CacheReader, check_join
 from cache.view import ViewPolicy
 from stages.config import PackConfig
 from stages.data import jpeg
+from stages.data.decode import decoder_identity
 from stages.data.heights import height_for, smallest_side, stored_side
 from stages.data.packfiles import PACK, PackIdentity, committed, differences, read_pack
 from stages.data.packing import Wanted, sample_pictures
@@ -46,7 +47,7 @@ def plan_pack(config: PackConfig, data: Dataset) -> Plan:
     small = _small(config, data, height)
     pictures = sample_pictures(data, wanted, height)
     quality = config.quality if config.psnr is None else _quality_of(config.psnr, pictures)
-    made = PackIdentity(data.shards, data.decoder, config.frames, views if config.frames == "views" else None, policy,
+    made = PackIdentity(data.shards, decoder_identity(), config.frames, views if config.frames == "views" else None, policy,
                         side, height, quality, config.psnr)  # fmt: skip
     _refuse_other(config.output, made)
     missing = tuple(e.name for e in data.shards if committed(config.output, e.name) is None)

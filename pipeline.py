@@ -297,11 +297,18 @@ def evaluate(config_file, overrides, **options):
 
 @cli.group()
 def bench():
-    """Measure: what encodings cost students, what joining costs. Each figure beside its goal; --json writes them."""
+    """Measure: what encodings cost students, what joining, decoding and stage one cost.
+
+    Each figure is the median of several runs beside its spread and its goal; --json writes them.
+    """
 
 
 JSON = click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures there, as a list.")
 QUICK = click.option("--quick", is_flag=True, help="Less of it, in less time.")
+PROFILE = click.option("--profile", "trace", type=click.Path(path_type=Path), metavar="TRACE",
+                       help="Run it once more under torch.profiler; a JSON for chrome://tracing.")  # fmt: skip
+MADE = click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True,
+                    help="Where its videos are made, and kept.")  # fmt: skip
 
 
 @bench.command()
@@ -357,6 +364,30 @@ def join(quick, output):
     from stages.bench.join import run_join
 
     run_join(quick, output)
+
+
+@bench.command()
+@QUICK
+@JSON
+@PROFILE
+@MADE
+def decode(quick, output, trace, folder):
+    """Milliseconds of one core to decode and to render a view, and 8 views at once, of 340x256 and 1280x720 videos."""
+    from stages.bench.decode import run_decode
+
+    run_decode(quick, output, trace, folder)
+
+
+@bench.command()
+@QUICK
+@JSON
+@PROFILE
+@MADE
+def stage1(quick, output, trace, folder):
+    """Stage one's rate against its bound (decoding alone, the teacher alone); its memory and pace over more clips."""
+    from stages.bench.stage1 import run_stage1
+
+    run_stage1(quick, output, trace, folder)
 
 
 def _with_options(options: dict, overrides: tuple) -> list[str]:

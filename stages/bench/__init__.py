@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from rich.table import Table
 
 from cache.store import write_atomically
 from stages.training.log import console
+
+RUNS = 5
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,18 @@ def at_most(name: str, values: Sequence[float], unit: str, most: float) -> Figur
     return Figure(name, value, unit, spread, f"<= {most:g}", value <= most)
 
 
+def at_least(name: str, values: Sequence[float], unit: str, least: float) -> Figure:
+    """The median of some runs, which should not be below `least`."""
+    value, spread = median_of(values)
+    return Figure(name, value, unit, spread, f">= {least:g}", value >= least)
+
+
+def measured(name: str, values: Sequence[float], unit: str) -> Figure:
+    """The median of some runs, without a goal."""
+    value, spread = median_of(values)
+    return Figure(name, value, unit, spread)
+
+
 def median_of(values: Sequence[float]) -> tuple[float, float]:
     """Median, and the distance of the quartiles."""
     low, middle, high = np.percentile(values, (25, 50, 75))
@@ -52,6 +68,29 @@ def show(title: str, figures: Sequence[Figure], output: Path | None) -> None:
     console.print(machine(), highlight=False)
     if output is not None:
         write_atomically(output, (json.dumps([asdict(figure) for figure in figures], indent=2) + "\n").encode())
+
+
+def cpu_seconds(work: Callable[[], object], runs: int = RUNS) -> list[float]:
+    """Of so many runs, after one that isn't counted; of all cores together, so that another program's share is left out."""
+    work()
+    times = []
+    for _ in range(runs):
+        began = time.process_time()
+        work()
+        times.append(time.process_time() - began)
+    return times
+
+
+@contextmanager
+def profiled(trace: Path | None) -> Iterator[None]:
+    """Write a trace of what is done inside, by torch.profiler, for chrome://tracing; None: nothing."""
+    if trace is None:
+        yield
+        return
+    with torch.profiler.profile() as profiler:  # of all devices that are here
+        yield
+    profiler.export_chrome_trace(str(trace))
+    console.print(f"written: {trace}")
 
 
 def machine() -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ from rich.table import Table
 
 from cache.store import write_atomically
 from stages.training.log import console
-
-RUNS = 5
 
 
 @dataclass(frozen=True)
@@ -68,17 +65,6 @@ def show(title: str, figures: Sequence[Figure], output: Path | None) -> None:
     console.print(machine(), highlight=False)
     if output is not None:
         write_atomically(output, (json.dumps([asdict(figure) for figure in figures], indent=2) + "\n").encode())
-
-
-def cpu_seconds(work: Callable[[], object], runs: int = RUNS) -> list[float]:
-    """Of so many runs, after one that isn't counted; of all cores together, so that another program's share is left out."""
-    work()
-    times = []
-    for _ in range(runs):
-        began = time.process_time()
-        work()
-        times.append(time.process_time() - began)
-    return times
 
 
 @contextmanager

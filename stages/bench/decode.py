@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cache.view import ViewPolicy, sample_view
-from stages.bench import RUNS, Figure, cpu_seconds, measured, profiled, show
+from stages.bench import Figure, measured, profiled, show
+from stages.bench.clocks import RUNS, cpu_seconds
 from stages.bench.videos import LARGE, SMALL, Kind, make_videos
 from stages.data.decode import decode_frames, decord, probe
 from stages.data.render import render

@@ -15,7 +15,8 @@ from cache.manifest import FORMAT, Identity, Manifest, ShardEntry, keys_digest
 from cache.reader import CacheReader
 from cache.view import BLOCK, ViewPolicy, sample_view
 from cache.writer import ShardWriter, create_cache, finalise
-from stages.bench import Figure, at_most, cpu_seconds, show
+from stages.bench import Figure, at_most, show
+from stages.bench.clocks import cpu_seconds
 from stages.config import ModelConfig
 from stages.distill.reduction import Sample, estimate, reduce_features
 from stages.models import build_model

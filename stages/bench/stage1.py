@@ -1,11 +1,12 @@
 """Stage one against what it is made of: decoding alone and the teacher alone; and its memory and pace over more clips.
 
-A round measures, one after the other by the wall clock and on the whole machine: stage one itself (shards to committed
-cache); decord's bare get_batch of the same frames, each of a clip once, in as many processes as stage one has workers; the
-teacher's forward over a resident batch, with a thread a core. All three keep every core busy, so on a CPU, where decoding
-and forwards share the cores, a clip·view takes at least the sum of both times: bound = 1 / (1/decode + 1/forward). On a
-GPU they run beside each other: bound = the slower rate. The bound has no rendering, no encoding, no checksums and no
-start of workers; stage one has. Rates of one round are compared, so that other programs slow both sides alike.
+A round measures, one after the other: stage one itself (shards to committed cache); decord's bare get_batch of the same
+frames, each of a clip once, in as many processes as stage one has workers; the teacher's forward over a resident batch,
+with a thread a core. On a CPU decoding and forwards share the cores, so that a clip·view takes at least the sum of what
+both take: bound = 1 / (1/decode + 1/forward), rates of the whole machine. Each is counted in seconds of cores, computed or
+idle (`core_seconds`): a core without work counts against whoever left it so, other programs' work against none. On a GPU
+both run beside each other: bound = the slower rate, by the wall clock. The bound has no rendering, no encoding, no
+checksums and no start of workers; stage one has.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from cache.errors import ReskdError
 from cache.paid import paid_for
 from cache.view import ViewPolicy, sample_view
 from cache.writer import create_cache
-from stages.bench import RUNS, Figure, at_least, at_most, measured, profiled, show
+from stages.bench import Figure, at_least, at_most, measured, profiled, show
+from stages.bench.clocks import RUNS, core_seconds
 from stages.bench.decode import plain_decord
 from stages.bench.videos import SMALL, make_videos, multiplied
 from stages.cache_teacher import fill
@@ -65,7 +67,7 @@ class Setup:
 
 
 FULL = Setup()
-QUICK = Setup(clips=6, batch_size=3, times=(1, 2, 4), sizes=(1, 4))
+QUICK = Setup(clips=4, batch_size=2, few=4, times=(1, 2, 4), sizes=(1, 4))
 
 
 def run_stage1(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
@@ -110,16 +112,13 @@ def _config(folder: Path, data: Dataset, model: ModelConfig, size: int, setup: S
     )
 
 
-def _stage_one(config: CacheConfig, data: Dataset, at: Ranks) -> Callable[[], tuple[float, float]]:
-    """Fills a fresh cache each time; returns seconds, of all and of the forwards."""
+def _stage_one(config: CacheConfig, data: Dataset, at: Ranks) -> Callable[[], None]:
+    """Fills a fresh cache, each time."""
     teacher, wanted = load_teacher(config, data, at.device)
 
-    def run() -> tuple[float, float]:
+    def run() -> None:
         shutil.rmtree(config.output, ignore_errors=True)
-        manifest = create_cache(config.output, wanted, root_arrays(teacher))
-        began = time.perf_counter()
-        fill(config, data, teacher, manifest, at)
-        return time.perf_counter() - began, paid_for(config.output, {}).forward_seconds
+        fill(config, data, teacher, create_cache(config.output, wanted, root_arrays(teacher)), at)
 
     return run
 
@@ -129,18 +128,22 @@ def _against_its_bound(folder: Path, videos: Path, setup: Setup, at: Ranks, trac
     config = _config(folder, data, setup.model, setup.size, setup, "bound.zarr")
     stage_one, count = _stage_one(config, data, at), setup.clips * setup.views
     teacher, _ = load_teacher(config, data, at.device)
-    workers = decoding_workers(config.loader)
-    stage_one()  # the first is not counted
+    workers, gpu = decoding_workers(config.loader), at.device.type == "cuda"
+    _forward_rate(teacher, setup, gpu)  # the first is not counted
     rounds = []
     for _ in range(setup.runs):
-        seconds, forwards = stage_one()
-        decode, forward = _decode_rate(config, data, workers), _forward_rate(teacher, setup)
-        bound = min(decode, forward) if at.device.type == "cuda" else 1 / (1 / decode + 1 / forward)
-        rounds.append((count / seconds, decode, forward, bound, count / seconds / bound, 100 * forwards / seconds))
+        rate, decode, forward = (
+            _rate(stage_one, count, gpu),
+            _decode_rate(config, data, workers, gpu),
+            _forward_rate(teacher, setup, gpu),
+        )
+        bound = min(decode, forward) if gpu else 1 / (1 / decode + 1 / forward)
+        rounds.append((rate, decode, forward, bound, rate / bound))
+    paid = paid_for(config.output, {})
     with profiled(trace):
         if trace is not None:
             stage_one()
-    rate, decode, forward, bound, ratio, share = zip(*rounds, strict=True)
+    rate, decode, forward, bound, ratio = zip(*rounds, strict=True)
     what = f"{setup.model.backbone} at {setup.size}, 8 frames of {SMALL[0]}"
     return [
         measured(f"stage one, {what}", rate, "clip·views/s"),
@@ -148,11 +151,19 @@ def _against_its_bound(folder: Path, videos: Path, setup: Setup, at: Ranks, trac
         measured("the teacher alone", forward, "clip·views/s"),
         measured("their bound", bound, "clip·views/s"),
         at_least("stage one ÷ its bound", ratio, "", 0.9),
-        measured("the teacher's forwards, of stage one's time", share, "%"),
+        Figure("forwards, of stage one's wall time", 100 * paid.forward_seconds / paid.seconds, "%"),
     ]
 
 
-def _decode_rate(config: CacheConfig, data: Dataset, workers: int) -> float:
+def _rate(work: Callable[[], object], count: int, gpu: bool) -> float:
+    """Of the whole machine, in so many things a second: by the wall clock beside a GPU, else by the seconds of its cores."""
+    clock, share = (time.perf_counter, 1) if gpu else (core_seconds, cores())
+    began = clock()
+    work()
+    return count * share / (clock() - began)
+
+
+def _decode_rate(config: CacheConfig, data: Dataset, workers: int, gpu: bool) -> float:
     """clip·views a second of bare decord, in so many processes, each a clip at a time."""
     tasks = []
     for entry in data.shards:
@@ -160,33 +171,36 @@ def _decode_rate(config: CacheConfig, data: Dataset, workers: int) -> float:
             drawn = [sample_view(config.policy, shard=entry.name, key=row.key, index=v, num_frames=row.frames,
                                  aspect=row.aspect).frames for v in range(config.views)]  # fmt: skip
             tasks.append((data.read(entry.name, r), np.unique(np.concatenate(drawn))))
-    with ProcessPoolExecutor(max(1, workers), multiprocessing.get_context("fork")) as pool:
-        list(pool.map(_decode, tasks[: max(1, workers)]))  # the processes are there
-        began = time.perf_counter()
-        list(pool.map(_decode, 3 * tasks))
-        return 3 * len(tasks) * config.views / (time.perf_counter() - began)
+    tasks *= 5  # the start of processes is a small part of it
+
+    def work() -> None:
+        with ProcessPoolExecutor(max(1, workers), multiprocessing.get_context("fork")) as pool:
+            list(pool.map(_decode, tasks))
+
+    return _rate(work, len(tasks) * config.views, gpu)
 
 
 def _decode(task: tuple[bytes, np.ndarray]) -> int:
     return len(plain_decord(*task))
 
 
-def _forward_rate(teacher: Teacher, setup: Setup) -> float:
+def _forward_rate(teacher: Teacher, setup: Setup, gpu: bool) -> float:
     """clip·views a second of the teacher over a batch that is there, with a thread a core."""
     clips = torch.zeros(setup.batch_size, setup.model.num_frames, 3, setup.size, setup.size, dtype=torch.uint8)
     clips, threads = (
         clips.random_(generator=torch.Generator().manual_seed(0)).to(teacher.device),
         torch.get_num_threads(),
     )
-    batches = max(1, setup.clips // setup.batch_size // 2) if teacher.device.type == "cpu" else 50
-    torch.set_num_threads(cores())
-    try:
-        teacher.run(clips, ("logits",))
-        began = time.perf_counter()
+    batches = 50 if gpu else max(1, setup.clips // setup.batch_size)
+
+    def work() -> None:
         for _ in range(batches):
             found = teacher.forward(clips, ("logits",))
         found["logits"].cpu()  # waits for all of them
-        return batches * setup.batch_size / (time.perf_counter() - began)
+
+    torch.set_num_threads(cores())
+    try:
+        return _rate(work, batches * setup.batch_size, gpu)
     finally:
         torch.set_num_threads(threads)
 
@@ -197,11 +211,11 @@ def _over_more_clips(folder: Path, videos: Path, setup: Setup, at: Ranks) -> lis
     for times in setup.times:
         data = _prepared(folder / f"x{times}", videos, setup.few, times)
         runs[times] = _stage_one(_config(folder, data, TINY, 112, setup, f"x{times}.zarr"), data, at)
-        runs[times]()
+    runs[setup.times[0]]()
     each = {times: [] for times in runs}
     for _ in range(setup.runs):
         for times, run in runs.items():
-            each[times].append(1e3 * run()[0] / (setup.few * times * setup.views))
+            each[times].append(1e3 / _rate(run, setup.few * times * setup.views, at.device.type == "cuda"))
     for times, taken in each.items():
         figures.append(measured(f"stage one, tiny teacher, {setup.few * times} clips", taken, "ms a clip·view"))
     first, last = setup.times[0], setup.times[-1]

@@ -24,7 +24,7 @@ from cache.writer import check_cache, create_cache, finalise, missing_work
 from stages.config import CacheConfig
 from stages.data.shards import Dataset, open_dataset
 from stages.data.views import ViewBatch, Work
-from stages.distill.asking import ask
+from stages.distill.asking import Ask, asking
 from stages.distill.encodings import described_error
 from stages.distill.reduction import error_of, estimate
 from stages.distill.teacher import Teacher, load_teacher, root_arrays, with_constants
@@ -77,7 +77,7 @@ def cache_teacher(
 def cache_shard(
     work: Work,
     keys: list[str],
-    teacher: Teacher,
+    ask: Ask,
     batches: Iterable[ViewBatch],
     store: Store,
     submit: Callable[..., None],
@@ -86,8 +86,8 @@ def cache_shard(
 
     Idempotent, the unit of work of every engine: one process owns a shard's group while it is here, and a forward
     holds rows of one shard and view, in tar order, in the batch size which the manifest fixes. So the content does
-    not depend on who computes it (bit by bit on one CPU with one number of threads). `store` and `submit` are of
-    `storing`: encoding and writing are done behind the forwards, also of the next shard.
+    not depend on who computes it (bit by bit on one CPU with one number of threads). `ask` is of `asking`, `store` and
+    `submit` of `storing`: encoding and writing are done behind the forwards, also of the next shard.
     """
     computed = 0
     submit(store.open, work, keys)
@@ -98,7 +98,7 @@ def cache_shard(
             submit(store.note, what, reasons)
         for j, view in enumerate(work.views):
             part = Rows(view, rows, batch.frames[:, j], batch.box[:, j], batch.flip[:, j], batch.quarantine)
-            submit(store.write, part, ask(teacher, batch.clips[j], work.targets))
+            submit(store.write, part, ask(batch.clips[j], work.targets))
         computed += (n - len(batch.quarantine)) * len(work.views)
         if rows.stop == len(keys):  # not by asking for more, which may be the next shard's error
             break
@@ -151,11 +151,12 @@ def fill(
     spend = open_ledger(config.output, at.rank, time.perf_counter() if began is None else began)
     with (
         view_batches(config, data, work, teacher, at, strict, "cache-teacher") as batches,
+        asking(teacher) as ask,
         storing(config.output, manifest, spend) as (store, submit),
     ):
         for of, of_shard in itertools.groupby(batches, key=lambda batch: batch.work):
             keys = [row.key for row in data.rows(of.shard)]
-            done += cache_shard(of, keys, teacher, of_shard, store, submit)
+            done += cache_shard(of, keys, ask, of_shard, store, submit)
     if work:
         spend(0.0, 0)  # the time of the last commit
     return done

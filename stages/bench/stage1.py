@@ -1,12 +1,12 @@
 """Stage one against what it is made of: decoding alone and the teacher alone; and its memory and pace over more clips.
 
 A round measures, one after the other: stage one itself (shards to committed cache); decord's bare get_batch of the same
-frames, each of a clip once, in as many processes as stage one has workers; the teacher's forward over a resident batch,
-with a thread a core. On a CPU decoding and forwards share the cores, so that a clip·view takes at least the sum of what
-both take: bound = 1 / (1/decode + 1/forward), rates of the whole machine. Each is counted in seconds of cores, computed or
-idle (`core_seconds`): a core without work counts against whoever left it so, other programs' work against none. On a GPU
-both run beside each other: bound = the slower rate, by the wall clock. The bound has no rendering, no encoding, no
-checksums and no start of workers; stage one has.
+frames, each of a clip once, in as many processes as stage one has workers; the teacher's forward over a resident batch, as
+many loops at once as stage one has forwards. On a CPU decoding and forwards share the cores, so that a clip·view takes at
+least the sum of what both take: bound = 1 / (1/decode + 1/forward), rates of the whole machine. Each is counted in seconds
+of cores, computed or idle (`core_seconds`): a core without work counts against whoever left it so, other programs' work
+against none. On a GPU both run beside each other: bound = the slower rate, by the wall clock. The bound has no rendering,
+no encoding, no checksums and no start of workers; stage one has.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from stages.cache_teacher import fill
 from stages.config import CacheConfig, LoaderConfig, ModelConfig, TargetsConfig, TeacherConfig
 from stages.data.decode import decord
 from stages.data.shards import Dataset, open_dataset
+from stages.distill.asking import AT_ONCE
 from stages.distill.teacher import Teacher, load_teacher, root_arrays
 from stages.models import build_model
 from stages.models.checkpoints import ModelCard, save_model
@@ -185,24 +186,18 @@ def _decode(task: tuple[bytes, np.ndarray]) -> int:
 
 
 def _forward_rate(teacher: Teacher, setup: Setup, gpu: bool) -> float:
-    """clip·views a second of the teacher over a batch that is there, with a thread a core."""
+    """clip·views a second of the teacher over a batch that is there, in as many loops at once as stage one has forwards."""
     clips = torch.zeros(setup.batch_size, setup.model.num_frames, 3, setup.size, setup.size, dtype=torch.uint8)
-    clips, threads = (
-        clips.random_(generator=torch.Generator().manual_seed(0)).to(teacher.device),
-        torch.get_num_threads(),
-    )
-    batches = 50 if gpu else max(1, setup.clips // setup.batch_size)
+    clips = clips.random_(generator=torch.Generator().manual_seed(0)).to(teacher.device)
+    loops, batches = (1, 50) if gpu else (AT_ONCE, max(1, setup.clips // setup.batch_size // AT_ONCE))
 
-    def work() -> None:
+    def loop(_: int) -> None:
         for _ in range(batches):
             found = teacher.forward(clips, ("logits",))
         found["logits"].cpu()  # waits for all of them
 
-    torch.set_num_threads(cores())
-    try:
-        return _rate(work, batches * setup.batch_size, gpu)
-    finally:
-        torch.set_num_threads(threads)
+    with ThreadPoolExecutor(loops) as pool:
+        return _rate(lambda: list(pool.map(loop, range(loops))), loops * batches * setup.batch_size, gpu)
 
 
 def _over_more_clips(folder: Path, videos: Path, setup: Setup, at: Ranks) -> list[Figure]:

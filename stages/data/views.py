@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 import torch
@@ -56,26 +55,34 @@ class AllViews(IterableDataset):
         self.policy, self.size, self.batch_size = policy, size, batch_size
 
     def __len__(self) -> int:
-        return sum(-(-self.data.entry(work.shard).clips // self.batch_size) for work in self.work)
+        return sum(map(self._batches, self.work))
 
     def __iter__(self) -> Iterator[ViewBatch | ReskdError]:
         worker = get_worker_info()
         turn, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        first = 0  # number of the shard's first batch
         try:
-            number = count()
             for work in self.work:
-                yield from self._shard(work, number, turn, workers)
+                yield from self._shard(work, first, turn, workers)
+                first += self._batches(work)
         except ReskdError as error:  # as a value: see stages/data/join.py
             yield error
 
-    def _shard(self, work: Work, number: count, turn: int, workers: int) -> Iterator[ViewBatch]:
+    def _batches(self, work: Work) -> int:
+        return -(-self.data.entry(work.shard).clips // self.batch_size)
+
+    def _shard(self, work: Work, first: int, turn: int, workers: int) -> Iterator[ViewBatch]:
+        """The batches whose turn it is; each video is checked by the worker that decodes it."""
+
+        def mine(r: int) -> bool:
+            return (first + r // self.batch_size) % workers == turn
+
         chunk: list[tuple[Row, bytes]] = []
         clips = self.data.entry(work.shard).clips
-        for r, row, video in self.data.stream(work.shard):
+        for r, row, video in self.data.stream(work.shard, mine):
             chunk.append((row, video))
             if len(chunk) == self.batch_size or r + 1 == clips:
-                if next(number) % workers == turn:
-                    yield self._render(work, r + 1 - len(chunk), chunk)
+                yield self._render(work, r + 1 - len(chunk), chunk)
                 chunk = []
 
     def _render(self, work: Work, start: int, rows: Sequence[tuple[Row, bytes]]) -> ViewBatch:

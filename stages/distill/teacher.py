@@ -65,11 +65,6 @@ class Teacher:
         """uint8 [B,T,3,S,S] -> its maps as they are, float32 [B,T,H,W,D], on its device."""
         return emit(self.model, clips.to(self.device, non_blocking=True), ("features",), self.dtype)["features"]
 
-    @cached_property
-    def copying(self) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-        """On a GPU: the streams of what is copied there, and back."""
-        return torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
-
     def forward(self, clips: torch.Tensor, targets: Sequence[str]) -> dict[str, torch.Tensor]:
         """uint8 [B,T,3,S,S] -> float32 `targets` on its device; maps reduced as they are stored, but for their rounding."""
         emitted = emit(self.model, clips.to(self.device, non_blocking=True), targets, self.dtype)

@@ -357,11 +357,18 @@ def sweep(config_file, overrides, grid, at_once, test, dry_run):
 
 @cli.group()
 def bench():
-    """Measure: what encodings cost students, what joining costs. Each figure beside its goal; --json writes them."""
+    """Measure: what encodings cost students, what joining, decoding and stage one cost.
+
+    Each figure is the median of several runs beside its spread and its goal; --json writes them.
+    """
 
 
 JSON = click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures there, as a list.")
 QUICK = click.option("--quick", is_flag=True, help="Less of it, in less time.")
+PROFILE = click.option("--profile", "trace", type=click.Path(path_type=Path), metavar="TRACE",
+                       help="Run it once more under torch.profiler; a JSON for chrome://tracing.")  # fmt: skip
+MADE = click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True,
+                    help="Where its videos are made, and kept.")  # fmt: skip
 
 
 @bench.command()
@@ -417,6 +424,78 @@ def join(quick, output):
     from stages.bench.join import run_join
 
     run_join(quick, output)
+
+
+@bench.command()
+@QUICK
+@JSON
+@PROFILE
+@MADE
+def decode(quick, output, trace, folder):
+    """Milliseconds of one core to decode and to render a view, and 8 views at once, of 340x256 and 1280x720 videos."""
+    from stages.bench.decode import run_decode
+
+    run_decode(quick, output, trace, folder)
+
+
+@bench.command()
+@QUICK
+@JSON
+@PROFILE
+@MADE
+def stage1(quick, output, trace, folder):
+    """Stage one's rate against its bound (decoding alone, the teacher alone); its memory and pace over more clips."""
+    from stages.bench.stage1 import run_stage1
+
+    run_stage1(quick, output, trace, folder)
+
+
+@bench.command()
+@QUICK
+@JSON
+@PROFILE
+@MADE
+def stage2(quick, output, trace, folder):
+    """What distillation adds to a clip of plain training, and training from a pack against the student's step alone."""
+    from stages.bench.stage2 import run_stage2
+
+    run_stage2(quick, output, trace, folder)
+
+
+@bench.command("pack")
+@QUICK
+@JSON
+@PROFILE
+@MADE
+def bench_pack(quick, output, trace, folder):
+    """A student's input from a pack against that from its videos, and the pack's bytes against theirs."""
+    from stages.bench.packing import run_pack
+
+    run_pack(quick, output, trace, folder)
+
+
+@bench.command()
+@QUICK
+@JSON
+@PROFILE
+@MADE
+def cohort(quick, output, trace, folder):
+    """Eight students on one stream against eight runs, and against the bound: one input and eight steps."""
+    from stages.bench.cohort import run_cohort
+
+    run_cohort(quick, output, trace, folder)
+
+
+@bench.command("sweep")
+@QUICK
+@JSON
+@PROFILE
+@MADE
+def bench_sweep(quick, output, trace, folder):
+    """Five students of 20 epochs: the teacher in their loops against stage one, pack and one cohort."""
+    from stages.bench.sweeping import run_sweeping
+
+    run_sweeping(quick, output, trace, folder)
 
 
 def _with_options(options: dict, overrides: tuple) -> list[str]:

@@ -91,8 +91,8 @@ class Manifest:
     """The root's attributes. `views` are planned (V), `finalised` of them are finished (0: none yet): in all of
     `finalised_targets`, on the first `finalised_shards` of the shard list, to which a growing cache adds at its end.
 
-    `quarantine`: shard -> row -> reason, of the finalised views. `packages` and `notes` (the measured error of an encoding)
-    are recorded and never compared.
+    `quarantine`: shard -> row -> reason, of the finalised views. `packages` and `notes` (the measured error of an encoding,
+    what the cache was paid with) are recorded and never compared.
     `constants`: file -> [size, sha256] of the arrays at the root; empty where no features are stored.
     """
 

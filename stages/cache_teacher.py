@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -14,25 +14,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from cache.errors import ReskdError
 from cache.manifest import Manifest, ShardEntry, bytes_of_clip_view
+from cache.paid import NOTE, open_ledger, paid_for
 from cache.reader import CacheReader, load_manifest
-from cache.writer import ShardWriter, check_cache, create_cache, finalise, missing_work
+from cache.writer import check_cache, create_cache, finalise, missing_work
 from stages.config import CacheConfig
 from stages.data.shards import Dataset, open_dataset
 from stages.data.views import ViewBatch, Work
+from stages.distill.asking import Ask, asking
 from stages.distill.encodings import described_error
 from stages.distill.reduction import error_of, estimate
 from stages.distill.teacher import Teacher, load_teacher, root_arrays, with_constants
 from stages.training.audit import teacher_accuracy, verify_targets
 from stages.training.distributed import Ranks, ranks
 from stages.training.log import console
-from stages.training.passes import FLOAT16_MAX, estimate_statistics, sample_maps, view_batches
+from stages.training.passes import estimate_statistics, sample_maps, view_batches
 from stages.training.planner import plan_sizes
 from stages.training.state import in_use
+from stages.training.storing import Rows, Store, storing
 
 
 def cache_teacher(
@@ -42,8 +44,9 @@ def cache_teacher(
 
     Returns {"clip_views": computed by this rank, "seconds", "bytes": of the cache, "quarantined": clips,
     "top1": of the teacher on its cached views in percent, None where no clip is labelled, "verified": largest
-    difference found, None where not asked for}; for `dry_run`, what it would do and what every encoding would take, and
-    nothing is written; `planned` are the budget, probe and grid of `plan_sizes`.
+    difference found, None where not asked for, "paid": for the cache so far, as its manifest notes it}; for `dry_run`,
+    what it would do and what every encoding would take, and nothing is written; `planned` are the budget, probe and
+    grid of `plan_sizes`.
     `strict`: an unreadable clip is fatal. `verify`: recompute so many random clip·views and compare.
     """
     if not dry_run and any(value is not None for value in planned.values()):
@@ -64,7 +67,7 @@ def cache_teacher(
                 teacher, wanted = _estimated(config, data, teacher, wanted, at)
             at.first_does(partial(create_cache, config.output, wanted, root_arrays(teacher)))
             manifest = load_manifest(config.output)
-            done = _fill(config, data, teacher, manifest, at, strict)
+            done = fill(config, data, teacher, manifest, at, strict, started)
             at.barrier()
             if not at.first:
                 return {"clip_views": done}
@@ -72,73 +75,35 @@ def cache_teacher(
 
 
 def cache_shard(
-    path: Path,
-    manifest: Manifest,
     work: Work,
     keys: list[str],
-    teacher: Teacher,
+    ask: Ask,
     batches: Iterable[ViewBatch],
+    store: Store,
+    submit: Callable[..., None],
 ) -> int:
-    """Compute and commit the missing views of one shard; returns the clip·views computed.
+    """Compute the missing views of one shard and have them committed; returns the clip·views computed.
 
     Idempotent, the unit of work of every engine: one process owns a shard's group while it is here, and a forward
     holds rows of one shard and view, in tar order, in the batch size which the manifest fixes. So the content does
-    not depend on who computes it (bit by bit on one CPU with one number of threads).
+    not depend on who computes it (bit by bit on one CPU with one number of threads). `ask` is of `asking`, `store` and
+    `submit` of `storing`: encoding and writing are done behind the forwards, also of the next shard.
     """
-    writer = ShardWriter(path, manifest, work.shard, keys, work.views)
-    quarantine, fallbacks, computed = {}, {}, 0
-    try:
-        for batch in batches:
-            n = len(batch.frames)
-            rows = slice(batch.start, batch.start + n)
-            valid = np.array([key not in batch.quarantine for key in keys[rows]])
-            for j, view in enumerate(work.views):
-                targets = {name: value[:n] for name, value in teacher.run(batch.clips[j], writer.targets).items()}
-                lost = _not_finite(targets, keys[rows], valid, view)
-                writer.write(
-                    view,
-                    rows,
-                    frames=batch.frames[:, j],
-                    box=batch.box[:, j],
-                    flip=batch.flip[:, j],
-                    valid=valid & np.array([key not in lost for key in keys[rows]]),
-                    **targets,
-                )
-                batch.quarantine.update(lost)
-            quarantine |= batch.quarantine
-            fallbacks |= batch.fallbacks
-            computed += int(valid.sum()) * len(work.views)
-            for what, reasons in (("quarantined", batch.quarantine), ("fallback", batch.fallbacks)):
-                for key, reason in reasons.items():
-                    console.print(f"[yellow]{what}[/] {work.shard}/{key}: {reason}", highlight=False)
-            if rows.stop == len(keys):  # not by asking for more, which may be the next shard's error
-                break
-        _refuse_if_all(path, work.shard, keys, quarantine)
-        writer.commit(quarantine, fallbacks)
-    except BaseException:
-        writer.abort()
-        raise
+    computed = 0
+    submit(store.open, work, keys)
+    for batch in batches:
+        n = len(batch.frames)
+        rows = slice(batch.start, batch.start + n)
+        for what, reasons in (("quarantined", batch.quarantine), ("fallback", batch.fallbacks)):
+            submit(store.note, what, reasons)
+        for j, view in enumerate(work.views):
+            part = Rows(view, rows, batch.frames[:, j], batch.box[:, j], batch.flip[:, j], batch.quarantine)
+            submit(store.write, part, ask(batch.clips[j], work.targets))
+        computed += (n - len(batch.quarantine)) * len(work.views)
+        if rows.stop == len(keys):  # not by asking for more, which may be the next shard's error
+            break
+    submit(store.commit)
     return computed
-
-
-NOT_FINITE = "the teacher's answer is not finite"
-
-
-def _not_finite(targets: dict[str, np.ndarray], keys: list[str], valid: np.ndarray, view: int) -> dict[str, str]:
-    """key -> reason of the rows whose targets hold NaN or infinity, or what float16 can't hold."""
-    bad = np.zeros(len(keys), bool)
-    for values in targets.values():
-        flat = values.reshape(len(values), -1)
-        bad |= ~(np.abs(flat) <= FLOAT16_MAX).all(1)
-    return {keys[i]: f"{NOT_FINITE} ({' or '.join(targets)}, view {view})" for i in np.flatnonzero(bad & valid)}
-
-
-def _refuse_if_all(path: Path, shard: str, keys: list[str], quarantine: dict[str, str]) -> None:
-    """One clip may upset a teacher; a teacher that every clip upsets is the fault."""
-    seen = [key for key in keys if quarantine.get(key, NOT_FINITE).startswith(NOT_FINITE)]  # all that could be decoded
-    if seen and all(key in quarantine for key in seen):
-        raise ReskdError(f"{path}, shard {shard}: {NOT_FINITE} for any of its {len(seen)} clips: look into its checkpoint, "
-                         "or set teacher.dtype=float32")  # fmt: skip
 
 
 def _estimated(
@@ -169,14 +134,31 @@ def _work(path: Path, manifest: Manifest, shards: Iterable[ShardEntry]) -> list[
     return [Work(e.name, views, targets) for e in shards for views, targets in missing_work(path, manifest, e.name)]
 
 
-def _fill(config: CacheConfig, data: Dataset, teacher: Teacher, manifest: Manifest, at: Ranks, strict: bool) -> int:
-    """The work of this rank: every W-th shard that lacks views."""
-    work, done = _work(config.output, manifest, data.shards[at.rank :: at.world]), 0
+def fill(
+    config: CacheConfig,
+    data: Dataset,
+    teacher: Teacher,
+    manifest: Manifest,
+    at: Ranks,
+    strict: bool = False,
+    began: float | None = None,
+) -> int:
+    """The work of this rank: every W-th shard that lacks views. Returns the clip·views computed.
 
-    with view_batches(config, data, work, teacher, at, strict, "cache-teacher") as batches:
+    `began`: when the run did, by `time.perf_counter`, from which its seconds are counted; None: just now.
+    """
+    work, done = _work(config.output, manifest, data.shards[at.rank :: at.world]), 0
+    spend = open_ledger(config.output, at.rank, time.perf_counter() if began is None else began)
+    with (
+        view_batches(config, data, work, teacher, at, strict, "cache-teacher") as batches,
+        asking(teacher) as ask,
+        storing(config.output, manifest, spend) as (store, submit),
+    ):
         for of, of_shard in itertools.groupby(batches, key=lambda batch: batch.work):
             keys = [row.key for row in data.rows(of.shard)]
-            done += cache_shard(config.output, manifest, of, keys, teacher, of_shard)
+            done += cache_shard(of, keys, ask, of_shard, store, submit)
+    if work:
+        spend(0.0, 0)  # the time of the last commit
     return done
 
 
@@ -237,12 +219,15 @@ def _report(
         "quarantined": sum(map(len, manifest.quarantine.values())),
         "top1": top1,
         "verified": verify_targets(data, manifest, reader, teacher, verify) if verify else None,
+        "paid": manifest.notes.get(NOTE),
     }
     console.print(
         f"{config.output}: {manifest.views} views of {sum(e.clips for e in data.shards)} clips, "
         f"{result['bytes'] / 1e6:.1f} MB, {result['quarantined']} quarantined; computed {done} clip·views in "
         f"{result['seconds']:.1f} s" + ("" if top1 is None else f"; the teacher's top-1 on its views: {top1:.2f} %")
     )
+    if (paid := paid_for(config.output, manifest.notes)) is not None:
+        console.print(str(paid), highlight=False)
     if "features" in manifest.notes:
         console.print(f"features, {described_error(manifest.notes['features'])}", highlight=False)
     return result

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.table import Table
 
 from cache.store import write_atomically
@@ -28,6 +26,7 @@ from stages.plots import contact_sheet, learning_curves
 from stages.prepare import prepare
 from stages.train_student import train_student
 from stages.training.log import console, read_metrics
+from stages.training.memory import peak_memory
 from stages.training.state import in_use
 from stages.training.stopwatch import stopwatch
 
@@ -195,27 +194,9 @@ def _show(summary: dict, out: Path) -> None:
 
 @contextlib.contextmanager
 def _peak_memory(path: Path) -> Iterator[Callable[[], float]]:
-    """Samples, once a second, the memory of this process and all below it; the peak so far, in MB.
-
-    A page that several processes share counts once, by its shares (PSS); where the system doesn't tell them, in each.
-    """
-    peak, stop = [json.loads(path.read_text()) if path.exists() else 0.0], threading.Event()
-
-    def sample() -> None:
-        process = psutil.Process()
-        while not stop.wait(1.0):
-            total = 0
-            for p in (process, *process.children(recursive=True)):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    memory = p.memory_full_info()
-                    total += getattr(memory, "pss", memory.rss)
-            peak[0] = max(peak[0], total / 1e6)
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield lambda: peak[0]
-    finally:
-        stop.set()
-        thread.join()
-        write_atomically(path, json.dumps(peak[0]).encode())
+    """The peak of the process tree in MB, sampled once a second and kept over reruns."""
+    with peak_memory(so_far=json.loads(path.read_text()) if path.exists() else 0.0) as peak:
+        try:
+            yield peak
+        finally:
+            write_atomically(path, json.dumps(peak()).encode())

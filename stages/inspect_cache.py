@@ -14,6 +14,7 @@ from cache.contents import find_clip, summary
 from cache.errors import ReskdError
 from cache.group import load_group, load_manifest
 from cache.manifest import Manifest
+from cache.paid import paid_for
 from cache.reader import CacheReader, check_join
 from cache.store import write_atomically
 from cache.view import BLOCK, View
@@ -134,6 +135,8 @@ def _show(path: Path, result: dict) -> None:
         table.add_row(f"({name})", f"{sizes[name] / 1e6:.3f}", "")
     table.add_row("total", f"{sizes['total'] / 1e6:.3f}", f"{sizes['total'] / max(1, result['clip_views']):.1f}")
     console.print(table)
+    if (paid := paid_for(path, result["notes"])) is not None:
+        say(str(paid))
     if "features" in result["notes"]:
         say(f"features, {described_error(result['notes']['features'])}")
     say(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from cache.paid import paid_for
 from cache.reader import load_manifest
 
 
@@ -16,17 +17,16 @@ def teacher_ledger(caches: Sequence[Path], runs: Sequence[Path]) -> dict[str, fl
     "teacher_hours", "in_loop_hours": of its forwards alone, by the time that they took for the caches; None where a cache
     doesn't tell (it was made by an older version)}.
     """
-    paid = seconds = timed = 0.0
+    paid, seconds, timed = 0, 0.0, 0
     for cache in caches:
         manifest = load_manifest(cache)
         quarantined = sum(map(len, manifest.quarantine.values()))
         paid += (sum(e.clips for e in manifest.identity.shards) - quarantined) * manifest.finalised
-        spent = manifest.notes.get("paid", {})
-        seconds += spent.get("forward_seconds", 0.0)
-        timed += spent.get("clip_views", 0)
+        if (spent := paid_for(cache, manifest.notes)) is not None:
+            seconds, timed = seconds + spent.forward_seconds, timed + spent.clip_views
     seen = sum(json.loads((run / "result.json").read_text())["clips_seen"] for run in runs)
     return {
-        "teacher_clip_views": int(paid),
+        "teacher_clip_views": paid,
         "in_loop_clip_views": seen,
         "teacher_hours": seconds / 3600 if timed else None,
         "in_loop_hours": seen * seconds / timed / 3600 if timed else None,

@@ -139,9 +139,7 @@ def test_students_of_what_is_finished_train_while_the_cache_grows(
     two, teacher, logits, copied, tmp_path, monkeypatch, capfd
 ):
     """Features, a view and a shard are to come; of all that, the last view of the old shard isn't there yet."""
-    stop_at(
-        monkeypatch, stage, "cache_shard", lambda path, manifest, work, *_: (work.shard, len(work.views)) == (OLD, 1)
-    )
+    stop_at(monkeypatch, stage, "cache_shard", lambda work, *_: (work.shard, len(work.views)) == (OLD, 1))
     with pytest.raises(KeyboardInterrupt):
         cache_teacher(cache_config(copied, two.both, teacher, FEATURES, "views=3"))
     monkeypatch.undo()

@@ -27,8 +27,8 @@ FLOORS = [
 OWNED = {
     "webdataset": ["stages/data/shards.py"],
     "decord": ["stages/data/decode.py"],
-    # digits and rawframes encode, they decode nothing
-    "av": ["stages/data/decode.py", "stages/data/digits.py", "stages/data/rawframes.py"],
+    # digits, rawframes and the benches' videos encode, they decode nothing
+    "av": ["stages/data/decode.py", "stages/data/digits.py", "stages/data/rawframes.py", "stages/bench/videos.py"],
     "torch.distributed": ["stages/training/distributed.py"],
 }
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,6 +36,18 @@ def at_most(name: str, values: Sequence[float], unit: str, most: float) -> Figur
     return Figure(name, value, unit, spread, f"<= {most:g}", value <= most)
 
 
+def at_least(name: str, values: Sequence[float], unit: str, least: float) -> Figure:
+    """The median of some runs, which should not be below `least`."""
+    value, spread = median_of(values)
+    return Figure(name, value, unit, spread, f">= {least:g}", value >= least)
+
+
+def measured(name: str, values: Sequence[float], unit: str) -> Figure:
+    """The median of some runs, without a goal."""
+    value, spread = median_of(values)
+    return Figure(name, value, unit, spread)
+
+
 def median_of(values: Sequence[float]) -> tuple[float, float]:
     """Median, and the distance of the quartiles."""
     low, middle, high = np.percentile(values, (25, 50, 75))
@@ -52,6 +65,18 @@ def show(title: str, figures: Sequence[Figure], output: Path | None) -> None:
     console.print(machine(), highlight=False)
     if output is not None:
         write_atomically(output, (json.dumps([asdict(figure) for figure in figures], indent=2) + "\n").encode())
+
+
+@contextmanager
+def profiled(trace: Path | None) -> Iterator[None]:
+    """Write a trace of what is done inside, by torch.profiler, for chrome://tracing; None: nothing."""
+    if trace is None:
+        yield
+        return
+    with torch.profiler.profile() as profiler:  # of all devices that are here
+        yield
+    profiler.export_chrome_trace(str(trace))
+    console.print(f"written: {trace}")
 
 
 def machine() -> str:

@@ -41,7 +41,9 @@ FULL = Setup()
 QUICK = Setup(students=4, times=4, epochs=1)
 
 
-def run_cohort(quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None) -> list[Figure]:
+def run_cohort(
+    quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None
+) -> list[Figure]:
     """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept, from the videos and from their pack."""
     setup, figures = setup or (QUICK if quick else FULL), []
     with tempfile.TemporaryDirectory() as temporary, ranks():
@@ -67,7 +69,9 @@ def _figures(bench: Bench, source: str, data: dict, setup: Setup) -> list[Figure
     step = [(b - a) / (n - 1) for a, b in zip(one, all_, strict=True)]
     ratio = [b / (n * a) for a, b in zip(one, all_, strict=True)]
     return [
-        measured(f"from {source}: one student, start and input and step", [1e3 * s / clips for s in one], "core ms a clip"),
+        measured(
+            f"from {source}: one student, start and input and step", [1e3 * s / clips for s in one], "core ms a clip"
+        ),
         measured(f"from {source}: each further one", [1e3 * s / clips for s in step], "core ms a clip"),
         measured(f"from {source}: a cohort of {n} ÷ {n} single runs", ratio, ""),
         *_bound(bench, source, data, ratio, setup),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +16,11 @@ from cache.reader import CacheReader
 from cache.view import BLOCK, ViewPolicy, sample_view
 from cache.writer import ShardWriter, create_cache, finalise
 from stages.bench import Figure, at_most, show
+from stages.bench.clocks import cpu_seconds
 from stages.config import ModelConfig
 from stages.distill.reduction import Sample, estimate, reduce_features
 from stages.models import build_model
 
-RUNS = 5
 CLASSES, FRAMES, CLIPS = 400, 8, 1024
 MAP = (8, 4, 4, 128)  # 16 KB in int8
 
@@ -96,14 +94,14 @@ def _joining(path: Path) -> list[Figure]:
                 for block, i in blocks:
                     block.view_of(i)
 
-        figures.append(at_most(f"join, {name}", [1e6 * s / CLIPS for s in _seconds(join)], "µs a clip", goal))
+        figures.append(at_most(f"join, {name}", [1e6 * s / CLIPS for s in cpu_seconds(join)], "µs a clip", goal))
     return figures
 
 
 def _opening(path: Path, shards: int) -> Figure:
     names = {f"{i:06d}.tar": 1 for i in range(shards)}
     create_cache(path / "many", Manifest(_identity(names, False), 1))
-    return at_most(f"open a cache of {shards} shards", _seconds(lambda: CacheReader(path / "many")), "s", 0.1)
+    return at_most(f"open a cache of {shards} shards", cpu_seconds(lambda: CacheReader(path / "many")), "s", 0.1)
 
 
 def _memory(path: Path) -> Figure:
@@ -131,7 +129,7 @@ def _encoding() -> list[Figure]:
     model = build_model(ModelConfig(backbone="resnet50", num_classes=CLASSES)).eval()
     clip = torch.zeros(1, 8, 3, 224, 224, dtype=torch.uint8)
     with torch.inference_mode():
-        teacher = float(np.median(_seconds(lambda: model(clip))))
+        teacher = float(np.median(cpu_seconds(lambda: model(clip))))
     figures = [Figure("ResNet-50 at 224, 8 frames, one core", 1e3 * teacher, "ms a clip·view")]
     for codec, dims in (("int8", None), ("int4", None), ("int8", 128)):
         sample = Sample((8, 7, 7), moments=dims is not None)
@@ -144,18 +142,7 @@ def _encoding() -> list[Figure]:
             compressed_bytes(codec_of("features", codec).encode(reduced, constants)["features"])
 
         name = f"encoding: {codec}" + (f", {dims} dims" if dims else "")
-        cost = [s / len(maps) for s in _seconds(encode)]
+        cost = [s / len(maps) for s in cpu_seconds(encode)]
         figures.append(Figure(name, 1e3 * float(np.median(cost)), "ms a clip·view"))
         figures.append(at_most(f"{name}, of the teacher's time", [100 * s / teacher for s in cost], "%", 3))
     return figures
-
-
-def _seconds(work: Callable[[], object]) -> list[float]:
-    """Of RUNS runs, after one that isn't counted; of all cores together, so that another program's share is left out."""
-    work()
-    times = []
-    for _ in range(RUNS):
-        began = time.process_time()
-        work()
-        times.append(time.process_time() - began)
-    return times

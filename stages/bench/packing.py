@@ -37,7 +37,9 @@ FULL = Setup()
 QUICK = Setup(kinds=(*SMALL, LARGE[1]), clips=2)
 
 
-def run_pack(quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None) -> list[Figure]:
+def run_pack(
+    quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None
+) -> list[Figure]:
     """Measure on ten-second clips, which are made in `folder` and kept: packs of four stored views, and of all frames."""
     setup, figures = setup or (QUICK if quick else FULL), []
     with ranks():
@@ -83,4 +85,3 @@ def _bytes(bench: Bench, kind: Kind, setup: Setup) -> list[Figure]:
         goal = frames == "views" and (kind.width, kind.height) == (340, 256)
         figures.append(at_most(name, [size / source], "", 1.0) if goal else Figure(name, size / source, ""))
     return figures
-

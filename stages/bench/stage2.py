@@ -60,7 +60,9 @@ FULL = Setup((("the demo's student at 56", DEMO, 56), ("R18 at 112", R18, 112), 
 QUICK = Setup(FULL.students[:1], times=4, epochs=1)
 
 
-def run_stage2(quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None) -> list[Figure]:
+def run_stage2(
+    quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None
+) -> list[Figure]:
     """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept; their pack has all frames."""
     setup = setup or (QUICK if quick else FULL)
     with tempfile.TemporaryDirectory() as temporary, ranks() as at:
@@ -94,7 +96,9 @@ def _joining(bench: Bench, targets: Sequence[str] | None, setup: Setup) -> list[
     return _ms(join, sum(map(len, chunks)), setup)
 
 
-def _adding(bench: Bench, student: tuple[str, ModelConfig, int], joining: dict[str, list[float]], setup: Setup) -> list[Figure]:
+def _adding(
+    bench: Bench, student: tuple[str, ModelConfig, int], joining: dict[str, list[float]], setup: Setup
+) -> list[Figure]:
     """What each way to distil adds to a clip's plain training."""
     name, model, size = student
     net, batch, reader = _net(model), _batch(bench, size), CacheReader(bench.cache(), ("logits", "features"))
@@ -111,7 +115,9 @@ def _adding(bench: Bench, student: tuple[str, ModelConfig, int], joining: dict[s
     return figures
 
 
-def _gradient(losses: LossConfig, student: Student, answer: tuple[Tensor, Tensor], batch: Batch, meaning: Meaning) -> None:
+def _gradient(
+    losses: LossConfig, student: Student, answer: tuple[Tensor, Tensor], batch: Batch, meaning: Meaning
+) -> None:
     """The weighted terms, and their gradient down to the student's logits and map."""
     logits, features = (part.detach().requires_grad_() for part in answer)
     met = features if student.adapter is None else student.adapter(features)
@@ -153,7 +159,10 @@ def _distilled_over_plain(bench: Bench, student: tuple[str, ModelConfig, int], s
     plain = {"data": {"pack": bench.packed()}}
     ratios, number = [], count()
     for _ in range(setup.runs):
-        pair = [median_of(_rates(_run(bench, f"pair-{next(number)}", student, setup, **way)))[0] for way in (distilled, plain)]
+        pair = [
+            median_of(_rates(_run(bench, f"pair-{next(number)}", student, setup, **way)))[0]
+            for way in (distilled, plain)
+        ]
         ratios.append(pair[0] / pair[1])
     return at_least(f"{student[0]}: distilled ÷ plain training, clips a second", ratios, "", 0.97)
 

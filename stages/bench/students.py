@@ -72,7 +72,9 @@ class Bench:
 
     def packed(self, frames: str = "all", size: int = 112, **changes: Any) -> Path:
         """A pack; one of all frames serves plain training, too."""
-        config = self.pack_config(f"pack-{frames}-{size}-{len(changes)}", frames=frames, size=size, cache=self.cache(), **changes)
+        config = self.pack_config(
+            f"pack-{frames}-{size}-{len(changes)}", frames=frames, size=size, cache=self.cache(), **changes
+        )
         if not config.output.exists():
             pack(config)
         return config.output
@@ -84,7 +86,9 @@ class Bench:
         return TrainConfig.model_validate(fixed | changes)
 
 
-def bench_of(folder: Path, kept: Path, kind: Kind, clips: int, times: int = 1, seconds: float = 10.0, **teacher: Any) -> Bench:
+def bench_of(
+    folder: Path, kept: Path, kind: Kind, clips: int, times: int = 1, seconds: float = 10.0, **teacher: Any
+) -> Bench:
     """A bench in `folder`, of the first so many videos of a kind (which are made in `kept`), each so many times."""
     made, few = make_videos(kept, kind, clips, seconds), folder / "few"
     for path in sorted(made.rglob("*.mp4"), key=lambda path: path.name)[:clips]:

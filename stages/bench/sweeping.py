@@ -55,7 +55,9 @@ FULL = Setup()
 QUICK = Setup(epochs=6, times=2, runs=1)
 
 
-def run_sweeping(quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None) -> list[Figure]:
+def run_sweeping(
+    quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None
+) -> list[Figure]:
     """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept."""
     setup = setup or (QUICK if quick else FULL)
     ours, loops = [], []
@@ -79,7 +81,9 @@ def run_sweeping(quick: bool, output: Path | None, trace: Path | None, folder: P
 def _in_the_loop(bench: Bench, setup: Setup) -> float:
     """Core seconds of all students and epochs, from those of one epoch of one."""
     teacher = {"checkpoint": bench.checkpoint()}
-    config = bench.student("loop", setup.model, setup.size, teacher=teacher, losses={"logit_kl": 1.0, "feature_mse": 1.0})
+    config = bench.student(
+        "loop", setup.model, setup.size, teacher=teacher, losses={"logit_kl": 1.0, "feature_mse": 1.0}
+    )
     began = core_seconds()
     train_student(config)
     return (core_seconds() - began) * setup.students * setup.epochs
@@ -109,7 +113,12 @@ def _cache_config(bench: Bench, setup: Setup) -> CacheConfig:
 
 
 def _students(bench: Bench, setup: Setup) -> dict[str, TrainConfig]:
-    data = {"train": bench.data(), "cache": bench.folder / "teacher.zarr", "pack": bench.folder / "pack", "order_seed": 0}
+    data = {
+        "train": bench.data(),
+        "cache": bench.folder / "teacher.zarr",
+        "pack": bench.folder / "pack",
+        "order_seed": 0,
+    }
     return {
         f"seed={seed}": bench.student(f"sweep/seed={seed}", setup.model, setup.size, data=data, seed=seed,
                                       losses={"logit_kl": 1.0, "feature_mse": 1.0}, schedule={"epochs": setup.epochs})
@@ -152,7 +161,10 @@ def _figures(ours: list[dict[str, float]], loops: list[float], parts: dict[str, 
     ratios = [a / sum(b.values()) for a, b in zip(loops, ours, strict=True)]
     names = ("d", "D", "k", "t", "s", "p")
     return [
-        *(measured(f"ours: {name}", [1e3 * taken[name] / clips for taken in ours], "core ms a clip") for name in ours[0]),
+        *(
+            measured(f"ours: {name}", [1e3 * taken[name] / clips for taken in ours], "core ms a clip")
+            for name in ours[0]
+        ),
         measured("in the loop, from one epoch of one student", [1e3 * s / clips for s in loops], "core ms a clip"),
         *(Figure(f"part {name}", parts[name], "ms a clip") for name in names),
         Figure("the teacher's FLOPs ÷ a student's", parts["ratio of FLOPs"], "times"),

@@ -6,7 +6,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -97,11 +97,11 @@ class Dataset:
             raise self._stale(shard, f"row {row}: cut inside the data of {item.key}.{item.ext}")
         return data
 
-    def stream(self, shard: str) -> Iterator[tuple[int, Row, bytes]]:
-        """A shard once in its order, by WebDataset's own pipeline: (row number, row, encoded video).
+    def stream(self, shard: str, wanted: Callable[[int], bool] = lambda row: True) -> Iterator[tuple[int, Row, bytes]]:
+        """A shard once in its order, by WebDataset's own pipeline: (row number, row, encoded video) of the `wanted` rows.
 
-        That pipeline is lenient, so every sample is held against the index: key, size and sha256 of its video, and
-        that none is missing or left over. Raises ReskdError at the first difference. Quarantined rows come too.
+        That pipeline is lenient, so every sample is held against the index: its key, that none is missing or left over,
+        and size and sha256 of the wanted videos. Raises ReskdError at the first difference. Quarantined rows come too.
         """
         rows, count = self.rows(shard), 0
         self._open_tar(shard)  # its size, before anything is served
@@ -110,7 +110,10 @@ class Dataset:
                 for count, sample in enumerate(_samples(file), 1):
                     if count > len(rows):
                         raise self._stale(shard, f"clip {sample['__key__']!r} comes after the last of {len(rows)} rows")
-                    yield count - 1, rows[count - 1], self._checked(shard, count - 1, rows[count - 1], sample)
+                    row = rows[count - 1]
+                    self._check_key(shard, count - 1, row, sample)
+                    if wanted(count - 1):
+                        yield count - 1, row, self._checked(shard, count - 1, row, sample)
         except (tarfile.TarError, OSError) as error:
             raise self._stale(shard, f"after {count} of {len(rows)} clips: {error.args[0]}") from error
         if count < len(rows):
@@ -157,9 +160,11 @@ class Dataset:
         if size != self.entry(shard).bytes:
             raise self._stale(shard, f"{size} bytes, the index has {self.entry(shard).bytes}")
 
-    def _checked(self, shard: str, number: int, row: Row, sample: Mapping[str, Any]) -> bytes:
+    def _check_key(self, shard: str, number: int, row: Row, sample: Mapping[str, Any]) -> None:
         if sample["__key__"] != row.key:
             raise self._stale(shard, f"row {number}: clip {sample['__key__']!r} lies where the index has {row.key!r}")
+
+    def _checked(self, shard: str, number: int, row: Row, sample: Mapping[str, Any]) -> bytes:
         data = sample.get(row.ext)
         if data is None or len(data) != row.size or hashlib.sha256(data).hexdigest() != row.sha256:
             found = "no such member" if data is None else f"{len(data)} bytes of other content"

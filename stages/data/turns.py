@@ -5,7 +5,6 @@ turn. Reading a tar W times costs little beside decoding.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import count
 
 from torch.utils.data import get_worker_info
 
@@ -21,16 +20,20 @@ def chunks_of_turn(data: Dataset, shards: Sequence[str], size: int) -> Iterator[
     """
     worker = get_worker_info()
     turn, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-    number = count()
+    first = 0  # number of the shard's first chunk
     for position, shard in enumerate(shards):
+
+        def mine(r: int, first: int = first) -> bool:  # each video is checked by the worker that takes it
+            return (first + r // size) % workers == turn
+
         chunk: list[tuple[Row, bytes]] = []
         clips = data.entry(shard).clips
-        for r, row, video in data.stream(shard):
+        for r, row, video in data.stream(shard, mine):
             chunk.append((row, video))
             if len(chunk) == size or r + 1 == clips:
-                if next(number) % workers == turn:
-                    yield position, r + 1 - len(chunk), chunk
+                yield position, r + 1 - len(chunk), chunk
                 chunk = []
+        first += count_chunks(data, [shard], size)
 
 
 def count_chunks(data: Dataset, shards: Sequence[str], size: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,16 @@ def reduce_features(features: Tensor, grid: tuple[int, int, int], tensors: Mappi
     if features.shape[1] != time:
         features = features.unflatten(1, (time, -1)).mean(2)
     if features.shape[2:4] != (height, width):
-        rows, columns = (
-            torch.from_numpy(unsampling(have, want)).to(features)
-            for have, want in zip(features.shape[2:4], (height, width), strict=True)
-        )
+        sides = zip(features.shape[2:4], (height, width), strict=True)
+        rows, columns = (_unsampling_on(features.device, have, want) for have, want in sides)
         features = torch.einsum("gh,bthwd,kw->btgkd", rows, features, columns)
     return features if "basis" not in tensors else (features - tensors["mean"]) @ tensors["basis"]
+
+
+@lru_cache
+def _unsampling_on(device: torch.device, have: int, want: int) -> Tensor:
+    """There once: a copy from memory that isn't pinned would wait for the forward, at each batch."""
+    return torch.from_numpy(unsampling(have, want)).to(device, torch.float32)
 
 
 @dataclass

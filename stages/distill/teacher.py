@@ -65,14 +65,17 @@ class Teacher:
         """uint8 [B,T,3,S,S] -> its maps as they are, float32 [B,T,H,W,D], on its device."""
         return emit(self.model, clips.to(self.device, non_blocking=True), ("features",), self.dtype)["features"]
 
-    def run(self, clips: torch.Tensor, targets: Sequence[str]) -> dict[str, np.ndarray]:
-        """uint8 [B,T,3,S,S] -> float32 arrays of `targets`; maps reduced as they are stored, but for their rounding."""
+    def forward(self, clips: torch.Tensor, targets: Sequence[str]) -> dict[str, torch.Tensor]:
+        """uint8 [B,T,3,S,S] -> float32 `targets` on its device; maps reduced as they are stored, but for their rounding."""
         emitted = emit(self.model, clips.to(self.device, non_blocking=True), targets, self.dtype)
         if "features" in emitted:
             assert self.grid is not None and self.constants is not None
-            reduced = reduce_features(emitted["features"], self.grid, self._tensors)
-            emitted["features"] = reduced
-        return {name: value.cpu().numpy() for name, value in emitted.items()}
+            emitted["features"] = reduce_features(emitted["features"], self.grid, self._tensors)
+        return emitted
+
+    def run(self, clips: torch.Tensor, targets: Sequence[str]) -> dict[str, np.ndarray]:
+        """What `forward` gives, waited for, as arrays."""
+        return {name: value.cpu().numpy() for name, value in self.forward(clips, targets).items()}
 
 
 def load_teacher(config: CacheConfig, data: Dataset, device: torch.device) -> tuple[Teacher, Manifest]:

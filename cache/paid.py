@@ -1,0 +1,66 @@
+"""What a cache was paid with: noted line by line as it is spent, added to the manifest's notes when it is finalised.
+
+So nothing that a killed run spent is forgotten, and what is computed again is paid again.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+NOTE = "paid"  # its name among the manifest's notes
+LEDGERS = ".paid-*.jsonl"  # at the root, one a rank; gone once the cache is finalised
+
+
+@dataclass(frozen=True)
+class Paid:
+    """`forward_seconds`: of the teacher alone, for `clip_views` answers that were to be stored. `seconds`: of stage one by
+    the clock, with decoding, samples and recalibration; all of them summed over ranks, reruns and killed runs.
+    """
+
+    forward_seconds: float = 0.0
+    clip_views: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Paid") -> "Paid":
+        return Paid(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Paid)))
+
+    def __str__(self) -> str:
+        each = f", {1e3 * self.forward_seconds / self.clip_views:.2f} ms each" if self.clip_views else ""
+        return (f"teacher time: {self.forward_seconds:.1f} s of forwards for {self.clip_views} clip·views{each}; "
+                f"stage one took {self.seconds:.1f} s")  # fmt: skip
+
+
+def open_ledger(path: str | Path, rank: int, began: float) -> Callable[[float, int], None]:
+    """`spend(forward_seconds, clip_views)` for one rank: each call notes these, and the time since the last one.
+
+    `began`: when this run did, by `time.perf_counter`. A line survives a kill (not a power cut: none is synced).
+    """
+    file, last = Path(path) / LEDGERS.replace("*", str(rank)), began
+
+    def spend(forward_seconds: float, clip_views: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        with open(file, "a") as ledger:
+            ledger.write(
+                "\n" + json.dumps(asdict(Paid(forward_seconds, clip_views, now - last)))
+            )  # after a cut line, too
+        last = now
+
+    return spend
+
+
+def paid_for(path: str | Path, notes: Mapping[str, Any]) -> Paid | None:
+    """All that was paid for the cache so far, by its manifest's notes and the ledgers beside it; None: not known."""
+    spent = [Paid(**notes[NOTE])] if NOTE in notes else []
+    for file in sorted(Path(path).glob(LEDGERS)):
+        spent += [Paid(**json.loads(line)) for line in file.read_text().splitlines() if line.endswith("}")]
+    return sum(spent, Paid()) if spent else None
+
+
+def close_ledgers(path: str | Path) -> None:
+    """Remove them, once the manifest has their sum."""
+    for file in Path(path).glob(LEDGERS):
+        file.unlink(missing_ok=True)

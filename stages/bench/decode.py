@@ -1,0 +1,72 @@
+"""What decoding and rendering take, by kind of video: milliseconds of one core."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from cache.view import ViewPolicy, sample_view
+from stages.bench import Figure, measured, profiled, show
+from stages.bench.clocks import RUNS, cpu_seconds
+from stages.bench.videos import LARGE, SMALL, Kind, make_videos
+from stages.data.decode import decode_frames, decord, probe
+from stages.data.render import render
+
+SIZES = (224, 112)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """`views` are decoded at once, as stage one does."""
+
+    kinds: tuple[Kind, ...] = (*SMALL, *LARGE)
+    views: int = 8
+    seconds: float = 10.0
+    runs: int = 2 * RUNS
+
+
+FULL = Setup()
+QUICK = Setup(runs=RUNS)
+
+
+def run_decode(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
+    """Measure one clip of each kind (made in `folder`, and kept): one view of 8 frames and all views at once.
+
+    "decord" is its bare get_batch on the same frames, sorted and each once; "reskd" is `decode_frames`, which guards it.
+    """
+    setup, figures = QUICK if quick else FULL, []
+    for kind in setup.kinds:
+        video = next(make_videos(folder, kind, 1, setup.seconds).rglob("*.mp4")).read_bytes()
+        figures += _figures(kind, video, setup, None)
+    if trace is not None:
+        _figures(kind, video, setup, trace)
+    show("decode", figures, output)
+    return figures
+
+
+def plain_decord(data: bytes, frames: np.ndarray) -> np.ndarray:
+    """uint8 [n,H,W,3] of n frames, sorted and each once, as decord's README decodes."""
+    return decord.VideoReader(io.BytesIO(data), num_threads=1).get_batch(frames).asnumpy()
+
+
+def _figures(kind: Kind, video: bytes, setup: Setup, trace: Path | None) -> list[Figure]:
+    info, policy, figures = probe(video), ViewPolicy(num_frames=8), []
+    views = [sample_view(policy, shard="bench", key="0", index=v, num_frames=info.frames, aspect=info.width / info.height)
+             for v in range(setup.views)]  # fmt: skip
+    work = {}
+    for name, drawn in (("8 frames", views[:1]), (f"{setup.views} views of 8 frames", views)):
+        frames = np.concatenate([view.frames for view in drawn])
+        if decord is not None:
+            work[f"{name}, decord"] = partial(plain_decord, video, np.unique(frames))
+        work[f"{name}, reskd"] = partial(decode_frames, video, frames, info.decoder)
+    pictures, _ = decode_frames(video, views[0].frames, info.decoder)
+    for size in SIZES:
+        work[f"rendering 8 frames at {size}"] = partial(render, pictures, views[0], size)
+    with profiled(trace):
+        for name, task in work.items():
+            figures.append(measured(f"{kind}: {name}", [1e3 * s for s in cpu_seconds(task, setup.runs)], "ms"))
+    return figures

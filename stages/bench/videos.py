@@ -1,0 +1,139 @@
+"""The benches' fixed input: ten-second H.264 clips that look natural enough to a codec, each drawn from its number.
+
+A scene is a wall of leaves (discs of all sizes that hide one another, as edges of natural pictures do) under a 1/f texture;
+a camera pans and zooms over it, discs of other textures cross it, and every frame has a sensor's noise. libx264, preset
+medium, CRF 23, one thread, no key frames at scene cuts: 340x256 clips come out at 500 kB (GOP 12) and 260 kB (GOP 250).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw
+
+from stages.data.digits import generator
+
+FPS = 30
+WORLD = 1.6  # sides of the scene, in those of the frame
+OBJECTS = 4
+NOISE = 1.5  # standard deviation of the sensor's noise, in levels of 255
+ENCODER = {"preset": "medium", "crf": "23", "sc_threshold": "0", "threads": "1"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a clip is encoded; `gop`: frames from one key frame to the next."""
+
+    width: int
+    height: int
+    gop: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}, GOP {self.gop}"
+
+
+SMALL = (Kind(340, 256, 12), Kind(340, 256, 250))
+LARGE = (Kind(1280, 720, 12), Kind(1280, 720, 250))
+
+
+def make_videos(folder: Path, kind: Kind, clips: int, seconds: float = 10.0, seed: int = 0) -> Path:
+    """A folder of two class folders with so many clips of a kind, in turn; what is there already is kept.
+
+    Returns it: `folder/WIDTHxHEIGHT-gopN-Ss`, of which a clip depends on its number and the seed alone.
+    """
+    root = folder / f"{kind.width}x{kind.height}-gop{kind.gop}-{seconds:g}s-{seed}"
+    for number in range(clips):
+        path = root / "ab"[number % 2] / f"{number:04d}.mp4"
+        if path.exists():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        _encode(part, draw_scene(seed, number, kind.width, kind.height, round(seconds * FPS)), kind)
+        os.replace(part, path)
+    return root
+
+
+def multiplied(videos: Path, output: Path, times: int) -> Path:
+    """The same clips under so many names, without their bytes (links); for data sets that differ in length alone."""
+    for path in sorted(videos.rglob("*.mp4")):
+        for copy in range(times):
+            target = output / path.parent.name / f"{path.stem}-{copy}.mp4"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, target)
+    return output
+
+
+def draw_scene(seed: int, number: int, width: int, height: int, frames: int) -> Iterator[np.ndarray]:
+    """uint8 [height, width, 3] for each frame."""
+    rng = generator("scene", seed, number)
+    world = _world(rng, round(WORLD * width), round(WORLD * height))
+    objects = [_Object.drawn(rng, width, height) for _ in range(OBJECTS)]
+    start, end = rng.uniform(0, 1, 2), rng.uniform(0, 1, 2)  # of the room that the camera has
+    zoom = rng.uniform(0.7, 1.0, 2)
+    noise = np.rint(rng.normal(0, NOISE, (height + 64, width + 64, 3))).astype(np.int16)
+    for i in range(frames):
+        at = (1 - np.cos(np.pi * i / max(1, frames - 1))) / 2
+        scale = WORLD * (zoom[0] + (zoom[1] - zoom[0]) * at) / 1.2
+        w, h = width * scale, height * scale
+        left, top = (start + (end - start) * at) * (world.width - w, world.height - h)
+        picture = world.resize((width, height), Image.Resampling.BILINEAR, (left, top, left + w, top + h))
+        for thing in objects:
+            picture.paste(thing.picture, thing.place(i / FPS), thing.mask)
+        y, x = rng.integers(0, 64, 2)
+        yield (np.asarray(picture) + noise[y : y + height, x : x + width]).clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Object:
+    """A textured disc that goes round a centre."""
+
+    picture: Image.Image
+    mask: Image.Image
+    centre: np.ndarray  # x, y in pixels
+    reach: np.ndarray
+    speed: np.ndarray  # rounds a second, in x and in y
+    phase: np.ndarray
+
+    @staticmethod
+    def drawn(rng: np.random.Generator, width: int, height: int) -> _Object:
+        side = round(height * rng.uniform(0.1, 0.35))
+        mask = Image.new("L", (side, side))
+        ImageDraw.Draw(mask).ellipse((0, 0, side - 1, side - 1), fill=255)
+        room = np.array([width, height])
+        return _Object(_world(rng, side, side, leaves=12), mask, room * rng.uniform(0.2, 0.8, 2) - side / 2,
+                       room * rng.uniform(0.1, 0.4, 2), rng.uniform(0.05, 0.25, 2), rng.uniform(0, 6, 2))  # fmt: skip
+
+    def place(self, seconds: float) -> tuple[int, int]:
+        x, y = self.centre + self.reach * np.sin(2 * np.pi * self.speed * seconds + self.phase)
+        return round(x), round(y)
+
+
+def _world(rng: np.random.Generator, width: int, height: int, leaves: int = 300) -> Image.Image:
+    picture = Image.new("RGB", (width, height))
+    draw = ImageDraw.Draw(picture)
+    side = min(width, height)
+    for radius in np.sort(side / 2 * rng.uniform(0.1, 1, leaves) ** 2)[::-1]:  # the small ones in front
+        x, y = rng.uniform(0, width), rng.uniform(0, height)
+        squeeze, colour = rng.uniform(0.4, 1.0), tuple(int(c) for c in rng.uniform(50, 200) + rng.uniform(-30, 30, 3))
+        draw.ellipse((x - radius, y - radius * squeeze, x + radius, y + radius * squeeze), fill=colour)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    spectrum = np.fft.rfft2(rng.normal(0, 1, (3, height, width))) / np.maximum(frequency, 1 / side)
+    texture = np.fft.irfft2(spectrum, (height, width))
+    texture = 10 * (texture / texture.std()).mean(0)[..., None]
+    return Image.fromarray((np.asarray(picture) + texture).clip(0, 255).astype(np.uint8))
+
+
+def _encode(path: Path, frames: Iterator[np.ndarray] | Sequence[np.ndarray], kind: Kind) -> None:
+    with ExitStack() as closing:
+        container = closing.enter_context(av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}))
+        stream = container.add_stream("libx264", rate=FPS, options=ENCODER)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = kind.width, kind.height, "yuv420p", kind.gop
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())

@@ -498,6 +498,18 @@ def bench_sweep(quick, output, trace, folder):
     run_sweeping(quick, output, trace, folder)
 
 
+@bench.command()
+@QUICK
+@JSON
+@PROFILE
+@MADE
+def growth(quick, output, trace, folder):
+    """Time a clip of every stage, and a student's memory, over more and more clips: flat is right. With a plot."""
+    from stages.bench.growth import run_growth
+
+    run_growth(quick, output, trace, folder)
+
+
 def _with_options(options: dict, overrides: tuple) -> list[str]:
     """Options that were given, as overrides; --set comes last and wins."""
     import json  # JSON is YAML: a path keeps its blanks, colons, and hashes

@@ -56,7 +56,7 @@ class Setup:
     runs: int = RUNS
 
 
-FULL = Setup((("the demo's student at 56", DEMO, 56), ("R18 at 112", R18, 112), ("R50 at 112", R50, 112)))
+FULL = Setup((("the demo's student at 32", DEMO, 32), ("R18 at 112", R18, 112), ("R50 at 112", R50, 112)))
 QUICK = Setup(FULL.students[:1], times=4, epochs=1)
 
 
@@ -143,7 +143,9 @@ def _busy(bench: Bench, student: tuple[str, ModelConfig, int], device: torch.dev
     for _ in range(steps):
         step()
     rate = steps * BATCH / (time.perf_counter() - began)
-    trained = [r / rate for r in _rates(_run(bench, f"busy-{size}", student, setup, data={"pack": bench.packed()}))]
+    trained = [
+        r / rate for r in _rates(_run(bench, f"busy-{size}", student, setup, data={"pack": bench.packed(size=size)}))
+    ]
     share = 100 * median_of(taken)[0] / (median_of(taken)[0] + median_of(alone)[0])
     return [
         measured(f"{name}: step", alone, "ms a clip"),
@@ -155,9 +157,12 @@ def _busy(bench: Bench, student: tuple[str, ModelConfig, int], device: torch.dev
 
 def _distilled_over_plain(bench: Bench, student: tuple[str, ModelConfig, int], setup: Setup) -> Figure:
     """Clips a second with features and logits, over those of plain training; runs of either in turn."""
-    distilled = {"data": {"cache": bench.cache(), "pack": bench.packed()}, "losses": LOSSES[FEATURES].model_dump()}
-    plain = {"data": {"pack": bench.packed()}}
-    ratios, number = [], count()
+    size, ratios, number = student[2], [], count()
+    distilled = {
+        "data": {"cache": bench.cache(), "pack": bench.packed(size=size)},
+        "losses": LOSSES[FEATURES].model_dump(),
+    }
+    plain = {"data": {"pack": bench.packed(size=size)}}
     for _ in range(setup.runs):
         pair = [
             median_of(_rates(_run(bench, f"pair-{next(number)}", student, setup, **way)))[0]
@@ -188,7 +193,7 @@ def _batch(bench: Bench, size: int) -> Batch:
     """The first clips, in their stored view 0, from the pack, with all targets."""
     data = open_dataset(bench.data())
     clips = Clips(data, size=size, num_classes=2, cache=CacheReader(bench.cache(), ("logits", "features")),
-                  decode=open_pack(bench.packed()).decode)  # fmt: skip
+                  decode=open_pack(bench.packed(size=size)).decode)  # fmt: skip
     return clips.__getitems__([(0, r, 0) for r in range(BATCH)])
 
 

@@ -1,0 +1,140 @@
+"""How cost grows with the data: time a clip of every stage, and a student's memory, over more and more clips."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure as Picture
+
+from stages.bench import Figure, at_most, measured, median_of, profiled, show
+from stages.bench.clocks import RUNS, core_seconds
+from stages.bench.students import DEMO, Bench, bench_of
+from stages.bench.videos import SMALL
+from stages.cache_teacher import cache_teacher
+from stages.config import TrainConfig
+from stages.pack import pack
+from stages.prepare import prepare
+from stages.train_student import train_student
+from stages.training.distributed import ranks
+from stages.training.memory import peak_memory
+
+FLAT = 1.10  # what grows by more over more clips isn't flat
+STAGES = ("prepare", "cache-teacher", "pack", "train-student")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """`clips` videos, each under 1, 2, 4, … names; the student's memory over `memory` times as many."""
+
+    clips: int = 8
+    times: tuple[int, ...] = (2, 4, 8, 16)  # a start of processes is a large part of less
+    memory: tuple[int, int] = (4, 40)
+    seconds: float = 10.0
+    runs: int = RUNS
+
+
+FULL = Setup()
+QUICK = Setup(clips=4, times=(2, 4, 8), memory=(4, 16), runs=3)
+
+
+def run_growth(
+    quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None
+) -> list[Figure]:
+    """Measure with tiny nets on 340x256 clips of GOP 12, which are made in `folder` and kept; a plot lies beside `output`,
+    or in `folder`."""
+    setup = setup or (QUICK if quick else FULL)
+    with tempfile.TemporaryDirectory() as temporary, ranks():
+        each: dict[int, list[dict[str, float]]] = {times: [] for times in setup.times}
+        _stages(_bench(Path(temporary) / "warm", folder, setup.times[0], setup))
+        for run in range(setup.runs):
+            for times, taken in each.items():
+                taken.append(_stages(_bench(Path(temporary) / f"{times}-{run}", folder, times, setup)))
+        peaks = [_peak(_bench(Path(temporary) / f"memory-{times}", folder, times, setup)) for times in setup.memory]
+        with profiled(trace):
+            if trace is not None:
+                _stages(_bench(Path(temporary) / "traced", folder, setup.times[0], setup))
+    figures = _figures(each, peaks, setup)
+    draw((output or folder / "growth.json").with_suffix(".png"), each, setup)
+    show("growth", figures, output)
+    return figures
+
+
+def _bench(temporary: Path, folder: Path, times: int, setup: Setup) -> Bench:
+    return bench_of(temporary, folder, SMALL[0], setup.clips, times, setup.seconds)
+
+
+def _stages(bench: Bench) -> dict[str, float]:
+    """Core seconds of each stage on a fresh data set, which is removed."""
+    taken, output = {}, bench.folder / "pack"
+    bench.data()
+    shutil.rmtree(bench.folder / "data")
+    works: dict[str, Callable[[], object]] = {
+        "prepare": lambda: prepare(bench.videos, bench.folder / "data"),
+        "cache-teacher": lambda: cache_teacher(bench.cache_config()),
+        "pack": lambda: pack(bench.pack_config("pack", size=32, cache=bench.cache())),
+        "train-student": lambda: train_student(_student(bench, output)),
+    }
+    for name in STAGES:
+        began = core_seconds()
+        works[name]()
+        taken[name] = core_seconds() - began
+    shutil.rmtree(bench.folder)
+    return taken
+
+
+def _student(bench: Bench, packed: Path) -> TrainConfig:
+    data = {"train": bench.data(), "cache": bench.cache(), "pack": packed}
+    return bench.student("student", DEMO, 32, data=data, losses={"logit_kl": 1.0, "feature_mse": 1.0}, log_every=1000)
+
+
+def _peak(bench: Bench) -> float:
+    """MB of a student's process tree at most, training in a fresh process."""
+    config = _student(bench, bench.packed("views", 32))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_train, config).result()
+
+
+def _train(config: TrainConfig) -> float:
+    with peak_memory(every=0.05) as peak:
+        train_student(config)
+        return peak()
+
+
+def _figures(each: Mapping[int, Sequence[dict[str, float]]], peaks: Sequence[float], setup: Setup) -> list[Figure]:
+    figures = []
+    for name in STAGES:
+        ms = {times: [1e3 * run[name] / (setup.clips * times) for run in runs] for times, runs in each.items()}
+        figures += [measured(f"{name}: {setup.clips * times} clips", of, "core ms a clip") for times, of in ms.items()]
+        first, last = setup.times[0], setup.times[-1]
+        growth = [b / a for a, b in zip(ms[first], ms[last], strict=True)]
+        figures.append(at_most(f"{name}: {last // first} times the clips ÷ once, a clip", growth, "", FLAT))
+    ratio = setup.memory[1] // setup.memory[0]
+    clips = [setup.clips * times for times in setup.memory]
+    return [
+        *figures,
+        *(Figure(f"a student's peak memory, {n} clips", mb, "MB") for n, mb in zip(clips, peaks, strict=True)),
+        at_most(f"a student's peak memory, {ratio} times the clips ÷ once", [peaks[1] / peaks[0]], "", FLAT),
+    ]
+
+
+def draw(path: Path, each: Mapping[int, Sequence[dict[str, float]]], setup: Setup) -> None:
+    """Milliseconds of a core a clip over the clips, a line a stage: flat is right."""
+    picture = Picture(figsize=(7, 4.5), layout="constrained")
+    axes = picture.subplots()
+    for name in STAGES:
+        clips = [setup.clips * times for times in each]
+        ms = [median_of([1e3 * run[name] / n for run in runs])[0] for n, runs in zip(clips, each.values(), strict=True)]
+        axes.plot(clips, ms, marker="o", label=name)
+    axes.set(
+        xscale="log", yscale="log", xlabel="clips", ylabel="core milliseconds a clip", xticks=clips, xticklabels=clips
+    )
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(path, dpi=130)

@@ -87,7 +87,7 @@ def check_stored(pack: Pack, replay: Replay, cache: Path) -> None:
                          "cache into a new folder")  # fmt: skip
     if made.views < replay.views:
         raise ReskdError(f"{pack.path} has the frames of {made.views} stored views, {replay.views} of {cache} are asked "
-                         f"for: run `pack` with views={replay.views} into a new folder, or set data.views={made.views}")  # fmt: skip
+                         f"for: run `pack` with views={replay.views} into a new folder, or lower data.views")  # fmt: skip
 
 
 def check_fresh(pack: Pack, policy: ViewPolicy, size: int, what: str) -> None:

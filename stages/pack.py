@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch.utils.data import DataLoader
 
@@ -102,7 +103,7 @@ def _fill(config: PackConfig, data: Dataset, plan: Plan, at: Ranks) -> int:
 def _named(shard: str) -> Callable[[PackedClip], PackedClip]:
     def say(clip: PackedClip) -> PackedClip:
         if clip.error is not None:
-            console.print(f"[yellow]quarantined[/] {shard}/{clip.key}: {clip.error}", highlight=False)
+            console.print(f"[yellow]quarantined[/] {escape(f'{shard}/{clip.key}: {clip.error}')}", highlight=False)
         return clip
 
     return say

@@ -1,5 +1,6 @@
 """Stage 1b: each clip packed once, whole or not at all; what doesn't fit is refused; students learn from it."""
 
+import dataclasses
 import io
 import json
 import os
@@ -77,6 +78,15 @@ def test_what_stored_views_need_is_packed_and_nothing_else(small):
         columns = json.loads((small.views / f"{name}.rows.json").read_bytes())
         assert columns["frames"] == [sorted({*row}) for row in stored.tolist()]
         assert columns["key"] == [row.key for row in data.rows(name)]
+
+
+def test_what_the_cache_has_in_quarantine_is_in_the_packs(small):
+    data, reader = open_dataset(small.train), CacheReader(small.cache, ())
+    reader.manifest = dataclasses.replace(reader.manifest, quarantine={"000001.tar": {3: "not finite"}})
+    wanted = packing.Wanted(reader, 2)
+    (clips, *_) = list(packing.AllFrames(data, ["000001.tar"], wanted, 20, 90))
+    assert [len(frames) == 0 for frames in wanted.of(data, "000001.tar")] == [r == 3 for r in range(12)]
+    assert [clip.error for clip in clips] == [None] * 3 + ["in the cache: not finite"] and clips[3].jpegs == ()
 
 
 def test_a_students_picture_of_a_stored_view_is_that_of_the_video(small):

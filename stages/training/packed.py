@@ -86,10 +86,8 @@ def check_stored(pack: Pack, replay: Replay, cache: Path) -> None:
         raise ReskdError(f"{pack.path} was packed for views of another policy than those of {cache}: run `pack` with this "
                          "cache into a new folder")  # fmt: skip
     if made.views < replay.views:
-        raise ReskdError(
-            f"{pack.path} has the frames of {made.views} stored views, {replay.views} of {cache} are asked for: run `pack` "
-            f"with views={replay.views} into a new folder, or set data.views={made.views}"
-        )
+        raise ReskdError(f"{pack.path} has the frames of {made.views} stored views, {replay.views} of {cache} are asked "
+                         f"for: run `pack` with views={replay.views} into a new folder, or lower data.views")  # fmt: skip
 
 
 def check_fresh(pack: Pack, policy: ViewPolicy, size: int, what: str) -> None:

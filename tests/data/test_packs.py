@@ -183,7 +183,8 @@ def test_damage_is_named_and_a_rerun_mends_it(packed, copy):
     for read in (open_pack(copy).check_files, lambda: read_all(packed, copy)):
         with pytest.raises(ReskdError, match=r"a/x\.tar: missing .*run `pack` again"):
             read()
-    before = tree(packed / "pack")
+    before, other = tree(packed / "pack"), copy / "b/x.tar"
+    other.write_bytes(other.read_bytes()[:-512])
     pack(PackConfig(data=packed / "data", output=copy, frames="all", size=SIZE, loader={"workers": 0}))
     assert tree(copy) == before
 

@@ -21,7 +21,8 @@ FLOORS = [
     ["stages.distill"],
     ["stages.training"],
     ["stages"],
-    ["stages.demo", "stages.sweep", "stages.bench"],
+    ["stages.demo", "stages.sweep"],
+    ["stages.bench"],
     ["pipeline"],
 ]
 OWNED = {

@@ -15,6 +15,7 @@ import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cache.errors import ReskdError
 from cache.view import ViewPolicy, sample_view
@@ -89,6 +90,17 @@ def test_no_crop_is_enlarged_at_the_auto_height(crop, index, size, sides):
     if min(width, height) >= short:
         assert min(view.box[2] * h, view.box[3] * w) > size - 0.01
     assert size_served(short, smallest_side(policy)) >= size > size_served(short - 1, smallest_side(policy))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 60), st.integers(1, 95))
+@settings(max_examples=30)
+def test_a_jpeg_decodes_as_pillow_decodes_it_or_is_refused(seed, height, width, quality):
+    picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    encoded = jpeg.encode(picture, quality)
+    assert np.array_equal(jpeg.decode(encoded), np.asarray(Image.open(io.BytesIO(encoded))))
+    for damaged in (b"", encoded[: len(encoded) // 2], b"x" + encoded[1:]):
+        with pytest.raises(OSError):
+            jpeg.decode(damaged)
 
 
 def test_a_stream_is_motion_jpeg_and_a_shard_is_a_webdataset(packed):

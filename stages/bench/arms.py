@@ -24,6 +24,7 @@ class Arm:
     views: int = 0  # stored views that are replayed
     features: dict[str, Any] | None = None  # how maps are stored
     mismatch: bool = False  # a stored centre view under fresh views of the student
+    packed: bool = False  # frames from a pack of the stored views, not from the videos
     schedule: float = 1.0  # in units of the study's epochs
 
     @property
@@ -75,6 +76,11 @@ def wide_arms(views: int, width: int) -> list[Arm]:
         replace(base, name="wide teacher, float16", features=RAW),
         *[replace(base, name=name, features=features) for name, features in bases.items()],
     ]
+
+
+def packed_arm(best: Arm) -> Arm:
+    """The same from a pack."""
+    return replace(best, name=f"{best.name}, from a pack", packed=True)
 
 
 def schedule_arms(arms: Sequence[Arm]) -> list[Arm]:

@@ -16,7 +16,18 @@ import torch
 
 from cache.store import write_atomically
 from stages.bench import Figure, show
-from stages.bench.arms import LABELS, ONLINE, VIEWS, Arm, encoding_arms, first_arms, reference, schedule_arms, wide_arms
+from stages.bench.arms import (
+    LABELS,
+    ONLINE,
+    VIEWS,
+    Arm,
+    encoding_arms,
+    first_arms,
+    packed_arm,
+    reference,
+    schedule_arms,
+    wide_arms,
+)
 from stages.bench.fidelity_runs import cache_of, make_data, run_arm, train_teacher
 from stages.bench.outcomes import RESOLVED, Outcome, draw, labels_of, no_worse, paired, print_table, steps_to
 from stages.config import StudyConfig
@@ -40,6 +51,7 @@ def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
         encoded = run(encoding_arms(views, nets["teacher"].width, nets["teacher"].student_grid, config.quick))
         found |= encoded
         best = _best(found, encoded)
+        found |= run([packed_arm(best)])
         if not config.quick:
             found |= run([*wide_arms(views, nets["wide"].width), *schedule_arms([LABELS, ONLINE, best])])
     figures = _figures(found)

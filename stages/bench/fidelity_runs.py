@@ -11,11 +11,12 @@ from cache.reader import load_manifest
 from cache.store import write_atomically
 from stages.bench.arms import Arm
 from stages.cache_teacher import cache_teacher
-from stages.config import CacheConfig, EvaluateConfig, StudyConfig, TrainConfig
+from stages.config import CacheConfig, EvaluateConfig, PackConfig, StudyConfig, TrainConfig
 from stages.configfile import load_config
 from stages.data.digits import CLASSES, make_digits
 from stages.evaluate import evaluate
 from stages.models import VideoModel, build_model, model_stats
+from stages.pack import pack
 from stages.prepare import prepare
 from stages.train_student import train_student
 from stages.training.log import console, read_metrics
@@ -73,6 +74,9 @@ def cache_of(config: StudyConfig, arm: Arm) -> float | None:
     result = cache_teacher(_config(CacheConfig, CONFIGS / "cache.yaml", changes))
     if result["top1"] is not None:
         console.print(f"{path.name}: the teacher's top-1 on its views {result['top1']:.1f} %")
+    if arm.packed:
+        pack(_config(PackConfig, CONFIGS / "pack.yaml", {"data": config.output / "data" / "train", "cache": path,
+                                                         "output": _pack_path(config, arm), "views": views}))  # fmt: skip
     clips = sum(entry.clips for entry in load_manifest(path).identity.shards)
     size = sum(file.stat().st_size for file in path.glob("*/features/c.*"))
     return size / (clips * views)
@@ -95,6 +99,8 @@ def run_arm(config: StudyConfig, arm: Arm, seed: int) -> dict:
     }
     if arm.teacher == "cached":
         changes |= {"data.cache": _cache_path(config, arm), "data.views": arm.views}
+    if arm.packed:
+        changes |= {"data.pack": _pack_path(config, arm), "loader.resident": False}
     if arm.teacher == "online":
         changes["teacher.checkpoint"] = config.output / arm.of / "last.safetensors"
     if arm.mismatch:
@@ -123,6 +129,10 @@ def _data(config: StudyConfig) -> dict[str, Path]:
 
 def _cache_path(config: StudyConfig, arm: Arm) -> Path:
     return config.output / "caches" / f"{arm.cache}.zarr"
+
+
+def _pack_path(config: StudyConfig, arm: Arm) -> Path:
+    return config.output / "packs" / str(arm.cache)
 
 
 def _slug(name: str) -> str:

@@ -18,9 +18,10 @@ from stages.configfile import flat
 from stages.evaluate import evaluate
 from stages.ledger import teacher_ledger
 from stages.plots import pareto
-from stages.train_student import shared_keys, train_cohort
+from stages.train_student import train_cohort
 from stages.training.log import console
 from stages.training.loop import Interrupted
+from stages.training.shared import shared_keys
 from stages.training.state import in_use
 from stages.training.stopwatch import stopwatch
 
@@ -48,7 +49,7 @@ def run_sweep(
 ) -> dict:
     """Train and score what isn't done yet; returns (and writes) sweep.json, beside the students' folders and sweep.png.
 
-    Students that can share a stream (see `train_student.SHARED`) are trained as cohorts of at most `at_once`, the others
+    Students that can share a stream (see `training.shared.SHARED`) are trained as cohorts of at most `at_once`, the others
     one cohort after another. `test`: a data set on which the last weights are scored; without it, it is each one's best
     validation. A rerun goes on where the sweep was; students may be added.
     {"students": {name: {"top1", "gflops", "seconds", ...}}, "points": over seeds, "front": names on the Pareto front of

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -18,45 +14,27 @@ import torch
 from cache.errors import ReskdError
 from cache.manifest import Manifest, bytes_of_clip_view
 from cache.reader import CacheReader
-from cache.reduction import Constants
 from cache.store import write_atomically
-from cache.view import BLOCK, ViewPolicy
+from cache.view import BLOCK
 from stages.config import TrainConfig
-from stages.configfile import flat
 from stages.data.join import Clips, check_labels
 from stages.data.shards import Dataset
 from stages.distill.online import OnlineTeacher, open_teacher
-from stages.distill.student import Student, build_student
-from stages.distill.targets import Meaning, check_targets, needed_targets
-from stages.models import Output, VideoModel, build_model, enable_grad_checkpointing, model_stats, place
-from stages.models.checkpoints import ModelCard, initialise, save_model
+from stages.distill.targets import Meaning, needed_targets
+from stages.models import model_stats, place
+from stages.models.checkpoints import ModelCard, save_model
 from stages.training.distributed import Ranks, ranks
 from stages.training.loading import decoding_workers, in_order
 from stages.training.log import console
 from stages.training.loop import fit
+from stages.training.member import Member, build_member
 from stages.training.metrics import Net, score_each
 from stages.training.order import Order, batches_of_run
 from stages.training.packed import Packs, check_packs, decode_by, open_data
 from stages.training.replay import Replay, open_replay
 from stages.training.run import Progress, start_run
-from stages.training.state import in_use, load_state, open_run, stored_views, torch_state
-
-TRAIN_THE_CLASSIFIER = {"cross_entropy", "binary_cross_entropy", "logit_kl", "logit_map_kl"}
-
-
-# What students on one stream share; the rest is each one's own.
-SHARED = ("data", "teacher", "policy", "eval_policy", "batch_size", "accumulate", "log_every", "checkpoint_every",
-          "loader", "model.num_frames")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Member:
-    """A student before its first step, with all that its config left to defaults filled in."""
-
-    config: TrainConfig
-    student: Student
-    random: dict  # torch's generators after its weights were drawn
-    gmacs: float
+from stages.training.shared import check_shared, order_seed, with_stored_views
+from stages.training.state import in_use, load_state, open_run
 
 
 def train_student(config: TrainConfig, **options: bool) -> dict:
@@ -85,16 +63,16 @@ def train_cohort(
     Raises ReskdError where they can't share a stream, and once the others are at their ends, for those that failed.
     """
     started = time.perf_counter()
-    _check_shared(configs)
+    check_shared(configs)
     with ranks() as at, ExitStack() as held:
-        configs = _with_stored_views(configs) if resume else dict(configs)
+        configs = with_stored_views(configs) if resume else dict(configs)
         shared = next(iter(configs.values()))
         data, val, packs = open_data(shared)
         targets = tuple(sorted({target for c in configs.values() for target in needed_targets(c.losses)}))
         _check_data(list(configs.values()), data, val)
         replay = open_replay(shared.data, targets, data, allow_partial) if shared.data.cache else None
         online = open_teacher(shared.teacher, data, shared.model.num_frames) if shared.teacher else None
-        members = {name: _member(config, data, replay, online, at) for name, config in configs.items()}
+        members = {name: build_member(config, data, replay, online, at) for name, config in configs.items()}
         for member in members.values():
             check_packs(member.config, packs, replay)
         order = _order(shared, data, replay, at)
@@ -179,63 +157,6 @@ def _train(members: Mapping[str, Member], data: Dataset, val: Dataset | None, pa
     return results
 
 
-def _member(
-    config: TrainConfig, data: Dataset, replay: Replay | None, online: OnlineTeacher | None, at: Ranks
-) -> Member:
-    """Build a student and its first weights, which its seed alone decides."""
-    torch.manual_seed(config.seed)
-    model, config = _build(config, data, replay)
-    if replay:
-        check_targets(replay.manifest, config.losses, _shapes(model, config), config.model.num_frames)
-    if config.grad_checkpointing:
-        enable_grad_checkpointing(model, compiled=config.compile)
-    student = _student(model, config, replay or online, replay.constants if replay else None, at)
-    if not TRAIN_THE_CLASSIFIER & config.losses.weights().keys():
-        student.model.head.requires_grad_(False)
-        console.print("[yellow]warning[/] no loss reads the logits: the features are trained, the classifier is not")
-    gmacs = model_stats(model, config.size).gmacs
-    if not at.first:
-        torch.manual_seed(config.seed + at.rank)  # the same weights on every rank, but not the same dropout
-    return Member(config, student, torch_state(), gmacs)
-
-
-def _check_shared(configs: Mapping[str, TrainConfig]) -> None:
-    """Whether they can have one stream. Raises ReskdError naming the first key in which two of them differ."""
-    (first, one), *others = configs.items()
-    outputs: dict[Path, str] = {}
-    for name, config in configs.items():
-        if config.output in outputs:
-            raise ReskdError(f"the students {outputs[config.output]} and {name} have one output, {config.output}")
-        outputs[config.output] = name
-    there = shared_keys(one)
-    for name, config in others:
-        here = shared_keys(config)
-        key = next((key for key in sorted(there | here) if there.get(key) != here.get(key)), None)
-        if key is not None:
-            raise ReskdError(f"students on one stream must agree on {key}: it is {there.get(key)!r} for {first} and "
-                             f"{here.get(key)!r} for {name}: train them one after another, or set it for all")  # fmt: skip
-
-
-def shared_keys(config: TrainConfig) -> dict[str, Any]:
-    """Of SHARED, what students on one stream must agree on: "data.views" and so on to values."""
-    values = flat(config.model_dump(mode="json")) | {"data.order_seed": _order_seed(config)}
-    return {key: value for key, value in values.items() if key in SHARED or key.split(".")[0] in SHARED}
-
-
-def _order_seed(config: TrainConfig) -> int:
-    return config.seed if config.data.order_seed is None else config.data.order_seed
-
-
-def _with_stored_views(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
-    """Replaying as many views as the runs began with: a cache may have grown since."""
-    shared = next(iter(configs.values()))
-    stored = [views for config in configs.values() if (views := stored_views(config))]
-    if not shared.data.cache or shared.data.views is not None or not stored:
-        return dict(configs)
-    fixed = shared.data.model_copy(update={"views": stored[0]})
-    return {name: config.model_copy(update={"data": fixed}) for name, config in configs.items()}
-
-
 def _finished(config: TrainConfig) -> dict | None:
     """The result of a run that is at its end."""
     last, finished = config.output / "last.pt", config.output / "result.json"
@@ -256,12 +177,6 @@ def _reader(config: TrainConfig, manifest: Manifest, targets: Sequence[str], ord
     return CacheReader(config.data.cache, targets, capacity_blocks=blocks)
 
 
-def evaluation_policy(policy: ViewPolicy) -> ViewPolicy:
-    """The deterministic twin of a training policy: middle frames, no flip, and its own crop or the centre's."""
-    crop = policy.crop if policy.crop in ("full", "center") else "center"
-    return dataclasses.replace(policy, jitter=False, crop=crop, flip=0.0)
-
-
 def _check_data(configs: Sequence[TrainConfig], data: Dataset, val: Dataset | None) -> None:
     single = any(config.losses.cross_entropy > 0 and not config.losses.random_label for config in configs)
     labelled = check_labels(data, single=single)["labelled"]
@@ -276,56 +191,11 @@ def _check_data(configs: Sequence[TrainConfig], data: Dataset, val: Dataset | No
     check_labels(val, single=False)
 
 
-def _build(config: TrainConfig, data: Dataset, replay: Replay | None) -> tuple[VideoModel, TrainConfig]:
-    """The model with its first weights, and the config with all that was left to defaults filled in."""
-    classes = config.model.num_classes or len(data.classes)
-    if classes != len(data.classes):
-        raise ReskdError(f"model.num_classes is {classes}, {data.path} has {len(data.classes)} classes: leave it out")
-    policy = config.policy if replay else config.policy or ViewPolicy(num_frames=config.model.num_frames)
-    seen = policy or replay.manifest.identity.policy
-    filled = {
-        "data": config.data.model_copy(update={"views": replay.views if replay else None}),
-        "model": config.model.model_copy(update={"num_classes": classes}),
-        "policy": policy,
-        "eval_policy": config.eval_policy or evaluation_policy(seen),
-    }
-    config = config.model_copy(update=filled)
-    model = build_model(config.model, pretrained=config.init.source == "timm")
-    if config.init.source == "checkpoint":
-        console.print(initialise(model, config.model, config.init, data.classes), markup=False, soft_wrap=True)
-    return model, config
-
-
-def _student(
-    model: VideoModel,
-    config: TrainConfig,
-    teacher: Replay | OnlineTeacher | None,
-    constants: Constants | None,
-    at: Ranks,
-) -> Student:
-    """The model with what its losses need beside it; said, where that is an adapter."""
-    student = build_student(model, config.losses, teacher.width if teacher else None, constants)
-    if student.adapter is not None and student.adapter.weight.requires_grad and at.first:
-        console.print(f"the student's map has {student.adapter.in_features} channels, the targets' "
-                      f"{student.adapter.out_features}: a 1×1 adapter between them is trained with the student and "
-                      f"left out of its exported weights")  # fmt: skip
-    return student
-
-
-def _shapes(model: VideoModel, config: TrainConfig) -> Output:
-    """The student's output for one clip, as shapes alone."""
-    stats = model_stats(model, config.size)
-    return Output(
-        torch.empty(1, config.model.num_classes, device="meta"),
-        torch.empty(1, *stats.grid, stats.width, device="meta"),
-    )
-
-
 def _order(config: TrainConfig, data: Dataset, replay: Replay | None, at: Ranks) -> Order:
     order = Order(
         rows=replay.rows if replay else data.usable_rows(),
         names=[entry.name for entry in data.shards],
-        seed=_order_seed(config),
+        seed=order_seed(config),
         batch_size=config.batch_size,
         group=at.world * config.accumulate,
         window=config.loader.window,

@@ -40,7 +40,7 @@ def fit(
     Raises ReskdError where a run failed (of several, once the others are at their ends; its last good checkpoint is
     kept), and Interrupted after a SIGINT or SIGTERM, once every run is saved.
     """
-    config, ranks = runs[0].config, runs[0].ranks  # what runs share: see train_student.SHARED
+    config, ranks = runs[0].config, runs[0].ranks  # what runs share: see shared.SHARED
     global_batch = config.batch_size * config.accumulate * ranks.world
     step, total = min(run.progress.step for run in runs), max(run.steps for run in runs)
     for run in runs if ranks.first else ():

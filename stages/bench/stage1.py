@@ -232,7 +232,8 @@ def _memory(folder: Path, videos: Path, setup: Setup) -> list[Figure]:
 
 
 def _peak(config: CacheConfig) -> float:
+    multiprocessing.set_start_method(None, force=True)  # the platform's for workers, not that of this process
     data = open_dataset(config.data)
-    with ranks() as at, peak_memory(every=0.05) as peak:
+    with ranks() as at, peak_memory(every=0.25) as peak:
         _stage_one(config, data, at)()
         return peak()

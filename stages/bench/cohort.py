@@ -41,11 +41,9 @@ FULL = Setup()
 QUICK = Setup(students=4, times=4, epochs=1)
 
 
-def run_cohort(
-    quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None
-) -> list[Figure]:
+def run_cohort(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
     """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept, from the videos and from their pack."""
-    setup, figures = setup or (QUICK if quick else FULL), []
+    setup, figures = QUICK if quick else FULL, []
     with tempfile.TemporaryDirectory() as temporary, ranks():
         bench = bench_of(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds)
         for source, data in (("the videos", {}), ("the pack", {"pack": bench.packed("all", setup.size)})):

@@ -43,12 +43,10 @@ FULL = Setup()
 QUICK = Setup(clips=4, times=(2, 4, 8), memory=(4, 16), runs=3)
 
 
-def run_growth(
-    quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None
-) -> list[Figure]:
+def run_growth(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
     """Measure with tiny nets on 340x256 clips of GOP 12, which are made in `folder` and kept; a plot lies beside `output`,
     or in `folder`."""
-    setup = setup or (QUICK if quick else FULL)
+    setup = QUICK if quick else FULL
     with tempfile.TemporaryDirectory() as temporary, ranks():
         each: dict[int, list[dict[str, float]]] = {times: [] for times in setup.times}
         _stages(_bench(Path(temporary) / "warm", folder, setup.times[0], setup))
@@ -72,8 +70,6 @@ def _bench(temporary: Path, folder: Path, times: int, setup: Setup) -> Bench:
 def _stages(bench: Bench) -> dict[str, float]:
     """Core seconds of each stage on a fresh data set, which is removed."""
     taken, output = {}, bench.folder / "pack"
-    bench.data()
-    shutil.rmtree(bench.folder / "data")
     works: dict[str, Callable[[], object]] = {
         "prepare": lambda: prepare(bench.videos, bench.folder / "data"),
         "cache-teacher": lambda: cache_teacher(bench.cache_config()),
@@ -101,7 +97,8 @@ def _peak(bench: Bench) -> float:
 
 
 def _train(config: TrainConfig) -> float:
-    with peak_memory(every=0.05) as peak:
+    multiprocessing.set_start_method(None, force=True)  # the platform's for workers, not that of this process
+    with peak_memory(every=0.25) as peak:
         train_student(config)
         return peak()
 

@@ -37,11 +37,9 @@ FULL = Setup()
 QUICK = Setup(kinds=(*SMALL, LARGE[1]), clips=2)
 
 
-def run_pack(
-    quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None
-) -> list[Figure]:
+def run_pack(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
     """Measure on ten-second clips, which are made in `folder` and kept: packs of four stored views, and of all frames."""
-    setup, figures = setup or (QUICK if quick else FULL), []
+    setup, figures = QUICK if quick else FULL, []
     with ranks():
         for kind in setup.kinds:
             with tempfile.TemporaryDirectory() as temporary:

@@ -60,11 +60,9 @@ FULL = Setup((("the demo's student at 32", DEMO, 32), ("R18 at 112", R18, 112), 
 QUICK = Setup(FULL.students[:1], times=4, epochs=1)
 
 
-def run_stage2(
-    quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None
-) -> list[Figure]:
+def run_stage2(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
     """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept; their pack has all frames."""
-    setup = setup or (QUICK if quick else FULL)
+    setup = QUICK if quick else FULL
     with tempfile.TemporaryDirectory() as temporary, ranks() as at:
         bench = bench_of(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds)
         joining = {name: _joining(bench, targets, setup) for name, targets in

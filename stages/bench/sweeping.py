@@ -55,11 +55,9 @@ FULL = Setup()
 QUICK = Setup(epochs=6, times=2, runs=1)
 
 
-def run_sweeping(
-    quick: bool, output: Path | None, trace: Path | None, folder: Path, setup: Setup | None = None
-) -> list[Figure]:
+def run_sweeping(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
     """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept."""
-    setup = setup or (QUICK if quick else FULL)
+    setup = QUICK if quick else FULL
     ours, loops = [], []
     with ranks():
         for _ in range(setup.runs):

@@ -342,10 +342,10 @@ def _cache_until(config, shard):
     """Ctrl-C when `shard` begins."""
     whole = stage.cache_shard
 
-    def cut(path, manifest, work, *rest):
+    def cut(work, *rest):
         if work.shard == shard:
             raise KeyboardInterrupt
-        return whole(path, manifest, work, *rest)
+        return whole(work, *rest)
 
     stage.cache_shard = cut
     try:

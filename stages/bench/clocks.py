@@ -26,11 +26,11 @@ def core_seconds() -> float:
     """A clock of seconds of cores: those that this process and its children, once they have ended, computed on, and those
     in which a core that they may use had nothing to do.
 
-    Of work that leaves no core idle it counts the CPU seconds; on a machine of its own, the wall clock times the cores.
+    Its step is a hundredth of a second, as the system counts idle cores. Of work that leaves no core idle it counts the CPU seconds; on a machine of its own, the wall clock times the cores.
     Other programs' seconds count nowhere, but what they do to caches and to threads that wait for one another does.
     """
-    own = os.times()
+    ended = os.times()
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = [times for core, times in enumerate(psutil.cpu_times(percpu=True)) if core in mine]
     idle = sum(core.idle + getattr(core, "iowait", 0.0) for core in cores)
-    return own.user + own.system + own.children_user + own.children_system + idle
+    return time.process_time() + ended.children_user + ended.children_system + idle

@@ -30,7 +30,7 @@ from cache.writer import create_cache
 from stages.bench import Figure, at_least, at_most, measured, profiled, show
 from stages.bench.clocks import RUNS, core_seconds
 from stages.bench.decode import plain_decord
-from stages.bench.videos import SMALL, make_videos, multiplied
+from stages.bench.videos import SMALL, linked, make_videos
 from stages.cache_teacher import fill
 from stages.config import CacheConfig, LoaderConfig, ModelConfig, TargetsConfig, TeacherConfig
 from stages.data.decode import decord
@@ -57,18 +57,18 @@ class Setup:
     model: ModelConfig = RESNET50
     size: int = 224
     views: int = 2
-    clips: int = 16
-    batch_size: int = 4
+    clips: int = 8
+    batch_size: int = 2
     few: int = 8
     times: tuple[int, ...] = (1, 2, 4, 8)
-    many: int = 16
+    many: int = 32
     sizes: tuple[int, ...] = (1, 2, 4, 10)
     seconds: float = 10.0
     runs: int = RUNS
 
 
 FULL = Setup()
-QUICK = Setup(clips=4, batch_size=2, few=4, times=(1, 2, 4), sizes=(1, 4))
+QUICK = Setup(clips=2, batch_size=1, few=4, times=(1, 4), many=16, sizes=(1, 4))
 
 
 def run_stage1(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
@@ -85,14 +85,9 @@ def run_stage1(quick: bool, output: Path | None, trace: Path | None, folder: Pat
     return figures
 
 
-def _prepared(folder: Path, videos: Path, clips: int, times: int, shard: int = 1000) -> Dataset:
-    """The first so many clips, each so many times, as a data set."""
-    for path in sorted(videos.rglob("*.mp4"), key=lambda path: path.name)[:clips]:
-        (folder / "few" / path.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, folder / "few" / path.parent.name / path.name)
-    return prepare(
-        multiplied(folder / "few", folder / "videos", times), folder / "data", clips_per_shard=shard, workers=0
-    )
+def _prepared(folder: Path, videos: Path, clips: int, shard: int = 1000) -> Dataset:
+    """So many clips as a data set."""
+    return prepare(linked(videos, folder / "videos", clips), folder / "data", clips_per_shard=shard, workers=0)
 
 
 def _config(folder: Path, data: Dataset, model: ModelConfig, size: int, setup: Setup, output: str) -> CacheConfig:
@@ -125,7 +120,7 @@ def _stage_one(config: CacheConfig, data: Dataset, at: Ranks) -> Callable[[], No
 
 
 def _against_its_bound(folder: Path, videos: Path, setup: Setup, at: Ranks, trace: Path | None) -> list[Figure]:
-    data = _prepared(folder / "bound", videos, setup.clips, 1)
+    data = _prepared(folder / "bound", videos, setup.clips)
     config = _config(folder, data, setup.model, setup.size, setup, "bound.zarr")
     stage_one, count = _stage_one(config, data, at), setup.clips * setup.views
     teacher, _ = load_teacher(config, data, at.device)
@@ -204,7 +199,7 @@ def _over_more_clips(folder: Path, videos: Path, setup: Setup, at: Ranks) -> lis
     """Milliseconds of a clip·view with a tiny teacher, over 1, 2, 4, … times the clips."""
     runs, figures = {}, []
     for times in setup.times:
-        data = _prepared(folder / f"x{times}", videos, setup.few, times)
+        data = _prepared(folder / f"x{times}", videos, setup.few * times)
         runs[times] = _stage_one(_config(folder, data, TINY, 112, setup, f"x{times}.zarr"), data, at)
     runs[setup.times[0]]()
     each = {times: [] for times in runs}
@@ -222,7 +217,7 @@ def _memory(folder: Path, videos: Path, setup: Setup) -> list[Figure]:
     """Peak of the process tree, in a fresh process for each number of clips; shards stay as large, so they are more."""
     peaks = {}
     for times in setup.sizes:
-        data = _prepared(folder / f"m{times}", videos, setup.many, times, shard=setup.many)
+        data = _prepared(folder / f"m{times}", videos, setup.many * times, shard=setup.many)
         config = _config(folder, data, TINY, 112, setup, f"m{times}.zarr")
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             peaks[times] = pool.submit(_peak, config).result()

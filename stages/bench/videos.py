@@ -59,13 +59,14 @@ def make_videos(folder: Path, kind: Kind, clips: int, seconds: float = 10.0, see
     return root
 
 
-def multiplied(videos: Path, output: Path, times: int) -> Path:
-    """The same clips under so many names, without their bytes (links); for data sets that differ in length alone."""
-    for path in sorted(videos.rglob("*.mp4")):
-        for copy in range(times):
-            target = output / path.parent.name / f"{path.stem}-{copy}.mp4"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, target)
+def linked(videos: Path, output: Path, clips: int) -> Path:
+    """So many clips: those of a folder under ever new names, without their bytes; for data sets that differ in length alone."""
+    there = sorted(videos.rglob("*.mp4"), key=lambda path: path.name)
+    for number in range(clips):
+        path = there[number % len(there)]
+        target = output / path.parent.name / f"{number:06d}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(path.absolute())
     return output
 
 

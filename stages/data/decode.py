@@ -109,16 +109,21 @@ def decode_frames(data: bytes, indices: np.ndarray, decoder: str) -> tuple[np.nd
     reason = None
     if decoder == "decord" and decord is not None:
         try:
-            return _decord_frames(data, wanted)[inverse], "decord"
+            return _in_order(_decord_frames(data, wanted), inverse), "decord"
         except DecodeError:  # no such frame
             raise
         except Exception as error:  # decord raises nearly every type there is
             reason = _brief(error)
     try:
-        return _pyav_frames(data, wanted)[inverse], "pyav"
+        return _in_order(_pyav_frames(data, wanted), inverse), "pyav"
     except Exception as error:
         both = f"decord: {reason}; PyAV: {_brief(error)}" if reason else f"PyAV: {_brief(error)}"
         raise DecodeError(f"{_named(wanted)} can't be decoded: {both}") from error
+
+
+def _in_order(frames: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    """As asked for; without a copy where they are: those of several views are many."""
+    return frames if np.array_equal(inverse, np.arange(len(frames))) else frames[inverse]
 
 
 @contextmanager

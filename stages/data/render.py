@@ -1,5 +1,7 @@
 """A view and decoded frames in, pixels at any size out: one function for teacher, student and companion shards."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -9,10 +11,10 @@ from torchvision.transforms.v2.functional import resize
 from cache.view import View
 
 
-def render(frames: np.ndarray, view: View, size: int, via: int | None = None) -> np.ndarray:
+def render(frames: Sequence[np.ndarray], view: View, size: int, via: int | None = None) -> np.ndarray:
     """What `view` shows of a clip, as contiguous uint8 [T, 3, size, size].
 
-    `frames`: uint8 [T, H, W, 3], whole upright frames, already those of `view.frames` in their order. The box may fall
+    `frames`: T of uint8 [H, W, 3], whole upright frames, already those of `view.frames` in their order. The box may fall
     between pixels, and its shape is not kept (the seed's `keep_ratio=False`). Pillow's bilinear filter widens with the
     scale when it shrinks (a triangle, antialiased), so every size shows the same picture.
 
@@ -20,7 +22,7 @@ def render(frames: np.ndarray, view: View, size: int, via: int | None = None) ->
     bilinear without antialiasing. At half of `via` this is the mean of 2×2 pixels; at 160, 96 or 72 it aliases.
     """
     assert len(frames) == len(view.frames), f"{len(frames)} frames for a view of {len(view.frames)}"
-    height, width = frames.shape[1:3]
+    height, width = frames[0].shape[:2]
     top, left, box_height, box_width = (float(part) for part in view.box)
     # Rounding may carry the far edges beyond the frame by less than a millionth; Pillow refuses that.
     box = (left * width, top * height, min((left + box_width) * width, width), min((top + box_height) * height, height))

@@ -66,7 +66,10 @@ class AllViews(IterableDataset):
 
     def _render(self, work: Work, start: int, rows: Sequence[tuple[Row, bytes]]) -> ViewBatch:
         time, size = self.policy.num_frames, self.size
-        clips = np.zeros((len(work.views), self.batch_size, time, 3, size, size), np.uint8)
+        clips = torch.zeros((len(work.views), self.batch_size, time, 3, size, size), dtype=torch.uint8)
+        if get_worker_info():
+            clips = clips.share_memory_()  # where DataLoader would copy them to, filled
+        pixels = clips.numpy()
         frames = np.zeros((len(rows), len(work.views), time), np.int32)
         box = np.zeros((len(rows), len(work.views), 4), np.float32)
         flip = np.zeros((len(rows), len(work.views)), bool)
@@ -78,18 +81,17 @@ class AllViews(IterableDataset):
             views = [self._view(work.shard, row, v) for v in work.views]
             for j, view in enumerate(views):
                 frames[i, j], box[i, j], flip[i, j] = view.frames, view.box, view.flip
+            wanted, place = np.unique(np.stack([v.frames for v in views]), return_inverse=True)
             try:
-                pictures, served = decode_frames(
-                    video, row.start + np.concatenate([v.frames for v in views]), row.decoder
-                )
+                pictures, served = decode_frames(video, row.start + wanted, row.decoder)
             except DecodeError as error:
                 quarantine[row.key] = str(error)
                 continue
             if served != row.decoder:
                 fallbacks[row.key] = f"{row.decoder} failed, {served} served"
             for j, view in enumerate(views):
-                clips[j, i] = render(pictures[j * time : (j + 1) * time], view, size)
-        return ViewBatch(work, start, frames, box, flip, torch.from_numpy(clips), quarantine, fallbacks)
+                pixels[j, i] = render([pictures[k] for k in place.reshape(len(views), time)[j]], view, size)
+        return ViewBatch(work, start, frames, box, flip, clips, quarantine, fallbacks)
 
     def _view(self, shard: str, row: Row, index: int) -> View:
         return sample_view(self.policy, shard=shard, key=row.key, index=index, num_frames=row.frames, aspect=row.aspect)

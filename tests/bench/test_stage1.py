@@ -70,9 +70,9 @@ def test_stage_one_is_held_against_its_bound(tmp_path):
 
 def test_clocks_count_what_is_computed_and_what_is_idle():
     began = clocks.core_seconds()
-    taken = clocks.cpu_seconds(lambda: sum(range(100_000)), runs=3)
+    taken = clocks.cpu_seconds(lambda: sum(range(1_000_000)), runs=3)
     assert len(taken) == 3 and all(t > 0 for t in taken)
-    assert clocks.core_seconds() - began >= sum(taken)
+    assert clocks.core_seconds() - began >= sum(taken) - 0.02
 
 
 def test_goals_from_below_and_no_trace_without_a_name():

@@ -113,7 +113,7 @@ class Clips(TorchDataset):
                 continue
             for i, frames in zip(run, places.reshape(len(run), -1), strict=True):
                 for into, (size, via) in zip(clips, self.renderings, strict=True):
-                    into[i] = render(pictures[frames], views[i], size, via)
+                    into[i] = render([pictures[k] for k in frames], views[i], size, via)  # not copied
             if served != row.decoder:
                 fallbacks[s, r] = f"{shard}/{row.key}: {row.decoder} failed, {served} served"
         multi_hot = torch.zeros(len(rows), self.num_classes)

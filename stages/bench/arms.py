@@ -24,7 +24,9 @@ class Arm:
     views: int = 0  # stored views that are replayed
     features: dict[str, Any] | None = None  # how maps are stored
     mismatch: bool = False  # a stored centre view under fresh views of the student
-    packed: bool = False  # frames from a pack of the stored views, not from the videos
+    packed: float = (
+        0.0  # frames from a pack, of so many times the lowest height that enlarges no crop; 0: from the videos
+    )
     schedule: float = 1.0  # in units of the study's epochs
 
     @property
@@ -78,9 +80,12 @@ def wide_arms(views: int, width: int) -> list[Arm]:
     ]
 
 
-def packed_arm(best: Arm) -> Arm:
-    """The same from a pack."""
-    return replace(best, name=f"{best.name}, from a pack", packed=True)
+def packed_arms(best: Arm) -> list[Arm]:
+    """The same from packs of two heights."""
+    return [
+        replace(best, name=f"{best.name}, from a pack", packed=1.0),
+        replace(best, name=f"{best.name}, from a pack of 1.5 × the height", packed=1.5),
+    ]
 
 
 def schedule_arms(arms: Sequence[Arm]) -> list[Arm]:

@@ -23,7 +23,7 @@ from stages.bench.arms import (
     Arm,
     encoding_arms,
     first_arms,
-    packed_arm,
+    packed_arms,
     reference,
     schedule_arms,
     wide_arms,
@@ -51,7 +51,7 @@ def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
         encoded = run(encoding_arms(views, nets["teacher"].width, nets["teacher"].student_grid, config.quick))
         found |= encoded
         best = _best(found, encoded)
-        found |= run([packed_arm(best)])
+        found |= run(packed_arms(best))
         if not config.quick:
             found |= run([*wide_arms(views, nets["wide"].width), *schedule_arms([LABELS, ONLINE, best])])
     figures = _figures(found)

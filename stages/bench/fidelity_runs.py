@@ -75,8 +75,10 @@ def cache_of(config: StudyConfig, arm: Arm) -> float | None:
     if result["top1"] is not None:
         console.print(f"{path.name}: the teacher's top-1 on its views {result['top1']:.1f} %")
     if arm.packed:
+        student = _config(TrainConfig, CONFIGS / "student.yaml", {})
         pack(_config(PackConfig, CONFIGS / "pack.yaml", {"data": config.output / "data" / "train", "cache": path,
-                                                         "output": _pack_path(config, arm), "views": views}))  # fmt: skip
+                                                         "output": _pack_path(config, arm), "views": views,
+                                                         "size": round(student.size * arm.packed)}))  # fmt: skip
     clips = sum(entry.clips for entry in load_manifest(path).identity.shards)
     size = sum(file.stat().st_size for file in path.glob("*/features/c.*"))
     return size / (clips * views)
@@ -132,7 +134,7 @@ def _cache_path(config: StudyConfig, arm: Arm) -> Path:
 
 
 def _pack_path(config: StudyConfig, arm: Arm) -> Path:
-    return config.output / "packs" / str(arm.cache)
+    return config.output / "packs" / f"{arm.cache}-{arm.packed:g}"
 
 
 def _slug(name: str) -> str:

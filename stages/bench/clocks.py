@@ -24,11 +24,10 @@ def cpu_seconds(work: Callable[[], object], runs: int = RUNS) -> list[float]:
 
 def core_seconds() -> float:
     """A clock of seconds of cores: those that this process and its children, once they have ended, computed on, and those
-    in which a core that they may use had nothing to do.
+    in which a core that they may use had nothing to do; in hundredths, as the system counts these.
 
-    Its step is a hundredth of a second, as the system counts idle cores. Of work that leaves no core idle it counts the CPU
-    seconds; on a machine of its own, the wall clock times the cores. Other programs' seconds count nowhere, but what they do
-    to caches and to threads that wait for one another does.
+    Of work that leaves no core idle it counts the CPU seconds; on a machine of its own, the wall clock times the cores.
+    Other programs' seconds count nowhere, but what they do to caches and to threads that wait for one another does.
     """
     ended = os.times()
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stages.bench import at_least, clocks, decode, profiled, stage1
+from stages.bench.stage1_runs import TINY
 from stages.bench.videos import Kind, make_videos
 from stages.data.decode import decode_frames, decord, probe
 from tests.runs import command
@@ -21,7 +22,7 @@ needs_decord = pytest.mark.skipif(decord is None, reason="decord has no wheel fo
 def small(monkeypatch):
     monkeypatch.setattr(decode, "QUICK", decode.Setup((SMALL,), views=2, seconds=1, runs=2))
     sizes = {"clips": 2, "batch_size": 1, "few": 2, "many": 2, "times": (1, 2), "sizes": (1,), "seconds": 1, "runs": 2}
-    monkeypatch.setattr(stage1, "QUICK", replace(stage1.FULL, model=stage1.TINY, size=32, **sizes))
+    monkeypatch.setattr(stage1, "QUICK", replace(stage1.FULL, model=TINY, size=32, **sizes))
     monkeypatch.setattr(stage1, "SMALL", (SMALL,))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cache.view import ViewPolicy
-from stages.bench.videos import Kind, make_videos, multiplied
+from stages.bench.videos import Kind, linked, make_videos
 from stages.cache_teacher import cache_teacher
 from stages.config import CacheConfig, ModelConfig, PackConfig, TrainConfig
 from stages.models import build_model
@@ -89,9 +89,5 @@ class Bench:
 def bench_of(
     folder: Path, kept: Path, kind: Kind, clips: int, times: int = 1, seconds: float = 10.0, **teacher: Any
 ) -> Bench:
-    """A bench in `folder`, of the first so many videos of a kind (which are made in `kept`), each so many times."""
-    made, few = make_videos(kept, kind, clips, seconds), folder / "few"
-    for path in sorted(made.rglob("*.mp4"), key=lambda path: path.name)[:clips]:
-        (few / path.parent.name).mkdir(parents=True, exist_ok=True)
-        (few / path.parent.name / path.name).write_bytes(path.read_bytes())
-    return Bench(folder, multiplied(few, folder / "videos", times), **teacher)
+    """A bench in `folder`, of so many videos of a kind (which are made in `kept`), each so many times."""
+    return Bench(folder, linked(make_videos(kept, kind, clips, seconds), folder / "videos", clips * times), **teacher)

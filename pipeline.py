@@ -510,6 +510,16 @@ def growth(quick, output, trace, folder):
     run_growth(quick, output, trace, folder)
 
 
+@bench.command()
+@JSON
+@MADE
+def fullsize(output, folder):
+    """The full-size case, computed from measured parts: ResNet-152 at 224 to ResNet-50 at 112, Kinetics-400."""
+    from stages.bench.fullsize import run_fullsize
+
+    run_fullsize(output, folder)
+
+
 def _with_options(options: dict, overrides: tuple) -> list[str]:
     """Options that were given, as overrides; --set comes last and wins."""
     import json  # JSON is YAML: a path keeps its blanks, colons, and hashes

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
 
 from cache.reader import CacheReader
+from cache.view import View, ViewPolicy, sample_view
 from stages.bench import median_of
 from stages.bench.clocks import cpu_seconds
-from stages.config import TrainConfig
+from stages.config import ModelConfig, TrainConfig
+from stages.data.decode import decode_frames
 from stages.data.join import Batch, Clips
+from stages.data.packfiles import PackIdentity
+from stages.data.packing import pack_clip
 from stages.data.packs import open_pack
-from stages.data.shards import open_dataset
+from stages.data.render import render
+from stages.data.shards import Dataset, open_dataset
 from stages.distill.student import build_student
 from stages.distill.targets import loss_terms, meaning_of, needed_targets
 from stages.models import build_model
@@ -43,6 +50,42 @@ def step_ms(config: TrainConfig, runs: int) -> float:
         optimizer.step()
 
     return 1e3 * median_of(cpu_seconds(step, runs))[0] / config.batch_size
+
+
+def source_ms(
+    data: Dataset, policy: ViewPolicy, views: int, sizes: tuple[int, int], pack: PackIdentity
+) -> dict[str, float]:
+    """Of the first clip's video: "d": one view decoded, and rendered at both `sizes` (a student's, a teacher's); "D": so many
+    views decoded at once, each rendered for the teacher; "k": these views' frames decoded, and packed."""
+    shard = data.shards[0].name
+    row, video = data.rows(shard)[0], data.read(shard, 0)
+    drawn = [sample_view(policy, shard=shard, key=row.key, index=v, num_frames=row.frames, aspect=row.aspect)
+             for v in range(views)]  # fmt: skip
+    wanted = np.unique(np.stack([view.frames for view in drawn]))
+
+    def shown(views: Sequence[View], sizes: Sequence[int]) -> None:
+        frames = np.unique(np.stack([view.frames for view in views]))
+        pictures = dict(zip(frames.tolist(), decode_frames(video, frames, row.decoder)[0], strict=True))
+        for view, size in product(views, sizes):
+            render([pictures[frame] for frame in view.frames.tolist()], view, size)
+
+    return {
+        "d": _ms(partial(shown, drawn[:1], sizes)),
+        "D": _ms(partial(shown, drawn, sizes[1:])),
+        "k": _ms(partial(pack_clip, video, row, wanted, pack.height, pack.quality)),
+    }
+
+
+def forward_ms(model: ModelConfig, size: int, clips: int = 8) -> float:
+    """A teacher's answer to a view."""
+    teacher = build_model(model.model_copy(update={"num_classes": 2})).eval()
+    seen = torch.zeros(clips, model.num_frames, 3, size, size, dtype=torch.uint8)
+    with torch.inference_mode():
+        return _ms(partial(teacher, seen)) / clips
+
+
+def _ms(work: Callable[[], object]) -> float:
+    return 1e3 * median_of(cpu_seconds(work))[0]
 
 
 def _clips(config: TrainConfig) -> Clips:

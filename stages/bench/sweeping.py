@@ -13,19 +13,13 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from stages.bench import Figure, at_least, measured, median_of, profiled, show
-from stages.bench.clocks import RUNS, core_seconds, cpu_seconds
-from stages.bench.parts import input_ms, step_ms
-from stages.bench.students import DEMO, FRAMES, Bench, bench_of
+from stages.bench import Figure, at_least, measured, profiled, show
+from stages.bench.clocks import RUNS, core_seconds
+from stages.bench.parts import forward_ms, input_ms, source_ms, step_ms
+from stages.bench.students import DEMO, Bench, bench_of
 from stages.bench.videos import SMALL
 from stages.cache_teacher import cache_teacher
 from stages.config import CacheConfig, ModelConfig, TrainConfig
-from stages.data.decode import decode_frames
-from stages.data.join import Clips
-from stages.data.packing import pack_clip
 from stages.data.packs import open_pack
 from stages.data.shards import open_dataset
 from stages.models import build_model, model_stats
@@ -126,29 +120,13 @@ def _students(bench: Bench, setup: Setup) -> dict[str, TrainConfig]:
 
 def _parts(bench: Bench, setup: Setup) -> dict[str, float]:
     """Milliseconds of a core a clip: see the module's docstring."""
-    data, student = open_dataset(bench.data()), _students(bench, setup)["seed=0"]
-    made = open_pack(bench.folder / "pack").manifest.identity
-    row, video = data.rows(data.shards[0].name)[0], data.read(data.shards[0].name, 0)
-    policy = _cache_config(bench, setup).policy
-    clips = Clips(data, size=setup.size, num_classes=2, policy=policy)
-    views = [clips.joined([(0, 0, v)], [row])[0][0].frames for v in range(setup.views)]
-    teacher = build_model(setup.model.model_copy(update={"num_classes": 2})).eval()
-    seen = torch.zeros(student.batch_size, FRAMES, 3, setup.teacher_size, setup.teacher_size, dtype=torch.uint8)
-
-    def ms(work, clips: int = 1) -> float:
-        return 1e3 * median_of(cpu_seconds(work, RUNS))[0] / clips
-
-    with torch.inference_mode():
-        forward = ms(lambda: teacher(seen), student.batch_size)
-    together = [frame for view in views for frame in view.tolist()]
+    student, made = _students(bench, setup)["seed=0"], open_pack(bench.folder / "pack").manifest.identity
+    sizes = setup.size, setup.teacher_size
     return {
-        "d": ms(lambda: decode_frames(video, views[0], row.decoder)),
-        "D": ms(lambda: decode_frames(video, together, row.decoder)),
-        "k": ms(lambda: pack_clip(video, row, np.unique(together), made.height, made.quality)),
-        "t": forward,
+        **source_ms(open_dataset(bench.data()), made.policy, setup.views, sizes, made),
+        "t": forward_ms(setup.model, setup.teacher_size),
         "s": step_ms(student, RUNS),
         "p": input_ms(student, RUNS),
-        "ratio of FLOPs": model_stats(teacher, setup.teacher_size).gmacs / model_stats(teacher, setup.size).gmacs,
     }
 
 
@@ -165,8 +143,14 @@ def _figures(ours: list[dict[str, float]], loops: list[float], parts: dict[str, 
         ),
         measured("in the loop, from one epoch of one student", [1e3 * s / clips for s in loops], "core ms a clip"),
         *(Figure(f"part {name}", parts[name], "ms a clip") for name in names),
-        Figure("the teacher's FLOPs ÷ a student's", parts["ratio of FLOPs"], "times"),
+        Figure(
+            "the teacher's FLOPs ÷ a student's", _gmacs(setup, setup.teacher_size) / _gmacs(setup, setup.size), "times"
+        ),
         at_least(f"{n} students, {e} epochs: in the loop ÷ ours", ratios, "times", 10),
         Figure("its bound", loop / mine, "times"),
         at_least("÷ its bound", [ratio / (loop / mine) for ratio in ratios], "", 0.9),
     ]
+
+
+def _gmacs(setup: Setup, size: int) -> float:
+    return model_stats(build_model(setup.model.model_copy(update={"num_classes": 2})), size).gmacs

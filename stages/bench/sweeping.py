@@ -34,8 +34,8 @@ class Setup:
     """`students` of `epochs`, at `size` px; the teacher is the same net at `teacher_size`."""
 
     model: ModelConfig = DEMO
-    size: int = 56
-    teacher_size: int = 224
+    size: int = 32
+    teacher_size: int = 128
     students: int = 5
     epochs: int = 20
     views: int = 4

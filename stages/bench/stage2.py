@@ -142,7 +142,10 @@ def _busy(bench: Bench, student: tuple[str, ModelConfig, int], device: torch.dev
         step()
     rate = steps * BATCH / (time.perf_counter() - began)
     trained = [
-        r / rate for r in _rates(_run(bench, f"busy-{size}", student, setup, data={"pack": bench.packed(size=size)}))
+        r / rate
+        for r in _rates(
+            _run(bench, f"busy-{model.backbone}-{size}", student, setup, data={"pack": bench.packed(size=size)})
+        )
     ]
     share = 100 * median_of(taken)[0] / (median_of(taken)[0] + median_of(alone)[0])
     return [

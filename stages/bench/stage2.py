@@ -46,18 +46,17 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Setup:
-    """`students`: (name, net, px). A data set is `clips` videos, each `times` under other names."""
+    """`students`: (name, net, px, epochs). A data set is `clips` videos, each `times` under other names."""
 
-    students: tuple[tuple[str, ModelConfig, int], ...]
+    students: tuple[tuple[str, ModelConfig, int, int], ...]
     clips: int = 8
     times: int = 8
-    epochs: int = 2
     seconds: float = 10.0
     runs: int = RUNS
 
 
-FULL = Setup((("the demo's student at 32", DEMO, 32), ("R18 at 112", R18, 112), ("R50 at 112", R50, 112)))
-QUICK = Setup(FULL.students[:1], times=4, epochs=1)
+FULL = Setup((("the demo's student at 32", DEMO, 32, 20), ("R18 at 112", R18, 112, 2), ("R50 at 112", R50, 112, 2)))
+QUICK = Setup(FULL.students[:1], times=4)
 
 
 def run_stage2(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
@@ -74,7 +73,7 @@ def run_stage2(quick: bool, output: Path | None, trace: Path | None, folder: Pat
         figures.append(_distilled_over_plain(bench, setup.students[0], setup))
         if trace is not None:
             with profiled(trace):
-                _rates(_run(bench, "traced", setup.students[0], setup))
+                _rates(_run(bench, "traced", setup.students[0]))
     show("stage2", figures, output)
     return figures
 
@@ -95,11 +94,11 @@ def _joining(bench: Bench, targets: Sequence[str] | None, setup: Setup) -> list[
 
 
 def _adding(
-    bench: Bench, student: tuple[str, ModelConfig, int], joining: dict[str, list[float]], setup: Setup
+    bench: Bench, student: tuple[str, ModelConfig, int, int], joining: dict[str, list[float]], setup: Setup
 ) -> list[Figure]:
     """What each way to distil adds to a clip's plain training."""
-    name, model, size = student
-    net, batch, reader = _net(model), _batch(bench, size), CacheReader(bench.cache(), ("logits", "features"))
+    name, model, size, _ = student
+    net, batch, reader = _net(model), _batch(_clips(bench, size)), CacheReader(bench.cache(), ("logits", "features"))
     constants = reader.constants()
     meaning = meaning_of(reader.manifest, constants, torch.device("cpu"))
     with torch.no_grad():
@@ -123,11 +122,12 @@ def _gradient(
     sum(weights[name] * term for name, term in terms.items()).backward()
 
 
-def _busy(bench: Bench, student: tuple[str, ModelConfig, int], device: torch.device, setup: Setup) -> list[Figure]:
+def _busy(bench: Bench, student: tuple[str, ModelConfig, int, int], device: torch.device, setup: Setup) -> list[Figure]:
     """The step and its input, each alone, on one core; and training from the pack against the step alone, by the wall."""
-    name, model, size = student
-    net, clips = place(_net(model), device), _batch(bench, size).clips.to(device)
-    optimizer = build_optimizer(net, _run(bench, "none", student, setup).optim, BATCH)
+    name, model, size, _ = student
+    packed = _clips(bench, size)
+    net, clips = place(_net(model), device), _batch(packed).clips.to(device)
+    optimizer = build_optimizer(net, _run(bench, "none", student).optim, BATCH)
     labels = torch.zeros(BATCH, dtype=torch.int64, device=device)
 
     def step() -> None:
@@ -136,16 +136,14 @@ def _busy(bench: Bench, student: tuple[str, ModelConfig, int], device: torch.dev
         optimizer.step()
 
     alone = _ms(step, BATCH, setup)
-    taken = _ms(partial(_batch, bench, size), BATCH, setup)
+    taken = _ms(partial(_batch, packed), BATCH, setup)
     began, steps = time.perf_counter(), max(3, round(0.5 / (BATCH * median_of(alone)[0] / 1e3)))
     for _ in range(steps):
         step()
     rate = steps * BATCH / (time.perf_counter() - began)
     trained = [
         r / rate
-        for r in _rates(
-            _run(bench, f"busy-{model.backbone}-{size}", student, setup, data={"pack": bench.packed(size=size)})
-        )
+        for r in _rates(_run(bench, f"busy-{model.backbone}-{size}", student, data={"pack": bench.packed(size=size)}))
     ]
     share = 100 * median_of(taken)[0] / (median_of(taken)[0] + median_of(alone)[0])
     return [
@@ -156,7 +154,7 @@ def _busy(bench: Bench, student: tuple[str, ModelConfig, int], device: torch.dev
     ]
 
 
-def _distilled_over_plain(bench: Bench, student: tuple[str, ModelConfig, int], setup: Setup) -> Figure:
+def _distilled_over_plain(bench: Bench, student: tuple[str, ModelConfig, int, int], setup: Setup) -> Figure:
     """Clips a second with features and logits, over those of plain training; runs of either in turn."""
     size, ratios, number = student[2], [], count()
     distilled = {
@@ -165,22 +163,21 @@ def _distilled_over_plain(bench: Bench, student: tuple[str, ModelConfig, int], s
     }
     plain = {"data": {"pack": bench.packed(size=size)}}
     for _ in range(setup.runs):
-        pair = [
-            median_of(_rates(_run(bench, f"pair-{next(number)}", student, setup, **way)))[0]
-            for way in (distilled, plain)
-        ]
+        pair = [median_of(_rates(_run(bench, f"pair-{next(number)}", student, **way)))[0] for way in (distilled, plain)]
         ratios.append(pair[0] / pair[1])
     return at_least(f"{student[0]}: distilled ÷ plain training, clips a second", ratios, "", 0.97)
 
 
-def _run(bench: Bench, output: str, student: tuple[str, ModelConfig, int], setup: Setup, **changes) -> TrainConfig:
-    _, model, size = student
+def _run(bench: Bench, output: str, student: tuple[str, ModelConfig, int, int], **changes) -> TrainConfig:
+    _, model, size, epochs = student
     data = {"train": bench.data(), **changes.pop("data", {})}
-    return bench.student(output, model, size, data=data, schedule={"epochs": setup.epochs}, batch_size=BATCH, **changes)
+    return bench.student(
+        output, model, size, data=data, schedule={"epochs": epochs}, batch_size=BATCH, log_every=4, **changes
+    )
 
 
 def _rates(config: TrainConfig) -> list[float]:
-    """Clips a second of each step of a run, but for the first quarter, in which the workers start."""
+    """Clips a second of a run, over each few steps, but for the first quarter, in which the workers start."""
     train_student(config)
     rates = [row["clips_per_s"] for row in read_metrics(config.output) if row["kind"] == "train"]
     return rates[len(rates) // 4 :]
@@ -190,11 +187,14 @@ def _net(model: ModelConfig) -> torch.nn.Module:
     return build_model(model.model_copy(update={"num_classes": 2}))
 
 
-def _batch(bench: Bench, size: int) -> Batch:
-    """The first clips, in their stored view 0, from the pack, with all targets."""
-    data = open_dataset(bench.data())
-    clips = Clips(data, size=size, num_classes=2, cache=CacheReader(bench.cache(), ("logits", "features")),
-                  decode=open_pack(bench.packed(size=size)).decode)  # fmt: skip
+def _clips(bench: Bench, size: int) -> Clips:
+    """From the pack, with all targets."""
+    return Clips(open_dataset(bench.data()), size=size, num_classes=2, decode=open_pack(bench.packed(size=size)).decode,
+                 cache=CacheReader(bench.cache(), ("logits", "features")))  # fmt: skip
+
+
+def _batch(clips: Clips) -> Batch:
+    """The first clips, in their stored view 0."""
     return clips.__getitems__([(0, r, 0) for r in range(BATCH)])
 
 

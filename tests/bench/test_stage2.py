@@ -21,7 +21,7 @@ def small(monkeypatch):
         if hasattr(module, "SMALL"):
             monkeypatch.setattr(module, "SMALL", (SMALL, SMALL))
     brief = {"seconds": 1, "runs": 1, "clips": 4}
-    monkeypatch.setattr(stage2, "QUICK", stage2.Setup((("net", DEMO, 16),), times=2, epochs=1, **brief))
+    monkeypatch.setattr(stage2, "QUICK", stage2.Setup((("net", DEMO, 16, 4),), times=2, **brief))
     monkeypatch.setattr(packing, "QUICK", packing.Setup((SMALL,), size=16, **brief))
     monkeypatch.setattr(cohort, "QUICK", cohort.Setup(size=16, students=2, times=2, epochs=1, **brief))
     sweep = {"size": 16, "teacher_size": 32, "students": 2, "epochs": 2, "views": 2, "times": 2}

@@ -53,9 +53,17 @@ def load_cohort(file: Path | None = None, overrides: Sequence[str] = ()) -> dict
     students, where = values.pop("students", None), f"config {file}" if file is not None else "config"
     if students is None:
         return {"": _validated(TrainConfig, values, where)}
+    return {name: student_of(values, name, changes, where) for name, changes in _named(students, where).items()}
+
+
+def _named(students: Any, where: str) -> dict[str, dict]:
+    """The mapping `students`, whose names are text."""
     if not isinstance(students, dict) or not all(isinstance(c, dict) for c in students.values()) or not students:
         raise ReskdError(f"{where}: `students` must map names to the keys of each (given: {students!r})")
-    return {str(name): student_of(values, str(name), changes, where) for name, changes in students.items()}
+    named = {str(name): changes for name, changes in students.items()}
+    if len(named) < len(students):
+        raise ReskdError(f"{where}: `students` has a name twice (given: {list(students)})")
+    return named
 
 
 def load_sweep(
@@ -70,28 +78,34 @@ def load_sweep(
     for override in overrides:
         _apply(values, override)
     where = f"config {file}" if file is not None else "config"
-    axes = dict(values.pop("grid", None) or {})
+    axes = values.pop("grid", None) or {}
+    if not isinstance(axes, dict):
+        raise ReskdError(f"{where}: `grid` must map keys to lists of values (given: {axes!r})")
+    axes = {str(key): options for key, options in axes.items()}
     for line in grid:
-        key, equals, text = line.partition("=")
-        axes[key] = yaml.safe_load(f"[{text}]") if equals else None
+        key, _, text = line.partition("=")
+        try:
+            axes[key] = yaml.safe_load(f"[{text}]")
+        except yaml.YAMLError as error:
+            raise ReskdError(f"--grid {line}: the values are not YAML, such as size=96,112: {error}") from error
     for key, options in axes.items():
-        if not isinstance(options, list) or not options:
+        if not isinstance(options, list) or not options or None in options:
             raise ReskdError(f"{where}: the grid's {key!r} must be a list of values, such as --grid size=96,112")
-    listed = values.pop("students", None) or {"": {}}
+    listed = _named(values.pop("students"), where) if "students" in values else {"": {}}
     students = {}
     for (name, changes), combination in product(listed.items(), product(*axes.values())):
         point = dict(zip(axes, combination, strict=True))
         parts = [f"{key.split('.')[-1]}={_short(value)}" for key, value in point.items()]
         named = ",".join([*([str(name)] if name else []), *parts]) or "student"
         if named in students:
-            raise ReskdError(f"{where}: two students are called {named}")
+            raise ReskdError(f"{where}: two students are called {named}: name them under `students`, or leave one out")
         students[named] = student_of(values, named, {**changes, **point}, where)
     return students
 
 
 def _short(value: Any) -> str:
     """A value as a part of a file's name."""
-    return re.sub(r"[^\w.+-]+", "-", str(value)).strip("-")
+    return re.sub(r"[^\w.+-]+", "-", str(value)).rstrip("-")
 
 
 def student_of(values: Mapping[str, Any], name: str, changes: Mapping[str, Any], where: str) -> TrainConfig:
@@ -101,7 +115,7 @@ def student_of(values: Mapping[str, Any], name: str, changes: Mapping[str, Any],
     mine = copy.deepcopy(dict(values))
     for key, value in changes.items():
         _set(mine, str(key), value, f"{where}, student {name}: {key}")
-    if mine.get("output") == values.get("output") and "output" in values:
+    if isinstance(values.get("output"), str) and mine.get("output") == values["output"]:
         mine["output"] = str(Path(values["output"]) / name)
     data = mine.get("data")
     if isinstance(data, dict) and data.get("order_seed") is None:
@@ -179,6 +193,7 @@ def _set(values: dict, key: str, value: Any, what: str) -> None:
     *parents, last = key.split(".")
     below = _below(values, parents, what)
     old = below.get(last)
+    value = copy.deepcopy(value)  # lest two students share it by an alias
     below[last] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
 
 

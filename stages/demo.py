@@ -84,7 +84,7 @@ def run_demo(config: DemoConfig) -> dict:
             **scores,
             "ledger": {
                 **teacher_ledger(
-                    [stored.output for stored in caches], [r for k in kinds if kinds[k].cache for r in runs[k]]
+                    {out / k.cache: runs[kind] for kind, k in kinds.items() if k.cache},
                 ),
                 "cache_bytes": sum(result["bytes"] for result in cached),
                 "seconds": seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from cache.errors import ReskdError
 from cache.store import write_atomically
 from stages.config import EvaluateConfig, TrainConfig
 from stages.configfile import flat
+from stages.data.join import check_labels
+from stages.data.shards import open_dataset
 from stages.evaluate import evaluate
 from stages.ledger import teacher_ledger
 from stages.plots import pareto
@@ -25,6 +28,8 @@ from stages.training.shared import shared_keys
 from stages.training.state import in_use
 from stages.training.stopwatch import stopwatch
 
+OURS = {"sweep.json", "sweep.png", "seconds.json", "passes.json"}
+
 
 @dataclass(frozen=True)
 class Point:
@@ -32,16 +37,15 @@ class Point:
 
     name: str
     gflops: float  # of a view
-    top1: tuple[float, ...]  # in percent, of each seed
-    seconds: float  # of their share in the training
+    scores: tuple[float, ...]  # in percent, of each seed
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.top1))
+        return float(np.mean(self.scores))
 
     @property
     def std(self) -> float:
-        return float(np.std(self.top1, ddof=1)) if len(self.top1) > 1 else 0.0
+        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else 0.0
 
 
 def run_sweep(
@@ -52,53 +56,112 @@ def run_sweep(
     Students that can share a stream (see `training.shared.SHARED`) are trained as cohorts of at most `at_once`, the others
     one cohort after another. `test`: a data set on which the last weights are scored; without it, it is each one's best
     validation. A rerun goes on where the sweep was; students may be added.
-    {"students": {name: {"top1", "gflops", "seconds", ...}}, "points": over seeds, "front": names on the Pareto front of
-    accuracy over GFLOPs, "ledger", "failed": {name: reason}}.
-    Raises ReskdError before any training for a student that can't be trained, and at the end where some failed.
+    {"students": {name: {"score": by the "headline", top1 or map, "gflops", ...}}, "points": over seeds, "front": names on
+    the Pareto front of the score over GFLOPs, "ledger", "failed": {name: reason}}.
+    Raises ReskdError before any training for a student that can't be trained, or whose folder holds another run, and at
+    the end where some failed.
     """
-    cohorts = _cohorts(students, at_once)
-    out = _folder(students)
+    out, cohorts = _folder(students), _cohorts(students, at_once)
+    _check(students, test)
     _say_plan(cohorts, at_once)
     for cohort in cohorts:  # what a later one lacks is said before the first begins
         with console.capture() as said:
-            train_cohort(cohort, dry_run=True)
+            train_cohort(cohort, dry_run=True, resume=True)
         if dry_run:
             console.print(said.get(), markup=False, highlight=False, end="")
     if dry_run:
         return {"cohorts": [list(cohort) for cohort in cohorts]}
     out.mkdir(parents=True, exist_ok=True)
-    with in_use(out / "sweep"):
-        timed, seconds = stopwatch(out / "seconds.json")
-        failed = {}
-        for cohort in cohorts:
-            try:
-                timed(" + ".join(cohort), partial(train_cohort, cohort, resume=True))
-            except Interrupted:
-                raise
-            except ReskdError as error:
-                missing = [name for name, config in cohort.items() if not (config.output / "result.json").exists()]
-                failed |= dict.fromkeys(missing, str(error))
-        done = {name: config for name, config in students.items() if name not in failed}
-        rows = {name: _scored(config, test) for name, config in done.items()}
+    with in_use(out / "sweep.json"):
+        failed, seconds = _train(cohorts, out)
+        rows = {}
+        for name, config in students.items():
+            if name not in failed:
+                try:
+                    rows[name] = _scored(config, test)
+                except ReskdError as error:
+                    failed[name] = str(error)
+        done = {name: students[name] for name in rows}
         points = _over_seeds(done, rows)
-        ledger = _ledger(done, cohorts, seconds)
-        front = pareto_front(points)
+        ledger, front = _ledger(done, out, seconds), pareto_front(points)
         result = {
             "students": rows,
-            "points": [{"name": p.name, "gflops": p.gflops, "top1": p.mean, "top1_std": p.std} for p in points],
+            "points": [{"name": p.name, "gflops": p.gflops, "score": p.mean, "score_std": p.std} for p in points],
             "front": [point.name for point in front],
             "ledger": ledger,
             "failed": failed,
         }
         write_atomically(out / "sweep.json", (json.dumps(result, indent=2) + "\n").encode())
         if points:
-            pareto(out / "sweep.png", points, front, test is not None)
-            _show(points, front, ledger, test)
+            by = "mAP" if any(row["headline"] == "map" for row in rows.values()) else "top-1"
+            on = test or "validation, each at its best"
+            pareto(out / "sweep.png", points, front, f"{by} on {on}, %")
+            _show(points, front, f"{by} %", f"on {on}")
             console.print(f"written: {out}/sweep.json, sweep.png", highlight=False)
+        _show_ledger(ledger)
     if failed:
         raise ReskdError(f"{len(failed)} of {len(students)} students failed:\n"
                          + "\n".join(dict.fromkeys(failed.values())) + "\nrun it again: what is done stays")  # fmt: skip
     return result
+
+
+def _check(students: Mapping[str, TrainConfig], test: Path | None) -> None:
+    """Refuse before work what would be found after it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ReskdError(
+            "a sweep runs in one process: start it without torchrun, or one sweep a GPU with an output of its own"
+        )
+    if taken := OURS & students.keys():
+        raise ReskdError(f"a student can't be called {min(taken)}: the sweep writes a file of that name")
+    alike: dict[str, str] = {}
+    for name, config in students.items():
+        other = alike.setdefault(_identity(config, "output"), name)
+        if other != name:
+            raise ReskdError(f"the students {other} and {name} are the same: leave one out, or give it another seed")
+    if test is None:
+        if any(config.data.val is None for config in students.values()):
+            console.print("[yellow]warning[/] no data.val and no --test: such students are trained and not scored")
+        return
+    data = open_dataset(test)
+    data.check_files()
+    if not check_labels(data, single=False)["labelled"]:
+        raise ReskdError(f"--test {test}: none of its clips has a label; give a labelled data set")
+    for train in {config.data.train for config in students.values()}:
+        if open_dataset(train).classes != data.classes:
+            raise ReskdError(f"--test {test} has other classes than {train}: prepare both with one class list "
+                             f"(prepare --class-order {train})")  # fmt: skip
+
+
+def _train(cohorts: Sequence[Mapping[str, TrainConfig]], out: Path) -> tuple[dict[str, str], dict[str, float]]:
+    """Name -> reason of the students that failed, and the seconds of each cohort; notes the epochs that were decoded."""
+    timed, seconds = stopwatch(out / "seconds.json")
+    failed: dict[str, str] = {}
+    for cohort in cohorts:
+        pending = [name for name, config in cohort.items() if not (config.output / "result.json").exists()]
+        if pending:
+            _note_passes(out, " + ".join(pending), max(cohort[name].schedule.epochs for name in pending))
+        try:
+            timed(" + ".join(cohort), partial(train_cohort, cohort, resume=True))
+        except Interrupted:
+            raise
+        except Exception as error:  # of one alone, anything: the next cohort is not to suffer for it
+            missing = [name for name in pending if not (cohort[name].output / "result.json").exists()]
+            if not missing:
+                raise
+            said = str(error) if isinstance(error, ReskdError) else f"{type(error).__name__}: {error}"
+            failed |= dict.fromkeys(missing, said)
+    return failed, seconds
+
+
+def _note_passes(out: Path, cohort: str, epochs: int) -> None:
+    """One stream of so many epochs, which a rerun goes on with."""
+    passes = _passes(out) | {cohort: epochs}
+    write_atomically(out / "passes.json", (json.dumps(passes) + "\n").encode())
+
+
+def _passes(out: Path) -> dict[str, int]:
+    file = out / "passes.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -131,46 +194,51 @@ def _folder(students: Mapping[str, TrainConfig]) -> Path:
 
 def _scored(config: TrainConfig, test: Path | None) -> dict:
     result = json.loads((config.output / "result.json").read_text())
-    row = {"gflops": result["gmacs"], "seconds": result["seconds"], "clips_seen": result["clips_seen"]}
-    if test is None:
-        best = result["best"] or {}
-        return row | {"top1": best.get("top1"), "epoch": best.get("epoch")}
-    scored = config.output / "test.json"
-    done = json.loads(scored.read_text()) if scored.exists() else {}
-    if done.get("data") != str(test):
-        done = evaluate(EvaluateConfig(checkpoint=config.output / "last.safetensors", data=test, output=scored,
-                                       batch_size=64, loader=config.loader))  # fmt: skip
-    return row | {"top1": done["top1"]}
+    metrics = result["best"] or {}
+    if test is not None:
+        scored = config.output / "test.json"
+        metrics = json.loads(scored.read_text()) if scored.exists() else {}
+        if metrics.get("data") != str(test):
+            metrics = evaluate(EvaluateConfig(checkpoint=config.output / "last.safetensors", data=test, output=scored,
+                                              amp=config.amp, batch_size=64, loader=config.loader))  # fmt: skip
+    headline = metrics.get("headline")
+    return {
+        "score": metrics.get(headline),
+        "headline": headline,
+        "gflops": result["gmacs"],
+        "clips_seen": result["clips_seen"],
+    }
 
 
 def _over_seeds(students: Mapping[str, TrainConfig], rows: Mapping[str, dict]) -> list[Point]:
     """A point for students that are alike but for seed and folder; none for those that were never validated."""
     groups: dict[str, list[str]] = {}
     for name, config in students.items():
-        alike = {k: v for k, v in flat(config.model_dump(mode="json")).items() if k not in ("seed", "output")}
-        if rows[name]["top1"] is not None:
-            groups.setdefault(json.dumps(alike), []).append(name)
+        if rows[name]["score"] is not None:
+            groups.setdefault(_identity(config, "output", "seed"), []).append(name)
     points = []
     for names in groups.values():
         parts = [part for part in names[0].split(",") if len(names) == 1 or not part.startswith("seed=")]
-        top1 = tuple(rows[name]["top1"] for name in names)
-        seconds = sum(rows[name]["seconds"] for name in names)
-        points.append(Point(",".join(parts) or "student", rows[names[0]]["gflops"], top1, seconds))
+        scores = tuple(rows[name]["score"] for name in names)
+        points.append(Point(",".join(parts) or "student", rows[names[0]]["gflops"], scores))
     return points
 
 
-def _ledger(
-    done: Mapping[str, TrainConfig], cohorts: Sequence[Mapping[str, TrainConfig]], seconds: Mapping[str, float]
-) -> dict:
+def _identity(config: TrainConfig, *without: str) -> str:
+    values = flat(config.model_dump(mode="json"))
+    return json.dumps({key: value for key, value in values.items() if key not in without}, sort_keys=True)
+
+
+def _ledger(done: Mapping[str, TrainConfig], out: Path, seconds: Mapping[str, float]) -> dict:
     """What the teacher and decoding were paid for; alone, each student would have decoded each of its epochs."""
-    caches = sorted({config.data.cache for config in done.values() if config.data.cache})
-    distilled = [config.output for config in done.values() if config.data.cache]
-    passes = [max(config.schedule.epochs for config in cohort.values()) for cohort in cohorts]
-    alone = sum(config.schedule.epochs for cohort in cohorts for config in cohort.values())
+    runs: dict[Path, list[Path]] = {}
+    for config in done.values():
+        if config.data.cache:
+            runs.setdefault(config.data.cache, []).append(config.output)
     return {
-        **teacher_ledger(caches, distilled),
-        "decode_passes": sum(passes),
-        "decode_passes_alone": alone,
+        **teacher_ledger(runs),
+        "decode_passes": sum(_passes(out).values()),
+        "decode_passes_alone": sum(config.schedule.epochs for config in done.values()),
         "seconds": dict(seconds),
     }
 
@@ -182,14 +250,15 @@ def _say_plan(cohorts: Sequence[Mapping[str, TrainConfig]], at_once: int) -> Non
     console.print(table)
 
 
-def _show(points: Sequence[Point], front: Sequence[Point], ledger: dict, test: Path | None) -> None:
-    table = Table(
-        "student", "GFLOPs a view", "top-1 %", "on the front", title=f"on {test or 'validation, each at its best'}"
-    )
+def _show(points: Sequence[Point], front: Sequence[Point], by: str, title: str) -> None:
+    table = Table("student", "GFLOPs a view", by, "on the front", title=title)
     for point in sorted(points, key=lambda p: p.gflops):
-        spread = f" ± {point.std:.2f} ({len(point.top1)} seeds)" if len(point.top1) > 1 else ""
+        spread = f" ± {point.std:.2f} ({len(point.scores)} seeds)" if len(point.scores) > 1 else ""
         table.add_row(point.name, f"{point.gflops:.4g}", f"{point.mean:.2f}{spread}", "*" if point in front else "")
     console.print(table)
+
+
+def _show_ledger(ledger: dict) -> None:
     table = Table("ledger", "this sweep", "each alone, the teacher in the loop")
     table.add_row("teacher clip·views", f"{ledger['teacher_clip_views']:,}", f"{ledger['in_loop_clip_views']:,}")
     if ledger["teacher_hours"] is not None:

@@ -34,7 +34,7 @@ from stages.training.packed import Packs, check_packs, decode_by, open_data
 from stages.training.replay import Replay, open_replay
 from stages.training.run import Progress, start_run
 from stages.training.shared import check_shared, order_seed, with_stored_views
-from stages.training.state import in_use, load_state, open_run
+from stages.training.state import check_run, in_use, load_state, open_run
 
 
 def train_student(config: TrainConfig, **options: bool) -> dict:
@@ -76,11 +76,16 @@ def train_cohort(
         for member in members.values():
             check_packs(member.config, packs, replay)
         order = _order(shared, data, replay, at)
+        check = partial(check_run, resume=resume, overwrite=overwrite)
         if dry_run:
+            for member in members.values() if resume else ():
+                check(member.config)
             return {name: _show_plan(member, data, order, replay) for name, member in members.items()}
         for member in members.values():
             if at.first:
                 held.enter_context(in_use(member.config.output))
+        for member in members.values():  # all of them, before any is touched
+            at.first_does(partial(check, member.config))
         for member in members.values():
             at.first_does(partial(open_run, member.config, resume=resume, overwrite=overwrite))
         results = {}
@@ -111,7 +116,7 @@ def _train(members: Mapping[str, Member], data: Dataset, val: Dataset | None, pa
         epochs = max(member.config.schedule.epochs for member in members.values())
         return batches_of_run(clips, order, epochs, start, shared.loader, at)
 
-    def validate(nets: Sequence[Net]) -> list[dict | ReskdError]:
+    def validate(nets: Sequence[Net]) -> list[dict | Exception]:
         seen = make(val, policy=shared.eval_policy, also=others, decode=decode_by(packs.val, shared.loader))
         return score_each(nets, in_order(seen, shared.loader, shared.batch_size, at), len(data.classes), at)
 

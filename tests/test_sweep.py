@@ -1,12 +1,17 @@
 """A grid of students over one cache: in as few streams as they fit into, resumable, with a ledger."""
 
 import json
+import shutil
+import time
 
 import numpy as np
 import pytest
 
 from cache.errors import ReskdError
+from cache.paid import open_ledger, paid_for
+from cache.reader import load_manifest
 from stages.configfile import load_sweep
+from stages.ledger import teacher_ledger
 from stages.sweep import Point, pareto_front, run_sweep
 from tests.runs import QUICK, command
 
@@ -31,10 +36,9 @@ def test_a_grid_is_trained_scored_and_told(file, data, tmp_path):
     assert set(result["students"]) == {f"size={size},seed={seed}" for size in (16, 24) for seed in (0, 1)}
     assert [p["name"] for p in result["points"]] == ["size=16", "size=24"]  # over seeds
     for point in result["points"]:
-        top1 = [result["students"][f"{point['name']},seed={seed}"]["top1"] for seed in (0, 1)]
-        assert point["top1"] == pytest.approx(np.mean(top1)) and point["top1_std"] == pytest.approx(
-            np.std(top1, ddof=1)
-        )
+        scores = [result["students"][f"{point['name']},seed={seed}"]["score"] for seed in (0, 1)]
+        assert point["score"] == pytest.approx(np.mean(scores))
+        assert point["score_std"] == pytest.approx(np.std(scores, ddof=1))
     assert result["points"][0]["gflops"] < result["points"][1]["gflops"]
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
     ledger = result["ledger"]
@@ -47,6 +51,7 @@ def test_a_grid_is_trained_scored_and_told(file, data, tmp_path):
     again = json.loads((out / "sweep.json").read_text())  # two more students, nothing done twice
     assert len(again["students"]) == 6 and again["ledger"]["in_loop_clip_views"] == 6 * 192
     assert {name: again["students"][name] for name in result["students"]} == result["students"]
+    assert again["ledger"]["decode_passes"] == 2 and again["ledger"]["decode_passes_alone"] == 6
     assert {name: (out / name / "last.pt").stat().st_mtime_ns for name in before} == before
     assert {name: (out / name / "test.json").stat().st_mtime_ns for name in scored} == scored
     assert "sweep.png" in said
@@ -66,7 +71,7 @@ def test_one_that_fails_leaves_the_rest_and_is_named(file, tmp_path):
         run_sweep(students)
     result = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert set(result["students"]) == {"good", "other"} and set(result["failed"]) == {"bad"}
-    assert all(0 <= row["top1"] <= 100 for row in result["students"].values())
+    assert all(0 <= row["score"] <= 100 for row in result["students"].values())
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,12 @@ def test_one_that_fails_leaves_the_rest_and_is_named(file, tmp_path):
     [
         ([], ["optim.lrr=0.1,0.2"], "student lrr=0.1:\n  optim.lrr: unknown key; did you mean 'lr'"),
         ([], ["size"], "the grid's 'size' must be a list"),
+        ([], ["size=[16"], "are not YAML"),
+        (["grid=5"], [], "`grid` must map"),
+        (["students={a: }"], [], "`students` must map"),
+        (["students={sweep.json: {}}"], [], "can't be called sweep.json"),
+        (["students={a: {}, b: {output: null}}"], [], "output"),
+        ([], ["losses.logit_kl=1,1.0"], "the students logit_kl=1 and logit_kl=1.0 are the same"),
         ([], ["size="], "the grid's 'size' must be a list"),
         ([], ["size=16,16"], "two students are called size=16"),
         ([], ["data.train=nowhere"], "nowhere"),
@@ -87,8 +98,37 @@ def test_refuses_before_any_training(file, tmp_path, changes, grid, match):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_refuses_a_folder_of_another_run_and_a_test_set_of_other_classes(file, data, tmp_path, cached):
+    students = load_sweep(file, SET, ["seed=-1,1"])
+    assert set(students) == {"seed=-1", "seed=1"}
+    run_sweep(students)
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("last.pt")}
+    with pytest.raises(ReskdError, match=r"seed=-1 holds a run of another config:\n  optim.lr"):
+        run_sweep(load_sweep(file, [*SET, "optim.lr=0.1"], ["seed=-1,1,2"]))
+    for other in (tmp_path / "nowhere", cached):
+        with pytest.raises(ReskdError, match=other.name):
+            run_sweep(load_sweep(file, SET, ["seed=-1,1,2"]), test=other)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("last.pt")} == kept
+
+
+def test_a_teachers_hours_are_those_of_each_cache(cached, tmp_path):
+    runs, hours, loop = {}, 0.0, 0.0
+    for name, seen, seconds in (("a", 100, 3600.0), ("b", 100_000, 360_000.0)):  # a cheap teacher, and a dear one
+        cache, run = shutil.copytree(cached, tmp_path / name), tmp_path / f"{name}-run"
+        open_ledger(cache, 0, time.perf_counter())(seconds, 0)
+        run.mkdir()
+        (run / "result.json").write_text(json.dumps({"clips_seen": seen}))
+        runs[cache] = [run]
+        spent = paid_for(cache, load_manifest(cache).notes)
+        assert spent.forward_seconds > seconds and spent.clip_views == 400
+        hours, loop = hours + spent.forward_seconds / 3600, loop + seen * spent.forward_seconds / 400 / 3600
+    ledger = teacher_ledger(runs)
+    assert ledger["teacher_clip_views"] == 800 and ledger["in_loop_clip_views"] == 100_100
+    assert ledger["teacher_hours"] == pytest.approx(hours) and ledger["in_loop_hours"] == pytest.approx(loop)
+    assert teacher_ledger({}) == {"teacher_clip_views": 0, "in_loop_clip_views": 0, "teacher_hours": None,
+                                  "in_loop_hours": None}  # fmt: skip
+
+
 def test_the_front_holds_what_nothing_beats_for_less():
-    points = [
-        Point(n, g, (t,), 0.0) for n, g, t in (("a", 1, 50), ("b", 2, 40), ("c", 2, 60), ("d", 3, 60), ("e", 9, 61))
-    ]
+    points = [Point(n, g, (t,)) for n, g, t in (("a", 1, 50), ("b", 2, 40), ("c", 2, 60), ("d", 3, 60), ("e", 9, 61))]
     assert [p.name for p in pareto_front(points)] == ["a", "c", "e"]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from rich.markup import escape
 
 from cache.errors import ReskdError
 from stages.data.join import Batch
@@ -29,7 +30,7 @@ def fit(
     steps_per_epoch: int,
     *,
     teach: Callable[[Batch], Batch] | None,
-    validate: Callable[[Sequence[Net]], list[dict | ReskdError]] | None,
+    validate: Callable[[Sequence[Net]], list[dict | Exception]] | None,
 ) -> None:
     """Train the students of `runs`, in place, on one stream; each as it would be alone.
 
@@ -50,8 +51,13 @@ def fit(
     with progress_bar("clips", disable=not ranks.first) as bar, _stop_requested() as stop_requested:
         task = bar.add_task("train", total=total, completed=step, rate=0.0, note="")
         since, since_step = time.perf_counter(), step
-        while any(run.failure is None and run.steps > step for run in runs):
-            at_work = [run for run in runs if run.failure is None and run.progress.step == step < run.steps]
+        while left := [run for run in runs if run.failure is None and run.progress.step < run.steps]:
+            if (
+                ahead := min(run.progress.step for run in left)
+            ) > step:  # who was behind has failed: skip what it needed
+                step = since_step = ahead
+                stream = iter(batches(divmod(step, steps_per_epoch)))
+            at_work = [run for run in left if run.progress.step == step]
             _optimizer_step(at_work, runs, stream, step // steps_per_epoch, teach)
             step += 1
             epoch, ended = step // steps_per_epoch, step % steps_per_epoch == 0
@@ -73,7 +79,7 @@ def fit(
                 _each(at_work, runs, save_run)
             _each([run for run in at_work if run.steps == step], runs, _finish)
             if stop and step < total:
-                names = ", ".join(str(run.config.output) for run in runs if run.steps > step)
+                names = ", ".join(str(run.config.output) for run in runs if run.steps > step and run.failure is None)
                 raise Interrupted(f"{names}: stopped at step {step} of {total}; all is saved, go on with --resume")
     failed = {str(run.config.output): run.failure for run in runs if run.failure}
     if failed:
@@ -96,7 +102,8 @@ def _each(chosen: Sequence[Run], runs: Sequence[Run], work: Callable[[Run], obje
             if len(runs) == 1 or run.ranks.world > 1:
                 raise
             leave(run, error)
-            console.print(f"[bold red]out[/] {run.config.output}: {type(error).__name__}: {error}; the others go on")
+            said = escape(f"{run.config.output}: {type(error).__name__}: {error}")
+            console.print(f"[bold red]out[/] {said}; the others go on")
 
 
 def _optimizer_step(
@@ -109,7 +116,7 @@ def _optimizer_step(
         batch = next(stream)
         for what, lines in (("masked", batch.failures), ("fallback", batch.fallbacks)):
             for line in lines:
-                console.print(f"[yellow]{what}[/] {line}", highlight=False)
+                console.print(f"[yellow]{what}[/] {escape(line)}", highlight=False)
         there = batch.to(device)  # once for all
         if teach:
             there = teach(there)
@@ -163,7 +170,7 @@ def _validate(due: Sequence[Run], runs: Sequence[Run], epoch: int, validate: Cal
     scored = {id(run): answer for run, answer in zip(due, answers, strict=True)}
 
     def keep(run: Run) -> None:
-        if isinstance(answer := scored[id(run)], ReskdError):
+        if isinstance(answer := scored[id(run)], Exception):
             raise answer
         metrics, best = {"epoch": epoch, **answer}, run.progress.best
         if best is None or metrics[metrics["headline"]] > best[metrics["headline"]]:

@@ -147,14 +147,22 @@ class Net(NamedTuple):
 
 
 @torch.inference_mode()
-def score_each(nets: Sequence[Net], batches: Iterable[Batch], classes: int, ranks: Ranks) -> list[dict | ReskdError]:
-    """`measure` of several nets over one stream of whole videos, probabilities averaged; a ReskdError for one whose
-    scores are not finite."""
+def score_each(nets: Sequence[Net], batches: Iterable[Batch], classes: int, ranks: Ranks) -> list[dict | Exception]:
+    """`measure` of several nets over one stream of whole videos, probabilities averaged; an error in the place of one that
+    fails: by scores that are not finite, or, of several on one rank, by anything."""
     rows: list[list[Rows]] = [[] for _ in nets]
+    failed: dict[int, Exception] = {}
     for batch in raising(batches):
-        for net, into in zip(nets, rows, strict=True):
-            into.append(_scored(net.model, batch.seen_at(net.rendering), ranks, net.amp))
-    return [_measured(of_net, classes, ranks) for of_net in rows]
+        for i, net in enumerate(nets):
+            if i in failed:
+                continue
+            try:
+                rows[i].append(_scored(net.model, batch.seen_at(net.rendering), ranks, net.amp))
+            except Exception as error:
+                if len(nets) == 1 or ranks.world > 1:  # the other ranks would wait
+                    raise
+                failed[i] = error
+    return [failed.get(i) or _measured(of_net, classes, ranks) for i, of_net in enumerate(rows)]
 
 
 def _measured(rows: Sequence[Rows], classes: int, ranks: Ranks) -> dict | ReskdError:

@@ -118,10 +118,13 @@ def own_draws(run: Run) -> Iterator[None]:
 
 def leave(run: Run, error: Exception) -> None:
     """Take a run that failed out, and give back the memory that its training took."""
-    run.failure = error
+    run.failure = error.with_traceback(None)  # whose frames hold the step's activations
+    error.__context__ = error.__cause__ = None
     run.optimizer.zero_grad(set_to_none=True)
     run.optimizer.state.clear()
     run.student.to("cpu")
+    if run.ema:
+        run.ema.module.to("cpu")
 
 
 def check_finite(run: Run) -> None:

@@ -36,7 +36,8 @@ def check_shared(configs: Mapping[str, TrainConfig]) -> None:
 def shared_keys(config: TrainConfig) -> dict[str, Any]:
     """Of SHARED, what students on one stream must agree on: "data.views" and so on to values."""
     values = flat(config.model_dump(mode="json")) | {"data.order_seed": order_seed(config)}
-    return {key: value for key, value in values.items() if key in SHARED or key.split(".")[0] in SHARED}
+    shared = (*SHARED, "amp") if config.teacher else SHARED  # the dtype in which a teacher in the loop answers all
+    return {key: value for key, value in values.items() if key in shared or key.split(".")[0] in shared}
 
 
 def order_seed(config: TrainConfig) -> int:

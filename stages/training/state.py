@@ -48,8 +48,8 @@ def in_use(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def open_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
-    """Make the run's folder ready and save the config in it.
+def check_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+    """Whether the run's folder is free for it, or holds it; nothing is written.
 
     Raises ReskdError where the folder holds a run and neither `resume` nor `overwrite` is given, where it holds
     something else, or where `resume` is given and the stored config differs (each difference is named).
@@ -60,16 +60,22 @@ def open_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
     held = stored.exists()
     if not held and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ReskdError(f"{folder} is not an empty folder and holds no run: give another output")
-    if held and overwrite:
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        for entry in ("metrics.jsonl", "last.pt", "last.safetensors", "best.safetensors", "result.json", "config.yaml"):
-            (folder / entry).unlink(missing_ok=True)  # the config last: it says that a run is here
-    elif held and not resume:
+    if held and not resume and not overwrite:
         raise ReskdError(f"{folder} holds a run already: continue it with --resume, replace it with --overwrite, "
                          f"or give another output")  # fmt: skip
-    elif held:
+    if held and resume:
         _compare(stored, config)
-    elif resume:
+
+
+def open_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+    """Make the run's folder ready, after `check_run`, and save the config in it."""
+    folder, stored = config.output, config.output / "config.yaml"
+    if stored.exists() and overwrite:
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        for entry in ("metrics.jsonl", "last.pt", "last.safetensors", "best.safetensors", "result.json", "test.json",
+                      "config.yaml"):  # fmt: skip
+            (folder / entry).unlink(missing_ok=True)  # the config last: it says that a run is here
+    elif resume and not stored.exists():
         console.print(f"{folder} holds no run yet: starting at step 0")
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, stored)

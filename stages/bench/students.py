@@ -82,7 +82,7 @@ class Bench:
     def student(self, output: str, model: ModelConfig, size: int, **changes: Any) -> TrainConfig:
         """Plain training on fresh views, unless `changes` give it a cache."""
         fixed = {"output": self.folder / output, "data": {"train": self.data()}, "model": model, "size": size,
-                 "batch_size": 8, "schedule": {"epochs": 1}, "log_every": 1, "optim": {"name": "sgd", "lr": 0.001}}  # fmt: skip
+                 "batch_size": 8, "schedule": {"epochs": 1}, "log_every": 20, "optim": {"name": "sgd", "lr": 0.001}}  # fmt: skip
         return TrainConfig.model_validate(fixed | changes)
 
 

@@ -40,7 +40,7 @@ class Setup:
     epochs: int = 20
     views: int = 4
     clips: int = 8
-    times: int = 4
+    times: int = 8
     seconds: float = 10.0
     runs: int = RUNS
 

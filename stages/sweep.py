@@ -196,10 +196,13 @@ def _scored(config: TrainConfig, test: Path | None) -> dict:
     result = json.loads((config.output / "result.json").read_text())
     metrics = result["best"] or {}
     if test is not None:
-        scored = config.output / "test.json"
-        metrics = json.loads(scored.read_text()) if scored.exists() else {}
+        scored, weights = config.output / "test.json", config.output / "last.safetensors"
+        current = (
+            scored.exists() and scored.stat().st_mtime_ns >= weights.stat().st_mtime_ns
+        )  # not of a run replaced since
+        metrics = json.loads(scored.read_text()) if current else {}
         if metrics.get("data") != str(test):
-            metrics = evaluate(EvaluateConfig(checkpoint=config.output / "last.safetensors", data=test, output=scored,
+            metrics = evaluate(EvaluateConfig(checkpoint=weights, data=test, output=scored,
                                               amp=config.amp, batch_size=64, loader=config.loader))  # fmt: skip
     headline = metrics.get("headline")
     return {

@@ -15,7 +15,8 @@ def behind(limit: int) -> Iterator[Callable[..., None]]:
     them aren't done: what they hold is bounded.
 
     The first exception of a job is raised by the next `submit`, or at the end, and no later job runs. After an exception
-    of the caller no further job begins. When the context is left, none is running.
+    of the caller those that were handed over are still done: a commit among them is not lost. When the context is left, none
+    is running.
     """
     pending: deque[Future] = deque()
     failed: list[BaseException] = []
@@ -34,12 +35,7 @@ def behind(limit: int) -> Iterator[Callable[..., None]]:
             pending.popleft().result()
         pending.append(pool.submit(run, job, arguments))
 
-    with ThreadPoolExecutor(1, thread_name_prefix="behind") as pool:  # which waits for the job that runs
-        try:
-            yield submit
-            while pending:
-                pending.popleft().result()
-        except BaseException:
-            for future in pending:
-                future.cancel()
-            raise
+    with ThreadPoolExecutor(1, thread_name_prefix="behind") as pool:  # which waits for the jobs that it has
+        yield submit
+        while pending:
+            pending.popleft().result()

@@ -49,12 +49,16 @@ def scaled_lr(config: OptimConfig, global_batch: int) -> float:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, global_batch: int) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters, in the groups that `config.groups` names. Fused, on CPUs too: there a
-    step of a ResNet-50 takes 16 ms (AdamW) instead of 77."""
+    """SGD or AdamW over the trainable parameters, in the groups that `config.groups` names. Fused on CUDA.
+
+    Not on CPUs, where it would be five times as fast: there torch 2.15 pairs a parameter with the wrong numbers of a
+    gradient that lies otherwise in memory, without a word.
+    """
     groups = param_groups(model, config, scaled_lr(config, global_batch))
+    fused = next(model.parameters()).is_cuda
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, fused=True)
-    return torch.optim.SGD(groups, momentum=config.momentum, fused=True)
+        return torch.optim.AdamW(groups, fused=fused)
+    return torch.optim.SGD(groups, momentum=config.momentum, fused=fused)
 
 
 def param_groups(model: nn.Module, config: OptimConfig, lr: float) -> list[dict]:

@@ -72,8 +72,7 @@ def open_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
     folder, stored = config.output, config.output / "config.yaml"
     if stored.exists() and overwrite:
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        for entry in ("metrics.jsonl", "last.pt", "last.safetensors", "best.safetensors", "result.json", "test.json",
-                      "config.yaml"):  # fmt: skip
+        for entry in ("metrics.jsonl", "last.pt", "last.safetensors", "best.safetensors", "result.json", "config.yaml"):
             (folder / entry).unlink(missing_ok=True)  # the config last: it says that a run is here
     elif resume and not stored.exists():
         console.print(f"{folder} holds no run yet: starting at step 0")

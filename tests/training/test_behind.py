@@ -72,7 +72,7 @@ def test_the_first_of_several_errors_is_raised():
             submit(fail, ValueError(text))
 
 
-def test_after_the_callers_error_the_job_at_work_ends_and_no_other_begins():
+def test_after_the_callers_error_what_was_handed_over_is_done():
     done, begun, go_on = [], threading.Event(), threading.Event()
 
     def working():
@@ -89,4 +89,4 @@ def test_after_the_callers_error_the_job_at_work_ends_and_no_other_begins():
         submit(working)
         submit(done.append, "waiting")
         interrupt()
-    assert done == ["at work"]  # it was waited for: whoever cleans up now is alone
+    assert done == ["at work", "waiting"]  # and waited for: whoever cleans up now is alone

@@ -357,7 +357,7 @@ def sweep(config_file, overrides, grid, at_once, test, dry_run):
 
 @cli.group()
 def bench():
-    """Measure: what encodings cost students, what joining, decoding and stage one cost.
+    """Measure: what encodings cost students, and what each part takes against its bound.
 
     Each figure is the median of several runs beside its spread and its goal; --json writes them.
     """
@@ -369,6 +369,11 @@ PROFILE = click.option("--profile", "trace", type=click.Path(path_type=Path), me
                        help="Run it once more under torch.profiler; a JSON for chrome://tracing.")  # fmt: skip
 MADE = click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True,
                     help="Where its videos are made, and kept.")  # fmt: skip
+
+
+def MEASURED(command):
+    """What every bench that makes its videos takes."""
+    return QUICK(JSON(PROFILE(MADE(command))))
 
 
 @bench.command()
@@ -427,10 +432,7 @@ def join(quick, output):
 
 
 @bench.command()
-@QUICK
-@JSON
-@PROFILE
-@MADE
+@MEASURED
 def decode(quick, output, trace, folder):
     """Milliseconds of one core to decode and to render a view, and 8 views at once, of 340x256 and 1280x720 videos."""
     from stages.bench.decode import run_decode
@@ -439,10 +441,7 @@ def decode(quick, output, trace, folder):
 
 
 @bench.command()
-@QUICK
-@JSON
-@PROFILE
-@MADE
+@MEASURED
 def stage1(quick, output, trace, folder):
     """Stage one's rate against its bound (decoding alone, the teacher alone); its memory and pace over more clips."""
     from stages.bench.stage1 import run_stage1
@@ -451,10 +450,7 @@ def stage1(quick, output, trace, folder):
 
 
 @bench.command()
-@QUICK
-@JSON
-@PROFILE
-@MADE
+@MEASURED
 def stage2(quick, output, trace, folder):
     """What distillation adds to a clip of plain training, and training from a pack against the student's step alone."""
     from stages.bench.stage2 import run_stage2
@@ -463,10 +459,7 @@ def stage2(quick, output, trace, folder):
 
 
 @bench.command("pack")
-@QUICK
-@JSON
-@PROFILE
-@MADE
+@MEASURED
 def bench_pack(quick, output, trace, folder):
     """A student's input from a pack against that from its videos, and the pack's bytes against theirs."""
     from stages.bench.packing import run_pack
@@ -475,10 +468,7 @@ def bench_pack(quick, output, trace, folder):
 
 
 @bench.command()
-@QUICK
-@JSON
-@PROFILE
-@MADE
+@MEASURED
 def cohort(quick, output, trace, folder):
     """Eight students on one stream against eight runs, and against the bound: one input and eight steps."""
     from stages.bench.cohort import run_cohort
@@ -487,10 +477,7 @@ def cohort(quick, output, trace, folder):
 
 
 @bench.command("sweep")
-@QUICK
-@JSON
-@PROFILE
-@MADE
+@MEASURED
 def bench_sweep(quick, output, trace, folder):
     """Five students of 20 epochs: the teacher in their loops against stage one, pack and one cohort."""
     from stages.bench.sweeping import run_sweeping
@@ -499,10 +486,7 @@ def bench_sweep(quick, output, trace, folder):
 
 
 @bench.command()
-@QUICK
-@JSON
-@PROFILE
-@MADE
+@MEASURED
 def growth(quick, output, trace, folder):
     """Time a clip of every stage, and a student's memory, over more and more clips: flat is right. With a plot."""
     from stages.bench.growth import run_growth

@@ -27,10 +27,15 @@ def load_config(model: type[C], file: Path | None = None, overrides: Sequence[st
 
     Raises ReskdError naming each offending key, its value, and the nearest known key.
     """
+    return _validated(model, *_read(file, overrides))
+
+
+def _read(file: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The values of a file with the overrides applied, and what to call it in messages."""
     values = {} if file is None else read_values(Path(file))
     for override in overrides:
         _apply(values, override)
-    return _validated(model, values, f"config {file}" if file is not None else "config")
+    return values, f"config {file}" if file is not None else "config"
 
 
 def _validated(model: type[C], values: dict[str, Any], where: str) -> C:
@@ -47,10 +52,8 @@ def load_cohort(file: Path | None = None, overrides: Sequence[str] = ()) -> dict
     the name below it, and all have the clips in the order of the config's seed, whatever their own.
     Raises ReskdError as `load_config`, and for a name that is no file's.
     """
-    values = {} if file is None else read_values(Path(file))
-    for override in overrides:
-        _apply(values, override)
-    students, where = values.pop("students", None), f"config {file}" if file is not None else "config"
+    values, where = _read(file, overrides)
+    students = values.pop("students", None)
     if students is None:
         return {"": _validated(TrainConfig, values, where)}
     return {name: student_of(values, name, changes, where) for name, changes in _named(students, where).items()}
@@ -74,10 +77,7 @@ def load_sweep(
     A grid, the mapping `grid` of the file and then "a.b=1,2" of the arguments, has keys and the list of their values; a
     student is named after its combination, "size=16,seed=0".
     """
-    values = {} if file is None else read_values(Path(file))
-    for override in overrides:
-        _apply(values, override)
-    where = f"config {file}" if file is not None else "config"
+    values, where = _read(file, overrides)
     axes = values.pop("grid", None) or {}
     if not isinstance(axes, dict):
         raise ReskdError(f"{where}: `grid` must map keys to lists of values (given: {axes!r})")

@@ -78,7 +78,7 @@ def _figures(bench: Bench, source: str, data: dict, setup: Setup) -> list[Figure
 
 def _bound(bench: Bench, source: str, data: dict, ratio: list[float], setup: Setup) -> list[Figure]:
     n = setup.students
-    student = _students(bench, "parts", 1, data, setup)["0"]
+    student = _students(bench, "parts", 1, data, setup)["seed=0"]
     taken, step = input_ms(student, setup.runs), step_ms(student, setup.runs)
     bound = (taken + n * step) / (n * (taken + step))
     return [
@@ -89,11 +89,7 @@ def _bound(bench: Bench, source: str, data: dict, ratio: list[float], setup: Set
 
 def _students(bench: Bench, name: str, students: int, data: dict, setup: Setup) -> dict[str, TrainConfig]:
     shared = {"train": bench.data(), "order_seed": 0, "cache": bench.cache(), **data}
-    return {
-        str(seed): bench.student(f"{name}/{seed}", setup.model, setup.size, data=shared, seed=seed,
-                                 losses={"logit_kl": 1.0, "feature_mse": 1.0}, schedule={"epochs": setup.epochs})
-        for seed in range(students)
-    }  # fmt: skip
+    return bench.cohort(name, students, setup.model, setup.size, data=shared, schedule={"epochs": setup.epochs})
 
 
 def _cost(students: dict[str, TrainConfig]) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 from stages.bench import Figure, show
 from stages.bench.clocks import RUNS
 from stages.bench.parts import forward_ms, input_ms, source_ms, step_ms
-from stages.bench.students import FRAMES, R50, bench_of
+from stages.bench.students import DISTILLED, FRAMES, R50, bench_of
 from stages.bench.videos import SMALL
 from stages.config import ModelConfig
 from stages.data.packs import open_pack
@@ -35,7 +35,7 @@ def run_fullsize(output: Path | None, folder: Path) -> list[Figure]:
         bench = bench_of(Path(temporary), folder, SMALL[0], 8)
         path = bench.packed("views", SIZES[0])
         data = {"train": bench.data(), "cache": bench.cache(), "pack": path}
-        student = bench.student("student", R50, SIZES[0], data=data, losses={"logit_kl": 1.0, "feature_mse": 1.0})
+        student = bench.student("student", R50, SIZES[0], data=data, losses=DISTILLED)
         made = open_pack(path).manifest.identity
         part = source_ms(open_dataset(bench.data()), made.policy, VIEWS, SIZES, made)
         part |= {"t": forward_ms(TEACHER, SIZES[1], 1), "s": step_ms(student, RUNS), "p": input_ms(student, RUNS)}

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure as Picture
 
 from stages.bench import Figure, at_most, measured, median_of, profiled, show
 from stages.bench.clocks import RUNS, core_seconds
-from stages.bench.students import DEMO, Bench, bench_of
+from stages.bench.stage1_growth import FLAT
+from stages.bench.students import DEMO, DISTILLED, Bench, bench_of
 from stages.bench.videos import SMALL
 from stages.cache_teacher import cache_teacher
 from stages.config import TrainConfig
@@ -24,7 +25,6 @@ from stages.train_student import train_student
 from stages.training.distributed import ranks
 from stages.training.memory import peak_memory
 
-FLAT = 1.10  # what grows by more over more clips isn't flat
 STAGES = ("prepare", "cache-teacher", "pack", "train-student")
 
 
@@ -86,7 +86,7 @@ def _stages(bench: Bench) -> dict[str, float]:
 
 def _student(bench: Bench, packed: Path) -> TrainConfig:
     data = {"train": bench.data(), "cache": bench.cache(), "pack": packed}
-    return bench.student("student", DEMO, 32, data=data, losses={"logit_kl": 1.0, "feature_mse": 1.0}, log_every=1000)
+    return bench.student("student", DEMO, 32, data=data, losses=DISTILLED, log_every=1000)
 
 
 def _peak(bench: Bench) -> float:

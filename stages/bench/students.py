@@ -28,6 +28,8 @@ R50 = ModelConfig(arch="tsm", backbone="resnet50", num_frames=FRAMES)
 TEACHER = ModelConfig(backbone="resnet18", args={"channels": [8, 16, 32, 64], "layers": [1, 1, 1, 1], "output_stride": 16},
                       num_frames=FRAMES)  # fmt: skip
 
+DISTILLED = {"logit_kl": 1.0, "feature_mse": 1.0}
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -70,10 +72,10 @@ class Bench:
     def pack_config(self, name: str = "pack", **changes: Any) -> PackConfig:
         return PackConfig.model_validate({"data": self.data(), "output": self.folder / name, **changes})
 
-    def packed(self, frames: str = "all", size: int = 112, **changes: Any) -> Path:
+    def packed(self, frames: str = "all", size: int = 112, psnr: float | None = None) -> Path:
         """A pack; one of all frames serves plain training, too."""
         config = self.pack_config(
-            f"pack-{frames}-{size}-{len(changes)}", frames=frames, size=size, cache=self.cache(), **changes
+            f"pack-{frames}-{size}-{psnr}", frames=frames, size=size, cache=self.cache(), psnr=psnr
         )
         if not config.output.exists():
             pack(config)
@@ -84,6 +86,16 @@ class Bench:
         fixed = {"output": self.folder / output, "data": {"train": self.data()}, "model": model, "size": size,
                  "batch_size": 8, "schedule": {"epochs": 1}, "log_every": 20, "optim": {"name": "sgd", "lr": 0.001}}  # fmt: skip
         return TrainConfig.model_validate(fixed | changes)
+
+    def cohort(
+        self, output: str, students: int, model: ModelConfig, size: int, **changes: Any
+    ) -> dict[str, TrainConfig]:
+        """Students that are distilled and differ in their seeds alone."""
+        fixed = {"losses": DISTILLED, **changes}
+        return {
+            f"seed={seed}": self.student(f"{output}/seed={seed}", model, size, seed=seed, **fixed)
+            for seed in range(students)
+        }
 
 
 def bench_of(

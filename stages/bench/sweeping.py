@@ -16,7 +16,7 @@ from pathlib import Path
 from stages.bench import Figure, at_least, measured, profiled, show
 from stages.bench.clocks import RUNS, core_seconds
 from stages.bench.parts import forward_ms, input_ms, source_ms, step_ms
-from stages.bench.students import DEMO, Bench, bench_of
+from stages.bench.students import DEMO, DISTILLED, Bench, bench_of
 from stages.bench.videos import SMALL
 from stages.cache_teacher import cache_teacher
 from stages.config import CacheConfig, ModelConfig, TrainConfig
@@ -73,9 +73,7 @@ def run_sweeping(quick: bool, output: Path | None, trace: Path | None, folder: P
 def _in_the_loop(bench: Bench, setup: Setup) -> float:
     """Core seconds of all students and epochs, from those of one epoch of one."""
     teacher = {"checkpoint": bench.checkpoint()}
-    config = bench.student(
-        "loop", setup.model, setup.size, teacher=teacher, losses={"logit_kl": 1.0, "feature_mse": 1.0}
-    )
+    config = bench.student("loop", setup.model, setup.size, teacher=teacher, losses=DISTILLED)
     began = core_seconds()
     train_student(config)
     return (core_seconds() - began) * setup.students * setup.epochs
@@ -111,11 +109,7 @@ def _students(bench: Bench, setup: Setup) -> dict[str, TrainConfig]:
         "pack": bench.folder / "pack",
         "order_seed": 0,
     }
-    return {
-        f"seed={seed}": bench.student(f"sweep/seed={seed}", setup.model, setup.size, data=data, seed=seed,
-                                      losses={"logit_kl": 1.0, "feature_mse": 1.0}, schedule={"epochs": setup.epochs})
-        for seed in range(setup.students)
-    }  # fmt: skip
+    return bench.cohort("sweep", setup.students, setup.model, setup.size, data=data, schedule={"epochs": setup.epochs})
 
 
 def _parts(bench: Bench, setup: Setup) -> dict[str, float]:

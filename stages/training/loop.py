@@ -52,9 +52,8 @@ def fit(
         task = bar.add_task("train", total=total, completed=step, rate=0.0, note="")
         since, since_step = time.perf_counter(), step
         while left := [run for run in runs if run.failure is None and run.progress.step < run.steps]:
-            if (
-                ahead := min(run.progress.step for run in left)
-            ) > step:  # who was behind has failed: skip what it needed
+            ahead = min(run.progress.step for run in left)
+            if ahead > step:  # who was behind has failed: skip what it needed
                 step = since_step = ahead
                 stream = iter(batches(divmod(step, steps_per_epoch)))
             at_work = [run for run in left if run.progress.step == step]

@@ -406,6 +406,8 @@ class StudyConfig(Config):
 
     output: Path
     seeds: Positive = Field(3, description="students of each arm, with seeds 0, 1, ...")
+    compared_seeds: Positive | None = Field(None, description="of the arms that differ in views, encodings and packs alone, "
+                                                              "where more are wanted (not if quick)")  # fmt: skip
     clips: DemoClips
     video_size: Positive = Field(description="px of the clips, which are square")
     video_frames: Positive

@@ -24,9 +24,7 @@ class Arm:
     views: int = 0  # stored views that are replayed
     features: dict[str, Any] | None = None  # how maps are stored
     mismatch: bool = False  # a stored centre view under fresh views of the student
-    packed: float = (
-        0.0  # frames from a pack, of so many times the lowest height that enlarges no crop; 0: from the videos
-    )
+    packed: float = 0.0  # frames from a pack, of so many times the lowest height that enlarges no crop; 0: from videos
     schedule: float = 1.0  # in units of the study's epochs
 
     @property
@@ -37,6 +35,11 @@ class Arm:
         parts = [f"{key}{value}" for key, value in (self.features or RAW).items() if key != "sample"]
         text = "-".join(part.replace("[", "").replace("]", "").replace(", ", "x") for part in parts)
         return f"{self.of}-{'centre' if self.mismatch else 'views'}-{text}"
+
+    @property
+    def compared(self) -> bool:
+        """Whether it is held against others that differ in views, encodings or packs alone: small differences."""
+        return self.losses == FEATURES and self.of == "teacher" and self.schedule == 1.0
 
 
 LABELS = Arm("labels alone")
@@ -63,16 +66,20 @@ def encoding_arms(views: int, width: int, grid: tuple[int, int], quick: bool) ->
     encodings |= {f"PCA 1/{f}, int8": {"codec": "int8", "dims": width // f} for f in fractions}
     encodings["grid, float16"] = {"codec": "float16", "grid": list(grid)}
     encodings |= {
-        f"grid, PCA 1/{f}, int8": {"codec": "int8", "grid": list(grid), "dims": width // f} for f in fractions[:2]
+        f"grid, PCA 1/{f}, int8": {"codec": "int8", "grid": list(grid), "dims": width // f} for f in fractions[:3]
     }
+    if not quick:  # as small as 50 kB and 20 kB are for maps of 8×7×7×2048
+        encodings["PCA 1/8, int4"] = {"codec": "int4", "dims": width // 8}
+        encodings["grid, PCA 1/8, int4"] = {"codec": "int4", "grid": list(grid), "dims": width // 8}
     return [replace(base, name=name, features=features) for name, features in encodings.items()]
 
 
-def wide_arms(views: int, width: int) -> list[Arm]:
-    """A teacher of another width, so that an adapter is trained along: in the loop, raw, and in bases."""
+def wide_arms(views: int, width: int, grid: tuple[int, int]) -> list[Arm]:
+    """A teacher of another width, so that an adapter is trained along: in the loop, raw, in bases, and on the grid."""
     base = Arm("", FEATURES, "cached", of="wide", views=views)
     bases: dict[str, dict[str, Any]] = {f"wide teacher, {codec}": {"codec": codec} for codec in ("int8", "int4")}
     bases |= {f"wide teacher, PCA 1/{f}, int8": {"codec": "int8", "dims": width // f} for f in (4, 16)}
+    bases["wide teacher, grid, PCA 1/16, int8"] = {"codec": "int8", "grid": list(grid), "dims": width // 16}
     return [
         replace(ONLINE, name="wide teacher, in the loop", of="wide"),
         replace(base, name="wide teacher, float16", features=RAW),
@@ -93,6 +100,13 @@ def schedule_arms(arms: Sequence[Arm]) -> list[Arm]:
     return [
         replace(arm, name=f"{arm.name}, {s:g} × the epochs", schedule=s) for arm in arms for s in SCHEDULES if s != 1.0
     ]
+
+
+def unreduced(arm: Arm) -> str | None:
+    """The name of the arm with the same views of the same teacher in float16; None where that is no other one."""
+    if arm.features in (None, RAW) or arm.schedule != 1.0:
+        return None
+    return "wide teacher, float16" if arm.of == "wide" else f"replay, V = {arm.views}"
 
 
 def reference(arm: Arm) -> Arm:

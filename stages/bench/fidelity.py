@@ -26,6 +26,7 @@ from stages.bench.arms import (
     packed_arms,
     reference,
     schedule_arms,
+    unreduced,
     wide_arms,
 )
 from stages.bench.fidelity_runs import cache_of, make_data, run_arm, train_teacher
@@ -53,7 +54,12 @@ def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
         best = _best(found, encoded)
         found |= run(packed_arms(best))
         if not config.quick:
-            found |= run([*wide_arms(views, nets["wide"].width), *schedule_arms([LABELS, ONLINE, best])])
+            found |= run(
+                [
+                    *wide_arms(views, nets["wide"].width, nets["wide"].student_grid),
+                    *schedule_arms([LABELS, ONLINE, best]),
+                ]
+            )
     figures = _figures(found)
     _write(config, found, best, views)
     print_table(found, config, views, {name: net.top1 for name, net in nets.items()})
@@ -66,7 +72,8 @@ def _outcomes(config: StudyConfig, arms: Sequence[Arm]) -> dict[str, Outcome]:
     """Outcome by arm's name. Caches are made one after another, students on every core."""
     sizes = {arm.name: cache_of(config, arm) for arm in arms}
     ordered = sorted(arms, key=lambda arm: -arm.schedule * (2 if arm.teacher == "online" else 1))  # long ones first
-    tasks = {(arm.name, s): partial(run_arm, config, arm, s) for arm in ordered for s in range(config.seeds)}
+    seeds = {arm.name: range(_seeds(config, arm)) for arm in arms}
+    tasks = {(arm.name, s): partial(run_arm, config, arm, s) for arm in ordered for s in seeds[arm.name]}
     results: dict[tuple[str, int], dict] = {}
     with progress_bar("students") as bar:
         task, started = bar.add_task("students", total=len(tasks), rate=0.0, note=""), time.perf_counter()
@@ -76,10 +83,15 @@ def _outcomes(config: StudyConfig, arms: Sequence[Arm]) -> dict[str, Outcome]:
             bar.update(task, advance=1, rate=rate, note=f"{name}, seed {seed}: {result['top1']:.1f} %")
     outcomes = {}
     for arm in arms:
-        of_arm = [results[arm.name, seed] for seed in range(config.seeds)]
+        of_arm = [results[arm.name, seed] for seed in seeds[arm.name]]
         curves = tuple(tuple(map(tuple, r["curve"])) for r in of_arm)
         outcomes[arm.name] = Outcome(arm, tuple(r["top1"] for r in of_arm), curves, sizes[arm.name])
     return outcomes
+
+
+def _seeds(config: StudyConfig, arm: Arm) -> int:
+    more = config.compared_seeds if arm.compared and not config.quick else None
+    return max(config.seeds, more or 0)
 
 
 def _in_processes(config: StudyConfig, tasks: Mapping[Any, Callable[[], Any]]) -> Iterator[tuple[Any, Any]]:
@@ -125,6 +137,10 @@ def _figures(found: dict[str, Outcome]) -> list[Figure]:
             ok = None if outcome.arm.mismatch else no_worse(outcome, found[to.name])
             goal = None if ok is None else f">= -max({RESOLVED}, 2 standard errors)"
             figures.append(Figure(f"{name}: minus {to.name}", difference, "points", error, goal, ok))
+        if float16 := found.get(unreduced(outcome.arm) or ""):
+            difference, error = paired(outcome, float16)
+            goal, ok = ">= -2 standard errors", difference >= -2 * error
+            figures.append(Figure(f"{name}: minus {float16.arm.name}", difference, "points", error, goal, ok))
     return figures
 
 

@@ -86,7 +86,7 @@ def cache_of(config: StudyConfig, arm: Arm) -> float | None:
 
 def run_arm(config: StudyConfig, arm: Arm, seed: int) -> dict:
     """Train one student and score it: {"top1": on the test split, "curve": (step, validation top-1) of each epoch}."""
-    folder = config.output / "students" / f"{_slug(arm.name)}-{seed}"
+    folder = config.output / "students" / f"{_slug(arm.name)}{f'-v{arm.views}' if arm.views else ''}-{seed}"
     done = folder / "outcome.json"
     if done.exists():
         return json.loads(done.read_text())

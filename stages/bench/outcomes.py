@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure as Picture
 from rich.table import Table
 
-from stages.bench.arms import LABELS, Arm, reference
+from stages.bench.arms import LABELS, Arm, reference, unreduced
 from stages.config import StudyConfig
 from stages.training.log import console
 
@@ -37,8 +37,9 @@ class Outcome:
 
 
 def paired(a: Outcome, b: Outcome) -> tuple[float, float]:
-    """Mean difference a - b over the seeds, and its standard error (0 with one seed)."""
-    difference = np.subtract(a.top1, b.top1)
+    """Mean difference a - b over the seeds that both have, and its standard error (0 with one seed)."""
+    both = min(len(a.top1), len(b.top1))
+    difference = np.subtract(a.top1[:both], b.top1[:both])
     error = np.std(difference, ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
     return float(difference.mean()), float(error)
 
@@ -81,18 +82,26 @@ def _mean_curve(curves: Curves) -> tuple[np.ndarray, np.ndarray]:
 def print_table(found: Mapping[str, Outcome], config: StudyConfig, views: int, teachers: Mapping[str, float]) -> None:
     """A row an arm."""
     named = ", ".join(f"{name} {top1:.1f} %" for name, top1 in teachers.items())
-    table = Table("arm", "top-1 %", "minus in the loop", "bytes a clip·view", "steps to labels' end",
-                  title=f"fidelity: {config.seeds} seeds, {config.epochs} epochs, V = {views}; teachers: {named}")  # fmt: skip
+    table = Table("arm", "seeds", "top-1 %", "minus in the loop", "minus float16", "bytes a clip·view", "steps to labels' end",
+                  title=f"fidelity: {config.epochs} epochs, V = {views}; teachers: {named}")  # fmt: skip
     for name, o in found.items():
-        to, goal = found.get(reference(o.arm).name), labels_of(found, o.arm)
-        difference = ""
-        if to is not None and o.arm.teacher and to is not o:
-            mean, error = paired(o, to)
-            difference = f"{mean:+.2f} ± {error:.2f}"
+        to, goal = found.get(reference(o.arm).name) if o.arm.teacher else None, labels_of(found, o.arm)
         steps = None if goal is None or goal is o else steps_to(o.curves, goal.curves)
-        size = "" if o.bytes is None else f"{o.bytes:,.0f}"
-        table.add_row(name, f"{o.mean:.2f} ± {o.std:.2f}", difference, size, "" if steps is None else f"{steps:.2f}")
+        cells = [
+            _minus(o, to),
+            _minus(o, found.get(unreduced(o.arm) or "")),
+            "" if o.bytes is None else f"{o.bytes:,.0f}",
+        ]
+        seeds, top1 = str(len(o.top1)), f"{o.mean:.2f} ± {o.std:.2f}"
+        table.add_row(name, seeds, top1, *cells, "" if steps is None else f"{steps:.2f}")
     console.print(table)
+
+
+def _minus(a: Outcome, b: Outcome | None) -> str:
+    if b is None or b is a:
+        return ""
+    mean, error = paired(a, b)
+    return f"{mean:+.2f} ± {error:.2f}"
 
 
 def draw(path: Path, found: Mapping[str, Outcome]) -> None:

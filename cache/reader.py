@@ -102,25 +102,34 @@ class CacheReader:
     def _decoded(self, group: "_Group", view: int, rows: slice, targets: Sequence[str]) -> Block:
         names = ("frames", "box", "flip", "valid")
         columns: dict[str, Any] = {name: self._column(group, name, view, rows) for name in names}
+        valid = columns["valid"]
         for target in ("logits", "features"):
-            columns[target] = self._target(group, target, view, rows, columns["valid"]) if target in targets else None
+            columns[target] = self._target(group, target, view, rows, valid) if target in targets else None
+        for target in targets if not valid.all() else ():
+            columns[target][~valid] = 0
         for values in columns.values():
             if values is not None:
                 values.flags.writeable = False  # they are shared by all who ask
         return Block(keys=group.keys[rows], **columns)
 
     def _target(self, group: "_Group", target: str, view: int, rows: slice, valid: np.ndarray) -> np.ndarray:
+        """A row that is valid and lacks this target, since it was added and the teacher's answer wasn't finite, is made
+        invalid in `valid`, where the quarantine has it."""
         codec = codec_of(target, self.manifest.identity.targets[target]["codec"])
         values = codec.decode({name: self._column(group, name, view, rows) for name in codec.arrays})
         if not valid.all():
             values[~valid] = 0
         if not is_finite(values):
-            bad = next(i for i in range(len(values)) if not is_finite(values[i]))
-            raise ReskdError(
-                f"{self.path}, shard {group.shard}, view {view}, row {rows.start + bad} "
-                f"({group.keys[rows][bad]!r}): array {' or '.join(codec.arrays)} holds NaN, infinity or nothing for a valid "
-                f"row. Delete {self.path / group.shard} and run cache-teacher again."
-            )
+            bad = np.array([not is_finite(row) for row in values])
+            known = np.isin(group.keys[rows], list(group.quarantine))
+            if (bad & ~known).any():
+                first = int(np.argmax(bad & ~known))
+                raise ReskdError(
+                    f"{self.path}, shard {group.shard}, view {view}, row {rows.start + first} "
+                    f"({group.keys[rows][first]!r}): array {' or '.join(codec.arrays)} holds NaN, infinity or nothing for "
+                    f"a valid row. Delete {self.path / group.shard} and run cache-teacher again."
+                )
+            valid &= ~bad
         return np.moveaxis(values, 1, -1) if target == "features" else values
 
     def _column(self, group: "_Group", name: str, view: int, rows: slice) -> np.ndarray:
@@ -172,6 +181,7 @@ class _Group:
         check_fingerprint(path, manifest.identity, shard, attributes)
         self.shard, self.folder, self.specs = shard, path / shard, specs
         self.keys, self.views, self.targets = tuple(attributes["keys"]), attributes["views"], attributes["targets"]
+        self.quarantine = attributes["quarantine"]
         if keys_digest(self.keys) != entry.keys_sha256:
             raise ReskdError(f"{self.folder}: its keys are damaged: delete it and run cache-teacher again.")
         self._store = VerifiedStore(self.folder, attributes["files"])

@@ -191,6 +191,7 @@ class ShardWriter:
         self._rows = {name: (len(self.keys) if s.rows is None else s.rows) for name, s in self.specs.items()}
         self._buffers: dict[tuple[str, int], np.ndarray] = {}
         self._next = dict.fromkeys(views, 0)
+        self._whole = np.ones(len(self.keys), bool)  # rows that have all targets in all views so far
         self._seen = self._stored_views() if self.adds_targets else {}
 
     def write(
@@ -202,25 +203,32 @@ class ShardWriter:
         box: np.ndarray,
         flip: np.ndarray,
         valid: np.ndarray,
+        finite: np.ndarray | bool = True,
         **targets: np.ndarray,
     ) -> None:
-        """Hand in the next n rows of a view, in tar order. What isn't valid is stored as "not there".
+        """Hand in the next n rows of a view, in tar order. What isn't valid and finite is stored as "not there".
 
         frames int [n,T], box float [n,4], flip and valid bool [n]; logits float [n,K], features float [n,T',g,g',d], reduced
-        as the manifest has it: those of `targets`. Raises ReskdError for another shape, values its codec can't hold, and,
-        where targets are added, for views that aren't the stored ones.
+        as the manifest has it: those of `targets`; finite bool [n]: whether a row's targets are.
+        Where targets are added, what is stored of the views stays as it is, of rows that aren't finite, too: these lack
+        the new targets alone.
+        Raises ReskdError for another shape, values its codec can't hold, and, where targets are added, for views that
+        aren't the stored ones.
         """
         assert rows.start == self._next[view], f"{self.shard}, view {view}: row {self._next[view]} comes next, {rows}"
         assert targets.keys() == set(self.targets), f"{self.shard}: {sorted(targets)} for {self.targets}"
         count, valid = rows.stop - rows.start, np.asarray(valid, dtype=bool)
-        columns = {"frames": frames, "box": box, "flip": flip, "valid": valid}
         if self.adds_targets:
-            self._check_views(view, rows, columns)
-            valid, columns = self._seen["valid"][view][rows], {}
+            self._check_views(view, rows, {"frames": frames, "box": box, "flip": flip, "valid": valid})
+            whole, columns = self._seen["valid"][view][rows] & finite, {}
+        else:
+            whole = valid & finite
+            columns = {"frames": frames, "box": box, "flip": flip, "valid": whole}
+        self._whole[rows] &= whole
         for name, values in columns.items():
             self._check_shape(name, values, (count, *self.specs[name].tail))
         for target, values in targets.items():
-            columns |= self._encoded(target, values, view, rows, valid)
+            columns |= self._encoded(target, values, view, rows, whole)
         for name, values in columns.items():
             self._append(name, view, rows.start, values)
         self._next[view] = rows.stop
@@ -228,17 +236,14 @@ class ShardWriter:
     def commit(self, quarantine: Mapping[str, str], fallbacks: Mapping[str, str]) -> None:
         """Make the views visible, durably, all or none. `quarantine`, `fallbacks`: key -> reason, added to the stored.
 
-        Every row that is not valid in one of the views must be in quarantine.
+        Every row that lacks targets in one of the views must be in quarantine.
         """
         count = len(self.keys)
         assert all(rows == count for rows in self._next.values()), f"{self.shard}: unwritten rows: {self._next}"
         old = self.stored or {"files": {}, "quarantine": {}, "fallbacks": {}, "targets": {}}
         quarantine, fallbacks = {**quarantine, **old["quarantine"]}, {**fallbacks, **old["fallbacks"]}
         assert {*quarantine, *fallbacks} <= {*self.keys}, f"{self.shard}: reasons for clips that it hasn't"
-        valid = np.stack(
-            [self._seen["valid"][v] if self.adds_targets else self._buffers["valid", v] for v in self.views]
-        )
-        assert all(self.keys[row] in quarantine for row in np.flatnonzero(~valid.all(axis=0)))
+        assert all(self.keys[row] in quarantine for row in np.flatnonzero(~self._whole))
         for name, spec in self.specs.items():
             if spec.rows is None:
                 for view in self.views:
@@ -309,13 +314,13 @@ class ShardWriter:
         return {name: {v: np.asarray(array[:, v]) for v in self.views} for name, array in arrays.items()}
 
     def _check_views(self, view: int, rows: slice, columns: Mapping[str, np.ndarray]) -> None:
-        """Whether the views handed in are the stored ones, and every clip that has targets can have the new ones."""
+        """Whether the views handed in are the stored ones, and every clip that has targets can be seen again."""
         where, stored = f"{self.path}, shard {self.shard}, view {view}", self._seen["valid"][view][rows]
         lost = np.flatnonzero(stored & ~columns["valid"])
         if len(lost):
             raise ReskdError(
-                f"{where}, clip {self.keys[rows.start + lost[0]]!r}: it is unreadable now, or the teacher's answer isn't "
-                "finite, but the cache has targets of it: restore the shard, or make a new cache."
+                f"{where}, clip {self.keys[rows.start + lost[0]]!r}: it is unreadable now, but the cache has targets of it: "
+                "restore the shard, or make a new cache."
             )
         for name in ("frames", "box", "flip"):
             if not np.array_equal(self._seen[name][view][rows][stored], np.asarray(columns[name])[stored]):

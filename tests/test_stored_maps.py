@@ -9,7 +9,7 @@ import torch
 import zarr
 
 from cache.errors import ReskdError
-from cache.group import read_constants
+from cache.group import load_group, read_constants, write_attributes
 from cache.reader import CacheReader, load_manifest
 from cache.reduction import LEVELS, from_stored
 from cache.store import file_digest
@@ -21,6 +21,7 @@ from stages.data.shards import open_dataset
 from stages.distill import teacher as teachers
 from stages.models.checkpoints import load_model, save_model
 from stages.train_student import train_student
+from stages.verify_cache import verify_cache
 from tests.runs import cache_config, rows_of, train_config, tree
 
 SHARD = "000000.tar"
@@ -253,14 +254,9 @@ def stored_picture(data, path, row: int, view: int) -> torch.Tensor:
     return torch.from_numpy(render(pictures, drawn, 32))
 
 
-@pytest.mark.parametrize(
-    ("features", "answer"),
-    [("float16", float("nan")), ("float16", float("inf"))]
-    + [("{codec: int8, dims: 8}", x) for x in (float("nan"), 7e4)],
-)
-def test_a_clip_whose_answer_is_not_finite_is_quarantined(few, teacher, raw, tmp_path, monkeypatch, features, answer):
-    """In one of its two views."""
-    upsetting, row, whole = stored_picture(few.train, raw, 21, 1), 21, teachers.emit
+def upset_by(upsetting: torch.Tensor, answer: float, monkeypatch) -> None:
+    """From now on the teacher's features of this picture are `answer`."""
+    whole = teachers.emit
 
     def upset(model, clips, names, dtype):
         given = whole(model, clips, names, dtype)
@@ -270,6 +266,18 @@ def test_a_clip_whose_answer_is_not_finite_is_quarantined(few, teacher, raw, tmp
         }
 
     monkeypatch.setattr(teachers, "emit", upset)
+
+
+NOT_FINITE = [("float16", float("nan")), ("float16", float("inf"))] + [
+    ("{codec: int8, dims: 8}", x) for x in (float("nan"), 7e4)
+]
+
+
+@pytest.mark.parametrize(("features", "answer"), NOT_FINITE)
+def test_a_clip_whose_answer_is_not_finite_is_quarantined(few, teacher, raw, tmp_path, monkeypatch, features, answer):
+    """In one of its two views."""
+    row = 21
+    upset_by(stored_picture(few.train, raw, row, 1), answer, monkeypatch)
     config = cache_config(tmp_path / "t.zarr", few, teacher, f"targets.features={features}")
     result, key = cache_teacher(config, verify=40), open_dataset(few.train).rows(SHARD)[row].key
     assert result["quarantined"] == 1
@@ -281,6 +289,37 @@ def test_a_clip_whose_answer_is_not_finite_is_quarantined(few, teacher, raw, tmp
     assert not blocks[1].features[row].any() and np.isfinite(blocks[1].features.astype(float)).all()
     changes = [f"data.cache={config.output}", "losses.feature_mse=1", "batch_size=8", "schedule.epochs=1"]
     assert train_student(train_config(tmp_path / "run", few, *changes))["clips_seen"] == 32  # of 39
+
+
+@pytest.mark.parametrize(("features", "answer"), NOT_FINITE)
+def test_so_is_one_whose_features_are_added_and_not_finite(few, teacher, raw, tmp_path, monkeypatch, features, answer):
+    """What the cache has of the clip stays as it is, for those who read it already; new students leave the clip out."""
+    row, path = 21, tmp_path / "t.zarr"
+    cache_teacher(cache_config(path, few, teacher, "targets.features=null"))
+    before, early = tree(path), CacheReader(path)
+    upset_by(stored_picture(few.train, raw, row, 1), answer, monkeypatch)
+    config = cache_config(path, few, teacher, f"targets.features={features}", "views=3")
+    assert cache_teacher(config, verify=40)["quarantined"] == 1
+    assert {name: digest for name, digest in before.items() if "/c." in name}.items() <= tree(path).items()
+    manifest, reader = load_manifest(path), CacheReader(path, BOTH)
+    assert manifest.quarantine == {SHARD: {row: "the teacher's answer is not finite (features, view 1)"}}
+    assert verify_cache(path, data=few.train)["problems"] == []
+
+    late = [reader.block(SHARD, view, 0) for view in range(3)]
+    assert [np.flatnonzero(~block.valid).tolist() for block in late] == [[], [row], []]
+    assert not late[1].features[row].any() and not late[1].logits[row].any()
+    assert np.isfinite(late[1].features.astype(float)).all()
+    for of in (early, CacheReader(path)):
+        assert of.block(SHARD, 1, 0).valid.all() and of.block(SHARD, 1, 0).logits[row].any()
+    changes = [f"data.cache={path}", "losses.feature_mse=1", "batch_size=39", "schedule.epochs=1"]
+    assert train_student(train_config(tmp_path / "run", few, *changes))["clips_seen"] == 39
+    assert cache_teacher(config)["clip_views"] == 0
+
+    attributes = load_group(path, SHARD)
+    write_attributes(path / SHARD, attributes | {"quarantine": {}})
+    with pytest.raises(ReskdError, match=rf"view 1, row {row}.*NaN, infinity or nothing for a valid row"):
+        CacheReader(path, BOTH).block(SHARD, 1, 0)
+    assert "view 1, features not there or not finite" in verify_cache(path)["problems"][0]["what"]
 
 
 @pytest.mark.parametrize("features", ["float16", "int8", "null"])

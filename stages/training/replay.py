@@ -89,15 +89,14 @@ def _partial_rows(
     path: Path, views: int, targets: Sequence[str], data: Dataset, usable: list[np.ndarray]
 ) -> list[np.ndarray]:
     """What an unfinished cache has: shards that have all the views, without their quarantined rows."""
-    rows, left_out, reader = [], [], CacheReader(path, ())
+    rows, left_out = [], []
     for entry, of_shard in zip(data.shards, usable, strict=True):
         group = load_group(path, entry.name)
         if group is None or group["views"] < views or not {*targets} <= {*group["targets"]}:
             left_out.append(entry.name)
             rows.append(of_shard[:0])
             continue
-        valid = np.all([reader.view(entry.name, view).valid for view in range(views)], axis=0)
-        rows.append(of_shard[valid[of_shard]])
+        rows.append(of_shard[~np.isin(group["keys"], list(group["quarantine"]))[of_shard]])
     clips = sum(len(u) for u in usable) - sum(map(len, rows))
     console.print(f"[yellow]--allow-partial[/] {path}: leaves out {len(left_out)} of {len(data.shards)} shards "
                   f"({clips} clips) that lack some of {views} views: {', '.join(left_out[:10])}"

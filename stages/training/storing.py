@@ -56,10 +56,9 @@ class Store:
         valid = np.array([key not in part.quarantine for key in keys])
         self.spend(answered.seconds, int(valid.sum()))
         lost = _not_finite(targets, keys, valid, part.view)
-        finite = valid & np.array([key not in lost for key in keys])
-        self.writer.write(
-            part.view, part.rows, frames=part.frames, box=part.box, flip=part.flip, valid=finite, **targets
-        )
+        finite = np.array([key not in lost for key in keys])
+        seen = {"frames": part.frames, "box": part.box, "flip": part.flip, "valid": valid}
+        self.writer.write(part.view, part.rows, finite=finite, **seen, **targets)
         self.note("quarantined", lost)
 
     def note(self, what: str, reasons: dict[str, str]) -> None:

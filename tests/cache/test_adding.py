@@ -92,6 +92,34 @@ def test_readers_of_what_was_there_are_not_disturbed(tmp_path):
     assert CacheReader(path, BOTH).block(NEW, 1, 1).features.any()
 
 
+def test_a_row_that_lacks_the_new_target_is_in_quarantine_and_the_rest_of_it_stays(tmp_path):
+    path = tmp_path / "c.zarr"
+    before = logits_alone(path)
+    manifest, keys = create_cache(path, wanted(SHARD), CONSTANTS), keys_of(SHARD, CLIPS)
+
+    def write(quarantine: dict[str, str]) -> None:
+        writer = ShardWriter(path, manifest, SHARD, keys, range(2))
+        for view in range(2):
+            columns = content(manifest.identity, SHARD, view, [3])
+            del columns["logits"]
+            finite = np.full(CLIPS, True)
+            if view == 1:
+                columns["features"][65], finite[65] = np.nan, False
+            writer.write(view, slice(0, CLIPS), finite=finite, **columns)
+        try:
+            writer.commit(quarantine, {})
+        finally:
+            writer.abort()
+
+    with pytest.raises(AssertionError):  # without a reason
+        write({})
+    write({keys[65]: "not finite"})
+    assert finalise(path).quarantine == {SHARD: {3: "no video stream", 65: "not finite"}}
+    assert chunks(before).items() <= tree_of(path).items()
+    assert np.flatnonzero(~CacheReader(path, BOTH).block(SHARD, 1, 1).valid).tolist() == [1]
+    assert CacheReader(path, BOTH).block(SHARD, 0, 1).valid.all() and CacheReader(path).block(SHARD, 1, 1).valid.all()
+
+
 def test_a_target_of_other_views_is_refused_and_nothing_stored_is_lost(tmp_path):
     path = tmp_path / "c.zarr"
     before = logits_alone(path)

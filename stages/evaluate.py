@@ -27,7 +27,7 @@ from stages.training.distributed import Ranks, ranks
 from stages.training.loading import in_order, raising
 from stages.training.log import console, progress_bar
 from stages.training.metrics import collect, confusion, measure, per_class
-from stages.training.packed import check_fresh, decode_by, open_frames
+from stages.training.packed import check_fresh, frames_by, open_frames
 
 CONFUSED = 20  # pairs of classes in the JSON
 
@@ -54,7 +54,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     if pack:
         check_fresh(pack, policy, card.render_via or size, "evaluation")
     clips = Clips(data, size=size, via=card.render_via, num_classes=len(data.classes), policy=policy,
-                  decode=decode_by(pack, config.loader))  # fmt: skip
+                  **frames_by(pack, config.loader))  # fmt: skip
     with ranks() as at:
         batches = _shown(in_order(clips, config.loader, config.batch_size, at), policy.views, data.usable_rows(), at)
         amp = config.amp == "auto" and at.device.type == "cuda"

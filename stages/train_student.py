@@ -30,7 +30,7 @@ from stages.training.loop import fit
 from stages.training.member import Member, build_member
 from stages.training.metrics import Net, score_each
 from stages.training.order import Order, batches_of_run
-from stages.training.packed import Packs, check_packs, decode_by, open_data
+from stages.training.packed import Packs, check_packs, frames_by, open_data
 from stages.training.replay import Replay, open_replay
 from stages.training.run import Progress, start_run
 from stages.training.shared import check_shared, order_seed, with_stored_views
@@ -108,7 +108,7 @@ def _train(members: Mapping[str, Member], data: Dataset, val: Dataset | None, pa
     make = partial(Clips, size=first[0], via=first[1], num_classes=len(data.classes))
     reader = _reader(shared, replay.manifest, targets, order, at) if replay else None
     clips = make(data, cache=reader, policy=shared.policy, also=[*others, *([(online.size, None)] if online else [])],
-                 decode=decode_by(packs.train, shared.loader))  # fmt: skip
+                 **frames_by(packs.train, shared.loader))  # fmt: skip
     teacher = replay or online
     meaning = teacher.meaning_on(at.device) if teacher else Meaning()
 
@@ -117,7 +117,7 @@ def _train(members: Mapping[str, Member], data: Dataset, val: Dataset | None, pa
         return batches_of_run(clips, order, epochs, start, shared.loader, at)
 
     def validate(nets: Sequence[Net]) -> list[dict | Exception]:
-        seen = make(val, policy=shared.eval_policy, also=others, decode=decode_by(packs.val, shared.loader))
+        seen = make(val, policy=shared.eval_policy, also=others, **frames_by(packs.val, shared.loader))
         return score_each(nets, in_order(seen, shared.loader, shared.batch_size, at), len(data.classes), at)
 
     def save_weights(config: TrainConfig, name: str, evaluated: torch.nn.Module, notes: dict) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tarfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ from stages.data.shards import open_dataset
 from stages.evaluate import evaluate
 from stages.pack import pack
 from stages.prepare import prepare
-from stages.train_student import train_student
+from stages.train_student import train_cohort, train_student
 from tests.media import encode_video, moving_square
 from tests.runs import POLICY, cache_config, rows_of, train_config, tree
 
@@ -308,6 +309,35 @@ def test_accuracy_from_a_pack_of_all_frames_is_that_from_the_videos(small, tmp_p
     ]
     assert 60 < scores[0]["top1"] < 100 and abs(scores[0]["top1"] - scores[1]["top1"]) <= 100 / 40
     assert abs(validated - scores[0]["top1"]) < 20  # another protocol
+
+
+def test_frames_shrunk_on_the_device_are_those_shrunk_by_workers(small, tmp_path):
+    """Two sizes on one stream; losses, validation and evaluation."""
+    common = [f"data.cache={small.cache}", *DISTIL, f"data.pack={small.views}", f"data.val={small.val}",
+              f"data.val_pack={small.all_val}", "optim.lr=0.003"]  # fmt: skip
+    for where in ("workers", "device"):
+        sizes = {str(px): train_config(tmp_path / where / str(px), small, *common, f"size={px}",
+                                       f"loader.render={where}", "loader.workers=1") for px in (16, 12)}  # fmt: skip
+        train_cohort(sizes)
+    for px in ("16", "12"):
+        ours, theirs = (rows_of(tmp_path / where / px) for where in ("device", "workers"))
+        assert len(ours) == len(theirs) > 0
+        for a, b in zip(ours, theirs, strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
+    score = partial(EvaluateConfig, checkpoint=tmp_path / "device" / "16" / "last.safetensors", data=small.val,
+                    pack=small.all_val)  # fmt: skip
+    on = [evaluate(score(loader={"workers": 0, "render": where}))["map"] for where in ("workers", "device")]
+    assert on[0] == pytest.approx(on[1], abs=2)
+
+    clips = partial(Clips, open_dataset(small.train), num_classes=2, policy=ViewPolicy(**POLICY), size=16,
+                    also=[(12, None), (12, 16)], decode=open_pack(small.all).decode)  # fmt: skip
+    rows = [(0, 0, 0), (0, 0, 1), (0, 3, 2)]
+    there, here = (clips(on_device=device).__getitems__(rows) for device in (True, False))
+    assert there.clips is None and not there.also
+    drawn = there.to(torch.device("cpu"))
+    for ours, theirs in zip((drawn.clips, *drawn.also.values()), (here.clips, *here.also.values()), strict=True):
+        assert (ours.int() - theirs.int()).abs().max() <= 1 and ours.shape == theirs.shape
+    assert drawn.also.keys() == here.also.keys() and drawn.windows is None
 
 
 def test_what_does_not_fit_is_refused_before_work(small, tmp_path, capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 from cache.reader import CacheReader
 from stages.bench import Figure, at_least, at_most, measured, profiled, show
 from stages.bench.clocks import RUNS, cpu_seconds
-from stages.bench.students import Bench, bench_of
+from stages.bench.students import FRAMES, Bench, bench_of
 from stages.bench.videos import LARGE, SMALL, Kind
 from stages.data.join import Clips
 from stages.data.packs import open_pack
@@ -57,15 +57,21 @@ def _input(bench: Bench, kind: Kind, setup: Setup) -> list[Figure]:
     began = time.perf_counter()
     path = bench.packed("views", setup.size)
     packing = (time.perf_counter() - began) / setup.clips
-    taken = {}
-    for name, decode in (("the videos", None), ("the pack", open_pack(path).decode)):
-        clips = Clips(data, size=setup.size, num_classes=2, cache=reader, decode=decode)
-        work = partial(clips.__getitems__, [(0, r, 0) for r in range(setup.clips)])
+    taken, indices = {}, [(0, r, 0) for r in range(setup.clips)]
+    ways = {"the videos": {}, "the pack": {"decode": open_pack(path).decode}}
+    ways["the pack, shrunk on the device"] = ways["the pack"] | {"on_device": True}
+    for name, way in ways.items():
+        clips = Clips(data, size=setup.size, num_classes=2, cache=reader, **way)
+        work = partial(clips.__getitems__, indices)
         taken[name] = [1e3 * seconds / setup.clips for seconds in cpu_seconds(work, setup.runs)]
-    ratios = [a / b for a, b in zip(*taken.values(), strict=True)]
+    source, *packs = taken.values()
+    ratio, of_workers = ([a / b for a, b in zip(source, pack, strict=True)] for pack in packs)
+    larger = clips.__getitems__(indices).windows.pixels.nbytes / setup.clips / (FRAMES * 3 * setup.size**2)
     return [
         *(measured(f"{kind}: a student's input from {name}", ms, "ms a clip") for name, ms in taken.items()),
-        at_least(f"{kind}: videos ÷ pack", ratios, "times", GOALS.get(kind, 20)),
+        at_least(f"{kind}: videos ÷ pack", ratio, "times", GOALS.get(kind, 20)),
+        measured(f"{kind}: videos ÷ pack, shrunk on the device", of_workers, "times"),
+        Figure(f"{kind}: bytes to the device of what is shrunk there ÷ of finished pictures", larger, ""),
         Figure(f"{kind}: packing a clip's {STORED} views, on all cores", 1e3 * packing, "ms"),
     ]
 

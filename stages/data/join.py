@@ -21,9 +21,9 @@ from cache.view import BLOCK, View, ViewPolicy, sample_view
 from stages.data.decode import DecodeError, decode_frames
 from stages.data.render import render
 from stages.data.shards import Dataset, Row
+from stages.data.windows import Cut, Rendering, Windows, cut, draw, windows_of
 
 Index = tuple[int, int, int]  # shard (position in the data set's list), row, view
-Rendering = tuple[int, int | None]  # px of the pictures, and of what they are rendered via (see `render`)
 Decode = Callable[[Dataset, str, int, np.ndarray], tuple[np.ndarray, str]]  # as `decode_of`
 DECODED = 2**30  # bytes of pixels that one decode may give: 30 views of 32 frames up to 640x360, fewer of larger video
 
@@ -32,7 +32,7 @@ DECODED = 2**30  # bytes of pixels that one decode may give: 30 views of 32 fram
 class Batch:
     """One micro-batch of B views, in training of as many rows."""
 
-    clips: Tensor  # uint8 [B,T,3,S,S]; zeros where not usable
+    clips: Tensor | None  # uint8 [B,T,3,S,S]; zeros where not usable; None where `to` draws them, of `windows`
     labels: Tensor  # int64 [B], -1 where unlabelled; the first label of several
     multi_hot: Tensor  # float32 [B,K]
     usable: Tensor  # bool [B], False where the view could not be decoded
@@ -40,6 +40,8 @@ class Batch:
     logits: Tensor | None = None  # float32 [B,K]
     features: Tensor | None = None  # [B,T',g,g',d] as stored: float16, or int8 codes
     also: Mapping[Rendering, Tensor] = field(default_factory=dict)  # the same views at other sizes, as `clips`
+    windows: Windows | None = None
+    renderings: tuple[Rendering, ...] = ()  # of `windows`: of `clips`, and of those that are in `also`
     failures: tuple[str, ...] = ()  # shard/key: reason, one for each row with a view that is not usable
     fallbacks: tuple[str, ...] = ()  # shard/key: decoded by another decoder than the index names
 
@@ -50,13 +52,20 @@ class Batch:
     def _map(self, function) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         also = {rendering: function(clips) for rendering, clips in self.also.items()}
-        return replace(self, also=also, **{n: function(v) for n, v in values.items() if isinstance(v, Tensor)})
+        windows = self.windows and self.windows.map(function)
+        tensors = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, also=also, windows=windows, **tensors)
 
     def pin_memory(self) -> Batch:
         return self._map(lambda t: t.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
-        return self._map(lambda t: t.to(device, non_blocking=True))
+        """All of it on the device, and its clips drawn there where the workers didn't."""
+        there = self._map(lambda t: t.to(device, non_blocking=True))
+        if there.windows is None:
+            return there
+        first, *others = (draw(there.windows, *rendering) for rendering in self.renderings)
+        return replace(there, clips=first, also=dict(zip(self.renderings[1:], others, strict=True)), windows=None)
 
 
 class Clips(TorchDataset):
@@ -66,6 +75,7 @@ class Clips(TorchDataset):
     (whose index is the view's number: the epoch, for fresh views). With both, it is drawn, and the targets are those of
     the stored view: another one. `also`: render each view so, too: for a teacher in the loop, or other students.
     `decode`: where frames come from (`decode_kept`: every decoded clip stays in this process's memory).
+    `on_device`: leave the shrinking of frames to `Batch.to`: for small frames, since all of their pixels travel.
     """
 
     def __init__(
@@ -79,11 +89,12 @@ class Clips(TorchDataset):
         via: int | None = None,
         also: Sequence[Rendering] = (),
         decode: Decode | None = None,
+        on_device: bool = False,
     ):
         assert policy is not None or cache is not None
         self.data, self.renderings = data, ((size, via), *also)
         self.num_classes, self.policy, self.cache = num_classes, policy, cache
-        self.decode = decode or decode_of
+        self.decode, self.on_device = decode or decode_of, on_device
 
     def __getitem__(self, index: Index) -> Batch:
         return self.__getitems__([index])
@@ -99,7 +110,8 @@ class Clips(TorchDataset):
         rows = [self.data.rows(self.data.shards[s].name)[r] for s, r, _ in indices]
         views, targets = self.joined(indices, rows)
         shape = (len(rows), len(views[0].frames), 3)
-        clips = [np.zeros((*shape, size, size), np.uint8) for size, _ in self.renderings]
+        cuts: list[Cut | None] = [None] * len(rows)
+        clips = [np.zeros((*shape, s, s), np.uint8) for s, _ in self.renderings if not self.on_device]
         usable, failures, fallbacks = np.ones(len(rows), bool), {}, {}
         for run in _decoded_together(indices, rows, views):
             (s, r, _), row = indices[run[0]], rows[run[0]]
@@ -111,18 +123,25 @@ class Clips(TorchDataset):
                 usable[run] = False
                 failures.setdefault((s, r), f"{shard}/{row.key}: {error}")
                 continue
-            for i, frames in zip(run, places.reshape(len(run), -1), strict=True):
+            for i, numbers in zip(run, places.reshape(len(run), -1), strict=True):
+                frames = [pictures[k] for k in numbers]  # not copied
+                if self.on_device:
+                    cuts[i] = cut(frames, views[i], self.renderings)
+                    continue
                 for into, (size, via) in zip(clips, self.renderings, strict=True):
-                    into[i] = render([pictures[k] for k in frames], views[i], size, via)  # not copied
+                    into[i] = render(frames, views[i], size, via)
             if served != row.decoder:
                 fallbacks[s, r] = f"{shard}/{row.key}: {row.decoder} failed, {served} served"
         multi_hot = torch.zeros(len(rows), self.num_classes)
         for i, row in enumerate(rows):
             multi_hot[i, list(row.labels)] = 1.0
-        first, *others = map(torch.from_numpy, clips)
+        if self.on_device:
+            pictures = {"clips": None, "windows": windows_of(cuts, shape[1]), "renderings": self.renderings}
+        else:
+            first, *others = map(torch.from_numpy, clips)
+            pictures = {"clips": first, "also": dict(zip(self.renderings[1:], others, strict=True))}
         return Batch(
-            clips=first,
-            also=dict(zip(self.renderings[1:], others, strict=True)),
+            **pictures,
             labels=torch.tensor([row.labels[0] if row.labels else -1 for row in rows]),
             multi_hot=multi_hot,
             usable=torch.from_numpy(usable),

@@ -17,7 +17,8 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from cache.errors import ReskdError
-from stages.data.join import Batch, Rendering
+from stages.data.join import Batch
+from stages.data.windows import Rendering
 from stages.training.distributed import Ranks
 from stages.training.loading import raising
 
@@ -62,7 +63,7 @@ def collect(
     ("logit") or of the classifier's answer to their mean feature ("feature": the same for a linear classifier).
     Raises ReskdError where no video is labelled and decodable, or a score is not finite.
     """
-    rows = [_scored(model, batch, ranks, amp, average, forward) for batch in raising(batches)]
+    rows = [_scored(model, batch, batch.to(ranks.device), amp, average, forward) for batch in raising(batches)]
     return _gathered(rows, classes, ranks)
 
 
@@ -70,10 +71,11 @@ Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # videos, probabil
 
 
 def _scored(
-    model: torch.nn.Module, batch: Batch, ranks: Ranks, amp: bool, average: Average = "prob", forward: int | None = None
+    model: torch.nn.Module, batch: Batch, there: Batch, amp: bool, average: Average = "prob", forward: int | None = None
 ) -> Rows:
+    """Of whole videos; `there`: the same on the model's device."""
     videos = batch.index[:, :2].unique_consecutive(dim=0)
-    scores = _probabilities(model, batch.clips.to(ranks.device, non_blocking=True), len(videos), amp, average, forward)
+    scores = _probabilities(model, there.clips, len(videos), amp, average, forward)
     views = len(batch.index) // len(videos)
     usable = batch.usable.view(len(videos), views).all(1)
     truth = batch.multi_hot[::views] > 0
@@ -153,11 +155,12 @@ def score_each(nets: Sequence[Net], batches: Iterable[Batch], classes: int, rank
     rows: list[list[Rows]] = [[] for _ in nets]
     failed: dict[int, Exception] = {}
     for batch in raising(batches):
+        there = batch.to(ranks.device)  # once for all
         for i, net in enumerate(nets):
             if i in failed:
                 continue
             try:
-                rows[i].append(_scored(net.model, batch.seen_at(net.rendering), ranks, net.amp))
+                rows[i].append(_scored(net.model, batch, there.seen_at(net.rendering), net.amp))
             except Exception as error:
                 if len(nets) == 1 or ranks.world > 1:  # the other ranks would wait
                     raise

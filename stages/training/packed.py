@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cache.errors import ReskdError
 from cache.view import ViewPolicy
 from stages.config import LoaderConfig, TrainConfig
 from stages.data.heights import size_served, smallest_side
-from stages.data.join import Decode, decode_kept
+from stages.data.join import decode_kept
 from stages.data.packfiles import differing_shard
 from stages.data.packs import Pack, open_pack
 from stages.data.shards import Dataset, open_dataset
@@ -69,9 +70,11 @@ def check_packs(config: TrainConfig, packs: Packs, replay: Replay | None) -> Non
         check_fresh(packs.val, config.eval_policy, size, "validation")
 
 
-def decode_by(pack: Pack | None, loader: LoaderConfig) -> Decode | None:
-    """What `Clips` takes its frames by."""
-    return pack.decode if pack else decode_kept if loader.resident else None
+def frames_by(pack: Pack | None, loader: LoaderConfig) -> dict[str, Any]:
+    """How `Clips` comes by its frames. Those of videos, large as they may be, are always shrunk where they are decoded."""
+    if pack:
+        return {"decode": pack.decode, "on_device": loader.render == "device"}
+    return {"decode": decode_kept if loader.resident else None}
 
 
 def check_stored(pack: Pack, replay: Replay, cache: Path) -> None:

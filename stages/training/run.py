@@ -11,7 +11,7 @@ from timm.utils import ModelEmaV3
 
 from cache.errors import ReskdError
 from stages.config import TrainConfig
-from stages.data.join import Rendering
+from stages.data.windows import Rendering
 from stages.distill.student import Student
 from stages.distill.targets import Meaning
 from stages.training.distributed import Ranks

@@ -1,4 +1,5 @@
-"""Stage 1b: every clip's frames once as low-resolution JPEGs, in companion shards; students then decode no video."""
+"""Stage 1b: every clip's frames, or stored views, once as low-resolution JPEGs in companion shards; students then decode no
+video."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from cache.errors import ReskdError
 from stages.config import PackConfig
 from stages.data.packfiles import PackManifest, committed, finish, read_pack, write_pack
-from stages.data.packing import AllFrames, PackedClip, commit_shard
+from stages.data.packing import AllPictures, PackedClip, commit_shard
 from stages.data.shards import Dataset, open_dataset
 from stages.training.distributed import Ranks, ranks
 from stages.training.loading import decoding_workers, identity, raising
@@ -30,7 +31,7 @@ from stages.training.state import in_use
 def pack(config: PackConfig, *, dry_run: bool = False) -> dict:
     """Pack what isn't packed yet; a shard that is committed is never done again.
 
-    Returns {"clips": packed now by this rank, "frames": of the pack, "height", "quality", "psnr": of a sample, "bytes":
+    Returns {"clips": packed now by this rank, "frames": pictures of the pack, "height", "quality", "psnr": of a sample, "bytes":
     of the pack, estimated for `dry_run`, "quarantined", "small": clips that are smaller than the height, "seconds"}; for
     `dry_run`, nothing is written. Raises ReskdError for a cache that is not finished or of other shards, a height above
     that of every clip, a PSNR that no quality reaches, a folder that holds anything else, and a full disk.
@@ -78,7 +79,7 @@ def _say_small(plan: Plan) -> None:
 def _fill(config: PackConfig, data: Dataset, plan: Plan, at: Ranks) -> int:
     """Pack this rank's shards, every W-th of those that are missing; returns their clips."""
     shards = plan.missing[at.rank :: at.world]
-    frames = AllFrames(data, shards, plan.wanted, plan.identity.height, plan.identity.quality)
+    frames = AllPictures(data, shards, plan.wanted, plan.identity.height, plan.identity.quality)
     workers = min(decoding_workers(config.loader), len(frames))
     loader = DataLoader(frames, batch_size=None, num_workers=workers, collate_fn=identity, generator=torch.Generator(),
                         prefetch_factor=config.loader.prefetch if workers else None)  # fmt: skip
@@ -126,7 +127,7 @@ def _show(config: PackConfig, data: Dataset, plan: Plan) -> dict:
         "output": config.output,
         "shards": f"{len(data.shards)}, {len(plan.missing)} of them missing",
         "clips": sum(e.clips for e in data.shards),
-        "frames a clip": f"{plan.frames / max(1, sum(map(len, data.usable_rows()))):.1f}",
+        "pictures a clip": f"{plan.frames / max(1, sum(map(len, data.usable_rows()))):.1f}",
         "height": f"{plan.identity.height} px",
         "quality": f"{plan.identity.quality}, {plan.psnr:.1f} dB on a sample",
         "bytes of what is missing": f"about {plan.bytes / 1e6:.1f} MB, of {_source_bytes(data) / 1e6:.1f} MB of video",
@@ -150,6 +151,7 @@ def _source_bytes(data: Dataset) -> int:
 
 def _report(config: PackConfig, data: Dataset, plan: Plan, manifest: PackManifest, done: int, started: float) -> dict:
     size = sum(p.stat().st_size for p in config.output.rglob("*") if p.is_file())
+    made = plan.identity
     result = _figures(data, plan) | {
         "clips": done,
         "bytes": size,
@@ -158,7 +160,8 @@ def _report(config: PackConfig, data: Dataset, plan: Plan, manifest: PackManifes
         "seconds": time.perf_counter() - started,
     }
     console.print(
-        f"{config.output}: {plan.frames} frames of {sum(e.clips for e in data.shards)} clips at {result['height']} px, quality "
+        f"{config.output}: {plan.frames} pictures of {sum(e.clips for e in data.shards)} clips "
+        f"at {made.height} px, quality "
         f"{result['quality']} ({plan.psnr:.1f} dB on a sample), {size / 1e6:.1f} MB ({size / _source_bytes(data):.2f} of the "
         f"videos'), {result['quarantined']} quarantined; packed {done} clips in {result['seconds']:.1f} s",
         highlight=False,

@@ -54,8 +54,9 @@ def small(tmp_path_factory) -> SimpleNamespace:
     train_student(train_config(root / "teacher", made, "size=32", f"policy={POLICY}", *slow))
     made.teacher = root / "teacher" / "last.safetensors"
     cache_teacher(cache_config(made.cache, made, made.teacher, "loader.workers=0"))
-    made.views, made.all, made.all_val = root / "views", root / "all", root / "all_val"
+    made.views, made.all, made.all_val, made.crops = root / "views", root / "all", root / "all_val", root / "crops"
     pack(config_of(made, made.views))
+    pack(config_of(made, made.crops, frames="crops"))
     pack(config_of(made, made.all, cache=None, frames="all", size=24))
     pack(config_of(made, made.all_val, cache=None, frames="all", size=24, data=made.val))
     return made
@@ -85,7 +86,7 @@ def test_what_the_cache_has_in_quarantine_is_in_the_packs(small):
     data, reader = open_dataset(small.train), CacheReader(small.cache, ())
     reader.manifest = dataclasses.replace(reader.manifest, quarantine={"000001.tar": {3: "not finite"}})
     wanted = packing.Wanted(reader, 2)
-    (clips, *_) = list(packing.AllFrames(data, ["000001.tar"], wanted, 20, 90))
+    (clips, *_) = list(packing.AllPictures(data, ["000001.tar"], wanted, 20, 90))
     assert [len(frames) == 0 for frames in wanted.of(data, "000001.tar")] == [r == 3 for r in range(12)]
     assert [clip.error for clip in clips] == [None] * 3 + ["in the cache: not finite"] and clips[3].jpegs == ()
 
@@ -101,24 +102,58 @@ def test_a_students_picture_of_a_stored_view_is_that_of_the_video(small):
     assert min(found) > 27 and np.mean(found) > 34 and theirs.usable.all() and not theirs.fallbacks
 
 
+def test_a_crop_is_the_picture_of_the_stored_view_and_of_no_other(small, tmp_path):
+    """Held against that of the videos, at its own size and at a smaller one; the colours are whole, too."""
+    data, made, reader = open_dataset(small.train), open_pack(small.crops), CacheReader(small.cache)
+    assert (made.manifest.identity.height, made.manifest.identity.views) == (16, 2)
+    also = {"also": [(12, None)]}
+    here = Clips(data, size=16, num_classes=2, cache=reader, **also)
+    there = Clips(data, size=16, num_classes=2, cache=reader, crops=made.crop, **also)
+    asked = [(s, r, v) for s, e in enumerate(data.shards) for r in range(e.clips) for v in range(2)]
+    ours, theirs = there.__getitems__(asked), here.__getitems__(asked)
+    assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.index, theirs.index)
+    assert ours.usable.all() and not ours.fallbacks
+    for a, b, least in ((ours.clips, theirs.clips, 33), (ours.also[12, None], theirs.also[12, None], 30)):
+        assert a.shape == b.shape and a.dtype == torch.uint8
+        assert min(jpeg.psnr(x.numpy(), y.numpy()) for x, y in zip(a, b, strict=True)) > least
+
+    shard = data.shards[0].name
+    columns = json.loads((small.crops / f"{shard}.rows.json").read_text())
+    stored = np.concatenate([reader.view(shard, v).frames for v in range(2)], axis=1)
+    assert columns["frames"] == stored.tolist() and set(map(len, columns["views"])) == {2}
+    view = reader.view(shard, 1).view_of(5)
+    made.crop(data, shard, 5, 1, view)
+    for other in (dataclasses.replace(view, flip=not view.flip), dataclasses.replace(view, box=view.box * 0.99),
+                  dataclasses.replace(view, frames=view.frames[::-1])):  # fmt: skip
+        with pytest.raises(
+            ReskdError, match=rf"shard {shard}, clip .*its crop of view 1 is of another view than the cache"
+        ):
+            made.crop(data, shard, 5, 1, other)
+    with pytest.raises(ReskdError, match=r"view 2 is not in the pack \(it has 8 frames, those of 2 stored views\)"):
+        made.crop(data, shard, 5, 2, view)
+
+
+@pytest.mark.parametrize("frames", ["views", "crops"])
 @pytest.mark.parametrize("workers", [0, 3])
-def test_the_same_videos_give_the_same_bytes_whoever_packs_them(small, tmp_path, workers):
-    pack(config_of(small, tmp_path / "again", loader={"workers": workers}))
-    assert tree(tmp_path / "again") == tree(small.views)
+def test_the_same_videos_give_the_same_bytes_whoever_packs_them(small, tmp_path, workers, frames):
+    pack(config_of(small, tmp_path / "again", loader={"workers": workers}, frames=frames))
+    assert tree(tmp_path / "again") == tree(getattr(small, frames))
 
 
-def test_a_long_clip_is_decoded_in_pieces(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize("frames", ["views", "crops"])
+def test_a_long_clip_is_decoded_in_pieces(small, tmp_path, monkeypatch, frames):
     monkeypatch.setattr(packing, "PIECE", 3 * 3 * 64 * 48)  # bytes: of three frames
-    pack(config_of(small, tmp_path / "again"))
-    assert tree(tmp_path / "again") == tree(small.views)
+    pack(config_of(small, tmp_path / "again", frames=frames))
+    assert tree(tmp_path / "again") == tree(getattr(small, frames))
 
 
-def test_the_quality_is_the_lowest_with_the_psnr_asked_for(small, tmp_path, capsys):
-    qualities = {q: pack(config_of(small, tmp_path / str(q), quality=q))["psnr"] for q in (60, 61)}
+@pytest.mark.parametrize("frames", ["views", "crops"])
+def test_the_quality_is_the_lowest_with_the_psnr_asked_for(small, tmp_path, capsys, frames):
+    qualities = {q: pack(config_of(small, tmp_path / str(q), quality=q, frames=frames))["psnr"] for q in (60, 61)}
     between = (qualities[60] + qualities[61]) / 2
-    planned = pack(config_of(small, tmp_path / "p", psnr=between), dry_run=True)
+    planned = pack(config_of(small, tmp_path / "p", psnr=between, frames=frames), dry_run=True)
     assert planned["quality"] == 61 and planned["psnr"] == qualities[61] and not (tmp_path / "p").exists()
-    made = pack(config_of(small, tmp_path / "p", psnr=between))
+    made = pack(config_of(small, tmp_path / "p", psnr=between, frames=frames))
     assert made["quality"] == 61 and made["frames"] == planned["frames"]
     assert planned["bytes"] == pytest.approx(made["bytes"], rel=0.25)
     assert "32 clips" in " ".join(capsys.readouterr().err.split())
@@ -284,9 +319,10 @@ def without_videos(small: SimpleNamespace, folder: Path) -> SimpleNamespace:
 DISTIL = ["losses.feature_mse=5", "losses.logit_kl=1", "batch_size=8", "loader.workers=0", "schedule.epochs=3"]
 
 
-def test_training_from_a_pack_needs_no_video_and_is_that_from_the_videos(small, tmp_path):
+@pytest.mark.parametrize("frames", ["views", "crops"])
+def test_training_from_a_pack_needs_no_video_and_is_that_from_the_videos(small, tmp_path, frames):
     bare = without_videos(small, tmp_path / "bare")
-    packs = [f"data.pack={small.views}", f"data.val_pack={small.all_val}"]
+    packs = [f"data.pack={getattr(small, frames)}", f"data.val_pack={small.all_val}"]
     common = [f"data.cache={small.cache}", *DISTIL]
     ours = train_student(train_config(tmp_path / "ours", bare, *common, f"data.val={bare.val}", *packs))
     theirs = train_student(train_config(tmp_path / "theirs", small, *common, f"data.val={small.val}"))
@@ -375,3 +411,27 @@ def test_what_does_not_fit_is_refused_before_work(small, tmp_path, capsys):
     train_student(train_config(tmp_path / "run", small, *plan, "size=24"), dry_run=True)
     said = " ".join(capsys.readouterr().err.split())
     assert "frames of 20 px serve students of up to 16 px without enlarging any crop, this one has 24 px" in said
+    train_student(train_config(tmp_path / "run", small, f"data.pack={small.crops}", *distil, "size=24"), dry_run=True)
+    assert "frames of 16 px serve students of up to 16 px" in " ".join(capsys.readouterr().err.split())
+
+
+def test_crops_serve_stored_views_of_their_own_cache_alone(small, tmp_path):
+    distil = [f"data.cache={small.cache}", *DISTIL]
+
+    def refused(said: str, *changes: str) -> None:
+        with pytest.raises(ReskdError, match=said):
+            train_student(train_config(tmp_path / "run", small, *changes))
+
+    refused("has the frames of 2 stored views alone, and fresh views of data.train", f"data.pack={small.crops}")
+    refused("render_via 32: .* has finished pictures", f"data.pack={small.crops}", *distil, "render_via=32")
+    other = cache_config(tmp_path / "o.zarr", small, small.teacher, "policy.seed=7", "loader.workers=0")
+    cache_teacher(other)
+    refused("packed for views of another policy", f"data.pack={small.crops}", f"data.cache={other.output}", *DISTIL)
+    with pytest.raises(ReskdError, match="evaluation may need any"):
+        evaluate(EvaluateConfig(checkpoint=small.teacher, data=small.train, pack=small.crops))
+    with pytest.raises(ValidationError, match=r"crops have the student's size, 16 px: leave height 24 out"):
+        config_of(small, tmp_path / "p", frames="crops", height=24)
+    with pytest.raises(ValidationError, match=r"frames: crops are those of a cache's stored views: give cache"):
+        config_of(small, tmp_path / "p", frames="crops", cache=None)
+    with pytest.raises(ReskdError, match="size: 16 there|height: 16 there, 24 now"):
+        pack(config_of(small, small.crops, frames="crops", size=24))

@@ -19,12 +19,13 @@ from cache.errors import ReskdError
 from cache.reader import CacheReader
 from cache.view import BLOCK, View, ViewPolicy, sample_view
 from stages.data.decode import DecodeError, decode_frames
-from stages.data.render import render
+from stages.data.render import render, shrunk
 from stages.data.shards import Dataset, Row
 from stages.data.windows import Cut, Rendering, Windows, cut, draw, windows_of
 
 Index = tuple[int, int, int]  # shard (position in the data set's list), row, view
 Decode = Callable[[Dataset, str, int, np.ndarray], tuple[np.ndarray, str]]  # as `decode_of`
+Crop = Callable[[Dataset, str, int, int, View], tuple[np.ndarray, str]]  # as `packs.Pack.crop`
 DECODED = 2**30  # bytes of pixels that one decode may give: 30 views of 32 frames up to 640x360, fewer of larger video
 
 
@@ -41,7 +42,7 @@ class Batch:
     features: Tensor | None = None  # [B,T',g,g',d] as stored: float16, or int8 codes
     also: Mapping[Rendering, Tensor] = field(default_factory=dict)  # the same views at other sizes, as `clips`
     windows: Windows | None = None
-    renderings: tuple[Rendering, ...] = ()  # of `windows`: of `clips`, and of those that are in `also`
+    renderings: tuple[Rendering, ...] = ()  # that of `clips`, and those that are in `also`
     failures: tuple[str, ...] = ()  # shard/key: reason, one for each row with a view that is not usable
     fallbacks: tuple[str, ...] = ()  # shard/key: decoded by another decoder than the index names
 
@@ -68,6 +69,14 @@ class Batch:
         return replace(there, clips=first, also=dict(zip(self.renderings[1:], others, strict=True)), windows=None)
 
 
+class _Pictures:
+    """A batch in the making: of each rendering uint8 [B,T,3,S,S], black so far, and of each view what is cut out."""
+
+    def __init__(self, batch: int, frames: int, renderings: Sequence[Rendering]):
+        self.clips = [np.zeros((batch, frames, 3, size, size), np.uint8) for size, _ in renderings]
+        self.cuts: list[Cut | None] = [None] * batch
+
+
 class Clips(TorchDataset):
     """`clips[[(shard, row, view), ...]]` -> Batch. Consecutive views of a row are rendered from one decode of it.
 
@@ -75,6 +84,7 @@ class Clips(TorchDataset):
     (whose index is the view's number: the epoch, for fresh views). With both, it is drawn, and the targets are those of
     the stored view: another one. `also`: render each view so, too: for a teacher in the loop, or other students.
     `decode`: where frames come from (`decode_kept`: every decoded clip stays in this process's memory).
+    `crops`: where stored views come from as finished pictures, in place of `decode`.
     `on_device`: leave the shrinking of frames to `Batch.to`: for small frames, since all of their pixels travel.
     """
 
@@ -90,11 +100,13 @@ class Clips(TorchDataset):
         also: Sequence[Rendering] = (),
         decode: Decode | None = None,
         on_device: bool = False,
+        crops: Crop | None = None,
     ):
         assert policy is not None or cache is not None
+        assert crops is None or (policy is None and not on_device)
         self.data, self.renderings = data, ((size, via), *also)
         self.num_classes, self.policy, self.cache = num_classes, policy, cache
-        self.decode, self.on_device = decode or decode_of, on_device
+        self.decode, self.on_device, self.crops = decode or decode_of, on_device, crops
 
     def __getitem__(self, index: Index) -> Batch:
         return self.__getitems__([index])
@@ -109,39 +121,28 @@ class Clips(TorchDataset):
     def _batch(self, indices: Sequence[Index]) -> Batch:
         rows = [self.data.rows(self.data.shards[s].name)[r] for s, r, _ in indices]
         views, targets = self.joined(indices, rows)
-        shape = (len(rows), len(views[0].frames), 3)
-        cuts: list[Cut | None] = [None] * len(rows)
-        clips = [np.zeros((*shape, s, s), np.uint8) for s, _ in self.renderings if not self.on_device]
+        into = _Pictures(len(rows), len(views[0].frames), () if self.on_device else self.renderings)
         usable, failures, fallbacks = np.ones(len(rows), bool), {}, {}
         for run in _decoded_together(indices, rows, views):
             (s, r, _), row = indices[run[0]], rows[run[0]]
-            shard = self.data.shards[s].name
-            wanted, places = np.unique(np.stack([views[i].frames for i in run]), return_inverse=True)
+            where = f"{self.data.shards[s].name}/{row.key}"
             try:
-                pictures, served = self.decode(self.data, shard, r, row.start + wanted)
+                served = self._pictured(run, indices, row, views, into)
             except DecodeError as error:
                 usable[run] = False
-                failures.setdefault((s, r), f"{shard}/{row.key}: {error}")
+                failures.setdefault((s, r), f"{where}: {error}")
                 continue
-            for i, numbers in zip(run, places.reshape(len(run), -1), strict=True):
-                frames = [pictures[k] for k in numbers]  # not copied
-                if self.on_device:
-                    cuts[i] = cut(frames, views[i], self.renderings)
-                    continue
-                for into, (size, via) in zip(clips, self.renderings, strict=True):
-                    into[i] = render(frames, views[i], size, via)
             if served != row.decoder:
-                fallbacks[s, r] = f"{shard}/{row.key}: {row.decoder} failed, {served} served"
+                fallbacks[s, r] = f"{where}: {row.decoder} failed, {served} served"
         multi_hot = torch.zeros(len(rows), self.num_classes)
         for i, row in enumerate(rows):
             multi_hot[i, list(row.labels)] = 1.0
-        if self.on_device:
-            pictures = {"clips": None, "windows": windows_of(cuts, shape[1]), "renderings": self.renderings}
-        else:
-            first, *others = map(torch.from_numpy, clips)
-            pictures = {"clips": first, "also": dict(zip(self.renderings[1:], others, strict=True))}
+        first, *others = map(torch.from_numpy, into.clips) if into.clips else (None,)
         return Batch(
-            **pictures,
+            clips=first,
+            also=dict(zip(self.renderings[1:], others, strict=True)) if others else {},
+            windows=windows_of(into.cuts, len(views[0].frames)) if self.on_device else None,
+            renderings=self.renderings,
             labels=torch.tensor([row.labels[0] if row.labels else -1 for row in rows]),
             multi_hot=multi_hot,
             usable=torch.from_numpy(usable),
@@ -150,6 +151,28 @@ class Clips(TorchDataset):
             fallbacks=tuple(fallbacks.values()),
             **targets,
         )
+
+    def _pictured(
+        self, run: Sequence[int], indices: Sequence[Index], row: Row, views: Sequence[View], into: _Pictures
+    ) -> str:
+        """Put what consecutive views of a row show into a batch; the decoder that served. Raises DecodeError."""
+        s, r, _ = indices[run[0]]
+        shard = self.data.shards[s].name
+        if self.crops:
+            for i in run:
+                pictures, served = self.crops(self.data, shard, r, indices[i][2], views[i])
+                for clips, (size, _) in zip(into.clips, self.renderings, strict=True):
+                    clips[i] = shrunk(pictures, size)
+            return served
+        wanted, places = np.unique(np.stack([views[i].frames for i in run]), return_inverse=True)
+        decoded, served = self.decode(self.data, shard, r, row.start + wanted)
+        for i, numbers in zip(run, places.reshape(len(run), -1), strict=True):
+            frames = [decoded[k] for k in numbers]  # not copied
+            if self.on_device:
+                into.cuts[i] = cut(frames, views[i], self.renderings)
+            for clips, (size, via) in zip(into.clips, () if self.on_device else self.renderings, strict=True):
+                clips[i] = render(frames, views[i], size, via)
+        return served
 
     def joined(self, indices: Sequence[Index], rows: Sequence[Row]) -> tuple[list[View], dict[str, Tensor]]:
         """The view of each row and, from a cache, its targets; the key of each row is compared."""

@@ -2,19 +2,35 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from cache.errors import ReskdError
 from cache.manifest import ShardEntry
-from cache.view import ViewPolicy
+from cache.view import View, ViewPolicy
 from stages.data.index import dump, rows_path, write_whole
 
-FORMAT = 1
+FORMAT = 2
 PACK = "pack.json"
-COLUMNS = ("key", "offset", "size", "header", "width", "height", "decoder", "error", "frames", "offsets", "crc")
+COLUMNS = (
+    "key",
+    "offset",
+    "size",
+    "header",
+    "width",
+    "height",
+    "decoder",
+    "error",
+    "frames",
+    "offsets",
+    "crc",
+    "views",
+)
 
 
 @dataclass(frozen=True)
@@ -23,11 +39,11 @@ class PackIdentity:
 
     shards: tuple[ShardEntry, ...]  # of the source
     decoder: str
-    frames: Literal["views", "all"]
-    views: int | None  # stored ones whose frames are there; None: all frames are
+    frames: Literal["views", "all", "crops"]
+    views: int | None  # stored ones whose frames, or crops, are there; None: all frames are
     policy: ViewPolicy  # of these views, or what `side` is of
     side: float  # the smallest of a view's box, in units of the shorter side: what `height` serves
-    height: int  # px of the shorter side
+    height: int  # px of the shorter side; of both, if crops
     quality: int  # of the JPEGs
     psnr: float | None  # dB that `quality` was chosen for
 
@@ -56,6 +72,12 @@ class PackManifest:
     finished: bool = False
     files: dict[str, ShardFiles] = field(default_factory=dict)  # of every shard, once finished
     quarantine: dict[str, dict[int, str]] = field(default_factory=dict)  # shard -> row -> reason
+
+
+def view_digest(view: View) -> int:
+    """Of all that a view is, so that a crop is never taken for that of another view."""
+    parts = (view.frames.astype(np.int32), view.box.astype(np.float32), np.array([view.flip]))
+    return zlib.crc32(b"".join(part.tobytes() for part in parts))
 
 
 def write_pack(path: Path, manifest: PackManifest) -> None:

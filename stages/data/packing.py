@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from torch.utils.data import IterableDataset
 
 from cache.errors import ReskdError
 from cache.reader import CacheReader
+from cache.view import View
 from stages.data import jpeg
 from stages.data.decode import DecodeError, decode_frames
 from stages.data.heights import packed_size
 from stages.data.index import dump, rows_path, write_whole
-from stages.data.packfiles import COLUMNS
+from stages.data.packfiles import COLUMNS, view_digest
 from stages.data.plan import splitmix64
+from stages.data.render import render
 from stages.data.shards import Dataset, Row, write_shard
 from stages.data.turns import chunks_of_turn, count_chunks
 
@@ -30,19 +32,29 @@ SAMPLE_CLIPS, SAMPLE_FRAMES = 16, 4
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which frames: those of the first `views` stored views of `cache`, or all of them where there is none."""
+    """Which pictures: the frames that the first `views` stored views of `cache` need, or all frames where there is none; or
+    `crops`: these views themselves, rendered at the pack's height."""
 
     cache: CacheReader | None
     views: int
+    crops: bool = False
 
     def of(self, data: Dataset, shard: str) -> list[np.ndarray]:
-        """For each row its frames, [n] int64, sorted, from the clip's start; none of an unreadable one."""
+        """For each row the frame of each picture, [n] int64, from the clip's start; none of an unreadable one. Sorted, each
+        once; of crops T for each view, view after view."""
         rows = data.rows(shard)
         if self.cache is None:
             return [np.arange(row.frames) for row in rows]
         stored = np.concatenate([self.cache.view(shard, view).frames for view in range(self.views)], axis=1)
-        lost = self.lost(data, shard)
-        return [np.unique(frames[: 0 if r in lost else None]).astype(np.int64) for r, frames in enumerate(stored)]
+        lost, kept = self.lost(data, shard), np.array if self.crops else np.unique
+        return [kept(frames[: 0 if r in lost else None]).astype(np.int64) for r, frames in enumerate(stored)]
+
+    def views_of(self, shard: str) -> list[list[View]]:
+        """For each row its stored views, if crops."""
+        if not self.crops:
+            return []
+        blocks = [self.cache.view(shard, view) for view in range(self.views)]
+        return [[block.view_of(r) for block in blocks] for r in range(len(blocks[0].keys))]
 
     def lost(self, data: Dataset, shard: str) -> dict[int, str]:
         """row -> reason of those in quarantine already."""
@@ -61,9 +73,10 @@ class PackedClip:
     height: int
     decoder: str  # that served
     error: str | None
+    views: tuple[int, ...] = ()  # digests of the views that are shown, if crops
 
 
-def pack_clip(video: bytes, row: Row, frames: np.ndarray, short: int, quality: int) -> PackedClip:
+def pack_frames(video: bytes, row: Row, frames: np.ndarray, short: int, quality: int) -> PackedClip:
     """Decode these frames of a clip, and encode them with a shorter side of `short` px. Raises DecodeError."""
     width, height = packed_size(row.width, row.height, short)
     step = max(1, PIECE // (3 * row.width * row.height))
@@ -75,7 +88,24 @@ def pack_clip(video: bytes, row: Row, frames: np.ndarray, short: int, quality: i
     return PackedClip(row.key, frames, tuple(jpegs), width, height, decoder, None)
 
 
-class AllFrames(IterableDataset):
+def pack_crops(video: bytes, row: Row, views: Sequence[View], size: int, quality: int) -> PackedClip:
+    """Decode the frames of these views, and encode what they show at `size` px. Raises DecodeError."""
+    step = max(1, PIECE // (3 * row.width * row.height * len(views[0].frames)))
+    jpegs, decoder = [], row.decoder
+    for i in range(0, len(views), step):
+        some = views[i : i + step]
+        wanted, places = np.unique(np.stack([view.frames for view in some]), return_inverse=True)
+        pictures, served = decode_frames(video, row.start + wanted, row.decoder)
+        for view, of_view in zip(some, places.reshape(len(some), -1), strict=True):
+            crops = render([pictures[k] for k in of_view], view, size)
+            jpegs += [jpeg.encode(crop, quality, full_colour=True) for crop in crops.transpose(0, 2, 3, 1)]
+        decoder = served if served != row.decoder else decoder
+    frames = np.concatenate([view.frames for view in views]).astype(np.int64)
+    digests = tuple(map(view_digest, views))
+    return PackedClip(row.key, frames, tuple(jpegs), size, size, decoder, None, digests)
+
+
+class AllPictures(IterableDataset):
     """Iterates over lists of PackedClip, the rows of the given shards, shard after shard."""
 
     def __init__(self, data: Dataset, shards: Sequence[str], wanted: Wanted, short: int, quality: int):
@@ -90,22 +120,24 @@ class AllFrames(IterableDataset):
             for at, start, rows in chunks_of_turn(self.data, self.shards, CHUNK):
                 if at != position:
                     position, shard = at, self.shards[at]
-                    frames, lost = self.wanted.of(self.data, shard), self.wanted.lost(self.data, shard)
-                yield [self._packed(row, video, frames[r], lost.get(r)) for r, (row, video) in enumerate(rows, start)]
+                    lost = self.wanted.lost(self.data, shard)
+                    needed = self.wanted.views_of(shard) if self.wanted.crops else self.wanted.of(self.data, shard)
+                yield [self._packed(row, video, needed[r], lost.get(r)) for r, (row, video) in enumerate(rows, start)]
         except ReskdError as error:  # as a value: see stages/data/join.py
             yield error
 
-    def _packed(self, row: Row, video: bytes, frames: np.ndarray, lost: str | None) -> PackedClip:
+    def _packed(self, row: Row, video: bytes, needed: np.ndarray | list[View], lost: str | None) -> PackedClip:
         if lost is None:
             try:
-                return pack_clip(video, row, frames, self.short, self.quality)
+                of = pack_crops if self.wanted.crops else pack_frames
+                return of(video, row, needed, self.short, self.quality)
             except DecodeError as error:
                 lost = str(error)
-        return PackedClip(row.key, frames[:0], (), 0, 0, row.decoder, lost)
+        return PackedClip(row.key, np.array([], np.int64), (), 0, 0, row.decoder, lost)
 
 
 def sample_pictures(data: Dataset, wanted: Wanted, short: int) -> list[np.ndarray]:
-    """Some shrunk frames, uint8 [h,w,3], of some clips: the same ones for one data set. Raises ReskdError where none of
+    """Some of the pictures, uint8 [h,w,3], of some clips: the same ones for one data set. Raises ReskdError where none of
     these clips can be decoded.
     """
     clips = [(s, int(r)) for s, usable in enumerate(data.usable_rows()) for r in usable]
@@ -116,13 +148,20 @@ def sample_pictures(data: Dataset, wanted: Wanted, short: int) -> list[np.ndarra
         row, frames = data.rows(shard)[r], wanted.of(data, shard)[r]
         if not len(frames):
             continue
-        some = frames[np.unique(np.linspace(0, len(frames) - 1, SAMPLE_FRAMES).astype(int))]
+        places = np.unique(np.linspace(0, len(frames) - 1, SAMPLE_FRAMES).astype(int))
+        some, order_of = np.unique(frames[places], return_inverse=True)
         try:
             decoded, _ = decode_frames(data.read(shard, r), row.start + some, row.decoder)
         except DecodeError as error:
             failed = f"{shard}/{row.key}: {error}"
             continue
-        pictures += [jpeg.shrink(picture, *packed_size(row.width, row.height, short)) for picture in decoded]
+        if wanted.crops:
+            drawn, each = wanted.views_of(shard)[r], len(frames) // wanted.views
+            for place, k in zip(places, order_of, strict=True):
+                one = replace(drawn[place // each], frames=frames[place : place + 1])
+                pictures.append(np.ascontiguousarray(render([decoded[k]], one, short)[0].transpose(1, 2, 0)))
+        else:
+            pictures += [jpeg.shrink(picture, *packed_size(row.width, row.height, short)) for picture in decoded]
     if not pictures:
         raise ReskdError(f"{data.path}: no clip of a sample of {len(order)} can be packed ({failed or 'no usable clip'}): "
                          "look into the data set's quarantine.jsonl")  # fmt: skip
@@ -138,7 +177,7 @@ def commit_shard(path: Path, shard: str, clips: Iterator[PackedClip]) -> None:
         for clip in clips:
             sizes = [len(picture) for picture in clip.jpegs]
             about = {"frames": clip.frames.tolist(), "sizes": sizes, "width": clip.width, "height": clip.height}
-            for name in ("key", "width", "height", "decoder", "error"):
+            for name in ("key", "width", "height", "decoder", "error", "views"):
                 columns[name].append(getattr(clip, name))
             columns["frames"].append(about["frames"])
             columns["offsets"].append([0, *accumulate(sizes[:-1])] if sizes else [])

@@ -15,17 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from cache.errors import ReskdError
+from cache.view import View
 from stages.data import jpeg
 from stages.data.handles import Handles, TarFile
 from stages.data.index import rows_path
-from stages.data.packfiles import PACK, PackManifest, read_pack
-from stages.data.shards import Dataset
+from stages.data.packfiles import PACK, PackManifest, read_pack, view_digest
+from stages.data.shards import Dataset, Row
 from stages.data.tarscan import HEADER
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """One clip of a pack's shard; `frames`, `offsets` and `crc` are of its JPEGs, in the order of the stream."""
+    """One clip of a pack's shard; `frames`, `offsets` and `crc` are of its JPEGs, in the order of the stream: sorted by
+    frame, or view after view if crops."""
 
     key: str
     offset: int  # of the stream in the tar, bytes
@@ -35,9 +37,10 @@ class PackedRow:
     height: int
     decoder: str
     error: str | None
-    frames: np.ndarray  # [n] int32, sorted, from the clip's start
+    frames: np.ndarray  # [n] int32, from the clip's start
     offsets: np.ndarray  # [n] int64, in the stream
     crc: np.ndarray  # [n] uint32
+    views: list[int]  # `view_digest` of each, if crops
 
 
 class Pack:
@@ -55,18 +58,39 @@ class Pack:
 
         Raises ReskdError for a frame that the pack hasn't, and for whatever isn't as it was packed.
         """
-        packed, tar, asked = self._row(shard, r), self._handles.tars.get(shard, self._open_tar), data.rows(shard)[r]
-        if packed.key != asked.key:
-            raise ReskdError(f"{self.path}, shard {shard} row {r}: the data set has the clip {asked.key!r}, the pack "
-                             f"{packed.key!r}: run `pack` into a new folder")  # fmt: skip
+        packed, tar, asked = self._packed(data, shard, r)
         wanted, inverse = np.unique(np.asarray(frames, np.int64) - asked.start, return_inverse=True)
         places = np.minimum(np.searchsorted(packed.frames, wanted), len(packed.frames) - 1)
         absent = wanted if not len(packed.frames) else wanted[packed.frames[places] != wanted]
         if len(absent):
-            raise self._absent(shard, packed, int(absent[0]))
+            raise self._absent(shard, packed, f"frame {absent[0]}")
+        return np.stack([self._picture(shard, tar, packed, place) for place in places])[inverse], packed.decoder
+
+    def crop(self, data: Dataset, shard: str, r: int, v: int, view: View) -> tuple[np.ndarray, str]:
+        """What stored view number `v` of a row shows, uint8 [T,3,S,S] at the pack's size, and the decoder that served; of a
+        pack of crops. `view` is that view, by the cache.
+
+        Raises ReskdError for a view that the pack hasn't, or has otherwise, and for whatever isn't as it was packed.
+        """
+        packed, tar, _ = self._packed(data, shard, r)
+        if v >= len(packed.views):
+            raise self._absent(shard, packed, f"view {v}")
+        if packed.views[v] != view_digest(view):
+            raise ReskdError(f"{self.path}, shard {shard}, clip {packed.key!r}: its crop of view {v} is of another view than "
+                             "the cache has: run `pack` with this cache into a new folder")  # fmt: skip
+        each = len(packed.frames) // len(packed.views)
+        pictures = [self._picture(shard, tar, packed, place) for place in range(v * each, (v + 1) * each)]
+        return np.stack(pictures).transpose(0, 3, 1, 2), packed.decoder
+
+    def _packed(self, data: Dataset, shard: str, r: int) -> tuple[PackedRow, TarFile, Row]:
+        """A row of the pack, its tar, and the data set's row, which it is of."""
+        packed, tar, asked = self._row(shard, r), self._handles.tars.get(shard, self._open_tar), data.rows(shard)[r]
+        if packed.key != asked.key:
+            raise ReskdError(f"{self.path}, shard {shard} row {r}: the data set has the clip {asked.key!r}, the pack "
+                             f"{packed.key!r}: run `pack` into a new folder")  # fmt: skip
         if zlib.crc32(tar.read(HEADER, packed.offset - HEADER)) != packed.header:
             raise self._stale(shard, f"row {r}: another member lies where {packed.key}.mjpeg was")
-        return np.stack([self._picture(shard, tar, packed, place) for place in places])[inverse], packed.decoder
+        return packed, tar, asked
 
     def check_files(self) -> None:
         """Raises ReskdError, naming the first offender, unless each tar is there with its size, and its rows."""
@@ -121,13 +145,13 @@ class Pack:
         except OSError as error:
             raise self._stale(shard, f"{what}: {error}") from error
 
-    def _absent(self, shard: str, row: PackedRow, frame: int) -> ReskdError:
+    def _absent(self, shard: str, row: PackedRow, what: str) -> ReskdError:
         made, has = self.manifest.identity, f"it has {len(row.frames)} frames"
         if row.error is not None:
             has = f"the clip is in its quarantine: {row.error}"
-        elif made.frames == "views":
+        elif made.frames != "all":
             has += f", those of {made.views} stored views"
-        return ReskdError(f"{self.path}, shard {shard}, clip {row.key!r}: frame {frame} is not in the pack ({has}): use "
+        return ReskdError(f"{self.path}, shard {shard}, clip {row.key!r}: {what} is not in the pack ({has}): use "
                           "the views that it was packed for, or run `pack` with frames: all into a new folder")  # fmt: skip
 
     def _stale(self, shard: str, what: str) -> ReskdError:

@@ -36,3 +36,10 @@ def render(frames: Sequence[np.ndarray], view: View, size: int, via: int | None 
         shrunk = resize(floats, [size, size], InterpolationMode.BILINEAR, antialias=False)
         pixels = shrunk.round().clamp(0, 255).to(torch.uint8).numpy()
     return np.ascontiguousarray(pixels[..., ::-1] if view.flip else pixels)
+
+
+def shrunk(pictures: np.ndarray, size: int) -> np.ndarray:
+    """Finished pictures, uint8 [T,3,S,S], at another size, antialiased."""
+    if pictures.shape[-1] == size:
+        return pictures
+    return resize(torch.from_numpy(np.ascontiguousarray(pictures)), [size, size], antialias=True).numpy()

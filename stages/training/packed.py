@@ -63,6 +63,9 @@ def check_packs(config: TrainConfig, packs: Packs, replay: Replay | None) -> Non
     size = config.render_via or config.size
     if packs.train and replay and not config.data.mismatch:
         check_stored(packs.train, replay, config.data.cache)
+        if packs.train.manifest.identity.frames == "crops" and config.render_via:
+            raise ReskdError(f"render_via {config.render_via}: {packs.train.path} has finished pictures: leave render_via out, "
+                             "or run `pack` with frames: views into a new folder")  # fmt: skip
         warn_if_enlarged(packs.train, replay.manifest.identity.policy, size)
     elif packs.train:
         check_fresh(packs.train, config.policy, size, "fresh views of data.train")
@@ -72,6 +75,8 @@ def check_packs(config: TrainConfig, packs: Packs, replay: Replay | None) -> Non
 
 def frames_by(pack: Pack | None, loader: LoaderConfig) -> dict[str, Any]:
     """How `Clips` comes by its frames. Those of videos, large as they may be, are always shrunk where they are decoded."""
+    if pack and pack.manifest.identity.frames == "crops":
+        return {"crops": pack.crop}
     if pack:
         return {"decode": pack.decode, "on_device": loader.render == "device"}
     return {"decode": decode_kept if loader.resident else None}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,20 +42,22 @@ def plan_pack(config: PackConfig, data: Dataset) -> Plan:
     """
     cache, views = _cache(config, data)
     policy = cache.manifest.identity.policy if cache else config.policy or ViewPolicy()
-    side = stored_side(cache, data, views) if cache else smallest_side(policy)
+    crops, stored = config.frames == "crops", config.frames != "all"
+    side = 1.0 if crops else stored_side(cache, data, views) if cache else smallest_side(policy)
     height = config.height or height_for(config.size, side)
-    wanted = Wanted(cache if config.frames == "views" else None, views)
-    small = _small(config, data, height)
+    wanted = Wanted(cache if stored else None, views, crops)
+    small = () if crops else _small(config, data, height)
     pictures = sample_pictures(data, wanted, height)
-    quality = config.quality if config.psnr is None else _quality_of(config.psnr, pictures)
-    made = PackIdentity(data.shards, decoder_identity(), config.frames, views if config.frames == "views" else None, policy,
-                        side, height, quality, config.psnr)  # fmt: skip
+    encode = partial(jpeg.encode, full_colour=crops)
+    quality = config.quality if config.psnr is None else _quality_of(config.psnr, pictures, encode)
+    made = PackIdentity(data.shards, decoder_identity(), config.frames, views if stored else None, policy, side, height,
+                        quality, config.psnr)  # fmt: skip
     _refuse_other(config.output, made)
     missing = tuple(e.name for e in data.shards if committed(config.output, e.name) is None)
     frames = {e.name: sum(map(len, wanted.of(data, e.name))) for e in data.shards}
-    each = np.mean([len(jpeg.encode(picture, quality)) for picture in pictures])
+    each = np.mean([len(encode(picture, quality)) for picture in pictures])
     size = sum(int(frames[s] * (each + 12) + 2048 * data.entry(s).clips) for s in missing)  # 12: numbers; tar headers
-    return Plan(made, wanted, missing, sum(frames.values()), size, _psnr(pictures, quality), small)
+    return Plan(made, wanted, missing, sum(frames.values()), size, _psnr(pictures, quality, encode), small)
 
 
 def _cache(config: PackConfig, data: Dataset) -> tuple[CacheReader | None, int]:
@@ -85,15 +88,18 @@ def _small(config: PackConfig, data: Dataset, height: int) -> tuple[str, ...]:
     return small
 
 
-def _psnr(pictures: Sequence[np.ndarray], quality: int) -> float:
-    return float(np.mean([jpeg.psnr(jpeg.decode(jpeg.encode(p, quality)), p) for p in pictures]))
+Encode = Callable[[np.ndarray, int], bytes]  # a picture, and the quality
 
 
-def _quality_of(wanted: float, pictures: Sequence[np.ndarray]) -> int:
+def _psnr(pictures: Sequence[np.ndarray], quality: int, encode: Encode) -> float:
+    return float(np.mean([jpeg.psnr(jpeg.decode(encode(p, quality)), p) for p in pictures]))
+
+
+def _quality_of(wanted: float, pictures: Sequence[np.ndarray], encode: Encode) -> int:
     """The lowest quality whose mean PSNR is at least that wanted."""
-    quality = 1 + bisect.bisect_left(range(1, 96), wanted, key=lambda q: _psnr(pictures, q))
+    quality = 1 + bisect.bisect_left(range(1, 96), wanted, key=lambda q: _psnr(pictures, q, encode))
     if quality > 95:
-        raise ReskdError(f"psnr {wanted}: quality 95, the highest, has {_psnr(pictures, 95):.1f} dB: lower it")
+        raise ReskdError(f"psnr {wanted}: quality 95, the highest, has {_psnr(pictures, 95, encode):.1f} dB: lower it")
     return quality
 
 

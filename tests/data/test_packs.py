@@ -212,7 +212,7 @@ def test_other_rows_and_manifests_are_refused(packed, copy):
     manifest = copy / "pack.json"
     whole = manifest.read_text()
     for text, said in [
-        (whole.replace('"format":1', '"format":9'), "format version 9, this program reads 1"),
+        (whole.replace('"format":2', '"format":9'), "format version 9, this program reads 2"),
         (whole[:100], r"pack\.json: damaged"),
         (whole.replace('"finished":true', '"finished":false'), "the pack is not finished: run `pack` again"),
     ]:

@@ -24,7 +24,8 @@ class Arm:
     views: int = 0  # stored views that are replayed
     features: dict[str, Any] | None = None  # how maps are stored
     mismatch: bool = False  # a stored centre view under fresh views of the student
-    packed: float = 0.0  # frames from a pack, of so many times the lowest height that enlarges no crop; 0: from videos
+    packed: str | None = None  # what a pack has, from which its frames come in place of the videos
+    height: float = 1.0  # of frames in the pack, in units of the lowest that enlarges no crop
     schedule: float = 1.0  # in units of the study's epochs
 
     @property
@@ -88,10 +89,11 @@ def wide_arms(views: int, width: int, grid: tuple[int, int]) -> list[Arm]:
 
 
 def packed_arms(best: Arm) -> list[Arm]:
-    """The same from packs of two heights."""
+    """The same from packs: of the frames at two heights, and of crops."""
     return [
-        replace(best, name=f"{best.name}, from a pack", packed=1.0),
-        replace(best, name=f"{best.name}, from a pack of 1.5 × the height", packed=1.5),
+        replace(best, name=f"{best.name}, from a pack", packed="views"),
+        replace(best, name=f"{best.name}, from a pack of 1.5 × the height", packed="views", height=1.5),
+        replace(best, name=f"{best.name}, from a pack of crops", packed="crops"),
     ]
 
 

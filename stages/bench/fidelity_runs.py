@@ -77,8 +77,8 @@ def cache_of(config: StudyConfig, arm: Arm) -> float | None:
     if arm.packed:
         student = _config(TrainConfig, CONFIGS / "student.yaml", {})
         pack(_config(PackConfig, CONFIGS / "pack.yaml", {"data": config.output / "data" / "train", "cache": path,
-                                                         "output": _pack_path(config, arm), "views": views,
-                                                         "size": round(student.size * arm.packed)}))  # fmt: skip
+                                                         "output": _pack_path(config, arm), "views": views, "frames": arm.packed,
+                                                         "size": round(student.size * arm.height)}))  # fmt: skip
     clips = sum(entry.clips for entry in load_manifest(path).identity.shards)
     size = sum(file.stat().st_size for file in path.glob("*/features/c.*"))
     return size / (clips * views)
@@ -134,7 +134,7 @@ def _cache_path(config: StudyConfig, arm: Arm) -> Path:
 
 
 def _pack_path(config: StudyConfig, arm: Arm) -> Path:
-    return config.output / "packs" / f"{arm.cache}-{arm.packed:g}"
+    return config.output / "packs" / f"{arm.cache}-{arm.packed}-{arm.height:g}"
 
 
 def _slug(name: str) -> str:

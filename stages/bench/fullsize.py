@@ -33,11 +33,11 @@ def run_fullsize(output: Path | None, folder: Path) -> list[Figure]:
     """Measure the parts on 340x256 clips of GOP 12, which are made in `folder` and kept."""
     with tempfile.TemporaryDirectory() as temporary, ranks():
         bench = bench_of(Path(temporary), folder, SMALL[0], 8)
-        path = bench.packed("views", SIZES[0])
+        path = bench.packed("crops", SIZES[0])
         data = {"train": bench.data(), "cache": bench.cache(), "pack": path}
         student = bench.student("student", R50, SIZES[0], data=data, losses=DISTILLED)
         made = open_pack(path).manifest.identity
-        part = source_ms(open_dataset(bench.data()), made.policy, VIEWS, SIZES, made)
+        part = source_ms(open_dataset(bench.data()), made.policy, VIEWS, SIZES, made.quality)
         part |= {"t": forward_ms(TEACHER, SIZES[1], 1), "s": step_ms(student, RUNS), "p": input_ms(student, RUNS)}
     loop = STUDENTS * EPOCHS * (part["d"] + part["t"] + part["s"])
     ours = part["D"] + VIEWS * part["t"] + part["k"] + EPOCHS * part["p"] + STUDENTS * EPOCHS * part["s"]

@@ -54,38 +54,48 @@ def run_pack(quick: bool, output: Path | None, trace: Path | None, folder: Path)
 def _input(bench: Bench, kind: Kind, setup: Setup) -> list[Figure]:
     """Milliseconds of one core for a clip of a batch, joined, decoded and rendered."""
     data, reader = open_dataset(bench.data()), CacheReader(bench.cache(), ("logits",))
-    began = time.perf_counter()
-    path = bench.packed("views", setup.size)
-    packing = (time.perf_counter() - began) / setup.clips
+    packs, packing = {}, {}
+    for frames in ("views", "crops"):
+        began = time.perf_counter()
+        packs[frames] = open_pack(bench.packed(frames, setup.size))
+        packing[frames] = 1e3 * (time.perf_counter() - began) / setup.clips
     taken, indices = {}, [(0, r, 0) for r in range(setup.clips)]
-    ways = {"the videos": {}, "the pack": {"decode": open_pack(path).decode}}
-    ways["the pack, shrunk on the device"] = ways["the pack"] | {"on_device": True}
+    ways = {
+        "the videos": {},
+        "the pack": {"decode": packs["views"].decode},
+        "the pack, shrunk on the device": {"decode": packs["views"].decode, "on_device": True},
+        "a pack of crops": {"crops": packs["crops"].crop},
+    }
     for name, way in ways.items():
         clips = Clips(data, size=setup.size, num_classes=2, cache=reader, **way)
         work = partial(clips.__getitems__, indices)
         taken[name] = [1e3 * seconds / setup.clips for seconds in cpu_seconds(work, setup.runs)]
-    source, *packs = taken.values()
-    ratio, of_workers = ([a / b for a, b in zip(source, pack, strict=True)] for pack in packs)
-    larger = clips.__getitems__(indices).windows.pixels.nbytes / setup.clips / (FRAMES * 3 * setup.size**2)
+        if clips.on_device:
+            pixels = clips.__getitems__(indices).windows.pixels.nbytes / setup.clips
+    source, goal = taken["the videos"], GOALS.get(kind, 20)
     return [
         *(measured(f"{kind}: a student's input from {name}", ms, "ms a clip") for name, ms in taken.items()),
-        at_least(f"{kind}: videos ÷ pack", ratio, "times", GOALS.get(kind, 20)),
-        measured(f"{kind}: videos ÷ pack, shrunk on the device", of_workers, "times"),
-        Figure(f"{kind}: bytes to the device of what is shrunk there ÷ of finished pictures", larger, ""),
-        Figure(f"{kind}: packing a clip's {STORED} views, on all cores", 1e3 * packing, "ms"),
-    ]
+        *(at_least(f"{kind}: the videos ÷ {name}", [a / b for a, b in zip(source, ms, strict=True)], "times", goal)
+          for name, ms in taken.items() if ms is not source),
+        Figure(f"{kind}: bytes of what is shrunk on the device ÷ of pictures", pixels / (FRAMES * 3 * setup.size**2), ""),
+        *(Figure(f"{kind}: packing the {name} of a clip's {STORED} views, on all cores", ms, "ms")
+          for name, ms in {"frames": packing["views"], "crops": packing["crops"]}.items()),
+    ]  # fmt: skip
 
 
 def _bytes(bench: Bench, kind: Kind, setup: Setup) -> list[Figure]:
     """Bytes of a pack over those of the videos, at 35 dB."""
     data, figures = open_dataset(bench.data()), []
     source = sum(entry.bytes for entry in data.shards)
-    for frames in ("views", "all"):
+    for frames, what in (
+        ("views", f"{STORED} views' frames"),
+        ("crops", f"{STORED} views' crops"),
+        ("all", "all frames"),
+    ):
         pack = open_pack(bench.packed(frames, setup.size, psnr=35.0))
         size = sum(p.stat().st_size for p in pack.path.rglob("*.tar"))
         made = pack.manifest.identity
-        what = f"{STORED} views' frames" if frames == "views" else "all frames"
         name = f"{kind}: bytes of {what} at 35 dB (quality {made.quality}, {made.height} px) ÷ the videos'"
-        goal = frames == "views" and (kind.width, kind.height) == (340, 256)
+        goal = frames != "all" and (kind.width, kind.height) == (340, 256)
         figures.append(at_most(name, [size / source], "", 1.0) if goal else Figure(name, size / source, ""))
     return figures

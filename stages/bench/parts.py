@@ -16,8 +16,7 @@ from stages.bench.clocks import cpu_seconds
 from stages.config import ModelConfig, TrainConfig
 from stages.data.decode import decode_frames
 from stages.data.join import Batch, Clips
-from stages.data.packfiles import PackIdentity
-from stages.data.packing import pack_clip
+from stages.data.packing import pack_crops
 from stages.data.packs import open_pack
 from stages.data.render import render
 from stages.data.shards import Dataset, open_dataset
@@ -25,6 +24,7 @@ from stages.distill.student import build_student
 from stages.distill.targets import loss_terms, meaning_of, needed_targets
 from stages.models import build_model
 from stages.training.optim import build_optimizer
+from stages.training.packed import frames_by
 
 
 def input_ms(config: TrainConfig, runs: int) -> float:
@@ -52,16 +52,13 @@ def step_ms(config: TrainConfig, runs: int) -> float:
     return 1e3 * median_of(cpu_seconds(step, runs))[0] / config.batch_size
 
 
-def source_ms(
-    data: Dataset, policy: ViewPolicy, views: int, sizes: tuple[int, int], pack: PackIdentity
-) -> dict[str, float]:
+def source_ms(data: Dataset, policy: ViewPolicy, views: int, sizes: tuple[int, int], quality: int) -> dict[str, float]:
     """Of the first clip's video: "d": one view decoded, and rendered at both `sizes` (a student's, a teacher's); "D": so many
-    views decoded at once, each rendered for the teacher; "k": these views' frames decoded, and packed."""
+    views decoded at once, each rendered for the teacher; "k": these views decoded, and packed as crops for the student."""
     shard = data.shards[0].name
     row, video = data.rows(shard)[0], data.read(shard, 0)
     drawn = [sample_view(policy, shard=shard, key=row.key, index=v, num_frames=row.frames, aspect=row.aspect)
              for v in range(views)]  # fmt: skip
-    wanted = np.unique(np.stack([view.frames for view in drawn]))
 
     def shown(views: Sequence[View], sizes: Sequence[int]) -> None:
         frames = np.unique(np.stack([view.frames for view in views]))
@@ -72,7 +69,7 @@ def source_ms(
     return {
         "d": _ms(partial(shown, drawn[:1], sizes)),
         "D": _ms(partial(shown, drawn, sizes[1:])),
-        "k": _ms(partial(pack_clip, video, row, wanted, pack.height, pack.quality)),
+        "k": _ms(partial(pack_crops, video, row, drawn, sizes[0], quality)),
     }
 
 
@@ -89,9 +86,9 @@ def _ms(work: Callable[[], object]) -> float:
 
 
 def _clips(config: TrainConfig) -> Clips:
-    data, pack = open_dataset(config.data.train), config.data.pack
-    return Clips(data, size=config.size, num_classes=len(data.classes), cache=CacheReader(config.data.cache,
-                 needed_targets(config.losses)), decode=open_pack(pack).decode if pack else None)  # fmt: skip
+    data, pack = open_dataset(config.data.train), config.data.pack and open_pack(config.data.pack)
+    return Clips(data, size=config.size, num_classes=len(data.classes), **frames_by(pack, config.loader),
+                 cache=CacheReader(config.data.cache, needed_targets(config.losses)))  # fmt: skip
 
 
 def _batch(config: TrainConfig, clips: Clips) -> Batch:

@@ -25,7 +25,7 @@ from stages.bench import Figure, at_least, at_most, measured, median_of, profile
 from stages.bench.clocks import RUNS, cpu_seconds
 from stages.bench.students import DEMO, FRAMES, R18, R50, Bench, bench_of
 from stages.bench.videos import SMALL
-from stages.config import LossConfig, ModelConfig, TrainConfig
+from stages.config import LoaderConfig, LossConfig, ModelConfig, TrainConfig
 from stages.data.join import Batch, Clips
 from stages.data.packs import open_pack
 from stages.data.shards import open_dataset
@@ -36,6 +36,7 @@ from stages.train_student import train_student
 from stages.training.distributed import ranks
 from stages.training.log import read_metrics
 from stages.training.optim import build_optimizer
+from stages.training.packed import frames_by
 
 PLAIN = LossConfig()
 LOGITS, FEATURES = "logits", "logits + 16 KB of features"
@@ -123,9 +124,9 @@ def _gradient(
 
 
 def _busy(bench: Bench, student: tuple[str, ModelConfig, int, int], device: torch.device, setup: Setup) -> list[Figure]:
-    """The step and its input, each alone, on one core; and training from the pack against the step alone, by the wall."""
+    """The step and its input, each alone, on one core; and stage two from a pack of crops against the step alone, by the wall."""
     name, model, size, _ = student
-    packed = _clips(bench, size)
+    packed, path = _clips(bench, size, "crops"), bench.packed("crops", size)
     net, clips = place(_net(model), device), _batch(packed).clips.to(device)
     optimizer = build_optimizer(net, _run(bench, "none", student).optim, BATCH)
     labels = torch.zeros(BATCH, dtype=torch.int64, device=device)
@@ -141,16 +142,15 @@ def _busy(bench: Bench, student: tuple[str, ModelConfig, int, int], device: torc
     for _ in range(steps):
         step()
     rate = steps * BATCH / (time.perf_counter() - began)
-    trained = [
-        r / rate
-        for r in _rates(_run(bench, f"busy-{model.backbone}-{size}", student, data={"pack": bench.packed(size=size)}))
-    ]
+    run = _run(bench, f"busy-{model.backbone}-{size}", student, data={"cache": bench.cache(), "pack": path},
+               losses=LOSSES[LOGITS].model_dump())  # fmt: skip
+    trained = [r / rate for r in _rates(run)]
     share = 100 * median_of(taken)[0] / (median_of(taken)[0] + median_of(alone)[0])
     return [
         measured(f"{name}: step", alone, "ms a clip"),
-        measured(f"{name}: input from the pack", taken, "ms a clip"),
+        measured(f"{name}: input from a pack of crops", taken, "ms a clip"),
         Figure(f"{name}: the input's share of both", share, "%"),
-        at_least(f"{name}: training from the pack ÷ its step alone", trained, "", 0.9),
+        at_least(f"{name}: stage two from it ÷ the step alone", trained, "", 0.9),
     ]
 
 
@@ -187,9 +187,10 @@ def _net(model: ModelConfig) -> torch.nn.Module:
     return build_model(model.model_copy(update={"num_classes": 2}))
 
 
-def _clips(bench: Bench, size: int) -> Clips:
-    """From the pack, with all targets."""
-    return Clips(open_dataset(bench.data()), size=size, num_classes=2, decode=open_pack(bench.packed(size=size)).decode,
+def _clips(bench: Bench, size: int, frames: str = "all") -> Clips:
+    """From a pack of them, with all targets."""
+    pack = open_pack(bench.packed(frames, size))
+    return Clips(open_dataset(bench.data()), size=size, num_classes=2, **frames_by(pack, LoaderConfig()),
                  cache=CacheReader(bench.cache(), ("logits", "features")))  # fmt: skip
 
 

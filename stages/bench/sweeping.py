@@ -3,8 +3,8 @@
 In the loop every student decodes every clip and asks the teacher in every epoch; that is measured over one epoch of one
 student and multiplied, since nothing in it changes. Ours is measured whole. Both in seconds of cores.
 The bound is computed from parts measured alone, with d, D the milliseconds to decode one view's frames and all stored
-views', j to write a clip's JPEGs, t the teacher's forward of a view, s a student's step, p its input from the pack:
-  in the loop  n e (d + t + s)        ours  (D + V t) + (D + j) + e p + n e s
+views', k these and to pack their crops, t the teacher's forward of a view, s a student's step, p its input from the pack:
+  in the loop  n e (d + t + s)        ours  (D + V t) + k + e p + n e s
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _ours(bench: Bench, setup: Setup) -> dict[str, float]:
 
     cache_teacher(_cache_config(bench, setup))
     lap("stage one")
-    pack(bench.pack_config("pack", size=setup.size, cache=bench.folder / "teacher.zarr"))
+    pack(bench.pack_config("pack", frames="crops", size=setup.size, cache=bench.folder / "teacher.zarr"))
     lap("pack")
     run_sweep(_students(bench, setup))
     lap("students")
@@ -117,7 +117,7 @@ def _parts(bench: Bench, setup: Setup) -> dict[str, float]:
     student, made = _students(bench, setup)["seed=0"], open_pack(bench.folder / "pack").manifest.identity
     sizes = setup.size, setup.teacher_size
     return {
-        **source_ms(open_dataset(bench.data()), made.policy, setup.views, sizes, made),
+        **source_ms(open_dataset(bench.data()), made.policy, setup.views, sizes, made.quality),
         "t": forward_ms(setup.model, setup.teacher_size),
         "s": step_ms(student, RUNS),
         "p": input_ms(student, RUNS),

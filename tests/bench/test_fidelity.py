@@ -74,7 +74,7 @@ def test_a_small_study_from_the_command_line(tmp_path):
     assert all(len(row["top1"]) == 2 for row in arms.values())
     assert arms["int4"]["bytes"] < arms["replay, V = 1"]["bytes"] and arms["labels alone"]["bytes"] is None
     packs = [name for name in arms if ", from a pack" in name]
-    assert [arms[name]["bytes"] for name in packs] == [arms[packs[0].partition(", from")[0]]["bytes"]] * 2
+    assert [arms[name]["bytes"] for name in packs] == [arms[packs[0].partition(", from")[0]]["bytes"]] * 3
     a, b = arms["int4"]["top1"], arms["in the loop, features"]["top1"]
     mean = sum(x - y for x, y in zip(a, b, strict=True)) / 2
     assert figures["int4: minus in the loop, features"].value == pytest.approx(mean)

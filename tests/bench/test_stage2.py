@@ -41,7 +41,7 @@ def test_what_distillation_adds(tmp_path):
     found = figures(tmp_path, "stage2", "--profile", tmp_path / "trace.json")
     assert found["net: logits adds"]["goal"] == "<= 0.1"
     assert found["net: logits + 16 KB of features adds"]["goal"] == "<= 0.3"
-    for name in ("net: step", "net: input from the pack", "net: training from the pack ÷ its step alone"):
+    for name in ("net: step", "net: input from a pack of crops", "net: stage two from it ÷ the step alone"):
         assert found[name]["value"] > 0
     assert found["net: distilled ÷ plain training, clips a second"]["goal"] == ">= 0.97"
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
@@ -49,9 +49,10 @@ def test_what_distillation_adds(tmp_path):
 
 def test_a_pack_against_its_videos(tmp_path):
     found = figures(tmp_path, "pack")
-    taken = [found[f"64x48, GOP 6: a student's input from the {name}"]["value"] for name in ("videos", "pack")]
-    assert found["64x48, GOP 6: videos ÷ pack"]["value"] == pytest.approx(taken[0] / taken[1])
-    assert sum("bytes of" in name for name in found) == 2
+    for pack in ("the pack", "the pack, shrunk on the device", "a pack of crops"):
+        taken = [found[f"64x48, GOP 6: a student's input from {name}"]["value"] for name in ("the videos", pack)]
+        assert found[f"64x48, GOP 6: the videos ÷ {pack}"]["value"] == pytest.approx(taken[0] / taken[1])
+    assert sum("35 dB" in name for name in found) == 3
 
 
 def test_a_cohort_against_single_runs(tmp_path):

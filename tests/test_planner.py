@@ -71,12 +71,14 @@ def test_candidates_of_a_wide_teacher():
         "float16",
         "int8",
         *(f"int8, {dims} dims" for dims in (1024, 512, 256, 128)),
+        "int4, 256 dims",
         "int8, 4×4",
         "int8, 4×4, 1024 dims",
     ]
-    assert [e.name for e in found][:8] == names
+    assert [e.name for e in found][:9] == names
     assert found[-1].setting == "targets.features=null" and found[0].setting == "targets.features=float16"
-    assert found[8].setting == "targets.features={codec: int8, dims: 512, grid: [4, 4]}"
+    assert found[9].setting == "targets.features={codec: int8, dims: 512, grid: [4, 4]}"
+    assert found[-2].setting == "targets.features={codec: int4, dims: 256, grid: [4, 4]}"
     own = FeaturesConfig(codec="int8", energy=0.9, time=4, sample=99)
     first, second, *_ = candidates((8, 7, 7, 2048), own, None)
     assert first.name == "as configured" and first.features.energy == 0.9
@@ -130,8 +132,9 @@ def test_planned_bytes_come_true(data, teacher, cached, tmp_path):
     assert plan["clip_views_missing"] == 400 and plan["probe"]["clip_views"] == 50 and plan["probe"]["failed"] == 0
     assert plan["probe"]["forward_ms"] > 0 and plan["probe"]["decode_ms"] > 0 and plan["teacher_hours"] > 0
     rows = {row["name"]: row for row in plan["encodings"]}
-    reduced = [f"{of}, {dims} dims" for of in ("int8", "int8, 2×2") for dims in (8, 4, 2, 1)]
-    names = ["float16", "int8", *reduced[:4], "int8, 2×2", *reduced[4:], "logits only"]
+    bases = [("int8", dims) for dims in (8, 4, 2, 1)] + [("int4", 2)]
+    names = ["float16", "int8", *(f"{codec}, {dims} dims" for codec, dims in bases), "int8, 2×2"]
+    names += [*(f"{codec}, 2×2, {dims} dims" for codec, dims in bases), "logits only"]
     assert [name for name in rows if name not in FEW_LEVELS] == names
     assert [name for name, row in rows.items() if row["configured"]] == ["float16"]
     real = sum(p.stat().st_size for p in cached.glob("*.tar/*/c.*"))

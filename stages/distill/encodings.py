@@ -15,7 +15,7 @@ from cache.reduction import reduce_maps, reduced_shape
 from stages.config import FeaturesConfig
 from stages.distill.reduction import Sample, error_of, estimate
 
-PARTS = (2, 4, 8, 16)  # of the channels, in a basis
+PARTS = {"int8": (2, 4, 8, 16), "int4": (8,)}  # of the channels, in a basis
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Maps:
 def candidates(
     whole: tuple[int, ...], configured: FeaturesConfig | None, grid: tuple[int, int] | None
 ) -> list[Encoding]:
-    """Encodings of maps [T,H,W,D], from large to small: raw, int8, of fewer channels, of a student's grid, none at all.
+    """Encodings of maps [T,H,W,D], about from large to small: raw, rounded, of fewer channels, of a student's grid, none.
 
     `configured` comes first where it isn't one of them; its `time` goes for all. `grid`: of the student's map; that of
     `configured` where not given. Raises ReskdError for a grid finer than the teacher's.
@@ -74,9 +74,9 @@ def candidates(
         there = "" if of is None else f", {of[0]}×{of[1]}"
         if of is not None:
             found.append(Encoding(f"int8{there}", FeaturesConfig(codec="int8", grid=of, time=time)))
-        for part in (part for part in PARTS if whole[3] // part):
-            asked = FeaturesConfig(codec="int8", dims=whole[3] // part, grid=of, time=time)
-            found.append(Encoding(f"int8{there}, {asked.dims} dims", asked))
+        for codec, part in ((codec, part) for codec, parts in PARTS.items() for part in parts if whole[3] // part):
+            asked = FeaturesConfig(codec=codec, dims=whole[3] // part, grid=of, time=time)
+            found.append(Encoding(f"{codec}{there}, {asked.dims} dims", asked))
     found.append(Encoding("logits only", None))
     if own_of(configured) not in [encoding.features for encoding in found]:
         found.insert(0, Encoding("as configured", own_of(configured)))

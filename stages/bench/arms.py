@@ -104,8 +104,11 @@ def schedule_arms(arms: Sequence[Arm]) -> list[Arm]:
     ]
 
 
-def unreduced(arm: Arm) -> str | None:
-    """The name of the arm with the same views of the same teacher in float16; None where that is no other one."""
+def plain(arm: Arm) -> str | None:
+    """The name of the arm that differs in one thing alone: without the pack, or the same views of the same teacher in
+    float16; None where that is no other one."""
+    if arm.packed:
+        return arm.name.partition(", from")[0]
     if arm.features in (None, RAW) or arm.schedule != 1.0:
         return None
     return "wide teacher, float16" if arm.of == "wide" else f"replay, V = {arm.views}"

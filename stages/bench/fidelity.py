@@ -24,9 +24,9 @@ from stages.bench.arms import (
     encoding_arms,
     first_arms,
     packed_arms,
+    plain,
     reference,
     schedule_arms,
-    unreduced,
     wide_arms,
 )
 from stages.bench.fidelity_runs import cache_of, make_data, run_arm, train_teacher
@@ -137,10 +137,10 @@ def _figures(found: dict[str, Outcome]) -> list[Figure]:
             ok = None if outcome.arm.mismatch else no_worse(outcome, found[to.name])
             goal = None if ok is None else f">= -max({RESOLVED}, 2 standard errors)"
             figures.append(Figure(f"{name}: minus {to.name}", difference, "points", error, goal, ok))
-        if float16 := found.get(unreduced(outcome.arm) or ""):
-            difference, error = paired(outcome, float16)
+        if same := found.get(plain(outcome.arm) or ""):
+            difference, error = paired(outcome, same)
             goal, ok = ">= -2 standard errors", difference >= -2 * error
-            figures.append(Figure(f"{name}: minus {float16.arm.name}", difference, "points", error, goal, ok))
+            figures.append(Figure(f"{name}: minus {same.arm.name}", difference, "points", error, goal, ok))
     return figures
 
 

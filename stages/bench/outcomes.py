@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure as Picture
 from rich.table import Table
 
-from stages.bench.arms import LABELS, Arm, reference, unreduced
+from stages.bench.arms import LABELS, Arm, plain, reference
 from stages.config import StudyConfig
 from stages.training.log import console
 
@@ -82,14 +82,23 @@ def _mean_curve(curves: Curves) -> tuple[np.ndarray, np.ndarray]:
 def print_table(found: Mapping[str, Outcome], config: StudyConfig, views: int, teachers: Mapping[str, float]) -> None:
     """A row an arm."""
     named = ", ".join(f"{name} {top1:.1f} %" for name, top1 in teachers.items())
-    table = Table("arm", "seeds", "top-1 %", "minus in the loop", "minus float16", "bytes a clip·view", "steps to labels' end",
-                  title=f"fidelity: {config.epochs} epochs, V = {views}; teachers: {named}")  # fmt: skip
+    columns = (
+        "arm",
+        "seeds",
+        "top-1 %",
+        "minus in the loop",
+        "minus plain",
+        "bytes a clip·view",
+        "steps to labels' end",
+    )
+    table = Table(*columns, title=f"fidelity: {config.epochs} epochs, V = {views}; teachers: {named}",
+                  caption="plain: the same in float16, or from the videos in place of a pack")  # fmt: skip
     for name, o in found.items():
         to, goal = found.get(reference(o.arm).name) if o.arm.teacher else None, labels_of(found, o.arm)
         steps = None if goal is None or goal is o else steps_to(o.curves, goal.curves)
         cells = [
             _minus(o, to),
-            _minus(o, found.get(unreduced(o.arm) or "")),
+            _minus(o, found.get(plain(o.arm) or "")),
             "" if o.bytes is None else f"{o.bytes:,.0f}",
         ]
         seeds, top1 = str(len(o.top1)), f"{o.mean:.2f} ± {o.std:.2f}"

@@ -28,6 +28,7 @@ from stages.train_student import train_student
 from stages.training.log import console, read_metrics
 from stages.training.memory import peak_memory
 from stages.training.state import in_use
+from stages.training.stopping import AGAIN
 from stages.training.stopwatch import stopwatch
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
@@ -126,7 +127,7 @@ def _prepare(config: DemoConfig) -> None:
 def _train(config: DemoConfig, kind: str, seed: int, timed: Callable) -> Path:
     """Train one net and score it on the test split; returns its run folder."""
     run = _run_config(config, kind, seed)
-    timed(f"train {kind} {seed}", lambda: train_student(run, resume=True))
+    timed(f"train {kind} {seed}", lambda: train_student(run, resume=True, go_on=AGAIN))
     scored = EvaluateConfig(checkpoint=run.output / "last.safetensors", data=config.output / "data" / "test",
                           output=run.output / "test.json", batch_size=64)  # fmt: skip
     timed(f"evaluate {kind} {seed}", lambda: evaluate(scored))

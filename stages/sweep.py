@@ -23,9 +23,9 @@ from stages.ledger import teacher_ledger
 from stages.plots import pareto
 from stages.train_student import train_cohort
 from stages.training.log import console
-from stages.training.loop import Interrupted
 from stages.training.shared import shared_keys
 from stages.training.state import in_use
+from stages.training.stopping import AGAIN, Interrupted
 from stages.training.stopwatch import stopwatch
 
 OURS = {"sweep.json", "sweep.png", "seconds.json", "passes.json"}
@@ -141,7 +141,7 @@ def _train(cohorts: Sequence[Mapping[str, TrainConfig]], out: Path) -> tuple[dic
         if pending:
             _note_passes(out, " + ".join(pending), max(cohort[name].schedule.epochs for name in pending))
         try:
-            timed(" + ".join(cohort), partial(train_cohort, cohort, resume=True))
+            timed(" + ".join(cohort), partial(train_cohort, cohort, resume=True, go_on=AGAIN))
         except Interrupted:
             raise
         except Exception as error:  # of one alone, anything: the next cohort is not to suffer for it

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import psutil
 import torch
@@ -37,7 +38,7 @@ from stages.training.shared import check_shared, order_seed, with_stored_views
 from stages.training.state import check_run, in_use, load_state, open_run
 
 
-def train_student(config: TrainConfig, **options: bool) -> dict:
+def train_student(config: TrainConfig, **options: Any) -> dict:
     """Train a student (or, without `data.cache`, a teacher or a baseline) and write its run folder `config.output`.
 
     The folder: config.yaml (resolved), metrics.jsonl, tensorboard/, last.pt (for --resume), last.safetensors and
@@ -54,13 +55,16 @@ def train_cohort(
     overwrite: bool = False,
     allow_partial: bool = False,
     dry_run: bool = False,
+    go_on: str = "go on with --resume",
 ) -> dict[str, dict]:
     """Train several students on one stream of clips, decoded, joined and validated on once; returns their results.
 
     Each is what it would be alone (up to floating point), in a folder of its own. They differ in what they like but
     for SHARED. `resume`: those that are finished are left alone, those that are further than others wait for the stream.
-    `allow_partial`: train on an unfinished cache's finished shards, saying what is left out.
-    Raises ReskdError where they can't share a stream, and once the others are at their ends, for those that failed.
+    `allow_partial`: train on an unfinished cache's finished shards, saying what is left out. `go_on`: what to do after an
+    interruption, for its message.
+    Raises ReskdError where they can't share a stream, and once the others are at their ends, for those that failed;
+    Interrupted where a signal asked to stop, be it at the last step.
     """
     started = time.perf_counter()
     check_shared(configs)
@@ -95,13 +99,13 @@ def train_cohort(
                 results[name] = result
                 del members[name]
         if members:
-            results |= _train(members, data, val, packs, targets, replay, online, order, at, started)
+            results |= _train(members, data, val, packs, targets, replay, online, order, at, started, go_on)
         return {name: results[name] for name in configs}
 
 
 def _train(members: Mapping[str, Member], data: Dataset, val: Dataset | None, packs: Packs, targets: Sequence[str],
-           replay: Replay | None, online: OnlineTeacher | None, order: Order, at: Ranks, started: float
-           ) -> dict[str, dict]:  # fmt: skip
+           replay: Replay | None, online: OnlineTeacher | None, order: Order, at: Ranks, started: float,
+           go_on: str) -> dict[str, dict]:  # fmt: skip
     """Wire what the loop takes: batches, targets, validation, weights and results to disk."""
     shared, results = next(iter(members.values())).config, {}
     first, *others = dict.fromkeys((member.config.size, member.config.render_via) for member in members.values())
@@ -124,13 +128,13 @@ def _train(members: Mapping[str, Member], data: Dataset, val: Dataset | None, pa
         card = ModelCard(config.model, data.classes, config.size, config.render_via, config.eval_policy, notes)
         save_model(config.output / f"{name}.safetensors", evaluated, card)
 
-    def ended(name: str, progress: Progress) -> None:
+    def ended(name: str, progress: Progress, failed_clips: int) -> None:
         config = members[name].config
         results[name] = {
             "best": progress.best,
             "steps": progress.step,
             "clips_seen": progress.step * order.group * config.batch_size,
-            "failed_clips": int(at.sum(torch.tensor(progress.failed, device=at.device))),
+            "failed_clips": failed_clips,
             "gmacs": members[name].gmacs,
             "seconds": time.perf_counter() - started,
         }
@@ -158,7 +162,7 @@ def _train(members: Mapping[str, Member], data: Dataset, val: Dataset | None, pa
     read = {name for member in members.values() for name in needed_targets(member.config.losses)}
     dtype = torch.bfloat16 if any(run.amp for run in runs) else torch.float32
     teach = online.teach(at.device, sorted(read), dtype) if online else None
-    fit(runs, batches, order.steps_per_epoch(), teach=teach, validate=validate if val else None)
+    fit(runs, batches, order.steps_per_epoch(), teach=teach, validate=validate if val else None, go_on=go_on)
     return results
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import time
 
 import numpy as np
@@ -13,6 +14,8 @@ from cache.reader import load_manifest
 from stages.configfile import load_sweep
 from stages.ledger import teacher_ledger
 from stages.sweep import Point, pareto_front, run_sweep
+from stages.training import loop
+from stages.training.stopping import Interrupted
 from tests.runs import QUICK, command
 
 
@@ -72,6 +75,45 @@ def test_one_that_fails_leaves_the_rest_and_is_named(file, tmp_path):
     result = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert set(result["students"]) == {"good", "other"} and set(result["failed"]) == {"bad"}
     assert all(0 <= row["score"] <= 100 for row in result["students"].values())
+
+
+@pytest.mark.parametrize("where", ["_optimizer_step", "_validate", "_finish"])
+def test_a_signal_at_the_end_of_a_cohort_stops_the_sweep(file, tmp_path, monkeypatch, where):
+    students = load_sweep(file, [*SET, "students={first: {}, second: {batch_size: 8}}"])
+    work, last = getattr(loop, where), 12 - (where == "_optimizer_step")
+
+    def signalled(chosen, *rest):
+        run = chosen if where == "_finish" else chosen[0]
+        if run.progress.step == last:
+            signal.raise_signal(signal.SIGTERM)
+        return work(chosen, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="at step 12 of 12; all is saved") as stopped:
+        patch.setattr(loop, where, signalled)
+        run_sweep(students)
+    assert "run it again: it goes on" in str(stopped.value) and "--" not in str(stopped.value)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    done = tmp_path / "sweep" / "first" / "result.json"
+    before = done.stat().st_mtime_ns
+    assert not list((tmp_path / "sweep" / "second").glob("*"))
+    assert set(run_sweep(students)["students"]) == set(students)
+    assert done.stat().st_mtime_ns == before
+
+
+def test_a_signal_beside_a_failure_stops_the_sweep(file, tmp_path, monkeypatch):
+    """Both in one step: the loop ends by the failure, and the signal has its usual effect then."""
+    students = load_sweep(file, [*SET, "students={bad: {optim: {name: sgd, lr: 1.0e+30}}, second: {batch_size: 8}}"])
+    work = loop._optimizer_step
+
+    def signalled(at_work, *rest):
+        if at_work[0].progress.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return work(at_work, *rest)
+
+    monkeypatch.setattr(loop, "_optimizer_step", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(students)
+    assert not (tmp_path / "sweep" / "second").exists()
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def test_a_resume_replays_the_views_it_began_with(data, teacher, tmp_path):
     state = torch.load(cut.output / "last.pt", weights_only=True)
     torch.save({**state, "order": "another"}, cut.output / "last.pt")
     (cut.output / "result.json").unlink()
-    refuses(cut, "not those that the run began with.*--overwrite", resume=True)
+    refuses(cut, "not those that the run began with.*delete", resume=True)
 
 
 def test_features_alone_leave_the_classifier_as_it_is(data, cached, tmp_path, capfd):

@@ -65,15 +65,16 @@ class Zygote:
         assert status == expect, command.said()
         return command.said()
 
-    def run_ranks(self, arguments: list[str], world: int) -> None:
-        """The command on `world` ranks, with the environment that torchrun gives each."""
+    def run_ranks(self, arguments: list[str], world: int, expect: int = 0) -> str:
+        """The command on `world` ranks, with the environment that torchrun gives each; returns what rank 0 said."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": free.getsockname()[1]}
         texts = {key: str(value) for key, value in common.items()} | {"MASTER_ADDR": "127.0.0.1"}
         commands = [self.start(arguments, RANK=str(r), LOCAL_RANK=str(r), **texts) for r in range(world)]
         for command in commands:
-            assert command.wait() == 0, command.said()
+            assert command.wait() == expect, command.said()
+        return commands[0].said()
 
     def kill_all(self) -> None:
         for command in self.commands:

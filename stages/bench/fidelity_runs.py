@@ -20,6 +20,7 @@ from stages.pack import pack
 from stages.prepare import prepare
 from stages.train_student import train_student
 from stages.training.log import console, read_metrics
+from stages.training.stopping import AGAIN
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
 SPLITS = ("train", "val", "test")
@@ -48,7 +49,7 @@ def train_teacher(config: StudyConfig, name: str) -> Net:
     file, folder = CONFIGS / f"{name}.yaml", config.output / name
     changes = {"output": folder, "schedule.epochs": config.teacher_epochs,
                "schedule.warmup_epochs": min(1.0, config.teacher_epochs / 4), **_data(config)}  # fmt: skip
-    train_student(_config(TrainConfig, file, changes), resume=True)
+    train_student(_config(TrainConfig, file, changes), resume=True, go_on=AGAIN)
     student = _config(TrainConfig, CONFIGS / "student.yaml", {"output": folder, **_data(config)})
     grid = model_stats(_built(student), student.size).grid
     teacher = _config(TrainConfig, file, changes)
@@ -109,7 +110,7 @@ def run_arm(config: StudyConfig, arm: Arm, seed: int) -> dict:
         changes["data.mismatch"] = True
     if arm.teacher != "cached" or arm.mismatch:
         changes["policy"] = _config(CacheConfig, CONFIGS / "cache.yaml", {}).policy.to_json()
-    train_student(_config(TrainConfig, CONFIGS / "student.yaml", changes), resume=True)
+    train_student(_config(TrainConfig, CONFIGS / "student.yaml", changes), resume=True, go_on=AGAIN)
     curve = [(row["step"], row["top1"]) for row in read_metrics(folder) if row["kind"] == "val"]
     result = {"top1": _test(config, folder)["top1"], "curve": curve}
     write_atomically(done, json.dumps(result).encode())

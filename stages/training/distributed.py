@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -48,6 +48,14 @@ class Ranks:
         gathered: list[object] = [None] * self.world
         dist.all_gather_object(gathered, value)
         return gathered
+
+    def failed(self, mine: Mapping[int, Exception]) -> dict[int, Exception]:
+        """What failed on any rank, on every rank. Another rank's error comes as a ReskdError: not every kind can travel."""
+        if self.world == 1:
+            return dict(mine)
+        said = {i: e if type(e) is ReskdError else ReskdError(f"{type(e).__name__}: {e}") for i, e in mine.items()}
+        every = {i: error for theirs in self.gather(said) for i, error in theirs.items()}
+        return dict(sorted((every | mine).items()))
 
     def first_does(self, work: Callable[[], None]) -> None:
         """Rank 0 does it before any other goes on; what it refuses, every rank refuses."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -18,10 +16,11 @@ from stages.distill.targets import loss_terms
 from stages.training.log import RunLog, console, progress_bar
 from stages.training.metrics import Net, headline
 from stages.training.run import Run, check_finite, leave, own_draws, save_run
+from stages.training.stopping import Interrupted, stop_requested
 
 
-class Interrupted(ReskdError):
-    """The run was asked to stop, and has saved where it stands."""
+class Failed(ReskdError):
+    """Students failed while the others went on to their ends. Of several ranks every one raises it."""
 
 
 def fit(
@@ -31,6 +30,7 @@ def fit(
     *,
     teach: Callable[[Batch], Batch] | None,
     validate: Callable[[Sequence[Net]], list[dict | Exception]] | None,
+    go_on: str = "go on with --resume",
 ) -> None:
     """Train the students of `runs`, in place, on one stream; each as it would be alone.
 
@@ -38,8 +38,8 @@ def fit(
     device its targets, where a teacher is in the loop; `validate` gives metrics of nets in eval mode. A run that a
     checkpoint has further than others waits for the stream; one that ends early, or fails, leaves the others to go on.
 
-    Raises ReskdError where a run failed (of several, once the others are at their ends; its last good checkpoint is
-    kept), and Interrupted after a SIGINT or SIGTERM, once every run is saved.
+    Raises Failed where a run of several did, once the others are at their ends (its last good checkpoint is kept), and
+    Interrupted after a SIGINT or SIGTERM, once every run is saved, at the very end, too: `go_on` says what then.
     """
     config, ranks = runs[0].config, runs[0].ranks  # what runs share: see shared.SHARED
     global_batch = config.batch_size * config.accumulate * ranks.world
@@ -47,11 +47,11 @@ def fit(
     for run in runs if ranks.first else ():
         run.log = RunLog(run.config.output, run.progress.step)
     stream = iter(batches(divmod(step, steps_per_epoch)))
-    _each([run for run in runs if run.progress.step == run.steps], runs, _finish)
-    with progress_bar("clips", disable=not ranks.first) as bar, _stop_requested() as stop_requested:
+    _each([run for run in runs if run.progress.step == run.steps], runs, _finish, agreed=True)
+    with progress_bar("clips", disable=not ranks.first) as bar, stop_requested() as asked:
         task = bar.add_task("train", total=total, completed=step, rate=0.0, note="")
-        since, since_step = time.perf_counter(), step
-        while left := [run for run in runs if run.failure is None and run.progress.step < run.steps]:
+        since, since_step, stop = time.perf_counter(), step, False
+        while not stop and (left := _unfinished(runs)):
             ahead = min(run.progress.step for run in left)
             if ahead > step:  # who was behind has failed: skip what it needed
                 step = since_step = ahead
@@ -64,7 +64,7 @@ def fit(
 
             if logged:
                 rate = (step - since_step) * global_batch / (time.perf_counter() - since)
-                _each(at_work, runs, lambda run: _log_row(run, rate))  # noqa: B023
+                _each(at_work, runs, lambda run: _log_row(run, rate), agreed=True)  # noqa: B023
                 bar.update(task, completed=step, rate=rate, note=_note(at_work))
             due = [run for run in at_work if run.failure is None and ended and _is_due(run, epoch, step)]
             if validate and due:
@@ -73,35 +73,50 @@ def fit(
                 since, since_step = time.perf_counter(), step
 
             # Ranks agree on stopping only where they meet anyway: asking at every step would cost each one a wait.
-            stop = stop_requested() if ranks.world == 1 else logged and ranks.any(stop_requested())
+            stop = asked() if ranks.world == 1 else logged and ranks.any(asked())
             if ended or stop or step % config.checkpoint_every == 0:
-                _each(at_work, runs, save_run)
-            _each([run for run in at_work if run.steps == step], runs, _finish)
-            if stop and step < total:
-                names = ", ".join(str(run.config.output) for run in runs if run.steps > step and run.failure is None)
-                raise Interrupted(f"{names}: stopped at step {step} of {total}; all is saved, go on with --resume")
-    failed = {str(run.config.output): run.failure for run in runs if run.failure}
+                _each(at_work, runs, save_run, agreed=True)
+            _each([run for run in at_work if run.steps == step], runs, _finish, agreed=True)
+        failed = [run for run in runs if run.failure]
+        lines = "".join(f"\n  {run.config.output}: {run.failure}" for run in failed)
+        if stop or ranks.any(asked()):
+            left = ", ".join(str(run.config.output) for run in _unfinished(runs))
+            where = f"{left}: stopped" if left else "all at their ends: stopped"
+            said = f"{where} at step {step} of {total}; all is saved, {go_on}"
+            raise Interrupted(f"{said}\n{len(failed)} failed:{lines}" if failed else said)
     if failed:
-        raise ReskdError(f"{len(failed)} of {len(runs)} students failed, all others are finished:\n"
-                         + "\n".join(f"  {where}: {error}" for where, error in failed.items()))  # fmt: skip
+        several = f"{len(failed)} of {len(runs)} students failed, all others are finished:{lines}"
+        raise Failed(several if len(runs) > 1 else str(failed[0].failure))
 
 
-def _each(chosen: Sequence[Run], runs: Sequence[Run], work: Callable[[Run], object]) -> None:
+def _unfinished(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.failure is None and run.progress.step < run.steps]
+
+
+def _each(chosen: Sequence[Run], runs: Sequence[Run], work: Callable[[Run], object], agreed: bool = False) -> None:
     """`work` for every chosen run that hasn't failed; where one fails and isn't the only one of `runs`, it is taken out.
 
-    Among several ranks a failure stops all: one rank may be alone in meeting it, and the others would wait for it.
+    `agreed`: among several ranks, whatever fails on any of them fails on all. Such work must not fail before its
+    collectives. An error in any other work stops all ranks: one may be alone in meeting it, and the others would wait.
     """
-    for run in chosen:
+    ranks, failed = runs[0].ranks, {}
+    for i, run in enumerate(chosen):
         if run.failure is not None:
             continue
         try:
             with own_draws(run):
                 work(run)
         except Exception as error:
-            if len(runs) == 1 or run.ranks.world > 1:
+            alone = len(runs) == 1 and ranks.world == 1
+            if alone or (ranks.world > 1 and not agreed):
                 raise
             leave(run, error)
-            said = escape(f"{run.config.output}: {type(error).__name__}: {error}")
+            failed[i] = run.failure
+    for i, error in (ranks.failed(failed) if agreed else failed).items():
+        if chosen[i].failure is None:  # on another rank
+            leave(chosen[i], error)
+        if ranks.first and len(runs) > 1:
+            said = escape(f"{chosen[i].config.output}: {type(error).__name__}: {error}")
             console.print(f"[bold red]out[/] {said}; the others go on")
 
 
@@ -143,8 +158,10 @@ def _backward(run: Run, batch: Batch, there: Batch, epoch: int, last: bool) -> N
         terms = loss_terms(answer, there, config.losses, run.meaning)
         loss = sum(weights[name] * value for name, value in terms.items())
         run.progress.add({"loss": loss, **terms})
-        if ranks.device.type == "cpu":  # elsewhere the look would cost a wait: see check_finite
-            check_finite(run)
+        if ranks.device.type == "cpu" and ranks.world == 1:
+            # On a GPU the look would cost a wait, and a rank that stops here alone leaves the others in their all-reduce:
+            # there the next log row or checkpoint finds it.
+            check_finite(run, run.progress.sums)
         (loss / config.accumulate).backward()
 
 
@@ -181,25 +198,26 @@ def _validate(due: Sequence[Run], runs: Sequence[Run], epoch: int, validate: Cal
             of = f"{run.config.output.name}  " if len(runs) > 1 else ""
             console.print(f"{of}epoch {epoch}/{run.config.schedule.epochs}  val {headline(metrics)}")
 
-    _each(due, runs, keep)
+    _each(due, runs, keep, agreed=True)
 
 
 def _finish(run: Run) -> None:
     run.ranks.average_statistics(run.evaluated)
+    failed_clips = run.ranks.sum(torch.tensor(run.progress.failed, device=run.ranks.device))
     if run.ranks.first:
         run.save_weights("last", run.evaluated, {"epoch": run.config.schedule.epochs})
         run.log.close()
-    run.ended(run.progress)
+    run.ended(run.progress, int(failed_clips))
 
 
 def _log_row(run: Run, rate: float) -> None:
     """The row since the last one: means over micro-batches and ranks, each term beside its weight."""
-    check_finite(run)
     progress, ranks = run.progress, run.ranks
     names = list(progress.sums)
-    means = ranks.mean(torch.stack([progress.sums[n].float() for n in names]) / progress.summed).tolist()
-    values = dict(zip(names, means, strict=True))
+    means = ranks.mean(torch.stack([progress.sums[n].float() for n in names]) / progress.summed).cpu()
     failed = int(ranks.sum(torch.tensor(progress.failed, device=ranks.device)))
+    check_finite(run, dict(zip(names, means, strict=True)))  # which is not finite on any rank, isn't in the mean
+    values = dict(zip(names, means.tolist(), strict=True))
     progress.sums, progress.summed, progress.loss = {}, 0, values["loss"]
     terms = {n: {"value": values[n], "weight": w} for n, w in run.config.losses.weights().items()}
     lr = run.optimizer.param_groups[0]["lr"]
@@ -213,24 +231,3 @@ def _note(at_work: Sequence[Run]) -> str:
     if len(losses) < 2:
         return "".join(f"loss {loss:.4f}" for loss in losses)
     return f"{len(losses)} students, loss {min(losses):.4f} to {max(losses):.4f}"
-
-
-@contextmanager
-def _stop_requested() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM ask the loop to stop at the next step instead of killing it; a second one kills."""
-    asked = []
-
-    def ask(number, frame):
-        asked.append(number)
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-    try:
-        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: nobody sends it signals
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -151,7 +151,7 @@ class Net(NamedTuple):
 @torch.inference_mode()
 def score_each(nets: Sequence[Net], batches: Iterable[Batch], classes: int, ranks: Ranks) -> list[dict | Exception]:
     """`measure` of several nets over one stream of whole videos, probabilities averaged; an error in the place of one that
-    fails: by scores that are not finite, or, of several on one rank, by anything."""
+    fails: by scores that are not finite, or, of several nets or ranks, by anything, on any rank."""
     rows: list[list[Rows]] = [[] for _ in nets]
     failed: dict[int, Exception] = {}
     for batch in raising(batches):
@@ -162,9 +162,10 @@ def score_each(nets: Sequence[Net], batches: Iterable[Batch], classes: int, rank
             try:
                 rows[i].append(_scored(net.model, batch, there.seen_at(net.rendering), net.amp))
             except Exception as error:
-                if len(nets) == 1 or ranks.world > 1:  # the other ranks would wait
+                if len(nets) == 1 and ranks.world == 1:
                     raise
                 failed[i] = error
+    failed = ranks.failed(failed)
     return [failed.get(i) or _measured(of_net, classes, ranks) for i, of_net in enumerate(rows)]
 
 

@@ -68,8 +68,8 @@ def open_replay(wanted: TrainData, targets: Sequence[str], data: Dataset, allow_
         ]
         return Replay(manifest, views, rows, constants)
     if not allow_partial:
-        raise ReskdError(f"{path} is not finished ({unfinished}): run cache-teacher again, or train on what is there with "
-                         f"--allow-partial")  # fmt: skip
+        raise ReskdError(f"{path} is not finished ({unfinished}): run cache-teacher again, or train on what is there by "
+                         f"train-student --allow-partial")  # fmt: skip
     return Replay(manifest, views, _partial_rows(path, views, targets, data, usable), constants)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -52,7 +52,7 @@ class Run:
     schedule: Schedule
     meaning: Meaning  # of the targets
     save_weights: Callable[[str, torch.nn.Module, dict], None]  # ("best" | "last", model, notes)
-    ended: Callable[[Progress], None]  # called on every rank when its last step is taken and saved
+    ended: Callable[[Progress, int], None]  # on every rank, once all is saved, with the failed clips of all ranks
     rendering: Rendering | None = None  # what it sees of a batch, where that isn't the batch's own clips
     progress: Progress = field(default_factory=Progress)
     random: dict = field(default_factory=torch_state)  # of torch's generators: each run draws from its own
@@ -122,15 +122,15 @@ def leave(run: Run, error: Exception) -> None:
     error.__context__ = error.__cause__ = None
     run.optimizer.zero_grad(set_to_none=True)
     run.optimizer.state.clear()
-    run.student.to("cpu")
+    run.wrapped = run.student.to("cpu")  # without the buckets of several ranks' gradients
     if run.ema:
         run.ema.module.to("cpu")
 
 
-def check_finite(run: Run) -> None:
-    """Raise before a checkpoint is written over by one whose weights have met a NaN."""
+def check_finite(run: Run, terms: Mapping[str, torch.Tensor]) -> None:
+    """Raise before a checkpoint is written over by one whose weights have met a NaN; `terms`: "loss" and its terms."""
     config, progress = run.config, run.progress
-    bad = [name for name, value in progress.sums.items() if not torch.isfinite(value)]
+    bad = [name for name, value in terms.items() if not torch.isfinite(value)]
     if bad:
         raise ReskdError(
             f"{config.output}: {' and '.join(n for n in bad if n != 'loss') or 'the loss'} is not finite at step "
@@ -145,16 +145,20 @@ def _kept(config: TrainConfig) -> str:
 
 
 def save_run(run: Run) -> None:
-    """Write last.pt. BatchNorm's buffers, generators, and sums are each rank's own: all are kept."""
-    check_finite(run)
+    """Write last.pt. BatchNorm's buffers, generators, and sums are each rank's own: all are kept.
+
+    Raises ReskdError, on every rank, where a sum of any of them or a weight is not finite.
+    """
     config, progress, model, adapter = run.config, run.progress, run.student.model, run.student.adapter
-    if not all(bool(p.isfinite().all()) for p in run.student.parameters()):
-        raise ReskdError(f"{config.output}: weights are not finite after step {progress.step}; {_kept(config)}; lower "
-                         f"optim.lr or set optim.clip_grad")  # fmt: skip
     buffers = {name: value.cpu() for name, value in model.named_buffers()}
     own = {"random": random_state(), "buffers": buffers, "failed": progress.failed,
            "sums": {n: v.cpu() for n, v in progress.sums.items()}, "summed": progress.summed}  # fmt: skip
     each = run.ranks.gather(own)
+    for of_rank in each:
+        check_finite(run, of_rank["sums"])
+    if not all(bool(p.isfinite().all()) for p in run.student.parameters()):
+        raise ReskdError(f"{config.output}: weights are not finite after step {progress.step}; {_kept(config)}; lower "
+                         f"optim.lr or set optim.clip_grad")  # fmt: skip
     if run.ranks.first:
         state = {
             "world": run.ranks.world,
@@ -174,12 +178,12 @@ def _restore(run: Run, state: dict) -> None:
     """Take up a run where `save_run` left it. Raises ReskdError for other ranks or clips than it had."""
     config, ranks, student = run.config, run.ranks, run.student
     if state["world"] != ranks.world:
-        raise ReskdError(f"the checkpoint is of {state['world']} processes, this run has {ranks.world}: resume with "
+        raise ReskdError(f"the checkpoint is of {state['world']} processes, this run has {ranks.world}: go on with "
                          f"as many")  # fmt: skip
     if state["order"] != run.order:
         raise ReskdError(f"{config.output}: the clips of {config.data.train}, or what {config.data.cache or 'it'} has "
-                         f"of them, are not those that the run began with: put them back, or begin anew with "
-                         f"--overwrite")  # fmt: skip
+                         f"of them, are not those that the run began with: put them back, or delete "
+                         f"{config.output} to begin anew")  # fmt: skip
     own = state["ranks"][ranks.rank]
     student.model.load_state_dict(state["model"])
     student.model.load_state_dict(own["buffers"], strict=False)

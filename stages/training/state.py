@@ -91,7 +91,7 @@ def _load(stored: Path) -> dict:
         values = yaml.safe_load(stored.read_text())
         values["data"]["views"]
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
-        raise ReskdError(f"{stored} is damaged ({error!r}): start again with --overwrite") from error
+        raise ReskdError(f"{stored} is damaged ({error!r}): delete {stored.parent} to begin anew") from error
     return values
 
 
@@ -102,7 +102,8 @@ def _compare(stored: Path, config: TrainConfig) -> None:
     if differing:
         lines = [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in differing]
         raise ReskdError(f"{stored.parent} holds a run of another config:\n" + "\n".join(lines)
-                         + "\nresume with the stored config, begin anew with --overwrite, or give another output")  # fmt: skip
+                         + f"\ngo on with the stored config, delete {stored.parent} to begin anew, or give another "
+                         f"output")  # fmt: skip
 
 
 def save_state(path: Path, state: dict) -> None:
@@ -116,7 +117,7 @@ def load_state(path: Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise ReskdError(f"checkpoint {path} can't be read ({error}): start again with --overwrite") from error
+        raise ReskdError(f"checkpoint {path} can't be read ({error}): delete {path.parent} to begin anew") from error
 
 
 def torch_state() -> dict:

@@ -1,5 +1,8 @@
 """Two processes: adapters, class maps and averaged weights under DDP, and statistics that ranks estimate together."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +45,28 @@ def test_two_processes_equal_one_that_accumulates(zygote, data, cached, tmp_path
             for key, value in theirs[part].items():
                 if "running" not in key and "tracked" not in key:  # batch statistics are each rank's own
                     assert np.allclose(ours[part][key], value, rtol=2e-3, atol=1e-4), key
+
+
+def test_one_that_fails_on_a_rank_does_not_stop_the_others(zygote, data, cached, tmp_path):
+    """A loss that is not finite, and a disk that only rank 0 writes to: both ranks take the student out, and no other."""
+    common = options(f"data.train={data.train}", f"data.val={data.val}", f"data.cache={cached}", *QUICK, "size=16",
+                     "losses.feature_mse=5", "schedule.epochs=1", "log_every=4", "checkpoint_every=3")  # fmt: skip
+    fine = "wide: {size: 20, optim: {clip_grad: 1.0}}, disk: {}, other: {seed: 1, ema: 0.9}"
+    bad = "bad: {optim: {name: sgd, lr: 1.0e+30, clip_grad: 5.0}}"
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    zygote.run_ranks(["train-student", *common, *options(f"output={whole}", f"students={{{fine}}}")], world=2)
+    (cut / "disk" / ".last.pt.partial").mkdir(parents=True)  # in the way of its first checkpoint
+    shutil.copy(whole / "disk" / "config.yaml", cut / "disk")
+    command = ["train-student", *common, *options(f"output={cut}", f"students={{{bad}, {fine}}}"), "--resume"]
+    said = " ".join(zygote.run_ranks(command, world=2, expect=1).split())
+    assert "2 of 4 students failed, all others are finished" in said and "Is a directory" in said
+    assert re.search(r"cut/bad: .*not finite at step", said)
+    for name in ("wide", "other"):
+        for kind in ("train", "val"):
+            assert rows_of(cut / name, kind) == rows_of(whole / name, kind)
+        ours, theirs = (load_model(f / name / "last.safetensors")[0].state_dict() for f in (cut, whole))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert {p.parent.name for p in cut.glob("*/result.json")} == {"wide", "other"}
 
 
 def test_two_processes_estimate_statistics_together(zygote, data, teacher, tmp_path):

@@ -4,6 +4,7 @@ So nothing that a killed run spent is forgotten, and what is computed again is p
 """
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 NOTE = "paid"  # its name among the manifest's notes
-LEDGERS = ".paid-*.jsonl"  # at the root, one a rank; gone once the cache is finalised
+COUNTED = "paid_ledgers"  # beside it: the names of the ledgers that its sum has, of which a kill may leave some behind
+LEDGERS = ".paid-*.jsonl"  # at the root, one a rank and run; gone once the cache is finalised
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,14 @@ def open_ledger(path: str | Path, rank: int, began: float) -> Callable[[float, i
 
     `began`: when this run did, by `time.perf_counter`. A line survives a kill (not a power cut: none is synced).
     """
-    file, last = Path(path) / LEDGERS.replace("*", str(rank)), began
+    name = f"{rank}-{secrets.token_hex(8)}"  # which none had before: see COUNTED
+    file, last = Path(path) / LEDGERS.replace("*", name), began
 
     def spend(forward_seconds: float, clip_views: int) -> None:
         nonlocal last
         now = time.perf_counter()
         with open(file, "a") as ledger:
-            ledger.write(
-                "\n" + json.dumps(asdict(Paid(forward_seconds, clip_views, now - last)))
-            )  # after a cut line, too
+            ledger.write(json.dumps(asdict(Paid(forward_seconds, clip_views, now - last))) + "\n")
         last = now
 
     return spend
@@ -56,11 +57,19 @@ def paid_for(path: str | Path, notes: Mapping[str, Any]) -> Paid | None:
     """All that was paid for the cache so far, by its manifest's notes and the ledgers beside it; None: not known."""
     spent = [Paid(**notes[NOTE])] if NOTE in notes else []
     for file in sorted(Path(path).glob(LEDGERS)):
+        if file.name in notes.get(COUNTED, ()):
+            continue
         spent += [Paid(**json.loads(line)) for line in file.read_text().splitlines() if line.endswith("}")]
     return sum(spent, Paid()) if spent else None
 
 
+def with_paid(path: str | Path, notes: Mapping[str, Any]) -> dict[str, Any]:
+    """The notes with the sum of all ledgers, and with their names: once these are written, none counts again."""
+    paid, ledgers = paid_for(path, notes), sorted(file.name for file in Path(path).glob(LEDGERS))
+    return {**notes, NOTE: asdict(paid), COUNTED: ledgers} if ledgers and paid else dict(notes)
+
+
 def close_ledgers(path: str | Path) -> None:
-    """Remove them, once the manifest has their sum."""
+    """Remove them, once the manifest has their sum and their names."""
     for file in Path(path).glob(LEDGERS):
         file.unlink(missing_ok=True)

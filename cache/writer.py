@@ -9,7 +9,7 @@ next, so that the same input always ends in the same bytes.
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from cache.group import (
     write_attributes,
 )
 from cache.manifest import CONSTANTS, FORMAT, Manifest, grown, keys_digest
-from cache.paid import NOTE, close_ledgers, paid_for
+from cache.paid import close_ledgers, with_paid
 from cache.store import METADATA, VerifiedStore, file_digest, make_folders, sync, write_atomically
 
 
@@ -143,14 +143,13 @@ def finalise(path: str | Path) -> Manifest:
             f"{manifest.views} views: {', '.join(unfinished[:3])}{' …' if len(unfinished) > 3 else ''}. "
             "Run cache-teacher again: it does what is missing."
         )
-    paid = paid_for(path, manifest.notes)
     manifest = replace(
         manifest,
         finalised=manifest.views,
         finalised_shards=len(manifest.identity.shards),
         finalised_targets=tuple(manifest.identity.targets),
         quarantine=quarantine,
-        notes=manifest.notes if paid is None else manifest.notes | {NOTE: asdict(paid)},
+        notes=with_paid(path, manifest.notes),
     )
     write_attributes(path, manifest.to_json())
     close_ledgers(path)

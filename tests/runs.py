@@ -57,7 +57,7 @@ def tree(path: Path) -> dict[str, str]:
     found = {str(p.relative_to(path)): p.read_bytes() for p in files}
     if "zarr.json" in found and b'"paid"' in found["zarr.json"]:
         node = json.loads(found["zarr.json"])
-        del node["attributes"]["notes"]["paid"]
+        del node["attributes"]["notes"]["paid"], node["attributes"]["notes"]["paid_ledgers"]
         found["zarr.json"] = json.dumps(node).encode()
     return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
 

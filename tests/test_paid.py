@@ -76,8 +76,8 @@ def test_ledgers_of_ranks_are_summed_and_a_cut_line_is_left_out(tmp_path):
         spend = open_ledger(tmp_path, rank, began=0.0)
         spend(0.5, 4)
         spend(0.25, 3)
-    with open(tmp_path / ".paid-1.jsonl", "a") as file:
-        file.write('\n{"forward_seconds": 0.')
+    (cut,) = tmp_path.glob(".paid-1-*.jsonl")
+    cut.write_text(cut.read_text() + '{"forward_seconds": 0.')
     open_ledger(tmp_path, 1, began=0.0)(0.5, 1)
     paid = paid_for(tmp_path, {"paid": {"forward_seconds": 1.0, "clip_views": 10, "seconds": 0.0}})
     assert (paid.forward_seconds, paid.clip_views) == (1.0 + 1.5 + 0.5, 10 + 14 + 1)

@@ -1,4 +1,5 @@
 """Runs the steps of a cache's life and dies at the k-th call that touches the disk, for every k (or every so many).
+With the step "paid" it is `finalise` alone, with ledgers of two ranks: whatever was paid counts once.
 
 Started by test_kills.py as a process of its own, small enough to fork hundreds of times.
 Prints one JSON object: {"calls": how many there are, "states": how many different folders the kills left behind,
@@ -18,6 +19,7 @@ from small_caches import CONSTANTS, content, identity_of, keys_of, tree_of, writ
 
 from cache.group import load_group
 from cache.manifest import Manifest
+from cache.paid import open_ledger, paid_for
 from cache.reader import CacheReader, load_manifest
 from cache.writer import create_cache, finalise, missing_work
 
@@ -190,5 +192,49 @@ def run(name: str, folder: Path, stride: int) -> dict:
     return {"calls": int(calls), "states": len(seen), "wrong": wrong}
 
 
+SPENT = [(0, 1.0, 3), (1, 2.0, 5), (1, 4.0, 7)]  # rank, forward seconds, clip·views
+
+
+def bill(path: Path) -> tuple[float, int]:
+    paid = paid_for(path, load_manifest(path).notes)
+    return paid.forward_seconds, paid.clip_views
+
+
+def run_on(path: Path, more: bool) -> tuple[float, int]:
+    """The run after a kill, which may spend again before it finalises; what has been paid in the end."""
+    if more:
+        open_ledger(path, 0, 0.0)(8.0, 9)
+    finalise(path)
+    return bill(path)
+
+
+def run_paid(folder: Path) -> dict:
+    base, path = folder / "base", folder / "path"
+    create_cache(base, ONE, CONSTANTS)
+    write_views(base, ONE, SHARD, range(1))
+    for rank, seconds, clip_views in SPENT:
+        open_ledger(base, rank, 0.0)(seconds, clip_views)
+
+    def killed_at(k: int) -> int:
+        calls = die_at(k)
+        finalise(path)
+        return calls[0]
+
+    shutil.copytree(base, path)
+    calls, wrong, states = int(in_child(killed_at, 0)[1]), [], set()
+    for k in range(1, calls + 1):
+        for more in (False, True):
+            shutil.rmtree(path)
+            shutil.copytree(base, path)
+            status, text = in_child(killed_at, k)
+            states.add((load_manifest(path).finalised, len(list(path.glob(".paid-*")))))
+            seen, wanted = in_child(bill, path)[1], (15.0, 24) if more else (7.0, 15)
+            ended = in_child(run_on, path, more)[1]
+            if (status, seen, ended) != (DIED, "(7.0, 15)", str(wanted)) or list(path.glob(".paid-*")):
+                wrong.append(f"call {k}, more {more}: {status} {text}; {seen} seen, then {ended}, wanted {wanted}")
+    return {"calls": calls, "states": len(states), "wrong": wrong}
+
+
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))))
+    step, where = sys.argv[1], Path(sys.argv[2])
+    print(json.dumps(run_paid(where) if step == "paid" else run(step, where, int(sys.argv[3]))))

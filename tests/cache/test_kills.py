@@ -14,7 +14,13 @@ DRIVER = Path(__file__).with_name("kill_driver.py")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
 @pytest.mark.parametrize(
     ("step", "stride", "calls", "states"),
-    [("first_commit", 1, 50, 25), ("growth", 1, 50, 25), ("another_target", 1, 30, 15), ("everything", 5, 150, 25)],
+    [
+        ("first_commit", 1, 50, 25),
+        ("growth", 1, 50, 25),
+        ("another_target", 1, 30, 15),
+        ("everything", 5, 150, 25),
+        ("paid", 1, 4, 3),  # not finalised; finalised, and all ledgers there, or two of them, or one
+    ],
 )
 def test_killed_at_any_call_a_commit_is_whole_or_not_there_and_a_rerun_ends_alike(
     tmp_path, step, stride, calls, states

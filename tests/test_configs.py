@@ -22,12 +22,13 @@ from stages.config import (
     StudyConfig,
     TrainConfig,
 )
-from stages.configfile import load_config, read_values
+from stages.configfile import load_cohort, load_config, load_sweep, read_values
 from stages.data.join import Batch
 from stages.distill.student import build_student
 from stages.distill.targets import Meaning, loss_terms
 from stages.models import ModelStats, build_model, enable_grad_checkpointing, model_stats
 from stages.training.optim import build_optimizer, build_schedule
+from stages.training.shared import check_shared
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [p for p in sorted((ROOT / "configs").rglob("*.yaml")) if p.relative_to(ROOT).parts[1] != "base"]
@@ -46,8 +47,13 @@ def each(files: list[Path]):
     return pytest.mark.parametrize("file", files, ids=short)
 
 
+MANY = {"cohort": load_cohort, "sweep": load_sweep}
+
+
 @cache
-def load(file: Path) -> TrainConfig | CacheConfig | PackConfig | DemoConfig | StudyConfig:
+def load(file: Path) -> TrainConfig | CacheConfig | PackConfig | DemoConfig | StudyConfig | dict[str, TrainConfig]:
+    if file.stem in MANY:
+        return MANY[file.stem](file)
     own = {"cache": CacheConfig, "pack": PackConfig, "demo": DemoConfig, "study": StudyConfig}
     return load_config(own.get(file.stem.split("_")[0], TrainConfig), file)
 
@@ -71,10 +77,22 @@ def said(file: Path, name: str) -> str:
 def test_a_config_is_valid_and_headed_by_the_command_that_runs_it(file):
     config = load(file)
     own = {CacheConfig: "cache-teacher", PackConfig: "pack", DemoConfig: "demo", StudyConfig: "bench fidelity"}
-    command = own.get(type(config), "train-student")
+    command = "sweep" if file.stem == "sweep" else own.get(type(config), "train-student")
     line = header(file)[1]
     assert f"pipeline.py {command}" in line
     assert isinstance(config, DemoConfig | StudyConfig) or line.endswith(f"--config {file.relative_to(ROOT)}")
+
+
+@each([p for p in SHIPPED if p.stem in MANY])
+def test_students_of_a_config_share_a_stream_and_the_readme_shows_it(file):
+    students = load(file)
+    check_shared(students)
+    base = load(file.parent / yaml.safe_load(file.read_text())["base"])
+    assert len(students) > 2 and {config.data.cache for config in students.values()} == {base.data.cache}
+    assert {config.output.parent for config in students.values()} == {Path("runs") / short(file)}
+    text = (ROOT / "README.md").read_text()
+    assert "base:" + file.read_text().partition("\nbase:")[2] in text
+    assert header(file)[1] in text
 
 
 def test_every_base_serves_some_config():

@@ -55,6 +55,8 @@ def test_your_own_videos(own_videos, tmp_path):
     ]
     for step in steps:
         zygote.run(step)
+    for step in commands("Many students"):
+        zygote.run([*step, "--dry-run"])
     zygote.close()
     score = json.loads((tmp_path / "runs/own/student/test.json").read_text())
     assert score["clips"] == 9 and score["size"] == 56

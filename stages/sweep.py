@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
 
 from cache.errors import ReskdError
 from cache.store import write_atomically
 from stages.config import EvaluateConfig, TrainConfig
-from stages.configfile import flat
 from stages.data.join import check_labels
 from stages.data.shards import open_dataset
 from stages.evaluate import evaluate
+from stages.front import identity, over_seeds, pareto_front, show_front
 from stages.ledger import teacher_ledger
 from stages.plots import pareto
 from stages.train_student import train_cohort
@@ -29,23 +27,6 @@ from stages.training.stopping import AGAIN, Interrupted
 from stages.training.stopwatch import stopwatch
 
 OURS = {"sweep.json", "sweep.png", "seconds.json", "passes.json"}
-
-
-@dataclass(frozen=True)
-class Point:
-    """Students that differ in their seeds alone."""
-
-    name: str
-    gflops: float  # of a view
-    scores: tuple[float, ...]  # in percent, of each seed
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.scores))
-
-    @property
-    def std(self) -> float:
-        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else 0.0
 
 
 def run_sweep(
@@ -82,7 +63,7 @@ def run_sweep(
                 except ReskdError as error:
                     failed[name] = str(error)
         done = {name: students[name] for name in rows}
-        points = _over_seeds(done, rows)
+        points = over_seeds(done, rows)
         ledger, front = _ledger(done, out, seconds), pareto_front(points)
         result = {
             "students": rows,
@@ -96,7 +77,7 @@ def run_sweep(
             by = "mAP" if any(row["headline"] == "map" for row in rows.values()) else "top-1"
             on = test or "validation, each at its best"
             pareto(out / "sweep.png", points, front, f"{by} on {on}, %")
-            _show(points, front, f"{by} %", f"on {on}")
+            show_front(points, front, f"{by} %", f"on {on}")
             console.print(f"written: {out}/sweep.json, sweep.png", highlight=False)
         _show_ledger(ledger)
     if failed:
@@ -115,7 +96,7 @@ def _check(students: Mapping[str, TrainConfig], test: Path | None) -> None:
         raise ReskdError(f"a student can't be called {min(taken)}: the sweep writes a file of that name")
     alike: dict[str, str] = {}
     for name, config in students.items():
-        other = alike.setdefault(_identity(config, "output"), name)
+        other = alike.setdefault(identity(config, "output"), name)
         if other != name:
             raise ReskdError(f"the students {other} and {name} are the same: leave one out, or give it another seed")
     if test is None:
@@ -164,15 +145,6 @@ def _passes(out: Path) -> dict[str, int]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """Those that no other beats at as few GFLOPs, in the order of these."""
-    front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.gflops, -p.mean)):
-        if not front or point.mean > front[-1].mean:
-            front.append(point)
-    return front
-
-
 def _cohorts(students: Mapping[str, TrainConfig], at_once: int) -> list[dict[str, TrainConfig]]:
     """Students that agree on the stream together, at most `at_once` of them, in their order."""
     streams: dict[str, list[str]] = {}
@@ -213,25 +185,6 @@ def _scored(config: TrainConfig, test: Path | None) -> dict:
     }
 
 
-def _over_seeds(students: Mapping[str, TrainConfig], rows: Mapping[str, dict]) -> list[Point]:
-    """A point for students that are alike but for seed and folder; none for those that were never validated."""
-    groups: dict[str, list[str]] = {}
-    for name, config in students.items():
-        if rows[name]["score"] is not None:
-            groups.setdefault(_identity(config, "output", "seed"), []).append(name)
-    points = []
-    for names in groups.values():
-        parts = [part for part in names[0].split(",") if len(names) == 1 or not part.startswith("seed=")]
-        scores = tuple(rows[name]["score"] for name in names)
-        points.append(Point(",".join(parts) or "student", rows[names[0]]["gflops"], scores))
-    return points
-
-
-def _identity(config: TrainConfig, *without: str) -> str:
-    values = flat(config.model_dump(mode="json"))
-    return json.dumps({key: value for key, value in values.items() if key not in without}, sort_keys=True)
-
-
 def _ledger(done: Mapping[str, TrainConfig], out: Path, seconds: Mapping[str, float]) -> dict:
     """What the teacher and decoding were paid for; alone, each student would have decoded each of its epochs."""
     runs: dict[Path, list[Path]] = {}
@@ -250,14 +203,6 @@ def _say_plan(cohorts: Sequence[Mapping[str, TrainConfig]], at_once: int) -> Non
     table = Table("cohort", "students", "epochs decoded", title=f"sweep: at most {at_once} students on one stream")
     for number, cohort in enumerate(cohorts, 1):
         table.add_row(str(number), " ".join(cohort), str(max(c.schedule.epochs for c in cohort.values())))
-    console.print(table)
-
-
-def _show(points: Sequence[Point], front: Sequence[Point], by: str, title: str) -> None:
-    table = Table("student", "GFLOPs a view", by, "on the front", title=title)
-    for point in sorted(points, key=lambda p: p.gflops):
-        spread = f" ± {point.std:.2f} ({len(point.scores)} seeds)" if len(point.scores) > 1 else ""
-        table.add_row(point.name, f"{point.gflops:.4g}", f"{point.mean:.2f}{spread}", "*" if point in front else "")
     console.print(table)
 
 

@@ -12,8 +12,9 @@ from cache.errors import ReskdError
 from cache.paid import open_ledger, paid_for
 from cache.reader import load_manifest
 from stages.configfile import load_sweep
+from stages.front import Point, pareto_front
 from stages.ledger import teacher_ledger
-from stages.sweep import Point, pareto_front, run_sweep
+from stages.sweep import run_sweep
 from stages.training import loop
 from stages.training.stopping import Interrupted
 from tests.runs import QUICK, command

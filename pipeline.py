@@ -352,7 +352,10 @@ def sweep(config_file, overrides, grid, at_once, test, dry_run):
     teacher cost, and what it would have in the loop. A rerun goes on, and takes more students.
 
     \b
+    pipeline.py sweep --config configs/own/sweep.yaml
     pipeline.py sweep --config configs/demo/tsm/distilled.yaml --set output=runs/sweep --grid size=16,24 --grid seed=0,1
+
+    Several processes train each cohort together: torchrun --nproc-per-node N pipeline.py sweep ...
     """
     from stages.configfile import load_sweep
     from stages.sweep import run_sweep

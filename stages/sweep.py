@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from stages.front import identity, over_seeds, pareto_front, show_front
 from stages.ledger import teacher_ledger
 from stages.plots import pareto
 from stages.train_student import train_cohort
+from stages.training.distributed import Ranks, ranks
 from stages.training.log import console
+from stages.training.loop import Failed
 from stages.training.shared import shared_keys
 from stages.training.state import in_use
 from stages.training.stopping import AGAIN, Interrupted
@@ -38,60 +40,74 @@ def run_sweep(
     one cohort after another. `test`: a data set on which the last weights are scored; without it, it is each one's best
     validation. A rerun goes on where the sweep was; students may be added.
     {"students": {name: {"score": by the "headline", top1 or map, "gflops", ...}}, "points": over seeds, "front": names on
-    the Pareto front of the score over GFLOPs, "ledger", "failed": {name: reason}}.
+    the Pareto front of the score over GFLOPs, "ledger", "failed": {name: reason}}. Several ranks train each cohort
+    together, and rank 0 writes.
     Raises ReskdError before any training for a student that can't be trained, or whose folder holds another run, and at
     the end where some failed.
     """
     out, cohorts = _folder(students), _cohorts(students, at_once)
     _check(students, test)
-    _say_plan(cohorts, at_once)
-    for cohort in cohorts:  # what a later one lacks is said before the first begins
-        with console.capture() as said:
-            train_cohort(cohort, dry_run=True, resume=True)
+    with ranks() as at:
+        if at.first:
+            _say_plan(cohorts, at_once)
+        for cohort in cohorts:  # what a later one lacks is said before the first begins
+            with console.capture() as said:
+                train_cohort(cohort, dry_run=True, resume=True)
+            if dry_run and at.first:
+                console.print(said.get(), markup=False, highlight=False, end="")
         if dry_run:
-            console.print(said.get(), markup=False, highlight=False, end="")
-    if dry_run:
-        return {"cohorts": [list(cohort) for cohort in cohorts]}
-    out.mkdir(parents=True, exist_ok=True)
-    with in_use(out / "sweep.json"):
-        failed, seconds = _train(cohorts, out)
-        rows = {}
-        for name, config in students.items():
-            if name not in failed:
-                try:
-                    rows[name] = _scored(config, test)
-                except ReskdError as error:
-                    failed[name] = str(error)
-        done = {name: students[name] for name in rows}
-        points = over_seeds(done, rows)
-        ledger, front = _ledger(done, out, seconds), pareto_front(points)
-        result = {
-            "students": rows,
-            "points": [{"name": p.name, "gflops": p.gflops, "score": p.mean, "score_std": p.std} for p in points],
-            "front": [point.name for point in front],
-            "ledger": ledger,
-            "failed": failed,
-        }
-        write_atomically(out / "sweep.json", (json.dumps(result, indent=2) + "\n").encode())
-        if points:
-            by = "mAP" if any(row["headline"] == "map" for row in rows.values()) else "top-1"
-            on = test or "validation, each at its best"
-            pareto(out / "sweep.png", points, front, f"{by} on {on}, %")
-            show_front(points, front, f"{by} %", f"on {on}")
-            console.print(f"written: {out}/sweep.json, sweep.png", highlight=False)
-        _show_ledger(ledger)
+            return {"cohorts": [list(cohort) for cohort in cohorts]}
+        out.mkdir(parents=True, exist_ok=True)
+        with in_use(out / "sweep.json") if at.first else nullcontext():
+            failed, seconds = _train(cohorts, out, at)
+            rows = {}
+            for name, config in students.items():
+                if name not in failed:
+                    try:
+                        rows[name] = _scored(config, test, at)
+                    except ReskdError as error:
+                        if at.world > 1:  # it may be this rank's alone
+                            raise
+                        failed[name] = str(error)
+            result = at.gather(_report(students, rows, failed, seconds, out, test) if at.first else None)[0]
     if failed:
         raise ReskdError(f"{len(failed)} of {len(students)} students failed:\n"
                          + "\n".join(dict.fromkeys(failed.values())) + "\nrun it again: what is done stays")  # fmt: skip
     return result
 
 
+def _report(
+    students: Mapping[str, TrainConfig],
+    rows: Mapping[str, dict],
+    failed: Mapping[str, str],
+    seconds: Mapping[str, float],
+    out: Path,
+    test: Path | None,
+) -> dict:
+    """Write sweep.json and sweep.png of what is done (`rows`), and print it."""
+    done = {name: students[name] for name in rows}
+    points = over_seeds(done, rows)
+    ledger, front = _ledger(done, out, seconds), pareto_front(points)
+    result = {
+        "students": rows,
+        "points": [{"name": p.name, "gflops": p.gflops, "score": p.mean, "score_std": p.std} for p in points],
+        "front": [point.name for point in front],
+        "ledger": ledger,
+        "failed": failed,
+    }
+    write_atomically(out / "sweep.json", (json.dumps(result, indent=2) + "\n").encode())
+    if points:
+        by = "mAP" if any(row["headline"] == "map" for row in rows.values()) else "top-1"
+        on = test or "validation, each at its best"
+        pareto(out / "sweep.png", points, front, f"{by} on {on}, %")
+        show_front(points, front, f"{by} %", f"on {on}")
+        console.print(f"written: {out}/sweep.json, sweep.png", highlight=False)
+    _show_ledger(ledger)
+    return result
+
+
 def _check(students: Mapping[str, TrainConfig], test: Path | None) -> None:
     """Refuse before work what would be found after it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ReskdError(
-            "a sweep runs in one process: start it without torchrun, or one sweep a GPU with an output of its own"
-        )
     if taken := OURS & students.keys():
         raise ReskdError(f"a student can't be called {min(taken)}: the sweep writes a file of that name")
     alike: dict[str, str] = {}
@@ -113,19 +129,24 @@ def _check(students: Mapping[str, TrainConfig], test: Path | None) -> None:
                              f"(prepare --class-order {train})")  # fmt: skip
 
 
-def _train(cohorts: Sequence[Mapping[str, TrainConfig]], out: Path) -> tuple[dict[str, str], dict[str, float]]:
-    """Name -> reason of the students that failed, and the seconds of each cohort; notes the epochs that were decoded."""
-    timed, seconds = stopwatch(out / "seconds.json")
+def _train(
+    cohorts: Sequence[Mapping[str, TrainConfig]], out: Path, at: Ranks
+) -> tuple[dict[str, str], dict[str, float]]:
+    """Name -> reason of the students that failed, and the seconds of each cohort (rank 0's); notes the epochs that were
+    decoded."""
+    timed, seconds = stopwatch(out / "seconds.json") if at.first else ((lambda _, stage: stage()), {})
     failed: dict[str, str] = {}
     for cohort in cohorts:
         pending = [name for name, config in cohort.items() if not (config.output / "result.json").exists()]
-        if pending:
+        if pending and at.first:
             _note_passes(out, " + ".join(pending), max(cohort[name].schedule.epochs for name in pending))
         try:
             timed(" + ".join(cohort), partial(train_cohort, cohort, resume=True, go_on=AGAIN))
         except Interrupted:
             raise
         except Exception as error:  # of one alone, anything: the next cohort is not to suffer for it
+            if at.world > 1 and not isinstance(error, Failed):  # which alone all ranks are sure to share
+                raise
             missing = [name for name in pending if not (cohort[name].output / "result.json").exists()]
             if not missing:
                 raise
@@ -164,7 +185,7 @@ def _folder(students: Mapping[str, TrainConfig]) -> Path:
     return folders.pop()
 
 
-def _scored(config: TrainConfig, test: Path | None) -> dict:
+def _scored(config: TrainConfig, test: Path | None, at: Ranks) -> dict:
     result = json.loads((config.output / "result.json").read_text())
     metrics = result["best"] or {}
     if test is not None:
@@ -173,7 +194,7 @@ def _scored(config: TrainConfig, test: Path | None) -> dict:
             scored.exists() and scored.stat().st_mtime_ns >= weights.stat().st_mtime_ns
         )  # not of a run replaced since
         metrics = json.loads(scored.read_text()) if current else {}
-        if metrics.get("data") != str(test):
+        if at.any(metrics.get("data") != str(test)):
             metrics = evaluate(EvaluateConfig(checkpoint=weights, data=test, output=scored,
                                               amp=config.amp, batch_size=64, loader=config.loader))  # fmt: skip
     headline = metrics.get("headline")

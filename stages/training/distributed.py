@@ -100,7 +100,8 @@ def cores() -> int:
 
 @contextmanager
 def ranks(patience: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
-    """Join the process group that torchrun describes in the environment, and leave it at the end.
+    """Join the process group that torchrun describes in the environment, and leave it at the end; inside another such
+    context it is that one's group (torchrun's store can't make a second one in the same process).
 
     `patience`: how long one rank waits for another before the run is given up.
     """
@@ -112,10 +113,11 @@ def ranks(patience: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
     elif "OMP_NUM_THREADS" not in os.environ:
         # Workers decode beside the net: threads for every core would wait for one another at each layer.
         torch.set_num_threads(max(1, cores() // 2))
-    if world > 1:
+    mine = world > 1 and not dist.is_initialized()
+    if mine:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     try:
         yield Ranks(rank, world, device)
     finally:
-        if world > 1:
+        if mine:
             dist.destroy_process_group()

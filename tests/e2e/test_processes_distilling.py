@@ -1,5 +1,6 @@
 """Two processes: adapters, class maps and averaged weights under DDP, and statistics that ranks estimate together."""
 
+import json
 import re
 import shutil
 
@@ -67,6 +68,25 @@ def test_one_that_fails_on_a_rank_does_not_stop_the_others(zygote, data, cached,
         ours, theirs = (load_model(f / name / "last.safetensors")[0].state_dict() for f in (cut, whole))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert {p.parent.name for p in cut.glob("*/result.json")} == {"wide", "other"}
+
+
+def test_two_processes_sweep_cohort_after_cohort(zygote, data, cached, tmp_path):
+    """The cohort after one with a failure is trained, too; all are scored together, and rank 0 writes."""
+    common = options(f"data.train={data.train}", f"data.val={data.val}", f"data.cache={cached}", *QUICK, "size=16",
+                     "losses.logit_kl=1", "schedule.epochs=1", f"output={tmp_path / 'sweep'}")  # fmt: skip
+    fine, bad = "good: {}, other: {batch_size: 8}", "bad: {optim: {name: sgd, lr: 1.0e+30}}"
+    command = ["sweep", *common, "--test", data.val]
+    said = zygote.run_ranks([*command, *options(f"students={{{bad}, {fine}}}")], world=2, expect=1)
+    assert "1 of 3 students failed" in said and "run it again: what is done stays" in said
+    result = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert set(result["students"]) == {"good", "other"} and set(result["failed"]) == {"bad"}
+    assert result["ledger"]["decode_passes"] == 2 and result["students"]["good"]["clips_seen"] == 6 * 32
+    assert [command.said().count("written: ") for command in zygote.commands[-2:]] == [1, 0]
+    scored = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/test.json")}
+    zygote.run([*command, *options(f"students={{{fine}}}")])  # in one process: all is done
+    again = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert again["students"] == result["students"] and again["failed"] == {}
+    assert len(scored) == 2 and {path: path.stat().st_mtime_ns for path in scored} == scored
 
 
 def test_two_processes_estimate_statistics_together(zygote, data, teacher, tmp_path):

@@ -88,13 +88,12 @@ def wide_arms(views: int, width: int, grid: tuple[int, int]) -> list[Arm]:
     ]
 
 
-def packed_arms(best: Arm) -> list[Arm]:
-    """The same from packs: of the frames at two heights, and of crops."""
-    return [
-        replace(best, name=f"{best.name}, from a pack", packed="views"),
-        replace(best, name=f"{best.name}, from a pack of 1.5 × the height", packed="views", height=1.5),
-        replace(best, name=f"{best.name}, from a pack of crops", packed="crops"),
-    ]
+def packed_arms(best: Arm, quick: bool) -> list[Arm]:
+    """The same from packs: of crops, and of the frames at two heights."""
+    crops = replace(best, name=f"{best.name}, from a pack of crops", packed="crops")
+    frames = replace(best, name=f"{best.name}, from a pack", packed="views")
+    higher = replace(frames, name=f"{frames.name} of 1.5 × the height", height=1.5)
+    return [crops] if quick else [frames, higher, crops]
 
 
 def schedule_arms(arms: Sequence[Arm]) -> list[Arm]:

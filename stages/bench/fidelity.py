@@ -52,7 +52,7 @@ def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
         encoded = run(encoding_arms(views, nets["teacher"].width, nets["teacher"].student_grid, config.quick))
         found |= encoded
         best = _best(found, encoded)
-        found |= run(packed_arms(best))
+        found |= run(packed_arms(best, config.quick))
         if not config.quick:
             found |= run(
                 [

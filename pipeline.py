@@ -271,7 +271,7 @@ def pack(config_file, overrides, dry_run, **options):
 
     train-student reads them with data.pack (and data.val_pack), evaluate with --pack, in place of the videos.
 
-    
+    \b
     --frames views  the frames that the stored views of --cache need, for students of several sizes
     --frames crops  these views themselves, cut out and shrunk to --size: the fastest, for students of one size
     --frames all    every frame: for validation, evaluation and fresh views, too

@@ -54,12 +54,8 @@ def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
         best = _best(found, encoded)
         found |= run(packed_arms(best, config.quick))
         if not config.quick:
-            found |= run(
-                [
-                    *wide_arms(views, nets["wide"].width, nets["wide"].student_grid),
-                    *schedule_arms([LABELS, ONLINE, best]),
-                ]
-            )
+            wide = wide_arms(views, nets["wide"].width, nets["wide"].student_grid)
+            found |= run([*wide, *schedule_arms([LABELS, ONLINE, best])])
     figures = _figures(found)
     _write(config, found, best, views)
     print_table(found, config, views, {name: net.top1 for name, net in nets.items()})

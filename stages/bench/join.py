@@ -23,10 +23,10 @@ from stages.models import build_model
 
 CLASSES, FRAMES, CLIPS = 400, 8, 1024
 MAP = (8, 4, 4, 128)  # 16 KB in int8
-DISK = {
-    "any": 50_000,
-    "grid": 20_000,
-}  # bytes that maps of 8×7×7×2048 may take: for any student, and for those of a grid
+# Encodings of maps of 8×7×7×2048: codec, dimensions, a student's grid, and the bytes that they may take. Of random maps in a
+# basis no number is zero: they take the most that they can.
+WAYS = (("int8", None, 7, None), ("int4", None, 7, None), ("int8", 128, 7, None), ("int4", 256, 7, 50_000),
+        ("int4", 256, 4, 20_000))  # fmt: skip
 
 
 def run_join(quick: bool, output: Path | None) -> list[Figure]:
@@ -135,13 +135,7 @@ def _encoding() -> list[Figure]:
     with torch.inference_mode():
         teacher = float(np.median(cpu_seconds(lambda: model(clip))))
     figures = [Figure("ResNet-50 at 224, 8 frames, one core", 1e3 * teacher, "ms a clip·view")]
-    for codec, dims, grid in (
-        ("int8", None, 7),
-        ("int4", None, 7),
-        ("int8", 128, 7),
-        ("int4", 256, 7),
-        ("int4", 256, 4),
-    ):
+    for codec, dims, grid, most in WAYS:
         sample = Sample((8, grid, grid), moments=dims is not None)
         sample.add(maps, np.zeros(len(maps), bool))
         constants = estimate(sample, codec, dims, None)
@@ -155,7 +149,6 @@ def _encoding() -> list[Figure]:
         cost = [s / len(maps) for s in cpu_seconds(encode)]
         figures.append(Figure(name, 1e3 * float(np.median(cost)), "ms a clip·view"))
         figures.append(at_most(f"{name}, of the teacher's time", [100 * s / teacher for s in cost], "%", 3))
-        if dims and codec == "int4":  # of random maps in a basis nothing is zero: the most that it can be
-            most = DISK["any" if grid == 7 else "grid"]
+        if most:
             figures.append(at_most(f"{name}, on disk", [encode() / len(maps)], "B a clip·view", most))
     return figures

@@ -13,10 +13,12 @@ from stages.bench import Figure, at_least, at_most, measured, profiled, show
 from stages.bench.clocks import RUNS, cpu_seconds
 from stages.bench.students import FRAMES, Bench, bench_of
 from stages.bench.videos import LARGE, SMALL, Kind
+from stages.config import LoaderConfig
 from stages.data.join import Clips
 from stages.data.packs import open_pack
 from stages.data.shards import open_dataset
 from stages.training.distributed import ranks
+from stages.training.packed import frames_by
 
 GOALS = {SMALL[0]: 20, SMALL[1]: 20, LARGE[0]: 200, LARGE[1]: 200}
 STORED = 4  # views of the cache
@@ -61,13 +63,14 @@ def _input(bench: Bench, kind: Kind, setup: Setup) -> list[Figure]:
         packing[frames] = 1e3 * (time.perf_counter() - began) / setup.clips
     taken, indices = {}, [(0, r, 0) for r in range(setup.clips)]
     ways = {
-        "the videos": {},
-        "the pack": {"decode": packs["views"].decode},
-        "the pack, shrunk on the device": {"decode": packs["views"].decode, "on_device": True},
-        "a pack of crops": {"crops": packs["crops"].crop},
+        "the videos": (None, "workers"),
+        "the pack": (packs["views"], "workers"),
+        "the pack, shrunk on the device": (packs["views"], "device"),
+        "a pack of crops": (packs["crops"], "workers"),
     }
-    for name, way in ways.items():
-        clips = Clips(data, size=setup.size, num_classes=2, cache=reader, **way)
+    for name, (pack, where) in ways.items():
+        clips = Clips(data, size=setup.size, num_classes=2, cache=reader,
+                      **frames_by(pack, LoaderConfig(render=where)))  # fmt: skip
         work = partial(clips.__getitems__, indices)
         taken[name] = [1e3 * seconds / setup.clips for seconds in cpu_seconds(work, setup.runs)]
         if clips.on_device:

@@ -18,7 +18,7 @@ from stages.data.decode import decode_frames
 from stages.data.join import Batch, Clips
 from stages.data.packing import pack_crops
 from stages.data.packs import open_pack
-from stages.data.render import render
+from stages.data.render import frames_of, render
 from stages.data.shards import Dataset, open_dataset
 from stages.distill.student import build_student
 from stages.distill.targets import loss_terms, meaning_of, needed_targets
@@ -61,7 +61,7 @@ def source_ms(data: Dataset, policy: ViewPolicy, views: int, sizes: tuple[int, i
              for v in range(views)]  # fmt: skip
 
     def shown(views: Sequence[View], sizes: Sequence[int]) -> None:
-        frames = np.unique(np.stack([view.frames for view in views]))
+        frames, _ = frames_of(views)
         pictures = dict(zip(frames.tolist(), decode_frames(video, frames, row.decoder)[0], strict=True))
         for view, size in product(views, sizes):
             render([pictures[frame] for frame in view.frames.tolist()], view, size)

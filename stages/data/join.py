@@ -19,7 +19,7 @@ from cache.errors import ReskdError
 from cache.reader import CacheReader
 from cache.view import BLOCK, View, ViewPolicy, sample_view
 from stages.data.decode import DecodeError, decode_frames
-from stages.data.render import render, shrunk
+from stages.data.render import frames_of, render, shrunk
 from stages.data.shards import Dataset, Row
 from stages.data.windows import Cut, Rendering, Windows, cut, draw, windows_of
 
@@ -42,7 +42,6 @@ class Batch:
     features: Tensor | None = None  # [B,T',g,g',d] as stored: float16, or int8 codes
     also: Mapping[Rendering, Tensor] = field(default_factory=dict)  # the same views at other sizes, as `clips`
     windows: Windows | None = None
-    renderings: tuple[Rendering, ...] = ()  # that of `clips`, and those that are in `also`
     failures: tuple[str, ...] = ()  # shard/key: reason, one for each row with a view that is not usable
     fallbacks: tuple[str, ...] = ()  # shard/key: decoded by another decoder than the index names
 
@@ -65,15 +64,16 @@ class Batch:
         there = self._map(lambda t: t.to(device, non_blocking=True))
         if there.windows is None:
             return there
-        first, *others = (draw(there.windows, *rendering) for rendering in self.renderings)
-        return replace(there, clips=first, also=dict(zip(self.renderings[1:], others, strict=True)), windows=None)
+        first, *others = there.windows.renderings
+        also = {rendering: draw(there.windows, *rendering) for rendering in others}
+        return replace(there, clips=draw(there.windows, *first), also=also, windows=None)
 
 
 class _Pictures:
     """A batch in the making: of each rendering uint8 [B,T,3,S,S], black so far, and of each view what is cut out."""
 
     def __init__(self, batch: int, frames: int, renderings: Sequence[Rendering]):
-        self.clips = [np.zeros((batch, frames, 3, size, size), np.uint8) for size, _ in renderings]
+        self.clips = {(size, via): np.zeros((batch, frames, 3, size, size), np.uint8) for size, via in renderings}
         self.cuts: list[Cut | None] = [None] * batch
 
 
@@ -121,7 +121,8 @@ class Clips(TorchDataset):
     def _batch(self, indices: Sequence[Index]) -> Batch:
         rows = [self.data.rows(self.data.shards[s].name)[r] for s, r, _ in indices]
         views, targets = self.joined(indices, rows)
-        into = _Pictures(len(rows), len(views[0].frames), () if self.on_device else self.renderings)
+        time = len(views[0].frames)
+        into = _Pictures(len(rows), time, () if self.on_device else self.renderings)
         usable, failures, fallbacks = np.ones(len(rows), bool), {}, {}
         for run in _decoded_together(indices, rows, views):
             (s, r, _), row = indices[run[0]], rows[run[0]]
@@ -137,12 +138,11 @@ class Clips(TorchDataset):
         multi_hot = torch.zeros(len(rows), self.num_classes)
         for i, row in enumerate(rows):
             multi_hot[i, list(row.labels)] = 1.0
-        first, *others = map(torch.from_numpy, into.clips) if into.clips else (None,)
+        clips = {rendering: torch.from_numpy(pixels) for rendering, pixels in into.clips.items()}
         return Batch(
-            clips=first,
-            also=dict(zip(self.renderings[1:], others, strict=True)) if others else {},
-            windows=windows_of(into.cuts, len(views[0].frames)) if self.on_device else None,
-            renderings=self.renderings,
+            clips=clips.get(self.renderings[0]),
+            also={rendering: clips[rendering] for rendering in self.renderings[1:] if clips},
+            windows=windows_of(into.cuts, time, self.renderings) if self.on_device else None,
             labels=torch.tensor([row.labels[0] if row.labels else -1 for row in rows]),
             multi_hot=multi_hot,
             usable=torch.from_numpy(usable),
@@ -161,17 +161,17 @@ class Clips(TorchDataset):
         if self.crops:
             for i in run:
                 pictures, served = self.crops(self.data, shard, r, indices[i][2], views[i])
-                for clips, (size, _) in zip(into.clips, self.renderings, strict=True):
+                for (size, _), clips in into.clips.items():
                     clips[i] = shrunk(pictures, size)
             return served
-        wanted, places = np.unique(np.stack([views[i].frames for i in run]), return_inverse=True)
+        wanted, places = frames_of([views[i] for i in run])
         decoded, served = self.decode(self.data, shard, r, row.start + wanted)
-        for i, numbers in zip(run, places.reshape(len(run), -1), strict=True):
+        for i, numbers in zip(run, places, strict=True):
             frames = [decoded[k] for k in numbers]  # not copied
             if self.on_device:
                 into.cuts[i] = cut(frames, views[i], self.renderings)
-            for clips, (size, via) in zip(into.clips, () if self.on_device else self.renderings, strict=True):
-                clips[i] = render(frames, views[i], size, via)
+            for rendering, clips in into.clips.items():
+                clips[i] = render(frames, views[i], *rendering)
         return served
 
     def joined(self, indices: Sequence[Index], rows: Sequence[Row]) -> tuple[list[View], dict[str, Tensor]]:

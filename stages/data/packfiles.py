@@ -17,20 +17,8 @@ from stages.data.index import dump, rows_path, write_whole
 
 FORMAT = 2
 PACK = "pack.json"
-COLUMNS = (
-    "key",
-    "offset",
-    "size",
-    "header",
-    "width",
-    "height",
-    "decoder",
-    "error",
-    "frames",
-    "offsets",
-    "crc",
-    "views",
-)
+COLUMNS = ("key", "offset", "size", "header", "width", "height", "decoder", "error", "frames", "offsets", "crc",
+           "views")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import IterableDataset
 
 from cache.errors import ReskdError
-from cache.reader import CacheReader
+from cache.reader import Block, CacheReader
 from cache.view import View
 from stages.data import jpeg
 from stages.data.decode import DecodeError, decode_frames
@@ -21,7 +21,7 @@ from stages.data.heights import packed_size
 from stages.data.index import dump, rows_path, write_whole
 from stages.data.packfiles import COLUMNS, view_digest
 from stages.data.plan import splitmix64
-from stages.data.render import render
+from stages.data.render import frames_of, render
 from stages.data.shards import Dataset, Row, write_shard
 from stages.data.turns import chunks_of_turn, count_chunks
 
@@ -45,16 +45,13 @@ class Wanted:
         rows = data.rows(shard)
         if self.cache is None:
             return [np.arange(row.frames) for row in rows]
-        stored = np.concatenate([self.cache.view(shard, view).frames for view in range(self.views)], axis=1)
+        stored = np.concatenate([block.frames for block in self.stored(shard)], axis=1)
         lost, kept = self.lost(data, shard), np.array if self.crops else np.unique
         return [kept(frames[: 0 if r in lost else None]).astype(np.int64) for r, frames in enumerate(stored)]
 
-    def views_of(self, shard: str) -> list[list[View]]:
-        """For each row its stored views, if crops."""
-        if not self.crops:
-            return []
-        blocks = [self.cache.view(shard, view) for view in range(self.views)]
-        return [[block.view_of(r) for block in blocks] for r in range(len(blocks[0].keys))]
+    def stored(self, shard: str) -> list[Block]:
+        """The cache's views of a shard that are meant."""
+        return [self.cache.view(shard, view) for view in range(self.views)]
 
     def lost(self, data: Dataset, shard: str) -> dict[int, str]:
         """row -> reason of those in quarantine already."""
@@ -94,9 +91,9 @@ def pack_crops(video: bytes, row: Row, views: Sequence[View], size: int, quality
     jpegs, decoder = [], row.decoder
     for i in range(0, len(views), step):
         some = views[i : i + step]
-        wanted, places = np.unique(np.stack([view.frames for view in some]), return_inverse=True)
+        wanted, places = frames_of(some)
         pictures, served = decode_frames(video, row.start + wanted, row.decoder)
-        for view, of_view in zip(some, places.reshape(len(some), -1), strict=True):
+        for view, of_view in zip(some, places, strict=True):
             crops = render([pictures[k] for k in of_view], view, size)
             jpegs += [jpeg.encode(crop, quality, full_colour=True) for crop in crops.transpose(0, 2, 3, 1)]
         decoder = served if served != row.decoder else decoder
@@ -121,16 +118,20 @@ class AllPictures(IterableDataset):
                 if at != position:
                     position, shard = at, self.shards[at]
                     lost = self.wanted.lost(self.data, shard)
-                    needed = self.wanted.views_of(shard) if self.wanted.crops else self.wanted.of(self.data, shard)
-                yield [self._packed(row, video, needed[r], lost.get(r)) for r, (row, video) in enumerate(rows, start)]
+                    needed = self.wanted.stored(shard) if self.wanted.crops else self.wanted.of(self.data, shard)
+                yield [self._packed(row, video, r, needed, lost.get(r)) for r, (row, video) in enumerate(rows, start)]
         except ReskdError as error:  # as a value: see stages/data/join.py
             yield error
 
-    def _packed(self, row: Row, video: bytes, needed: np.ndarray | list[View], lost: str | None) -> PackedClip:
+    def _packed(
+        self, row: Row, video: bytes, r: int, needed: list[np.ndarray] | list[Block], lost: str | None
+    ) -> PackedClip:
+        """Row `r`; `needed`: the frames of each row, or the shard's stored views, if crops."""
         if lost is None:
             try:
-                of = pack_crops if self.wanted.crops else pack_frames
-                return of(video, row, needed, self.short, self.quality)
+                if self.wanted.crops:
+                    return pack_crops(video, row, [block.view_of(r) for block in needed], self.short, self.quality)
+                return pack_frames(video, row, needed[r], self.short, self.quality)
             except DecodeError as error:
                 lost = str(error)
         return PackedClip(row.key, np.array([], np.int64), (), 0, 0, row.decoder, lost)
@@ -156,9 +157,9 @@ def sample_pictures(data: Dataset, wanted: Wanted, short: int) -> list[np.ndarra
             failed = f"{shard}/{row.key}: {error}"
             continue
         if wanted.crops:
-            drawn, each = wanted.views_of(shard)[r], len(frames) // wanted.views
+            stored, each = wanted.stored(shard), len(frames) // wanted.views
             for place, k in zip(places, order_of, strict=True):
-                one = replace(drawn[place // each], frames=frames[place : place + 1])
+                one = replace(stored[place // each].view_of(r), frames=frames[place : place + 1])
                 pictures.append(np.ascontiguousarray(render([decoded[k]], one, short)[0].transpose(1, 2, 0)))
         else:
             pictures += [jpeg.shrink(picture, *packed_size(row.width, row.height, short)) for picture in decoded]

@@ -38,6 +38,13 @@ def render(frames: Sequence[np.ndarray], view: View, size: int, via: int | None 
     return np.ascontiguousarray(pixels[..., ::-1] if view.flip else pixels)
 
 
+def frames_of(views: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
+    """The frames that views of one clip need, [n] int32, sorted and each once, and where each view's are among them, int
+    [V,T]: what one decode serves."""
+    needed, places = np.unique(np.stack([view.frames for view in views]), return_inverse=True)
+    return needed, places.reshape(len(views), -1)
+
+
 def shrunk(pictures: np.ndarray, size: int) -> np.ndarray:
     """Finished pictures, uint8 [T,3,S,S], at another size, antialiased."""
     if pictures.shape[-1] == size:

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from cache.errors import ReskdError
 from cache.view import View, ViewPolicy, sample_view
 from stages.data.decode import DecodeError, decode_frames
-from stages.data.render import render
+from stages.data.render import frames_of, render
 from stages.data.shards import Dataset, Row
 from stages.data.turns import chunks_of_turn, count_chunks
 
@@ -81,7 +81,7 @@ class AllViews(IterableDataset):
             views = [self._view(work.shard, row, v) for v in work.views]
             for j, view in enumerate(views):
                 frames[i, j], box[i, j], flip[i, j] = view.frames, view.box, view.flip
-            wanted, place = np.unique(np.stack([v.frames for v in views]), return_inverse=True)
+            wanted, places = frames_of(views)
             try:
                 pictures, served = decode_frames(video, row.start + wanted, row.decoder)
             except DecodeError as error:
@@ -90,7 +90,7 @@ class AllViews(IterableDataset):
             if served != row.decoder:
                 fallbacks[row.key] = f"{row.decoder} failed, {served} served"
             for j, view in enumerate(views):
-                pixels[j, i] = render([pictures[k] for k in place.reshape(len(views), time)[j]], view, size)
+                pixels[j, i] = render([pictures[k] for k in places[j]], view, size)
         return ViewBatch(work, start, frames, box, flip, clips, quarantine, fallbacks)
 
     def _view(self, shard: str, row: Row, index: int) -> View:

@@ -35,6 +35,7 @@ class Windows:
     pixels: Tensor  # uint8 [B,T,H,W,3]: a view's own at the top left, zeros beyond
     spans: Tensor  # float64 [B,2,3], as of `Cut`
     flip: Tensor  # bool [B]
+    renderings: tuple[Rendering, ...]  # that are to be drawn
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Windows:
         return replace(self, pixels=function(self.pixels), spans=function(self.spans), flip=function(self.flip))
@@ -54,7 +55,7 @@ def cut(frames: Sequence[np.ndarray], view: View, renderings: Sequence[Rendering
     return Cut([frame[tuple(slices)].copy() for frame in frames], tuple(spans), view.flip)
 
 
-def windows_of(cuts: Sequence[Cut | None], frames: int) -> Windows:
+def windows_of(cuts: Sequence[Cut | None], frames: int, renderings: Sequence[Rendering]) -> Windows:
     """One batch of them; None gives a black clip of so many frames."""
     there = [c for c in cuts if c is not None]
     height, width = (max((c.spans[axis][2] for c in there), default=1) for axis in (0, 1))
@@ -65,7 +66,7 @@ def windows_of(cuts: Sequence[Cut | None], frames: int) -> Windows:
             for into, frame in zip(pixels[i], c.pixels, strict=True):
                 into[: frame.shape[0], : frame.shape[1]] = frame
             spans[i], flip[i] = c.spans, c.flip
-    return Windows(*map(torch.from_numpy, (pixels, spans, flip)))
+    return Windows(*map(torch.from_numpy, (pixels, spans, flip)), tuple(renderings))
 
 
 def draw(windows: Windows, size: int, via: int | None = None, dtype: torch.dtype | None = None) -> Tensor:

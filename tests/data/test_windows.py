@@ -34,17 +34,17 @@ def test_a_batch_of_shapes_is_what_each_view_renders_to(drawn, rendering):
     frames = [noise(*shape) for shape in SHAPES]
     cuts = [cut(f, view, [rendering, (30, None)]) for f, view in zip(frames, drawn, strict=True)]
     wanted = np.stack([render(f, view, *rendering) for f, view in zip(frames, drawn, strict=True)])
-    given_ = draw(windows_of(cuts, 2), *rendering)
+    given_ = draw(windows_of(cuts, 2, [rendering]), *rendering)
     assert given_.dtype == torch.uint8 and given_.shape == wanted.shape
     off = np.abs(given_.numpy().astype(int) - wanted)
     assert off.max() <= 1 and (off > 0).mean() < 0.03  # sums that end in .5
-    half = np.abs(draw(windows_of(cuts, 2), *rendering, dtype=torch.float16).numpy().astype(int) - wanted)
+    half = np.abs(draw(windows_of(cuts, 2, [rendering]), *rendering, dtype=torch.float16).numpy().astype(int) - wanted)
     assert half.max() <= 2 and (half > 0).mean() < 0.2  # what CUDA computes in
 
 
 def test_a_picture_of_the_frames_own_size_is_the_frame():
     frames, view = noise(48, 48), View(np.arange(2, dtype=np.int32), np.array((0, 0, 1, 1), np.float32), False)
-    windows = windows_of([cut(frames, view, [(48, None)])], 2)
+    windows = windows_of([cut(frames, view, [(48, None)])], 2, [(48, None)])
     assert np.array_equal(draw(windows, 48)[0].numpy(), frames.transpose(0, 3, 1, 2))
 
 
@@ -64,5 +64,5 @@ def test_only_what_the_filter_reaches_travels(view):
 def test_a_view_that_could_not_be_decoded_is_black(none):
     view = View(np.arange(2, dtype=np.int32), np.array((0.1, 0.1, 0.8, 0.8), np.float32), True)
     cuts = [None, None if none == "all" else cut(noise(40, 60), view, [(24, None)])]
-    pictures = draw(pickle.loads(pickle.dumps(windows_of(cuts, 2))), 24)
+    pictures = draw(pickle.loads(pickle.dumps(windows_of(cuts, 2, [(24, None)]))), 24)
     assert not pictures[0].any() and bool(pictures[1].any()) == (none == "one")

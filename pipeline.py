@@ -65,9 +65,9 @@ def demo(model, output, seeds, unlabelled, config_file, overrides):
     Moving handwritten digits, encoded as H.264: a teacher is trained at high resolution and cached once; one student
     learns from labels alone, one from the cache. Writes summary.json, curves.png, views.png; a rerun resumes.
     """
-    from stages.config import DemoConfig
-    from stages.configfile import load_config
-    from stages.demo import run_demo
+    from stages.config.file import load_config
+    from stages.config.schema import DemoConfig
+    from stages.demo.demo import run_demo
 
     if not output and (model or unlabelled):
         output = "-".join(["runs/demo", *([model] if model else []), *(["unlabelled"] if unlabelled else [])])
@@ -82,7 +82,7 @@ DEMO = Path(__file__).parent / "configs" / "demo" / "demo.yaml"
 @click.option("--size", "sizes", type=int, multiple=True, default=(224, 112), show_default=True, help="px; repeatable.")
 def models(sizes):
     """List the networks of the zoo: parameters, GFLOPs a view and a video, feature maps."""
-    from stages.list_models import list_models
+    from stages.models.list_models import list_models
 
     list_models(sizes)
 
@@ -131,9 +131,9 @@ def prepare(config_file, overrides, dry_run, **options):
     --class-order or --disjoint-from too. A rerun resumes. A NAME means the format wherever --annotations is given,
     even where a folder is called so.
     """
-    from stages.config import PrepareConfig
-    from stages.configfile import load_config
-    from stages.prepare import prepare
+    from stages.config.file import load_config
+    from stages.config.schema import PrepareConfig
+    from stages.prepare.prepare import prepare
 
     options["disjoint_from"] = list(options["disjoint_from"]) or None
     prepare(**dict(load_config(PrepareConfig, config_file, _with_options(options, overrides))), dry_run=dry_run)
@@ -159,9 +159,9 @@ def import_checkpoint(config_file, overrides, model, **options):
     is 3D. Files are read as plain tensors: one that holds code is refused. --head reinit replaces a classifier of other
     classes by a fresh one, drop any.
     """
-    from stages.config import ImportConfig
-    from stages.configfile import load_config
-    from stages.import_checkpoint import import_checkpoint
+    from stages.config.file import load_config
+    from stages.config.schema import ImportConfig
+    from stages.import_checkpoint.import_checkpoint import import_checkpoint
     from stages.models.zoo import named_model
 
     if model:
@@ -192,9 +192,9 @@ def cache_teacher(config_file, overrides, views, verify, strict, dry_run, **plan
     of storing feature maps the bytes of a clip·view and of the whole cache, what it keeps, and how to --set it. Where
     nothing fits into --budget, it says what the smallest takes.
     """
-    from stages.cache_teacher import cache_teacher
-    from stages.config import CacheConfig
-    from stages.configfile import load_config
+    from stages.config.file import load_config
+    from stages.config.schema import CacheConfig
+    from stages.teacher.cache_teacher import cache_teacher
 
     config = load_config(CacheConfig, config_file, _with_options({"views": views}, overrides))
     cache_teacher(config, strict=strict, dry_run=dry_run, verify=verify or 0, **planned)
@@ -219,7 +219,7 @@ def inspect_cache(path, **options):
     pipeline.py inspect-cache runs/demo/cache.zarr
     pipeline.py inspect-cache runs/demo/cache.zarr --data runs/demo/data/train --clip KEY --png clip.png
     """
-    from stages.inspect_cache import inspect_cache
+    from stages.teacher.inspect_cache import inspect_cache
 
     inspect_cache(path, **options)
 
@@ -245,9 +245,9 @@ def verify_cache(path, recompute, config_file, overrides, **options):
     again with the config that made it, has redone them; whole shards stay as they are, byte for byte. (The exit status
     is 1 then, too.) A manifest or data set that doesn't fit is reported, never repaired.
     """
-    from stages.config import CacheConfig
-    from stages.configfile import load_config
-    from stages.verify_cache import verify_cache
+    from stages.config.file import load_config
+    from stages.config.schema import CacheConfig
+    from stages.teacher.verify_cache import verify_cache
 
     config = load_config(CacheConfig, config_file, overrides) if config_file or overrides else None
     if verify_cache(path, recompute=recompute or 0, config=config, **options)["problems"]:
@@ -278,9 +278,9 @@ def pack(config_file, overrides, dry_run, **options):
 
     Killed and run again, it goes on with the shards that are missing. Several processes (torchrun) share them.
     """
-    from stages.config import PackConfig
-    from stages.configfile import load_config
-    from stages.pack import pack
+    from stages.config.file import load_config
+    from stages.config.schema import PackConfig
+    from stages.packs.pack import pack
 
     pack(load_config(PackConfig, config_file, _with_options(options, overrides)), dry_run=dry_run)
 
@@ -305,8 +305,8 @@ def train_student(config_file, overrides, resume, overwrite, allow_partial, dry_
 
     Several processes: torchrun --nproc-per-node N pipeline.py train-student ...
     """
-    from stages.configfile import load_cohort
-    from stages.train_student import train_cohort
+    from stages.config.file import load_cohort
+    from stages.student.train_student import train_cohort
 
     students = load_cohort(config_file, overrides)
     train_cohort(students, resume=resume, overwrite=overwrite, allow_partial=allow_partial, dry_run=dry_run)
@@ -329,9 +329,9 @@ def evaluate(config_file, overrides, **options):
 
     Several processes: torchrun --nproc-per-node N pipeline.py evaluate ... The numbers are those of one.
     """
-    from stages.config import EvaluateConfig
-    from stages.configfile import load_config
-    from stages.evaluate import evaluate
+    from stages.config.file import load_config
+    from stages.config.schema import EvaluateConfig
+    from stages.evaluate.evaluate import evaluate
 
     evaluate(load_config(EvaluateConfig, config_file, _with_options(options, overrides)))
 
@@ -357,8 +357,8 @@ def sweep(config_file, overrides, grid, at_once, test, dry_run):
 
     Several processes train each cohort together: torchrun --nproc-per-node N pipeline.py sweep ...
     """
-    from stages.configfile import load_sweep
-    from stages.sweep import run_sweep
+    from stages.config.file import load_sweep
+    from stages.sweep.sweep import run_sweep
 
     run_sweep(load_sweep(config_file, overrides, grid), at_once=at_once, test=test, dry_run=dry_run)
 
@@ -403,8 +403,8 @@ def fidelity(config_file, overrides, seeds, quick, output):
     steps it takes to where labels alone end. A rerun resumes. --quick takes a few of the encodings, and no last line.
     """
     from stages.bench.fidelity import run_fidelity
-    from stages.config import StudyConfig
-    from stages.configfile import load_config
+    from stages.config.file import load_config
+    from stages.config.schema import StudyConfig
 
     options = {"seeds": seeds, "quick": quick or None}
     run_fidelity(load_config(StudyConfig, config_file or STUDY, _with_options(options, overrides)), output)
@@ -424,7 +424,7 @@ STUDY = Path(__file__).parent / "configs" / "study" / "study.yaml"
 def encodings(videos, teacher, views, student_grid, output):
     """Encodings on real features: bytes of a clip·view, and what they keep on videos left out of the sample."""
     from stages.bench.encodings import run_encodings
-    from stages.training.planner import parse_grid
+    from stages.teacher.size_planner import parse_grid
 
     run_encodings(videos, teacher, views, parse_grid(student_grid), output)
 

@@ -31,8 +31,8 @@ from cache.group import (
     write_attributes,
 )
 from cache.manifest import CONSTANTS, FORMAT, Manifest, grown, keys_digest
-from cache.paid import close_ledgers, with_paid
 from cache.store import METADATA, VerifiedStore, file_digest, make_folders, sync, write_atomically
+from cache.teacher_time import close_ledgers, with_paid
 
 
 def check_cache(path: str | Path, manifest: Manifest) -> Manifest:

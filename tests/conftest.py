@@ -13,10 +13,10 @@ import psutil
 import pytest
 from hypothesis import settings
 
-from stages.cache_teacher import cache_teacher
-from stages.data.digits import make_digits
-from stages.prepare import prepare
-from stages.train_student import train_student
+from stages.demo.digits import make_digits
+from stages.prepare.prepare import prepare
+from stages.student.train_student import train_student
+from stages.teacher.cache_teacher import cache_teacher
 from tests.runs import POLICY, cache_config, train_config
 
 settings.register_profile("house", deadline=None)  # a busy machine fails no test

@@ -14,16 +14,16 @@ from cache.errors import ReskdError
 from cache.manifest import bytes_of_clip_view
 from cache.reader import CacheReader, load_manifest
 from cache.view import ViewPolicy, sample_view
-from stages import cache_teacher as stage
-from stages.cache_teacher import cache_teacher
-from stages.data.decode import decode_frames
-from stages.data.render import render
-from stages.data.shards import open_dataset
 from stages.models.checkpoints import load_model, save_model
-from stages.prepare import prepare
-from stages.train_student import train_student
-from stages.training.audit import verify_targets
-from stages.training.state import in_use
+from stages.prepare.prepare import prepare
+from stages.shards.dataset import open_dataset
+from stages.student.run_folder import in_use
+from stages.student.train_student import train_student
+from stages.teacher import cache_teacher as stage
+from stages.teacher.audit import verify_targets
+from stages.teacher.cache_teacher import cache_teacher
+from stages.video.decode import decode_frames
+from stages.video.render import render
 from tests.runs import cache_config, train_config, tree
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from cache.errors import ReskdError
-from stages.config import TrainConfig
-from stages.configfile import load_cohort, load_config
+from stages.config.file import load_cohort, load_config
+from stages.config.schema import TrainConfig
 from stages.models.checkpoints import load_model
-from stages.train_student import train_cohort, train_student
+from stages.student.train_student import train_cohort, train_student
 from tests.runs import QUICK, command, cut_at, rows_of, train_config
 
 WIDE = {"channels": [8, 16, 24, 24], "layers": [1, 1, 1, 1], "output_stride": 8}
@@ -94,7 +94,7 @@ def test_one_that_fails_does_not_stop_the_others(data, cached, cohort, tmp_path,
 
 
 def test_a_teacher_in_the_loop_answers_once_for_all(data, teacher, tmp_path, monkeypatch):
-    import stages.distill.online as online
+    import stages.student.online_teacher as online
 
     calls, emit = [], online.emit
     monkeypatch.setattr(online, "emit", lambda *a: calls.append(1) or emit(*a))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from cache.errors import ReskdError
-from stages.config import TrainConfig
-from stages.configfile import load_config, read_values, save_config
+from stages.config.file import load_config, read_values, save_config
+from stages.config.schema import TrainConfig
 
 LEAST = ["output=out", "data.train=data"]
 

@@ -11,7 +11,8 @@ import yaml
 
 from cache.manifest import FORMAT, Identity, bytes_of_clip_view
 from cache.view import BLOCK
-from stages.config import (
+from stages.config.file import load_cohort, load_config, load_sweep, read_values
+from stages.config.schema import (
     DISTILLED,
     CacheConfig,
     DemoConfig,
@@ -22,13 +23,12 @@ from stages.config import (
     StudyConfig,
     TrainConfig,
 )
-from stages.configfile import load_cohort, load_config, load_sweep, read_values
-from stages.data.join import Batch
 from stages.distill.student import build_student
 from stages.distill.targets import Meaning, loss_terms
 from stages.models import ModelStats, build_model, enable_grad_checkpointing, model_stats
-from stages.training.optim import build_optimizer, build_schedule
-from stages.training.shared import check_shared
+from stages.stream.clips import Batch
+from stages.student.cohort import check_shared
+from stages.student.optim import build_optimizer, build_schedule
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [p for p in sorted((ROOT / "configs").rglob("*.yaml")) if p.relative_to(ROOT).parts[1] != "base"]

@@ -9,11 +9,11 @@ import torch
 
 from cache.errors import ReskdError
 from cache.reader import CacheReader
-from stages.cache_teacher import cache_teacher
-from stages.config import EvaluateConfig
-from stages.evaluate import evaluate
+from stages.config.schema import EvaluateConfig
+from stages.evaluate.evaluate import evaluate
 from stages.models.checkpoints import load_model, save_model
-from stages.train_student import train_student
+from stages.student.train_student import train_student
+from stages.teacher.cache_teacher import cache_teacher
 from tests.runs import cache_config, cut_at, rows_of, train_config
 
 WIDE = "model.args={channels: [8, 16, 16, 24], layers: [1, 1, 1, 1], output_stride: 8}"

@@ -19,20 +19,20 @@ from sklearn.metrics import (
 from cache.errors import ReskdError
 from cache.view import View, ViewPolicy, sample_view
 from pipeline import cli
-from stages.config import EvaluateConfig, LoaderConfig, ModelConfig
-from stages.configfile import load_config
-from stages.data.decode import decode_frames
-from stages.data.join import Clips
-from stages.data.render import render
-from stages.data.shards import open_dataset
-from stages.evaluate import evaluate, most_confused, protocol_policy
+from stages.config.file import load_config
+from stages.config.schema import EvaluateConfig, LoaderConfig, ModelConfig
+from stages.evaluate.evaluate import evaluate, most_confused, protocol_policy
+from stages.metrics.scoring import Scored, collect, confusion, measure
 from stages.models import build_model, model_stats
 from stages.models.checkpoints import ModelCard, load_model, save_model
-from stages.plots import confusion_matrix
-from stages.prepare import prepare
-from stages.training.distributed import Ranks
-from stages.training.loading import in_order
-from stages.training.metrics import Scored, collect, confusion, measure
+from stages.prepare.prepare import prepare
+from stages.runtime.distributed import Ranks
+from stages.runtime.plots import confusion_matrix
+from stages.shards.dataset import open_dataset
+from stages.stream.clips import Clips
+from stages.stream.loading import in_order
+from stages.video.decode import decode_frames
+from stages.video.render import render
 from tests.media import encode_video, moving_square
 from tests.zygote import Zygote
 

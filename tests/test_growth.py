@@ -10,12 +10,12 @@ import torch
 import cache.writer as writer
 from cache.errors import ReskdError
 from cache.reader import CacheReader, load_manifest
-from stages import cache_teacher as stage
-from stages.cache_teacher import cache_teacher
-from stages.data.shards import open_dataset
 from stages.models.checkpoints import load_model, save_model
-from stages.prepare import prepare
-from stages.train_student import train_student
+from stages.prepare.prepare import prepare
+from stages.shards.dataset import open_dataset
+from stages.student.train_student import train_student
+from stages.teacher import cache_teacher as stage
+from stages.teacher.cache_teacher import cache_teacher
 from tests.runs import cache_config, train_config, tree
 
 FEATURES = "targets.features={codec: int8, dims: 8}"

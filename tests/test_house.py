@@ -15,13 +15,13 @@ FILES = sorted(p for folder in ("cache", "stages") for p in (ROOT / folder).rglo
 # From the bottom to the top: a file imports its own floor's package and lower floors only.
 FLOORS = [
     ["cache"],
-    ["stages.config"],
-    ["stages.configfile"],
+    ["stages.config.schema"],
+    ["stages.config.file"],
     ["stages.data", "stages.models"],
     ["stages.distill"],
     ["stages.training"],
     ["stages"],
-    ["stages.demo", "stages.sweep"],
+    ["stages.demo.demo", "stages.sweep.sweep"],
     ["stages.bench"],
     ["pipeline"],
 ]
@@ -74,8 +74,8 @@ def test_imports_go_down_the_floors(path):
         if module in ("stages", "cache"):
             continue
         other, other_entry = place(module)
-        same_package = entry == other_entry and entry not in ("stages", "stages.demo")
-        helper = module == "stages.plots"  # draws for those above it
+        same_package = entry == other_entry and entry not in ("stages", "stages.demo.demo")
+        helper = module == "stages.runtime.plots"  # draws for those above it
         assert other < floor or same_package or helper, f"{module_of(path)} (floor {floor}) imports {module} ({other})"
 
 

@@ -5,14 +5,14 @@ import torch
 
 from cache.errors import ReskdError
 from cache.view import ViewPolicy
-from stages.config import EvaluateConfig, ImportConfig
-from stages.configfile import load_config
-from stages.data.classes import read_classes
-from stages.data.shards import open_dataset
-from stages.evaluate import evaluate
-from stages.import_checkpoint import import_checkpoint
+from stages.config.file import load_config
+from stages.config.schema import EvaluateConfig, ImportConfig
+from stages.evaluate.evaluate import evaluate
+from stages.import_checkpoint.import_checkpoint import import_checkpoint
 from stages.models.checkpoints import load_model
 from stages.models.zoo import ZOO
+from stages.shards.classes import read_classes
+from stages.shards.dataset import open_dataset
 from tests.foreign_files import as_mmaction2, as_rkd, clips, inflated, model_config, output, resnet, shifted, swin
 
 NAMES = ("dive", "jump", "ride a bike", "run", "swim")

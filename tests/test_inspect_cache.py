@@ -15,11 +15,11 @@ from cache.manifest import Manifest
 from cache.reader import CacheReader, load_manifest
 from cache.writer import create_cache
 from pipeline import cli
-from stages import plots
-from stages.cache_teacher import cache_teacher
-from stages.data.shards import open_dataset
-from stages.inspect_cache import inspect_cache
-from stages.prepare import prepare
+from stages.prepare.prepare import prepare
+from stages.runtime import plots
+from stages.shards.dataset import open_dataset
+from stages.teacher.cache_teacher import cache_teacher
+from stages.teacher.inspect_cache import inspect_cache
 from tests.cache.small_caches import identity_of, write_views
 from tests.runs import cache_config, command, tree
 

@@ -1,7 +1,7 @@
 import pytest
 
 from cache.errors import ReskdError
-from stages.list_models import list_models
+from stages.models.list_models import list_models
 from stages.models.zoo import PROTOCOLS, ZOO
 
 GMACS = {  # of one view at 224 and 112 px, computed elsewhere

@@ -7,12 +7,12 @@ import torch
 from cache.errors import ReskdError
 from cache.reader import CacheReader, load_manifest
 from cache.view import sample_view
-from stages.cache_teacher import cache_teacher
-from stages.data import join
-from stages.data.join import Clips, decode_kept
-from stages.data.shards import open_dataset
 from stages.models.checkpoints import load_model, save_model
-from stages.train_student import train_student
+from stages.shards.dataset import open_dataset
+from stages.stream import clips as join
+from stages.stream.clips import Clips, decode_kept
+from stages.student.train_student import train_student
+from stages.teacher.cache_teacher import cache_teacher
 from tests.runs import POLICY, cache_config, cut_at, rows_of, train_config
 
 WIDE = "model.args={channels: [8, 16, 16, 24], layers: [1, 1, 1, 1], output_stride: 8}"

@@ -18,16 +18,17 @@ from pydantic import ValidationError
 from cache.errors import ReskdError
 from cache.reader import CacheReader
 from cache.view import ViewPolicy
-from stages.cache_teacher import cache_teacher
-from stages.config import EvaluateConfig, PackConfig
-from stages.data import jpeg, packing
-from stages.data.join import Clips
-from stages.data.packs import open_pack
-from stages.data.shards import open_dataset
-from stages.evaluate import evaluate
-from stages.pack import pack
-from stages.prepare import prepare
-from stages.train_student import train_cohort, train_student
+from stages.config.schema import EvaluateConfig, PackConfig
+from stages.evaluate.evaluate import evaluate
+from stages.packs import writing as packing
+from stages.packs.pack import pack
+from stages.prepare.prepare import prepare
+from stages.shards.dataset import open_dataset
+from stages.stream.clips import Clips
+from stages.stream.pack_reader import open_pack
+from stages.student.train_student import train_cohort, train_student
+from stages.teacher.cache_teacher import cache_teacher
+from stages.video import jpeg
 from tests.media import encode_video, moving_square
 from tests.runs import POLICY, cache_config, rows_of, train_config, tree
 

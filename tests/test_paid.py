@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from cache.paid import Paid, open_ledger, paid_for
 from cache.reader import load_manifest
-from stages import cache_teacher as stage
-from stages.cache_teacher import cache_teacher
-from stages.inspect_cache import inspect_cache
+from cache.teacher_time import Paid, open_ledger, paid_for
+from stages.teacher import cache_teacher as stage
+from stages.teacher.cache_teacher import cache_teacher
+from stages.teacher.inspect_cache import inspect_cache
 from tests.runs import cache_config
 
 

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import cli
-from stages.data.shards import open_dataset
+from stages.shards.dataset import open_dataset
 
 
 def run(*arguments):

@@ -11,13 +11,13 @@ from cache.codecs import encode_float16
 from cache.errors import ReskdError
 from cache.reader import load_manifest
 from pipeline import cli
-from stages.cache_teacher import cache_teacher
-from stages.config import FeaturesConfig
-from stages.data.decode import DecodeError
-from stages.distill.encodings import Maps, candidates, price_all
-from stages.distill.reduction import Sample, error_of, estimate
-from stages.training import probe as probing
-from stages.training.planner import parse_grid, parse_size, shown
+from stages.config.schema import FeaturesConfig
+from stages.teacher import probe as probing
+from stages.teacher.cache_teacher import cache_teacher
+from stages.teacher.encodings import Maps, candidates, price_all
+from stages.teacher.reduction import Sample, error_of, estimate
+from stages.teacher.size_planner import parse_grid, parse_size, shown
+from stages.video.decode import DecodeError
 from tests.cache.small_caches import identity_of
 from tests.runs import cache_config, sets
 

@@ -17,12 +17,12 @@ import psutil
 import pytest
 
 from cache.errors import ReskdError
-from stages.data.annotations import safe_keys
-from stages.data.classes import class_table
-from stages.data.decode import decode_frames
-from stages.data.probing import Prober, crashed_probe, probe_task
-from stages.data.shards import Dataset
-from stages.prepare import prepare
+from stages.prepare.annotations import safe_keys
+from stages.prepare.prepare import prepare
+from stages.prepare.probing import Prober, crashed_probe, probe_task
+from stages.shards.classes import class_table
+from stages.shards.dataset import Dataset
+from stages.video.decode import decode_frames
 from tests.media import encode_audio, encode_video, moving_square
 
 
@@ -413,7 +413,7 @@ KILLS = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import webdataset
-from stages.prepare import prepare
+from stages.prepare.prepare import prepare
 source, output, mode, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
 rename = os.replace
 
@@ -506,7 +506,7 @@ def test_killed_at_random_moments_a_rerun_gives_the_undisturbed_bytes(tmp_path):
 RUN = """
 import sys
 from pathlib import Path
-from stages.prepare import prepare
+from stages.prepare.prepare import prepare
 if __name__ == "__main__":
     prepare(Path(sys.argv[1]), Path(sys.argv[2]), clips_per_shard=4, workers=2)
 """
@@ -533,7 +533,7 @@ def test_a_killed_run_leaves_no_worker_and_another_run_finishes_its_work(tmp_pat
 
 
 def test_two_at_once_are_refused(tmp_path):
-    from stages.data.claim import claimed
+    from stages.prepare.output_folder import claimed
 
     source, output = class_folders(tmp_path / "videos", "x"), tmp_path / "out"
     make(source, tmp_path / "other")

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from cache.errors import ReskdError
-from stages.data.join import Batch
-from stages.data.labels import with_one_label
-from stages.prepare import prepare
-from stages.train_student import train_student
-from stages.training import loop
+from stages.prepare.prepare import prepare
+from stages.stream.clips import Batch
+from stages.stream.random_label import with_one_label
+from stages.student import loop
+from stages.student.train_student import train_student
 from tests.runs import rows_of, train_config
 
 CLASSES = 6

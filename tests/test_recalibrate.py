@@ -13,16 +13,16 @@ from torch.optim.swa_utils import update_bn
 from cache.errors import ReskdError
 from cache.reader import CacheReader, load_manifest
 from cache.view import ViewPolicy
-from stages import cache_teacher as stage
-from stages.cache_teacher import cache_teacher
-from stages.config import ModelConfig
-from stages.data.shards import open_dataset
-from stages.data.views import AllViews, Work
-from stages.distill.recalibrate import batch_norms, recalibrate
+from stages.config.schema import ModelConfig
 from stages.models import build_model
 from stages.models.checkpoints import ModelCard, load_model, save_model, weights_sha256
-from stages.prepare import prepare
-from stages.training import passes
+from stages.prepare.prepare import prepare
+from stages.shards.dataset import open_dataset
+from stages.stream.all_views import AllViews, Work
+from stages.teacher import cache_teacher as stage
+from stages.teacher import view_batches as passes
+from stages.teacher.cache_teacher import cache_teacher
+from stages.teacher.recalibrate import batch_norms, recalibrate
 from tests.runs import NET, POLICY, cache_config, tree
 
 KEPT = ".teacher.safetensors"

@@ -14,14 +14,14 @@ from cache.reader import CacheReader, load_manifest
 from cache.reduction import LEVELS, from_stored
 from cache.store import file_digest
 from cache.writer import ShardWriter
-from stages.cache_teacher import cache_teacher
-from stages.data.decode import decode_frames
-from stages.data.render import render
-from stages.data.shards import open_dataset
-from stages.distill import teacher as teachers
 from stages.models.checkpoints import load_model, save_model
-from stages.train_student import train_student
-from stages.verify_cache import verify_cache
+from stages.shards.dataset import open_dataset
+from stages.student.train_student import train_student
+from stages.teacher import teacher as teachers
+from stages.teacher.cache_teacher import cache_teacher
+from stages.teacher.verify_cache import verify_cache
+from stages.video.decode import decode_frames
+from stages.video.render import render
 from tests.runs import cache_config, rows_of, train_config, tree
 
 SHARD = "000000.tar"

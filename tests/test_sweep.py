@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from cache.errors import ReskdError
-from cache.paid import open_ledger, paid_for
 from cache.reader import load_manifest
-from stages.configfile import load_sweep
-from stages.front import Point, pareto_front
-from stages.ledger import teacher_ledger
-from stages.sweep import run_sweep
-from stages.training import loop
-from stages.training.stopping import Interrupted
+from cache.teacher_time import open_ledger, paid_for
+from stages.config.file import load_sweep
+from stages.runtime.interrupt import Interrupted
+from stages.student import loop
+from stages.sweep.cost import teacher_ledger
+from stages.sweep.pareto_front import Point, pareto_front
+from stages.sweep.sweep import run_sweep
 from tests.runs import QUICK, command
 
 

@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from cache.errors import ReskdError
 from cache.reader import load_manifest
 from cache.view import View, sample_view
-from stages import cache_teacher as stage
-from stages.cache_teacher import cache_teacher
-from stages.config import TrainConfig
-from stages.configfile import load_config, save_config
-from stages.data.decode import decode_frames
-from stages.data.plan import plan_epoch, replay_view
-from stages.data.render import render
-from stages.data.shards import open_dataset
+from stages.config.file import load_config, save_config
+from stages.config.schema import TrainConfig
 from stages.models import build_model
 from stages.models.checkpoints import load_model
-from stages.prepare import prepare
-from stages.train_student import train_student
-from stages.training.optim import scaled_lr
+from stages.prepare.prepare import prepare
+from stages.shards.dataset import open_dataset
+from stages.stream.epoch_plan import plan_epoch, replay_view
+from stages.student.optim import scaled_lr
+from stages.student.train_student import train_student
+from stages.teacher import cache_teacher as stage
+from stages.teacher.cache_teacher import cache_teacher
+from stages.video.decode import decode_frames
+from stages.video.render import render
 from tests.runs import cache_config, cut_at, rows_of, train_config
 
 DISTILLED = ["losses.feature_mse=5", "losses.logit_kl=1", "losses.temperature=2"]

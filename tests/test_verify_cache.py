@@ -9,12 +9,12 @@ from click.testing import CliRunner
 from cache.errors import ReskdError
 from cache.reader import load_manifest
 from pipeline import cli
-from stages.cache_teacher import cache_teacher
 from stages.models.checkpoints import load_model, save_model
-from stages.prepare import prepare
-from stages.train_student import train_student
-from stages.training import state
-from stages.verify_cache import verify_cache
+from stages.prepare.prepare import prepare
+from stages.student import run_folder as state
+from stages.student.train_student import train_student
+from stages.teacher.cache_teacher import cache_teacher
+from stages.teacher.verify_cache import verify_cache
 from tests.runs import cache_config, train_config, tree
 
 

@@ -113,12 +113,6 @@ def _serve() -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    import stages.cache_teacher
-    import stages.evaluate
-    import stages.pack
-    import stages.prepare
-    import stages.train_student  # noqa: F401
-
     torch.set_num_threads(1)  # OpenMP's threads don't survive a fork; and one thread adds in one order
     waiting = {}
     for line in sys.stdin:

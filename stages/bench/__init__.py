@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 
 from cache.store import write_atomically
-from stages.training.log import console
+from stages.runtime.log import console
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from stages.bench.clocks import RUNS, core_seconds
 from stages.bench.parts import input_ms, step_ms
 from stages.bench.students import DEMO, Bench, bench_of
 from stages.bench.videos import SMALL
-from stages.config import ModelConfig, TrainConfig
-from stages.train_student import train_cohort
-from stages.training.distributed import ranks
+from stages.config.schema import ModelConfig, TrainConfig
+from stages.runtime.distributed import ranks
+from stages.student.train_student import train_cohort
 
 WITHIN = 1.10  # of the bound
 

@@ -13,8 +13,8 @@ from cache.view import ViewPolicy, sample_view
 from stages.bench import Figure, measured, profiled, show
 from stages.bench.clocks import RUNS, cpu_seconds
 from stages.bench.videos import LARGE, SMALL, Kind, make_videos
-from stages.data.decode import decode_frames, decord, probe
-from stages.data.render import render
+from stages.video.decode import decode_frames, decord, probe
+from stages.video.render import render
 
 SIZES = (224, 112)
 

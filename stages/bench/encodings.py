@@ -16,17 +16,17 @@ from cache.errors import ReskdError
 from cache.manifest import FORMAT, Identity
 from cache.view import ViewPolicy
 from stages.bench import Figure, show
-from stages.config import ModelConfig
-from stages.data.decode import decoder_identity
-from stages.data.join import Clips
-from stages.data.shards import Dataset, open_dataset
-from stages.distill.encodings import Maps, candidates, price_all
+from stages.config.schema import ModelConfig
 from stages.distill.targets import emit
 from stages.models import VideoModel, build_model
 from stages.models.checkpoints import load_model
-from stages.prepare import prepare
-from stages.training.loading import raising
-from stages.training.log import console
+from stages.prepare.prepare import prepare
+from stages.runtime.log import console
+from stages.shards.dataset import Dataset, open_dataset
+from stages.stream.clips import Clips
+from stages.stream.loading import raising
+from stages.teacher.encodings import Maps, candidates, price_all
+from stages.video.decode import decoder_identity
 
 HELD_OUT = 5  # one of so many videos is left out of the sample
 

@@ -31,9 +31,9 @@ from stages.bench.arms import (
 )
 from stages.bench.fidelity_runs import cache_of, make_data, run_arm, train_teacher
 from stages.bench.outcomes import RESOLVED, Outcome, draw, labels_of, no_worse, paired, print_table, steps_to
-from stages.config import StudyConfig
-from stages.training.log import console, progress_bar
-from stages.training.state import in_use
+from stages.config.schema import StudyConfig
+from stages.runtime.log import console, progress_bar
+from stages.student.run_folder import in_use
 
 
 def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:

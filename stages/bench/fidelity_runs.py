@@ -10,17 +10,17 @@ from typing import Any
 from cache.reader import load_manifest
 from cache.store import write_atomically
 from stages.bench.arms import Arm
-from stages.cache_teacher import cache_teacher
-from stages.config import CacheConfig, EvaluateConfig, PackConfig, StudyConfig, TrainConfig
-from stages.configfile import load_config
-from stages.data.digits import CLASSES, make_digits
-from stages.evaluate import evaluate
+from stages.config.file import load_config
+from stages.config.schema import CacheConfig, EvaluateConfig, PackConfig, StudyConfig, TrainConfig
+from stages.demo.digits import CLASSES, make_digits
+from stages.evaluate.evaluate import evaluate
 from stages.models import VideoModel, build_model, model_stats
-from stages.pack import pack
-from stages.prepare import prepare
-from stages.train_student import train_student
-from stages.training.log import console, read_metrics
-from stages.training.stopping import AGAIN
+from stages.packs.pack import pack
+from stages.prepare.prepare import prepare
+from stages.runtime.interrupt import AGAIN
+from stages.runtime.log import console, read_metrics
+from stages.student.train_student import train_student
+from stages.teacher.cache_teacher import cache_teacher
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
 SPLITS = ("train", "val", "test")

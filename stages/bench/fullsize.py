@@ -18,11 +18,11 @@ from stages.bench.clocks import RUNS
 from stages.bench.parts import forward_ms, input_ms, source_ms, step_ms
 from stages.bench.students import DISTILLED, FRAMES, R50, bench_of
 from stages.bench.videos import SMALL
-from stages.config import ModelConfig
-from stages.data.packs import open_pack
-from stages.data.shards import open_dataset
+from stages.config.schema import ModelConfig
 from stages.models import build_model, model_stats
-from stages.training.distributed import ranks
+from stages.runtime.distributed import ranks
+from stages.shards.dataset import open_dataset
+from stages.stream.pack_reader import open_pack
 
 CLIPS, STUDENTS, EPOCHS, VIEWS = 240_436, 5, 100, 8
 TEACHER = ModelConfig(arch="tsm", backbone="resnet152", num_frames=FRAMES)

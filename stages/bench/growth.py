@@ -17,13 +17,13 @@ from stages.bench.clocks import RUNS, core_seconds
 from stages.bench.stage1_growth import FLAT
 from stages.bench.students import DEMO, DISTILLED, Bench, bench_of
 from stages.bench.videos import SMALL
-from stages.cache_teacher import cache_teacher
-from stages.config import TrainConfig
-from stages.pack import pack
-from stages.prepare import prepare
-from stages.train_student import train_student
-from stages.training.distributed import ranks
-from stages.training.memory import peak_memory
+from stages.config.schema import TrainConfig
+from stages.packs.pack import pack
+from stages.prepare.prepare import prepare
+from stages.runtime.distributed import ranks
+from stages.runtime.memory import peak_memory
+from stages.student.train_student import train_student
+from stages.teacher.cache_teacher import cache_teacher
 
 STAGES = ("prepare", "cache-teacher", "pack", "train-student")
 

@@ -17,9 +17,9 @@ from cache.view import BLOCK, ViewPolicy, sample_view
 from cache.writer import ShardWriter, create_cache, finalise
 from stages.bench import Figure, at_most, show
 from stages.bench.clocks import cpu_seconds
-from stages.config import ModelConfig
-from stages.distill.reduction import Sample, estimate, reduce_features
+from stages.config.schema import ModelConfig
 from stages.models import build_model
+from stages.teacher.reduction import Sample, estimate, reduce_features
 
 CLASSES, FRAMES, CLIPS = 400, 8, 1024
 MAP = (8, 4, 4, 128)  # 16 KB in int8

@@ -13,12 +13,12 @@ from stages.bench import Figure, at_least, at_most, measured, profiled, show
 from stages.bench.clocks import RUNS, cpu_seconds
 from stages.bench.students import FRAMES, Bench, bench_of
 from stages.bench.videos import LARGE, SMALL, Kind
-from stages.config import LoaderConfig
-from stages.data.join import Clips
-from stages.data.packs import open_pack
-from stages.data.shards import open_dataset
-from stages.training.distributed import ranks
-from stages.training.packed import frames_by
+from stages.config.schema import LoaderConfig
+from stages.runtime.distributed import ranks
+from stages.shards.dataset import open_dataset
+from stages.stream.clips import Clips
+from stages.stream.frame_source import frames_by
+from stages.stream.pack_reader import open_pack
 
 GOALS = {SMALL[0]: 20, SMALL[1]: 20, LARGE[0]: 200, LARGE[1]: 200}
 STORED = 4  # views of the cache

@@ -13,18 +13,18 @@ from cache.reader import CacheReader
 from cache.view import View, ViewPolicy, sample_view
 from stages.bench import median_of
 from stages.bench.clocks import cpu_seconds
-from stages.config import ModelConfig, TrainConfig
-from stages.data.decode import decode_frames
-from stages.data.join import Batch, Clips
-from stages.data.packing import pack_crops
-from stages.data.packs import open_pack
-from stages.data.render import frames_of, render
-from stages.data.shards import Dataset, open_dataset
+from stages.config.schema import ModelConfig, TrainConfig
 from stages.distill.student import build_student
 from stages.distill.targets import loss_terms, meaning_of, needed_targets
 from stages.models import build_model
-from stages.training.optim import build_optimizer
-from stages.training.packed import frames_by
+from stages.packs.writing import pack_crops
+from stages.shards.dataset import Dataset, open_dataset
+from stages.stream.clips import Batch, Clips
+from stages.stream.frame_source import frames_by
+from stages.stream.pack_reader import open_pack
+from stages.student.optim import build_optimizer
+from stages.video.decode import decode_frames
+from stages.video.render import frames_of, render
 
 
 def input_ms(config: TrainConfig, runs: int) -> float:

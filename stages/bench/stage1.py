@@ -21,20 +21,20 @@ import numpy as np
 import torch
 
 from cache.errors import ReskdError
-from cache.paid import paid_for
+from cache.teacher_time import paid_for
 from cache.view import sample_view
 from stages.bench import Figure, at_least, measured, profiled, show
 from stages.bench.decode import plain_decord
 from stages.bench.stage1_growth import memory_over_more_clips, over_more_clips
 from stages.bench.stage1_runs import Setup, config_for, filling, prepared, rate_of
 from stages.bench.videos import SMALL, make_videos
-from stages.config import CacheConfig
-from stages.data.decode import decord
-from stages.data.shards import Dataset
-from stages.distill.asking import AT_ONCE
-from stages.distill.teacher import Teacher, load_teacher
-from stages.training.distributed import Ranks, ranks
-from stages.training.loading import decoding_workers
+from stages.config.schema import CacheConfig
+from stages.runtime.distributed import Ranks, ranks
+from stages.shards.dataset import Dataset
+from stages.stream.loading import decoding_workers
+from stages.teacher.forward import AT_ONCE
+from stages.teacher.teacher import Teacher, load_teacher
+from stages.video.decode import decord
 
 FULL = Setup()
 QUICK = Setup(clips=2, batch_size=1, few=4, times=(1, 4), many=16, sizes=(1, 4))

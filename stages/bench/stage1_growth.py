@@ -8,11 +8,11 @@ from pathlib import Path
 
 from stages.bench import Figure, at_most, measured
 from stages.bench.stage1_runs import TINY, Setup, config_for, filling, prepared, rate_of
-from stages.config import CacheConfig
-from stages.data.shards import open_dataset
-from stages.training.distributed import Ranks, ranks
-from stages.training.loading import decoding_workers
-from stages.training.memory import peak_memory
+from stages.config.schema import CacheConfig
+from stages.runtime.distributed import Ranks, ranks
+from stages.runtime.memory import peak_memory
+from stages.shards.dataset import open_dataset
+from stages.stream.loading import decoding_workers
 
 FLAT = 1.10  # what grows by more over more clips isn't flat
 

@@ -14,14 +14,14 @@ from cache.view import ViewPolicy
 from cache.writer import create_cache
 from stages.bench.clocks import RUNS, core_seconds
 from stages.bench.videos import linked
-from stages.cache_teacher import fill
-from stages.config import CacheConfig, LoaderConfig, ModelConfig, TargetsConfig, TeacherConfig
-from stages.data.shards import Dataset
-from stages.distill.teacher import load_teacher, root_arrays
+from stages.config.schema import CacheConfig, LoaderConfig, ModelConfig, TargetsConfig, TeacherConfig
 from stages.models import build_model
 from stages.models.checkpoints import ModelCard, save_model
-from stages.prepare import prepare
-from stages.training.distributed import Ranks, cores
+from stages.prepare.prepare import prepare
+from stages.runtime.distributed import Ranks, cores
+from stages.shards.dataset import Dataset
+from stages.teacher.cache_teacher import fill
+from stages.teacher.teacher import load_teacher, root_arrays
 
 RESNET50 = ModelConfig(backbone="resnet50", num_frames=8)
 TINY = ModelConfig(backbone="resnet18", args={"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1]}, num_frames=8)

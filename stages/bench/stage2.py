@@ -25,18 +25,18 @@ from stages.bench import Figure, at_least, at_most, measured, median_of, profile
 from stages.bench.clocks import RUNS, cpu_seconds
 from stages.bench.students import DEMO, FRAMES, R18, R50, Bench, bench_of
 from stages.bench.videos import SMALL
-from stages.config import LoaderConfig, LossConfig, ModelConfig, TrainConfig
-from stages.data.join import Batch, Clips
-from stages.data.packs import open_pack
-from stages.data.shards import open_dataset
+from stages.config.schema import LoaderConfig, LossConfig, ModelConfig, TrainConfig
 from stages.distill.student import Answer, Student, build_student
 from stages.distill.targets import Meaning, loss_terms, meaning_of
 from stages.models import build_model, place
-from stages.train_student import train_student
-from stages.training.distributed import ranks
-from stages.training.log import read_metrics
-from stages.training.optim import build_optimizer
-from stages.training.packed import frames_by
+from stages.runtime.distributed import ranks
+from stages.runtime.log import read_metrics
+from stages.shards.dataset import open_dataset
+from stages.stream.clips import Batch, Clips
+from stages.stream.frame_source import frames_by
+from stages.stream.pack_reader import open_pack
+from stages.student.optim import build_optimizer
+from stages.student.train_student import train_student
 
 PLAIN = LossConfig()
 LOGITS, FEATURES = "logits", "logits + 16 KB of features"

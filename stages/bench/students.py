@@ -10,12 +10,12 @@ import torch
 
 from cache.view import ViewPolicy
 from stages.bench.videos import Kind, linked, make_videos
-from stages.cache_teacher import cache_teacher
-from stages.config import CacheConfig, ModelConfig, PackConfig, TrainConfig
+from stages.config.schema import CacheConfig, ModelConfig, PackConfig, TrainConfig
 from stages.models import build_model
 from stages.models.checkpoints import ModelCard, save_model
-from stages.pack import pack
-from stages.prepare import prepare
+from stages.packs.pack import pack
+from stages.prepare.prepare import prepare
+from stages.teacher.cache_teacher import cache_teacher
 
 FRAMES = 8
 SMALL_NET = {"channels": [16, 32, 64, 64], "layers": [1, 1, 1, 1], "stem_type": "deep", "stem_width": 8,

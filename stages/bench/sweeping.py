@@ -18,15 +18,15 @@ from stages.bench.clocks import RUNS, core_seconds
 from stages.bench.parts import forward_ms, input_ms, source_ms, step_ms
 from stages.bench.students import DEMO, DISTILLED, Bench, bench_of
 from stages.bench.videos import SMALL
-from stages.cache_teacher import cache_teacher
-from stages.config import CacheConfig, ModelConfig, TrainConfig
-from stages.data.packs import open_pack
-from stages.data.shards import open_dataset
+from stages.config.schema import CacheConfig, ModelConfig, TrainConfig
 from stages.models import build_model, model_stats
-from stages.pack import pack
-from stages.sweep import run_sweep
-from stages.train_student import train_student
-from stages.training.distributed import ranks
+from stages.packs.pack import pack
+from stages.runtime.distributed import ranks
+from stages.shards.dataset import open_dataset
+from stages.stream.pack_reader import open_pack
+from stages.student.train_student import train_student
+from stages.sweep.sweep import run_sweep
+from stages.teacher.cache_teacher import cache_teacher
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stages.data.digits import generator
+from stages.demo.digits import generator
 
 FPS = 30
 WORLD = 1.6  # sides of the scene, in those of the frame

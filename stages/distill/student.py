@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.reduction import Constants
-from stages.config import LossConfig
+from stages.config.schema import LossConfig
 from stages.distill.losses import classify
 from stages.models import VideoModel
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from cache.errors import ReskdError
 from cache.manifest import Manifest
 from cache.reduction import Constants
-from stages.config import LossConfig
-from stages.data.join import Batch
+from stages.config.schema import LossConfig
 from stages.distill import losses
 from stages.distill.student import Answer
 from stages.models import Output
+from stages.stream.clips import Batch
 
 # what each distillation term reads of the cache
 TARGET_OF = {"logit_kl": "logits", "feature_mse": "features", "logit_map_kl": "features"}

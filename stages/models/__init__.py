@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache.errors import ReskdError
-from stages.config import ModelConfig
+from stages.config.schema import ModelConfig
 from stages.models.slowonly import build_slowonly, encode_volume
 from stages.models.swin import Block, build_swin, encode_swin
 from stages.models.tsm import build_tsm

@@ -16,9 +16,9 @@ from safetensors.torch import save as to_bytes
 from cache.errors import ReskdError
 from cache.store import write_atomically
 from cache.view import ViewPolicy
-from stages.config import InitConfig, ModelConfig
+from stages.config.schema import InitConfig, ModelConfig
 from stages.models import VideoModel, build_model
-from stages.models.foreign import check_normalisation, fit, has_shift, recognise, to_ours
+from stages.models.other_formats import check_normalisation, fit, has_shift, recognise, to_ours
 from stages.models.torchfile import Stored, read_file, read_safetensors
 
 FORMAT = 1

@@ -12,7 +12,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
-from stages.config import ModelConfig
+from stages.config.schema import ModelConfig
 from stages.models.tsn import build_resnet
 
 TEMPORAL = re.compile(r"layer[34]\.\d+\.conv1")  # the convolutions that look at three frames

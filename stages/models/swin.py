@@ -14,7 +14,7 @@ from torchvision.models.swin_transformer import SwinTransformerBlock
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d, SwinTransformer3d
 
 from cache.errors import ReskdError
-from stages.config import ModelConfig
+from stages.config.schema import ModelConfig
 
 COMMON = {"window_size": [8, 7, 7], "patch_size": [2, 4, 4]}
 SWINS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
-from stages.config import ModelConfig
+from stages.config.schema import ModelConfig
 from stages.models.tsn import build_resnet
 
 DEEP = 23  # blocks in layer3 (ResNet-101 and deeper) from which on only every other block shifts, as in the seed

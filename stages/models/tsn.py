@@ -9,7 +9,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
-from stages.config import ModelConfig
+from stages.config.schema import ModelConfig
 
 
 def build_backbone(config: ModelConfig, pretrained: bool) -> nn.Module:

@@ -10,7 +10,7 @@ import pytest
 from stages.bench import at_least, clocks, decode, profiled, stage1
 from stages.bench.stage1_runs import TINY
 from stages.bench.videos import Kind, make_videos
-from stages.data.decode import decode_frames, decord, probe
+from stages.video.decode import decode_frames, decord, probe
 from tests.runs import command
 
 SMALL = Kind(64, 48, 6)

@@ -19,8 +19,8 @@ from small_caches import CONSTANTS, content, identity_of, keys_of, tree_of, writ
 
 from cache.group import load_group
 from cache.manifest import Manifest
-from cache.paid import open_ledger, paid_for
 from cache.reader import CacheReader, load_manifest
+from cache.teacher_time import open_ledger, paid_for
 from cache.writer import create_cache, finalise, missing_work
 
 SHARD, NEW, CLIPS, DIED = "a/000001.tar", "a/000000.tar", 2, 137

@@ -19,7 +19,7 @@ from cache.reduction import (
     unsampling,
     upsampling,
 )
-from stages.distill.reduction import constants_on, reduce_features
+from stages.teacher.reduction import constants_on, reduce_features
 
 SIDES = st.integers(1, 16)
 EPS = float(np.finfo(np.float32).eps)

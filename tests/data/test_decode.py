@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.data import decode
-from stages.data.decode import DecodeError, VideoInfo, decode_frames, decoder_identity, probe
+from stages.video import decode
+from stages.video.decode import DecodeError, VideoInfo, decode_frames, decoder_identity, probe
 from tests.media import encode_audio, encode_video, moving_square, numbered_frames, read_numbers
 
 N = 40
@@ -236,7 +236,7 @@ def test_a_file_whose_header_points_beyond_its_end_does_not_take_the_process_wit
     """decord copies whatever lies behind the bytes it was given; given a file instead, it can't."""
     code = (
         "import sys; sys.path.insert(0, '.')\n"
-        "from stages.data.decode import decode_frames, probe\n"
+        "from stages.video.decode import decode_frames, probe\n"
         "from tests.media import encode_video, numbered_frames\n"
         "data = encode_video(numbered_frames(200), container='avi', codec='mpeg4', gop=200)\n"
         "for size in range(5000, len(data), 500):\n"
@@ -263,7 +263,7 @@ def test_the_identity_names_decord_and_its_version():
 
 
 def test_decoding_needs_no_torch_and_leaves_no_descriptor_open():
-    code = "import sys, stages.data.decode; sys.exit('torch' in sys.modules)"
+    code = "import sys, stages.video.decode; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
     if os.path.isdir("/proc/self/fd"):
         data, _ = numbered(), probe(numbered())

@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 
-from stages.data.digits import CLASSES, SHARES, draw_clip, encode_clip, handwriting, make_digits
+from stages.demo.digits import CLASSES, SHARES, draw_clip, encode_clip, handwriting, make_digits
 
 RIGHT, LEFT, DOWN = (CLASSES.index(f"3-{direction}") for direction in ("right", "left", "down"))
 

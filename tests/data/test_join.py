@@ -10,13 +10,13 @@ import torch
 from cache.errors import ReskdError
 from cache.reader import CacheReader
 from cache.view import ViewPolicy
-from stages.config import LoaderConfig
-from stages.data import join
-from stages.data.join import Clips
-from stages.data.shards import open_dataset
-from stages.prepare import prepare
-from stages.training.distributed import Ranks
-from stages.training.loading import in_order, raising
+from stages.config.schema import LoaderConfig
+from stages.prepare.prepare import prepare
+from stages.runtime.distributed import Ranks
+from stages.shards.dataset import open_dataset
+from stages.stream import clips as join
+from stages.stream.clips import Clips
+from stages.stream.loading import in_order, raising
 
 
 def test_a_key_mismatch_is_refused(data, cached, tmp_path):

@@ -19,14 +19,14 @@ from PIL import Image
 
 from cache.errors import ReskdError
 from cache.view import ViewPolicy, sample_view
-from stages.config import PackConfig
-from stages.data import jpeg
-from stages.data.heights import height_for, packed_size, size_served, smallest_side
-from stages.data.join import Clips
-from stages.data.packs import open_pack
-from stages.data.shards import open_dataset
-from stages.pack import pack
-from stages.prepare import prepare
+from stages.config.schema import PackConfig
+from stages.packs.pack import pack
+from stages.prepare.prepare import prepare
+from stages.shards.dataset import open_dataset
+from stages.stream.clips import Clips
+from stages.stream.frame_height import height_for, packed_size, size_served, smallest_side
+from stages.stream.pack_reader import open_pack
+from stages.video import jpeg
 from tests.media import encode_video, moving_square
 from tests.runs import tree
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.errors import ReskdError
-from stages.data.plan import BLOCK, plan_epoch, replay_view, splitmix64, stream_count
+from stages.stream.epoch_plan import BLOCK, plan_epoch, replay_view, splitmix64, stream_count
 
 
 @st.composite

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from cache.errors import ReskdError
 from cache.view import ViewPolicy
 from pipeline import cli
-from stages.data.classes import read_classes
-from stages.data.decode import decode_frames
-from stages.data.join import Clips
-from stages.data.lists import mmaction_entries
-from stages.data.lookup import Names, agree, resolve
-from stages.data.shards import Dataset, open_dataset
-from stages.data.views import AllViews, Work
-from stages.prepare import prepare
+from stages.prepare.lists import mmaction_entries
+from stages.prepare.lookup import Names, agree, resolve
+from stages.prepare.prepare import prepare
+from stages.shards.classes import read_classes
+from stages.shards.dataset import Dataset, open_dataset
+from stages.stream.all_views import AllViews, Work
+from stages.stream.clips import Clips
+from stages.video.decode import decode_frames
 from tests.media import encode_video, moving_square, numbered_frames, read_numbers
 
 make = partial(prepare, workers=0)

@@ -11,11 +11,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from cache.errors import ReskdError
-from stages.data import ingest
-from stages.data.decode import DecodeError, decode_frames
-from stages.data.rawframes import encode_pictures
-from stages.data.shards import Dataset
-from stages.prepare import prepare
+from stages.prepare.prepare import ingest, prepare
+from stages.prepare.raw_frames import encode_pictures
+from stages.shards.dataset import Dataset
+from stages.video.decode import DecodeError, decode_frames
 from tests.data.test_publishers import kinds, lines, rows, write
 from tests.media import numbered_frames, read_numbers
 from tests.test_prepare import finished_before, tree

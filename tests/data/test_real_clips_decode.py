@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.data.decode import DecodeError, VideoInfo, decode_frames, probe
+from stages.video.decode import DecodeError, VideoInfo, decode_frames, probe
 
 FOLDER = os.environ.get("RESKD_CLIPS")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="RESKD_CLIPS names no folder of real videos")

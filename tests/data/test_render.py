@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d, interpolate
 
 from cache.view import View
-from stages.data.decode import decode_frames, probe
-from stages.data.render import render
+from stages.video.decode import decode_frames, probe
+from stages.video.render import render
 from tests.media import encode_video, moving_square
 
 boxes = st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0.4, 1), st.floats(0.4, 1)).map(

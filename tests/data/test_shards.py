@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from cache.errors import ReskdError
 from cache.manifest import ShardEntry, keys_digest
-from stages.data.index import INDEX, make_index, write_index, write_rows
-from stages.data.shards import Dataset, open_dataset, write_shard
-from stages.data.tarscan import scan_tar
+from stages.shards.dataset import Dataset, open_dataset, write_shard
+from stages.shards.index import INDEX, make_index, write_index, write_rows
+from stages.shards.tar_scan import scan_tar
 
 
 def video(i: int) -> bytes:
@@ -151,7 +151,7 @@ def test_every_kind_of_worker_reads_the_same(dataset, method):
 
 
 def test_threads_share_a_data_set_while_shards_are_closed_and_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.data.handles.OPEN_SHARDS", 2)
+    monkeypatch.setattr("stages.shards.handles.OPEN_SHARDS", 2)
     dataset = make_dataset(tmp_path, shards=6)
     wanted = read_all(open_dataset(tmp_path))
     with ThreadPoolExecutor(8) as pool:
@@ -159,7 +159,7 @@ def test_threads_share_a_data_set_while_shards_are_closed_and_opened(tmp_path, m
 
 
 def test_open_files_are_bounded_however_many_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.data.handles.OPEN_SHARDS", 4)
+    monkeypatch.setattr("stages.shards.handles.OPEN_SHARDS", 4)
     dataset = make_dataset(tmp_path, shards=20, clips=1)
     before = len(os.listdir("/proc/self/fd"))
     read_all(dataset)

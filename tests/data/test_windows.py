@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.view import View
-from stages.data.render import render
-from stages.data.windows import cut, draw, windows_of
+from stages.video.device_render import cut, draw, windows_of
+from stages.video.render import render
 
 boxes = st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0.3, 1), st.floats(0.3, 1)).map(
     lambda b: (b[0] * (1 - b[2]), b[1] * (1 - b[3]), b[2], b[3])

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from cache.errors import ReskdError
 from cache.reduction import LEVELS, from_stored, reduce_maps, to_codes
-from stages.distill import reduction
-from stages.distill.reduction import Sample, error_of, estimate, gather
+from stages.teacher import reduction
+from stages.teacher.reduction import Sample, error_of, estimate, gather
 
 CLIPS, T, SIDE, WIDTH = 20, 2, 3, 8
 HELD = np.arange(CLIPS) % 5 == 4

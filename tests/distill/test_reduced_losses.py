@@ -11,13 +11,13 @@ from test_student import MODEL
 from cache.manifest import FORMAT, Identity, Manifest
 from cache.reduction import ranges, reduce_maps, to_codes
 from cache.view import ViewPolicy
-from stages.config import FeaturesConfig, LossConfig
-from stages.data.join import Batch
+from stages.config.schema import FeaturesConfig, LossConfig
 from stages.distill.losses import feature_mse
 from stages.distill.student import Answer, build_student
 from stages.distill.targets import loss_terms, meaning_of
-from stages.distill.teacher import Teacher, root_arrays
 from stages.models import build_model
+from stages.stream.clips import Batch
+from stages.teacher.teacher import Teacher, root_arrays
 
 B, T, SIDE, SMALL, WIDTH, CLASSES = 3, 2, 7, 4, 16, 5
 MASK = torch.tensor([True, False, True])

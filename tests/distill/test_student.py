@@ -8,11 +8,11 @@ from test_losses import bilinear
 from cache.errors import ReskdError
 from cache.manifest import FORMAT, Identity, Manifest
 from cache.view import ViewPolicy
-from stages.config import LossConfig, ModelConfig, OptimConfig
+from stages.config.schema import LossConfig, ModelConfig, OptimConfig
 from stages.distill.student import build_student
 from stages.distill.targets import check_targets, needed_targets
 from stages.models import Output, build_model
-from stages.training.optim import param_groups
+from stages.student.optim import param_groups
 
 MODEL = ModelConfig(
     backbone="resnet18",

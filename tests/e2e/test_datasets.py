@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from stages.data.digits import draw_clip, encode_clip
-from stages.data.shards import open_dataset
+from stages.demo.digits import draw_clip, encode_clip
+from stages.shards.dataset import open_dataset
 from tests.media import encode_video
 from tests.runs import command, sets
 

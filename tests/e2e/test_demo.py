@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stages.data.shards import open_dataset
+from stages.shards.dataset import open_dataset
 from tests.runs import command, sets
 
 SMALL = {

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cache.reader import CacheReader
-from stages.data.decode import decode_frames
-from stages.data.render import render
-from stages.data.shards import open_dataset
+from stages.shards.dataset import open_dataset
+from stages.video.decode import decode_frames
+from stages.video.render import render
 from tests import foreign_files
 from tests.runs import command, sets
 

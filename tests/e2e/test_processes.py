@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from cache.writer import committed_views
-from stages.data.shards import open_dataset
 from stages.models.checkpoints import load_model
+from stages.shards.dataset import open_dataset
 from tests.runs import POLICY, QUICK, rows_of, tree
 from tests.zygote import Zygote
 

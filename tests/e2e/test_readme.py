@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import cli
-from stages.data.digits import make_digits
+from stages.demo.digits import make_digits
 from tests.zygote import Zygote
 
 ROOT = Path(__file__).parents[2]

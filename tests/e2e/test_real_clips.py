@@ -3,10 +3,10 @@
 import json
 
 from cache.reader import load_manifest
-from stages.cache_teacher import cache_teacher
-from stages.data.shards import open_dataset
-from stages.prepare import prepare
-from stages.train_student import train_student
+from stages.prepare.prepare import prepare
+from stages.shards.dataset import open_dataset
+from stages.student.train_student import train_student
+from stages.teacher.cache_teacher import cache_teacher
 from tests.runs import cache_config, train_config
 
 

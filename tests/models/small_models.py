@@ -2,7 +2,7 @@
 
 import torch
 
-from stages.config import ModelConfig
+from stages.config.schema import ModelConfig
 from stages.models import VideoModel, build_model
 
 RESNET = {"channels": [16, 32, 64, 64], "layers": [1, 1, 1, 1], "output_stride": 8}

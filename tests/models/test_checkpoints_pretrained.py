@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_sample_images
 from torchvision.transforms.v2.functional import center_crop, resize
 
-from stages.config import InitConfig, ModelConfig
+from stages.config.schema import InitConfig, ModelConfig
 from stages.models import build_model
 from stages.models.checkpoints import initialise
 

@@ -9,10 +9,10 @@ from timm.models.swin_transformer import SwinTransformer as TimmSwin
 from torchvision.models.swin_transformer import SwinTransformer
 
 from cache.errors import ReskdError
-from stages.config import InitConfig, ModelConfig
+from stages.config.schema import InitConfig, ModelConfig
 from stages.models import build_model
 from stages.models.checkpoints import initialise
-from stages.models.foreign import recognise, to_ours
+from stages.models.other_formats import recognise, to_ours
 from tests.foreign_files import (
     SWIN,
     as_mmaction2,

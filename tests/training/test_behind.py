@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from stages.training.behind import behind
+from stages.runtime.background_writer import behind
 
 
 def test_jobs_run_in_order_in_one_other_thread_and_none_is_lost():

@@ -18,11 +18,11 @@ from sklearn.metrics import (
 )
 
 from cache.errors import ReskdError
-from stages.config import ModelConfig
-from stages.data.join import Batch
+from stages.config.schema import ModelConfig
+from stages.metrics.scoring import Net, Scored, average_precision, collect, confusion, measure, per_class, score_each
 from stages.models import build_model
-from stages.training.distributed import Ranks
-from stages.training.metrics import Net, Scored, average_precision, collect, confusion, measure, per_class, score_each
+from stages.runtime.distributed import Ranks
+from stages.stream.clips import Batch
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 

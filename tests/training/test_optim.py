@@ -7,9 +7,9 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from stages.config import ModelConfig, OptimConfig, ScheduleConfig
+from stages.config.schema import ModelConfig, OptimConfig, ScheduleConfig
 from stages.models import build_model
-from stages.training.optim import GROUPS, build_optimizer, build_schedule, param_groups
+from stages.student.optim import GROUPS, build_optimizer, build_schedule, param_groups
 
 RESNET = {"channels": [8, 16, 16, 16], "layers": [1, 1, 1, 1]}
 SCHEMES = list(GROUPS)

@@ -1,1 +1,0 @@
-"""From bytes on disk to pixels: shards, order, decoding, rendering."""

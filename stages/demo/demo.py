@@ -1,0 +1,203 @@
+"""The demo: a small real data set through every stage, by the functions that the commands call."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from cache.store import write_atomically
+from stages.config.file import C, flat, load_config
+from stages.config.schema import CacheConfig, DemoConfig, EvaluateConfig, TrainConfig
+from stages.demo.digits import make_digits
+from stages.evaluate.evaluate import evaluate
+from stages.prepare.prepare import prepare
+from stages.runtime.interrupt import AGAIN
+from stages.runtime.log import console, read_metrics
+from stages.runtime.memory import peak_memory
+from stages.runtime.plots import contact_sheet, learning_curves
+from stages.runtime.stopwatch import stopwatch
+from stages.shards.classes import read_classes
+from stages.shards.dataset import open_dataset
+from stages.student.run_folder import in_use
+from stages.student.train_student import train_student
+from stages.sweep.cost import teacher_ledger
+from stages.teacher.cache_teacher import cache_teacher
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
+SPLITS = ("train", "val", "test")
+# A TSN's mean over frames is the same for opposite directions; a Swin this small finds no digits in so few epochs.
+LABELS = {"tsn": "digit", "swin": "direction"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of student: the config file that it has, and what it is trained on."""
+
+    file: str  # beside demo.yaml, in the folder of the net
+    data: str  # the data set
+    cache: str | None = None
+    epochs: int = 1  # times the file's, so that a smaller data set has as many steps
+
+
+KINDS = {"baseline": Kind("baseline", "train"), "distilled": Kind("distilled", "train", "teacher.zarr")}
+LABELLED = 4  # one clip of so many keeps its label, with `unlabelled`
+# Labels are dear, clips are not: what a teacher says of clips without labels is worth as much as of the others.
+UNLABELLED_KINDS = {
+    "baseline": Kind("baseline", "few", None, LABELLED),
+    "distilled": Kind("distilled", "few", "few.zarr", LABELLED),
+    "unlabelled": Kind("distilled", "mixed", "mixed.zarr"),
+}
+
+
+def run_demo(config: DemoConfig) -> dict:
+    """Run what isn't done yet, and return (and write) summary.json; curves.png and views.png lie beside it.
+
+    {"teacher" | "baseline" | "distilled" (| "unlabelled": distilled from all clips, of which most have no label; the others
+    see the labelled ones alone): {"top1", "top1_std", "per_seed": in percent, "gflops": per clip},
+    "ledger", "wall_s", "peak_rss_mb": of the whole process tree, "seeds"}. A stage's seconds are those of the calls
+    that did the work, so a rerun prints the same ledger.
+    """
+    out = config.output
+    with in_use(out), _peak_memory(out / "memory.json") as peak:
+        out.mkdir(parents=True, exist_ok=True)
+        timed, seconds = stopwatch(out / "seconds.json")
+        timed("draw and encode clips", lambda: _draw(config))
+        timed("prepare", lambda: _prepare(config))
+        teacher = _train(config, "teacher", 0, timed)
+        kinds = UNLABELLED_KINDS if config.unlabelled else KINDS
+        caches = [_cache_config(config, kind) for kind in kinds.values() if kind.cache]
+        cached = [timed(f"cache-teacher {stored.output.stem}", partial(cache_teacher, stored)) for stored in caches]
+        runs = {kind: [_train(config, kind, seed, timed) for seed in range(config.seeds)] for kind in kinds}
+        curves = {f"{kind} {s}": read_metrics(r) for kind, rs in runs.items() for s, r in enumerate(rs)}
+        learning_curves(out / "curves.png", curves, read_metrics(teacher))
+        size = _run_config(config, "distilled", 0).size
+        contact_sheet(out / "views.png", open_dataset(caches[-1].data), caches[-1].output, size)
+        scores = {kind: _scores(rs) for kind, rs in {"teacher": [teacher], **runs}.items()}
+        summary = {
+            **scores,
+            "ledger": {
+                **teacher_ledger(
+                    {out / k.cache: runs[kind] for kind, k in kinds.items() if k.cache},
+                ),
+                "cache_bytes": sum(result["bytes"] for result in cached),
+                "seconds": seconds,
+            },
+            "wall_s": sum(seconds.values()),
+            "peak_rss_mb": peak(),
+            "seeds": config.seeds,
+        }
+        write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    _show(summary, out)
+    return summary
+
+
+def _draw(config: DemoConfig) -> None:
+    make_digits(
+        config.output / "videos",
+        clips=config.clips.model_dump(),
+        size=config.video_size,
+        frames=config.video_frames,
+        labels=LABELS.get(config.model, "digit-direction"),
+    )
+
+
+def _prepare(config: DemoConfig) -> None:
+    """The splits; with `unlabelled` also `few`, the labelled training clips, and `mixed`, all of them."""
+    videos, data = config.output / "videos", config.output / "data"
+    for split in SPLITS:
+        prepare(videos / split, data / split)
+    if not config.unlabelled:
+        return
+    names = sorted(path.relative_to(videos).as_posix() for path in (videos / "train").glob("*/*"))
+    kept = {name for i, name in enumerate(names) if i % LABELLED == 0}
+    label = {name: name.split("/")[1] if name in kept else "" for name in names}
+    for listed, chosen in (("few", sorted(kept)), ("mixed", names)):
+        write_atomically(videos / f"{listed}.csv", "".join(f"{name},{label[name]}\n" for name in chosen).encode())
+        prepare(videos / f"{listed}.csv", data / listed, classes=read_classes(data / "train"))
+
+
+def _train(config: DemoConfig, kind: str, seed: int, timed: Callable) -> Path:
+    """Train one net and score it on the test split; returns its run folder."""
+    run = _run_config(config, kind, seed)
+    timed(f"train {kind} {seed}", lambda: train_student(run, resume=True, go_on=AGAIN))
+    scored = EvaluateConfig(checkpoint=run.output / "last.safetensors", data=config.output / "data" / "test",
+                          output=run.output / "test.json", batch_size=64)  # fmt: skip
+    timed(f"evaluate {kind} {seed}", lambda: evaluate(scored))
+    return run.output
+
+
+def _run_config(config: DemoConfig, name: str, seed: int) -> TrainConfig:
+    out = config.output
+    kind = {"teacher": Kind("teacher", "train"), **(UNLABELLED_KINDS if config.unlabelled else KINDS)}[name]
+    paths: dict[str, Any] = {"output": out / "runs" / f"{name}-{seed}", "data.val": out / "data/val", "seed": seed}
+    paths["data.train"] = out / "data" / kind.data
+    if kind.cache:
+        paths["data.cache"] = out / kind.cache
+    run = _stage_config(TrainConfig, CONFIGS / config.model / f"{kind.file}.yaml", getattr(config, kind.file), paths)
+    schedule = run.schedule.model_copy(update={"epochs": run.schedule.epochs * kind.epochs,
+                                               "val_every": run.schedule.val_every * kind.epochs})  # fmt: skip
+    return run.model_copy(update={"schedule": schedule})
+
+
+def _cache_config(config: DemoConfig, kind: Kind) -> CacheConfig:
+    out = config.output
+    checkpoint = out / "runs" / "teacher-0" / "last.safetensors"
+    paths = {"data": out / "data" / kind.data, "output": out / kind.cache, "teacher.checkpoint": checkpoint}
+    return _stage_config(CacheConfig, CONFIGS / "cache.yaml", config.cache, paths)
+
+
+def _stage_config(model: type[C], file: Path, changes: dict, paths: dict[str, Any]) -> C:
+    """A stage's config file with the demo's paths and the user's changes, by the rules of --set."""
+    values = {key: value if isinstance(value, int) else str(value) for key, value in paths.items()}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in (values | flat(changes)).items()]
+    return load_config(model, file, overrides)
+
+
+def _scores(runs: list[Path]) -> dict:
+    results = [json.loads((run / "test.json").read_text()) for run in runs]
+    top1 = [result["top1"] for result in results]
+    return {
+        "top1": statistics.mean(top1),
+        "top1_std": statistics.stdev(top1) if len(top1) > 1 else 0.0,
+        "per_seed": top1,
+        "gflops": results[0]["gmacs"],
+    }
+
+
+def _show(summary: dict, out: Path) -> None:
+    table = Table("", "top-1 %", "per seed", "GFLOPs a clip", title="on fresh handwriting")
+    for kind in (kind for kind in ("teacher", *UNLABELLED_KINDS) if kind in summary):
+        s = summary[kind]
+        spread = f" ± {s['top1_std']:.2f}" if summary["seeds"] > 1 and kind != "teacher" else ""
+        table.add_row(
+            kind, f"{s['top1']:.2f}{spread}", " ".join(f"{t:.1f}" for t in s["per_seed"]), f"{s['gflops']:.4f}"
+        )
+    console.print(table)
+    ledger = summary["ledger"]
+    table = Table(title="ledger", show_header=False)
+    table.add_row("teacher clip·views computed, once", f"{ledger['teacher_clip_views']:,}")
+    table.add_row("the same students with the teacher in the loop", f"{ledger['in_loop_clip_views']:,}")
+    table.add_row("cache", f"{ledger['cache_bytes'] / 1e6:.1f} MB")
+    for name, seconds in ledger["seconds"].items():
+        table.add_row(name, f"{seconds:.1f} s")
+    table.add_row("all", f"{summary['wall_s']:.1f} s, at most {summary['peak_rss_mb']:.0f} MB")
+    console.print(table)
+    console.print(f"written: {out}/summary.json, curves.png, views.png")
+
+
+@contextlib.contextmanager
+def _peak_memory(path: Path) -> Iterator[Callable[[], float]]:
+    """The peak of the process tree in MB, sampled once a second and kept over reruns."""
+    with peak_memory(so_far=json.loads(path.read_text()) if path.exists() else 0.0) as peak:
+        try:
+            yield peak
+        finally:
+            write_atomically(path, json.dumps(peak()).encode())

@@ -1,0 +1,176 @@
+"""Accuracy of a checkpoint on a data set, by a protocol of several views. A student is evaluated without its teacher."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from cache.errors import ReskdError
+from cache.store import write_atomically
+from cache.view import ViewPolicy
+from stages.config.schema import EvaluateConfig
+from stages.metrics.scoring import collect, confusion, measure, per_class
+from stages.models import model_stats, place
+from stages.models.checkpoints import first_difference, load_model
+from stages.runtime.distributed import Ranks, ranks
+from stages.runtime.log import console, progress_bar
+from stages.runtime.plots import confusion_matrix
+from stages.shards.dataset import open_dataset
+from stages.stream.clips import Batch, Clips, check_labels
+from stages.stream.frame_source import check_fresh, frames_by, open_frames
+from stages.stream.loading import in_order, raising
+
+CONFUSED = 20  # pairs of classes in the JSON
+
+
+def evaluate(config: EvaluateConfig) -> dict:
+    """Score a checkpoint; returns (and with `output`, writes) `training.metrics.measure`'s figures and "protocol",
+    "views", "average", "size", "gmacs" (of a view), "gflops" (of a video: gmacs × views), "confused" (the pairs of
+    classes most often taken for one another; None where a clip has several labels), "checkpoint", "data".
+
+    Beside NAME.json lie NAME.classes.csv and, where every clip has one label, NAME.confusion.png.
+    Raises ReskdError where the data set's classes aren't the checkpoint's, or no clip is labelled.
+    """
+    if config.output is not None:
+        _check_writable(config.output)
+    model, card = load_model(config.checkpoint)
+    data, pack = open_frames(open_dataset(config.data), config.pack)
+    if card.classes != tuple(data.classes):
+        raise ReskdError(f"{config.checkpoint} knows other classes than {data.path} has "
+                         f"({first_difference(card.classes, data.classes)}): prepare the data set in the checkpoint's "
+                         f"order (prepare --class-order {config.checkpoint})")  # fmt: skip
+    if not check_labels(data, single=False)["labelled"]:
+        raise ReskdError(f"no clip to evaluate on: every one of {data.path} is unlabelled; give a labelled data set")
+    size, policy = config.size or card.size, protocol_policy(config.policy or card.eval_policy, config.protocol)
+    if pack:
+        check_fresh(pack, policy, card.render_via or size, "evaluation")
+    clips = Clips(data, size=size, via=card.render_via, num_classes=len(data.classes), policy=policy,
+                  **frames_by(pack, config.loader))  # fmt: skip
+    with ranks() as at:
+        batches = _shown(in_order(clips, config.loader, config.batch_size, at), policy.views, data.usable_rows(), at)
+        amp = config.amp == "auto" and at.device.type == "cuda"
+        scored = collect(place(model, at.device), batches, len(data.classes), at, amp,
+                         average=config.average, forward=config.batch_size)  # fmt: skip
+        gmacs, counts = model_stats(model, size).gmacs, None if scored.several else confusion(scored)
+        result = {
+            **measure(scored),
+            "protocol": config.protocol,
+            "views": policy.views,
+            "average": config.average,
+            "size": size,
+            "gmacs": gmacs,
+            "gflops": gmacs * policy.views,
+            "confused": None if counts is None else most_confused(counts, data.classes),
+            "checkpoint": str(config.checkpoint),
+            "data": str(config.data),
+        }
+        if at.first:
+            table = per_class(scored)
+            if config.output is not None:
+                _write(config.output, result, table, counts, data.classes)
+            _show(result, table, data.classes)
+    return result
+
+
+def protocol_policy(policy: ViewPolicy, protocol: str) -> ViewPolicy:
+    """A policy's CxP views: C clips, in three crops or, where P is 1, in its own one.
+
+    Raises ReskdError where that one isn't one, and where C is 1, as it is by default, and the policy has more clips.
+    """
+    clips, crops = map(int, protocol.split("x"))
+    if clips == 1 < policy.clips:
+        raise ReskdError(f"protocol {protocol}: the policy has {policy.clips} clips in time: give --protocol "
+                         f"{policy.clips}x{policy.crops}, or policy.clips=1")  # fmt: skip
+    if crops == 1 and policy.crop == "three_crop":
+        raise ReskdError(f"protocol {protocol}: the policy's crop is three_crop, which is three: give --protocol "
+                         f"{clips}x3, or another policy.crop")  # fmt: skip
+    return dataclasses.replace(policy, clips=clips, crop="three_crop" if crops == 3 else policy.crop)
+
+
+def most_confused(counts: np.ndarray, classes: Sequence[str]) -> list[dict]:
+    """The pairs off the diagonal of a confusion matrix [K,K] with the most clips, and their share of the truth's."""
+    errors = counts * (1 - np.eye(len(counts), dtype=np.int64))
+    pairs = [divmod(int(i), len(counts)) for i in np.argsort(-errors, axis=None, kind="stable")[:CONFUSED]]
+    return [
+        {"truth": classes[t], "taken_for": classes[p], "clips": int(errors[t, p]),
+         "percent": 100 * float(errors[t, p] / counts[t].sum())}
+        for t, p in pairs if errors[t, p]
+    ]  # fmt: skip
+
+
+def _shown(batches: Iterable[Batch], views: int, rows: Sequence[np.ndarray], ranks: Ranks) -> Iterator[Batch]:
+    """Pass batches on, showing rank 0's share of the videos as all ranks', and name the clips that fail."""
+    total, done, since = sum(map(len, rows)), 0, time.perf_counter()
+    with progress_bar("videos", disable=not ranks.first) as bar:
+        task = bar.add_task("evaluate", total=total, rate=0.0, note="")
+        for batch in raising(batches):
+            for line in batch.failures:
+                console.print(f"[yellow]failed[/] {escape(line)}", highlight=False)
+            for line in batch.fallbacks:
+                console.print(f"[yellow]fallback[/] {escape(line)}", highlight=False)
+            yield batch
+            done = min(total, done + ranks.world * len(batch.index) // views)
+            bar.update(task, completed=done, rate=done / (time.perf_counter() - since))
+
+
+def _check_writable(output: Path) -> None:
+    """Before the work rather than after it."""
+    if output.is_dir():
+        raise ReskdError(f"{output} is a folder: give the name of a file")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReskdError(f"{output} can't be written ({error.strerror}): give another output") from error
+
+
+def _write(
+    output: Path, result: dict, table: dict[str, np.ndarray], counts: np.ndarray | None, classes: Sequence[str]
+) -> None:
+    """The three files; a picture that an earlier evaluation left is taken away where there is none now."""
+    name = output.name.removesuffix(".json")
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["class", *table])
+    for label, values in zip(classes, zip(*(column.tolist() for column in table.values()), strict=True), strict=True):
+        rows.writerow([label, *("" if value != value else value for value in values)])  # NaN: undefined
+    write_atomically(output.with_name(f"{name}.classes.csv"), text.getvalue().encode())
+    picture = output.with_name(f"{name}.confusion.png")
+    picture.unlink(missing_ok=True)
+    if counts is not None:
+        confusion_matrix(picture, counts, classes)
+    write_atomically(output, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def _show(result: dict, table: dict[str, np.ndarray], classes: Sequence[str]) -> None:
+    """Metrics, the five best and worst classes, the most confused pairs."""
+    console.print(f"{result['checkpoint']} on {result['data']}", markup=False, highlight=False, soft_wrap=True)
+    summary = Table(show_header=False)
+    for name, value in result.items():
+        if name not in ("confused", "checkpoint", "data"):
+            summary.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    console.print(summary)
+    by = "ap" if result["headline"] == "map" else "recall"
+    order = [int(c) for c in np.argsort(-table[by], kind="stable") if table["clips"][c]]
+    ranked = Table("class", "clips", "recall %", "precision %", "AP %", title=f"best and worst classes by {by}")
+    for i, c in enumerate(order):
+        if 5 <= i < len(order) - 5:
+            if i == 5:
+                ranked.add_row("…")
+            continue
+        figures = (table[name][c] for name in ("recall", "precision", "ap"))
+        ranked.add_row(escape(classes[c]), str(table["clips"][c]), *("" if v != v else f"{v:.1f}" for v in figures))
+    console.print(ranked)
+    if result["confused"] is None:
+        console.print("no confusion matrix: some clips have several labels")
+    for pair in (result["confused"] or ())[:5]:
+        console.print(f"{pair['truth']} taken for {pair['taken_for']}: {pair['clips']} clips, {pair['percent']:.0f} %",
+                      markup=False, highlight=False)  # fmt: skip

@@ -1,0 +1,169 @@
+"""Stage 1b: every clip's frames, or stored views, once as low-resolution JPEGs in companion shards; students then decode no
+video."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from cache.errors import ReskdError
+from stages.config.schema import PackConfig
+from stages.packs.plan import Plan, plan_pack
+from stages.packs.writing import AllPictures, PackedClip, commit_shard
+from stages.runtime.distributed import Ranks, ranks
+from stages.runtime.log import console, progress_bar
+from stages.shards.dataset import Dataset, open_dataset
+from stages.stream.loading import decoding_workers, identity, raising
+from stages.stream.pack_files import PackManifest, committed, finish, read_pack, write_pack
+from stages.student.run_folder import in_use
+
+
+def pack(config: PackConfig, *, dry_run: bool = False) -> dict:
+    """Pack what isn't packed yet; a shard that is committed is never done again.
+
+    Returns {"clips": packed now by this rank, "frames": pictures of the pack, "height", "quality", "psnr": of a sample, "bytes":
+    of the pack, estimated for `dry_run`, "quarantined", "small": clips that are smaller than the height, "seconds"}; for
+    `dry_run`, nothing is written. Raises ReskdError for a cache that is not finished or of other shards, a height above
+    that of every clip, a PSNR that no quality reaches, a folder that holds anything else, and a full disk.
+    """
+    started = time.perf_counter()
+    data = open_dataset(config.data)
+    data.check_files()
+    with ranks(patience=timedelta(days=7)) as at:  # shards differ: the first to finish waits for the last
+        if dry_run:
+            return _show(config, data, plan_pack(config, data))
+        with in_use(config.output) if at.first else nullcontext(), _disk_errors(config.output, data):
+            found: list[Plan | None] = [None]
+
+            def begin() -> None:
+                found[0] = plan_pack(config, data)
+                _claim(config.output, found[0])
+
+            at.first_does(begin)
+            plan = at.gather(found[0])[0]
+            done = _fill(config, data, plan, at)
+            at.barrier()
+            if not at.first:
+                return {"clips": done}
+            return _report(config, data, plan, finish(config.output, plan.identity), done, started)
+
+
+def _claim(output: Path, plan: Plan) -> None:
+    """Refuse before work what can't be finished, and say what the folder is."""
+    parent = next(p for p in (output, *output.absolute().parents) if p.exists())
+    free = shutil.disk_usage(parent).free
+    if plan.bytes > free:
+        raise ReskdError(f"{output}: about {plan.bytes / 1e9:.2f} GB are missing, the disk has {free / 1e9:.2f} GB free: make "
+                         "room, lower quality, psnr or height, or give another output")  # fmt: skip
+    _say_small(plan)
+    if read_pack(output) is None:
+        write_pack(output, PackManifest(plan.identity))
+
+
+def _say_small(plan: Plan) -> None:
+    if plan.small:
+        console.print(f"{len(plan.small)} clips are smaller than {plan.identity.height} px and keep their size; the first: "
+                      f"{plan.small[0]}", markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+
+
+def _fill(config: PackConfig, data: Dataset, plan: Plan, at: Ranks) -> int:
+    """Pack this rank's shards, every W-th of those that are missing; returns their clips."""
+    shards = plan.missing[at.rank :: at.world]
+    frames = AllPictures(data, shards, plan.wanted, plan.identity.height, plan.identity.quality)
+    workers = min(decoding_workers(config.loader), len(frames))
+    loader = DataLoader(frames, batch_size=None, num_workers=workers, collate_fn=identity, generator=torch.Generator(),
+                        prefetch_factor=config.loader.prefetch if workers else None)  # fmt: skip
+    total = sum(data.entry(shard).clips for shard in shards)
+    with progress_bar("clips", disable=not at.first) as bar:
+        task, started = bar.add_task("pack", total=total, rate=0.0, note=""), time.perf_counter()
+
+        def served() -> Iterator[PackedClip]:
+            for chunk in raising(loader):
+                bar.advance(task, len(chunk))
+                bar.update(task, rate=bar.tasks[0].completed / (time.perf_counter() - started))
+                yield from chunk
+
+        clips = served()
+        for shard in shards:
+            bar.update(task, note=shard)
+            of_shard = islice(clips, data.entry(shard).clips)  # no more: the next one may be the next shard's error
+            commit_shard(config.output, shard, map(_named(shard), of_shard))
+    return total
+
+
+def _named(shard: str) -> Callable[[PackedClip], PackedClip]:
+    def say(clip: PackedClip) -> PackedClip:
+        if clip.error is not None:
+            console.print(f"[yellow]quarantined[/] {escape(f'{shard}/{clip.key}: {clip.error}')}", highlight=False)
+        return clip
+
+    return say
+
+
+@contextmanager
+def _disk_errors(output: Path, data: Dataset) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        done = sum(committed(output, entry.name) is not None for entry in data.shards)
+        raise ReskdError(f"{error.filename or output}: can't be written ({error.strerror or error}). {done} of "
+                         f"{len(data.shards)} shards are packed and stay: make room or mend the permissions, and run `pack` "
+                         "again, which goes on")  from error  # fmt: skip
+
+
+def _show(config: PackConfig, data: Dataset, plan: Plan) -> dict:
+    shown = _figures(data, plan) | {"bytes": plan.bytes, "small": len(plan.small)}
+    rows = {
+        "output": config.output,
+        "shards": f"{len(data.shards)}, {len(plan.missing)} of them missing",
+        "clips": sum(e.clips for e in data.shards),
+        "pictures a clip": f"{plan.frames / max(1, sum(map(len, data.usable_rows()))):.1f}",
+        "height": f"{plan.identity.height} px",
+        "quality": f"{plan.identity.quality}, {plan.psnr:.1f} dB on a sample",
+        "bytes of what is missing": f"about {plan.bytes / 1e6:.1f} MB, of {_source_bytes(data) / 1e6:.1f} MB of video",
+    }
+    table = Table(title="pack: what it would do", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    console.print(table)
+    _say_small(plan)
+    return shown
+
+
+def _figures(data: Dataset, plan: Plan) -> dict:
+    made = plan.identity
+    return {"clips": 0, "frames": plan.frames, "height": made.height, "quality": made.quality, "psnr": plan.psnr}
+
+
+def _source_bytes(data: Dataset) -> int:
+    return sum(entry.bytes for entry in data.shards)
+
+
+def _report(config: PackConfig, data: Dataset, plan: Plan, manifest: PackManifest, done: int, started: float) -> dict:
+    size = sum(p.stat().st_size for p in config.output.rglob("*") if p.is_file())
+    made = plan.identity
+    result = _figures(data, plan) | {
+        "clips": done,
+        "bytes": size,
+        "quarantined": sum(map(len, manifest.quarantine.values())),
+        "small": len(plan.small),
+        "seconds": time.perf_counter() - started,
+    }
+    console.print(
+        f"{config.output}: {plan.frames} pictures of {sum(e.clips for e in data.shards)} clips "
+        f"at {made.height} px, quality "
+        f"{result['quality']} ({plan.psnr:.1f} dB on a sample), {size / 1e6:.1f} MB ({size / _source_bytes(data):.2f} of the "
+        f"videos'), {result['quarantined']} quarantined; packed {done} clips in {result['seconds']:.1f} s",
+        highlight=False,
+    )
+    return result

@@ -1,0 +1,114 @@
+"""What `pack` will do: which frames, how large, at which quality, in which shards, and what that takes."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from cache.errors import ReskdError
+from cache.reader import CacheReader, check_join
+from cache.view import ViewPolicy
+from stages.config.schema import PackConfig
+from stages.packs.writing import Wanted, sample_pictures
+from stages.shards.dataset import Dataset, Row
+from stages.stream.frame_height import height_for, smallest_side, stored_side
+from stages.stream.pack_files import PACK, PackIdentity, committed, differences, read_pack
+from stages.stream.replay import lacks
+from stages.video import jpeg
+from stages.video.decode import decoder_identity
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, the same on every rank."""
+
+    identity: PackIdentity
+    wanted: Wanted
+    missing: tuple[str, ...]  # shards that aren't committed
+    frames: int  # of all clips
+    bytes: int  # of the missing shards, estimated from a sample
+    psnr: float  # dB of the sample at the quality that is taken
+    small: tuple[str, ...]  # clips, shard/key, whose frames are smaller than the height and stay as they are
+
+
+def plan_pack(config: PackConfig, data: Dataset) -> Plan:
+    """Raises ReskdError for a cache that is not finished or of other shards, a height above that of every clip, a PSNR
+    that no quality reaches, and a folder that holds anything else.
+    """
+    cache, views = _cache(config, data)
+    policy = cache.manifest.identity.policy if cache else config.policy or ViewPolicy()
+    crops, stored = config.frames == "crops", config.frames != "all"
+    side = 1.0 if crops else stored_side(cache, data, views) if cache else smallest_side(policy)
+    height = config.height or height_for(config.size, side)
+    wanted = Wanted(cache if stored else None, views, crops)
+    small = () if crops else _small(config, data, height)
+    pictures = sample_pictures(data, wanted, height)
+    encode = partial(jpeg.encode, full_colour=crops)
+    quality = config.quality if config.psnr is None else _quality_of(config.psnr, pictures, encode)
+    made = PackIdentity(data.shards, decoder_identity(), config.frames, views if stored else None, policy, side, height,
+                        quality, config.psnr)  # fmt: skip
+    _refuse_other(config.output, made)
+    missing = tuple(e.name for e in data.shards if committed(config.output, e.name) is None)
+    frames = {e.name: sum(map(len, wanted.of(data, e.name))) for e in data.shards}
+    each = np.mean([len(encode(picture, quality)) for picture in pictures])
+    size = sum(int(frames[s] * (each + 12) + 2048 * data.entry(s).clips) for s in missing)  # 12: numbers; tar headers
+    return Plan(made, wanted, missing, sum(frames.values()), size, _psnr(pictures, quality, encode), small)
+
+
+def _cache(config: PackConfig, data: Dataset) -> tuple[CacheReader | None, int]:
+    """A reader of the cache's views, and how many of them are meant."""
+    if config.cache is None:
+        return None, 0
+    reader = CacheReader(config.cache, ())
+    check_join(reader.manifest, data.shards)
+    views = config.views or reader.manifest.finalised or reader.manifest.views
+    if views > reader.manifest.views:
+        raise ReskdError(f"views {views}: {config.cache} has {reader.manifest.views}: lower it, or raise `views` of "
+                         "cache-teacher")  # fmt: skip
+    if lacking := lacks(config.cache, reader.manifest, data, views, ()):
+        raise ReskdError(f"{config.cache} is not finished ({lacking}): run cache-teacher again")
+    return reader, views
+
+
+def _small(config: PackConfig, data: Dataset, height: int) -> tuple[str, ...]:
+    """The clips that are smaller than this; raises ReskdError where a height is asked for that all are smaller than."""
+    clips: list[tuple[str, Row]] = [
+        (e.name, row) for e in data.shards for row in data.rows(e.name) if row.error is None
+    ]
+    small = tuple(f"{shard}/{row.key}" for shard, row in clips if min(row.width, row.height) < height)
+    if config.height is not None and len(small) == len(clips):
+        largest = max((min(row.width, row.height) for _, row in clips), default=0)
+        raise ReskdError(f"height {height}: the largest of {len(clips)} clips of {data.path} has a shorter side of {largest} "
+                         f"px: give a height of at most that, or none")  # fmt: skip
+    return small
+
+
+Encode = Callable[[np.ndarray, int], bytes]  # a picture, and the quality
+
+
+def _psnr(pictures: Sequence[np.ndarray], quality: int, encode: Encode) -> float:
+    return float(np.mean([jpeg.psnr(jpeg.decode(encode(p, quality)), p) for p in pictures]))
+
+
+def _quality_of(wanted: float, pictures: Sequence[np.ndarray], encode: Encode) -> int:
+    """The lowest quality whose mean PSNR is at least that wanted."""
+    quality = 1 + bisect.bisect_left(range(1, 96), wanted, key=lambda q: _psnr(pictures, q, encode))
+    if quality > 95:
+        raise ReskdError(f"psnr {wanted}: quality 95, the highest, has {_psnr(pictures, 95, encode):.1f} dB: lower it")
+    return quality
+
+
+def _refuse_other(output: Path, made: PackIdentity) -> None:
+    stored = read_pack(output)
+    if stored is None:
+        if output.exists() and (not output.is_dir() or any(p.name != f".{PACK}.tmp" for p in output.iterdir())):
+            raise ReskdError(f"{output} is not an empty folder and holds no pack: give another output")
+    elif lines := differences(stored.identity, made):
+        raise ReskdError(
+            f"{output} holds another pack:\n  " + "\n  ".join(lines) + "\ngive another output, or delete this one"
+        )

@@ -1,0 +1,195 @@
+"""Making a pack: which frames, decoded and encoded anew by DataLoader workers in tar order, into one tar a shard."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset
+
+from cache.errors import ReskdError
+from cache.reader import Block, CacheReader
+from cache.view import View
+from stages.shards.dataset import Dataset, Row, write_shard
+from stages.shards.index import dump, rows_path, write_whole
+from stages.shards.worker_chunks import chunks_of_turn, count_chunks
+from stages.stream.epoch_plan import splitmix64
+from stages.stream.frame_height import packed_size
+from stages.stream.pack_files import COLUMNS, view_digest
+from stages.video import jpeg
+from stages.video.decode import DecodeError, decode_frames
+from stages.video.render import frames_of, render
+
+CHUNK = 4  # clips that a worker hands over at once
+PIECE = 2**29  # bytes of decoded pixels that one call of the decoder may give
+SAMPLE_CLIPS, SAMPLE_FRAMES = 16, 4
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which pictures: the frames that the first `views` stored views of `cache` need, or all frames where there is none; or
+    `crops`: these views themselves, rendered at the pack's height."""
+
+    cache: CacheReader | None
+    views: int
+    crops: bool = False
+
+    def of(self, data: Dataset, shard: str) -> list[np.ndarray]:
+        """For each row the frame of each picture, [n] int64, from the clip's start; none of an unreadable one. Sorted, each
+        once; of crops T for each view, view after view."""
+        rows = data.rows(shard)
+        if self.cache is None:
+            return [np.arange(row.frames) for row in rows]
+        stored = np.concatenate([block.frames for block in self.stored(shard)], axis=1)
+        lost, kept = self.lost(data, shard), np.array if self.crops else np.unique
+        return [kept(frames[: 0 if r in lost else None]).astype(np.int64) for r, frames in enumerate(stored)]
+
+    def stored(self, shard: str) -> list[Block]:
+        """The cache's views of a shard that are meant."""
+        return [self.cache.view(shard, view) for view in range(self.views)]
+
+    def lost(self, data: Dataset, shard: str) -> dict[int, str]:
+        """row -> reason of those in quarantine already."""
+        cached = self.cache.manifest.quarantine.get(shard, {}) if self.cache else {}
+        return {r: f"in the cache: {reason}" for r, reason in cached.items()} | data.quarantine.get(shard, {})
+
+
+@dataclass(frozen=True)
+class PackedClip:
+    """A row's JPEGs in the order of its frames; none where it has an `error`."""
+
+    key: str
+    frames: np.ndarray  # [n] int64, from the clip's start
+    jpegs: tuple[bytes, ...]
+    width: int  # of each, in px, as `height`
+    height: int
+    decoder: str  # that served
+    error: str | None
+    views: tuple[int, ...] = ()  # digests of the views that are shown, if crops
+
+
+def pack_frames(video: bytes, row: Row, frames: np.ndarray, short: int, quality: int) -> PackedClip:
+    """Decode these frames of a clip, and encode them with a shorter side of `short` px. Raises DecodeError."""
+    width, height = packed_size(row.width, row.height, short)
+    step = max(1, PIECE // (3 * row.width * row.height))
+    jpegs, decoder = [], row.decoder
+    for i in range(0, len(frames), step):
+        pictures, served = decode_frames(video, row.start + frames[i : i + step], row.decoder)
+        jpegs += [jpeg.encode(jpeg.shrink(picture, width, height), quality) for picture in pictures]
+        decoder = served if served != row.decoder else decoder
+    return PackedClip(row.key, frames, tuple(jpegs), width, height, decoder, None)
+
+
+def pack_crops(video: bytes, row: Row, views: Sequence[View], size: int, quality: int) -> PackedClip:
+    """Decode the frames of these views, and encode what they show at `size` px. Raises DecodeError."""
+    step = max(1, PIECE // (3 * row.width * row.height * len(views[0].frames)))
+    jpegs, decoder = [], row.decoder
+    for i in range(0, len(views), step):
+        some = views[i : i + step]
+        wanted, places = frames_of(some)
+        pictures, served = decode_frames(video, row.start + wanted, row.decoder)
+        for view, of_view in zip(some, places, strict=True):
+            crops = render([pictures[k] for k in of_view], view, size)
+            jpegs += [jpeg.encode(crop, quality, full_colour=True) for crop in crops.transpose(0, 2, 3, 1)]
+        decoder = served if served != row.decoder else decoder
+    frames = np.concatenate([view.frames for view in views]).astype(np.int64)
+    digests = tuple(map(view_digest, views))
+    return PackedClip(row.key, frames, tuple(jpegs), size, size, decoder, None, digests)
+
+
+class AllPictures(IterableDataset):
+    """Iterates over lists of PackedClip, the rows of the given shards, shard after shard."""
+
+    def __init__(self, data: Dataset, shards: Sequence[str], wanted: Wanted, short: int, quality: int):
+        self.data, self.shards, self.wanted, self.short, self.quality = data, shards, wanted, short, quality
+
+    def __len__(self) -> int:
+        return count_chunks(self.data, self.shards, CHUNK)
+
+    def __iter__(self) -> Iterator[list[PackedClip] | ReskdError]:
+        try:
+            position = None
+            for at, start, rows in chunks_of_turn(self.data, self.shards, CHUNK):
+                if at != position:
+                    position, shard = at, self.shards[at]
+                    lost = self.wanted.lost(self.data, shard)
+                    needed = self.wanted.stored(shard) if self.wanted.crops else self.wanted.of(self.data, shard)
+                yield [self._packed(row, video, r, needed, lost.get(r)) for r, (row, video) in enumerate(rows, start)]
+        except ReskdError as error:  # as a value: see stages/stream/clips.py
+            yield error
+
+    def _packed(
+        self, row: Row, video: bytes, r: int, needed: list[np.ndarray] | list[Block], lost: str | None
+    ) -> PackedClip:
+        """Row `r`; `needed`: the frames of each row, or the shard's stored views, if crops."""
+        if lost is None:
+            try:
+                if self.wanted.crops:
+                    return pack_crops(video, row, [block.view_of(r) for block in needed], self.short, self.quality)
+                return pack_frames(video, row, needed[r], self.short, self.quality)
+            except DecodeError as error:
+                lost = str(error)
+        return PackedClip(row.key, np.array([], np.int64), (), 0, 0, row.decoder, lost)
+
+
+def sample_pictures(data: Dataset, wanted: Wanted, short: int) -> list[np.ndarray]:
+    """Some of the pictures, uint8 [h,w,3], of some clips: the same ones for one data set. Raises ReskdError where none of
+    these clips can be decoded.
+    """
+    clips = [(s, int(r)) for s, usable in enumerate(data.usable_rows()) for r in usable]
+    order = np.argsort(splitmix64(len(clips), len(clips)), kind="stable")[:SAMPLE_CLIPS]
+    pictures, failed = [], None
+    for s, r in sorted(clips[i] for i in order):
+        shard = data.shards[s].name
+        row, frames = data.rows(shard)[r], wanted.of(data, shard)[r]
+        if not len(frames):
+            continue
+        places = np.unique(np.linspace(0, len(frames) - 1, SAMPLE_FRAMES).astype(int))
+        some, order_of = np.unique(frames[places], return_inverse=True)
+        try:
+            decoded, _ = decode_frames(data.read(shard, r), row.start + some, row.decoder)
+        except DecodeError as error:
+            failed = f"{shard}/{row.key}: {error}"
+            continue
+        if wanted.crops:
+            stored, each = wanted.stored(shard), len(frames) // wanted.views
+            for place, k in zip(places, order_of, strict=True):
+                one = replace(stored[place // each].view_of(r), frames=frames[place : place + 1])
+                pictures.append(np.ascontiguousarray(render([decoded[k]], one, short)[0].transpose(1, 2, 0)))
+        else:
+            pictures += [jpeg.shrink(picture, *packed_size(row.width, row.height, short)) for picture in decoded]
+    if not pictures:
+        raise ReskdError(f"{data.path}: no clip of a sample of {len(order)} can be packed ({failed or 'no usable clip'}): "
+                         "look into the data set's quarantine.jsonl")  # fmt: skip
+    return pictures
+
+
+def commit_shard(path: Path, shard: str, clips: Iterator[PackedClip]) -> None:
+    """Write a shard's tar, and then its rows: killed anywhere, it is there whole or made again. Raises OSError."""
+    temporary, columns = (path / shard).with_name(f".{Path(shard).name}.partial"), {name: [] for name in COLUMNS}
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+
+    def members() -> Iterator[tuple[str, str, bytes, dict[str, Any]]]:
+        for clip in clips:
+            sizes = [len(picture) for picture in clip.jpegs]
+            about = {"frames": clip.frames.tolist(), "sizes": sizes, "width": clip.width, "height": clip.height}
+            for name in ("key", "width", "height", "decoder", "error", "views"):
+                columns[name].append(getattr(clip, name))
+            columns["frames"].append(about["frames"])
+            columns["offsets"].append([0, *accumulate(sizes[:-1])] if sizes else [])
+            columns["crc"].append([zlib.crc32(picture) for picture in clip.jpegs])
+            yield clip.key, "mjpeg", b"".join(clip.jpegs), {"error": clip.error} if clip.error else about
+
+    try:
+        samples, size, digest = write_shard(path / shard, temporary, members(), frozenset({"mjpeg"}))
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # of a full disk: room for what is to be written in its place
+        raise
+    for name in ("offset", "size", "header"):
+        columns[name] = [getattr(sample.video, name) for sample in samples]
+    write_whole(rows_path(path, shard), dump({"bytes": size, "sha256": digest} | columns))

@@ -1,0 +1,60 @@
+"""What a run says: metrics.jsonl, TensorBoard, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from cache.store import write_atomically
+from stages.config.file import flat
+
+console = Console(stderr=True)
+
+
+def progress_bar(unit: str, *, disable: bool = False) -> Progress:
+    """A bar with count, rate in `unit` a second, elapsed and remaining time, and a free `note` field."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.1f} " + unit + "/s"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=disable,
+    )
+
+
+class RunLog:
+    """Appends rows to metrics.jsonl and their numbers to TensorBoard; rows past `step` are cut at a resume."""
+
+    def __init__(self, folder: Path, step: int):
+        self.path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(folder) if row["step"] <= step]
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.file = self.path.open("a", buffering=1)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def row(self, kind: str, step: int, values: dict) -> None:
+        """One row `{"kind": kind, "step": step, …}`; nested numbers become TensorBoard's kind/a/b."""
+        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        for name, value in flat(values, f"{kind}/", "/").items():
+            if isinstance(value, (int, float)):
+                self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The rows of metrics.jsonl; none where there is no such file. A line cut by a kill is left out."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,0 +1,34 @@
+"""Seconds of the parts of a long piece of work, kept over reruns."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cache.store import write_atomically
+from stages.runtime.log import console
+
+
+def stopwatch(path: Path) -> tuple[Callable[[str, Callable[[], Any]], Any], dict[str, float]]:
+    """`timed(name, stage)`, and the seconds of each stage, its interrupted calls included, kept over reruns."""
+    stored = json.loads(path.read_text()) if path.exists() else {"seconds": {}, "done": []}
+    seconds, done = stored["seconds"], stored["done"]
+
+    def timed(name: str, stage: Callable[[], Any]) -> Any:
+        console.rule(name)
+        started = time.perf_counter()
+        try:
+            result = stage()
+        finally:
+            if name not in done:
+                seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+                write_atomically(path, json.dumps(stored).encode())
+        if name not in done:
+            done.append(name)
+            write_atomically(path, json.dumps(stored).encode())
+        return result
+
+    return timed, seconds

@@ -1,0 +1,101 @@
+"""The batches of a run, epoch after epoch, as lists of (shard, row, view): what DataLoader workers fetch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from stages.config.schema import LoaderConfig
+from stages.runtime.distributed import Ranks
+from stages.stream.clips import Batch, Clips, Index
+from stages.stream.epoch_plan import plan_epoch, replay_view, stream_count
+from stages.stream.loading import decoding_workers, identity, raising
+
+
+@dataclass(frozen=True)
+class Order:
+    """Everything that the order of a run depends on, and nothing else: not workers, not ranks, not targets."""
+
+    rows: Sequence[np.ndarray]  # usable rows of each shard
+    names: Sequence[str]  # of the shards
+    seed: int
+    batch_size: int
+    group: int  # micro-batches of an optimizer step: ranks × accumulate
+    window: int
+    streams: int
+    views: int | None  # stored views that are replayed; None: a fresh one each epoch
+
+    def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shards and rows, both int32 [M,B], of an epoch's micro-batches."""
+        return plan_epoch(
+            self.rows,
+            seed=self.seed,
+            epoch=epoch,
+            batch_size=self.batch_size,
+            window=self.window,
+            streams=self.streams,
+            group=self.group,
+        )
+
+    def digest(self) -> str:
+        """Of all that the order depends on: a resume must find the same."""
+        fixed = [list(self.names), self.seed, self.batch_size, self.group, self.window, self.streams, self.views]
+        digest = hashlib.sha256(json.dumps(fixed).encode())
+        for rows in self.rows:
+            digest.update(np.asarray(rows, np.int64).tobytes() + b"|")
+        return digest.hexdigest()
+
+    def steps_per_epoch(self) -> int:
+        return sum(map(len, self.rows)) // self.batch_size // self.group
+
+    def resident_blocks(self, readers: int) -> int:
+        """Blocks that one of `readers` processes holds so that each is read once an epoch: of its streams, a window
+        each and the first block of the next."""
+        streams = stream_count(self.steps_per_epoch() * self.group, self.streams)
+        return streams // math.gcd(streams, readers) * (self.window + 1)
+
+    def batches(self, epoch: int, first_step: int, rank: int, world: int) -> Iterator[list[Index]]:
+        """A rank's micro-batches of an epoch from an optimizer step on."""
+        shards, rows = self.epoch(epoch)
+        views = [epoch if self.views is None else replay_view(epoch, name, self.views) for name in self.names]
+        for j in range(first_step * self.group + rank, len(shards), world):
+            yield [(int(s), int(r), views[s]) for s, r in zip(shards[j], rows[j], strict=True)]
+
+
+class _Remaining:
+    """A batch sampler over all epochs that are left, so that workers fetch ahead across their borders."""
+
+    def __init__(self, order: Order, epochs: int, start: tuple[int, int], ranks: Ranks):
+        self.order, self.epochs, self.start, self.ranks = order, epochs, start, ranks
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        first_epoch, first_step = self.start
+        for epoch in range(first_epoch, self.epochs):
+            yield from self.order.batches(epoch, first_step, self.ranks.rank, self.ranks.world)
+            first_step = 0
+
+
+def batches_of_run(
+    clips: Clips, order: Order, epochs: int, start: tuple[int, int], loader: LoaderConfig, ranks: Ranks
+) -> Iterable[Batch]:
+    """All micro-batches of this rank from (epoch, step in it) to the end of the run."""
+    workers = decoding_workers(loader)
+    return raising(
+        DataLoader(
+            clips,
+            batch_sampler=_Remaining(order, epochs, start, ranks),
+            num_workers=workers,
+            prefetch_factor=loader.prefetch if workers else None,
+            collate_fn=identity,
+            pin_memory=ranks.device.type == "cuda",
+            # Its own generator: making an iterator draws from the global one, and dropout after a resume would differ.
+            generator=torch.Generator(),
+        )
+    )

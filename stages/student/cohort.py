@@ -1,0 +1,55 @@
+"""What students on one stream must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cache.errors import ReskdError
+from stages.config.file import flat
+from stages.config.schema import TrainConfig
+from stages.student.run_folder import stored_views
+
+# What students on one stream share; the rest is each one's own.
+SHARED = ("data", "teacher", "policy", "eval_policy", "batch_size", "accumulate", "log_every", "checkpoint_every",
+          "loader", "model.num_frames")  # fmt: skip
+
+
+def check_shared(configs: Mapping[str, TrainConfig]) -> None:
+    """Whether they can have one stream. Raises ReskdError naming the first key in which two of them differ."""
+    (first, one), *others = configs.items()
+    outputs: dict[Path, str] = {}
+    for name, config in configs.items():
+        if config.output in outputs:
+            raise ReskdError(f"the students {outputs[config.output]} and {name} have one output, {config.output}")
+        outputs[config.output] = name
+    there = shared_keys(one)
+    for name, config in others:
+        here = shared_keys(config)
+        key = next((key for key in sorted(there | here) if there.get(key) != here.get(key)), None)
+        if key is not None:
+            raise ReskdError(f"students on one stream must agree on {key}: it is {there.get(key)!r} for {first} and "
+                             f"{here.get(key)!r} for {name}: train them one after another, or set it for all")  # fmt: skip
+
+
+def shared_keys(config: TrainConfig) -> dict[str, Any]:
+    """Of SHARED, what students on one stream must agree on: "data.views" and so on to values."""
+    values = flat(config.model_dump(mode="json")) | {"data.order_seed": order_seed(config)}
+    shared = (*SHARED, "amp") if config.teacher else SHARED  # the dtype in which a teacher in the loop answers all
+    return {key: value for key, value in values.items() if key in shared or key.split(".")[0] in shared}
+
+
+def order_seed(config: TrainConfig) -> int:
+    """Of the clips' order."""
+    return config.seed if config.data.order_seed is None else config.data.order_seed
+
+
+def with_stored_views(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
+    """Replaying as many views as the runs began with: a cache may have grown since."""
+    shared = next(iter(configs.values()))
+    stored = [views for config in configs.values() if (views := stored_views(config))]
+    if not shared.data.cache or shared.data.views is not None or not stored:
+        return dict(configs)
+    fixed = shared.data.model_copy(update={"views": stored[0]})
+    return {name: config.model_copy(update={"data": fixed}) for name, config in configs.items()}

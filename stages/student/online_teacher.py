@@ -1,0 +1,57 @@
+"""A teacher in the training loop, as the seed has it: on fresh views, in every step, for every student anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from cache.errors import ReskdError
+from stages.config.schema import OnlineTeacherConfig
+from stages.distill.targets import Meaning, emit
+from stages.models import VideoModel, model_stats, place
+from stages.models.checkpoints import load_model
+from stages.shards.dataset import Dataset
+from stages.stream.clips import Batch
+from stages.teacher.teacher import check_classes
+
+
+@dataclass(frozen=True)
+class OnlineTeacher:
+    """A teacher in eval mode: unlike the seed's, whose batch statistics and drop path make its answers vary."""
+
+    model: VideoModel
+    size: int  # px
+    grid: tuple[int, int, int]  # [T',H,W] of its map
+    width: int
+
+    def teach(self, device: torch.device, names: Sequence[str], dtype: torch.dtype) -> Callable[[Batch], Batch]:
+        """On `device`: gives a batch there the targets of these names."""
+        model = place(self.model, device).eval().requires_grad_(False)
+
+        def taught(batch: Batch) -> Batch:
+            # Cloned: what inference mode makes can't be saved for a backward pass.
+            clips = batch.also[self.size, None]
+            targets = {name: value.clone() for name, value in emit(model, clips, names, dtype).items()}
+            return replace(batch, **targets)
+
+        return taught
+
+    def meaning_on(self, device: torch.device) -> Meaning:
+        fc = self.model.head.fc
+        return Meaning(
+            (*self.grid[1:], self.width), classifier=(fc.weight.detach().to(device), fc.bias.detach().to(device))
+        )
+
+
+def open_teacher(config: OnlineTeacherConfig, data: Dataset, num_frames: int) -> OnlineTeacher:
+    """Raises ReskdError where its classes, in their order, aren't the data set's, or it takes other frames."""
+    model, card = load_model(config.checkpoint)
+    check_classes(card.classes, data, config.checkpoint)
+    if card.model.num_frames != num_frames:
+        raise ReskdError(f"teacher {config.checkpoint} takes {card.model.num_frames} frames, the student {num_frames}: "
+                         f"set model.num_frames={card.model.num_frames}")  # fmt: skip
+    size = config.size or card.size
+    stats = model_stats(model, size)
+    return OnlineTeacher(model, size, stats.grid, stats.width)

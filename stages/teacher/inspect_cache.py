@@ -1,0 +1,161 @@
+"""`pipeline.py inspect-cache`: what is in a cache, what it takes, and what a clip's views show."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cache.contents import find_clip, summary
+from cache.errors import ReskdError
+from cache.group import load_group, load_manifest
+from cache.manifest import Manifest
+from cache.reader import CacheReader, check_join
+from cache.store import write_atomically
+from cache.teacher_time import paid_for
+from cache.view import BLOCK, View
+from stages.runtime.plots import clip_sheet
+from stages.shards.dataset import Dataset, open_dataset
+from stages.teacher.audit import teacher_accuracy
+from stages.teacher.encodings import described_error
+
+TOP = 5  # classes of a view
+
+
+def inspect_cache(
+    path: Path,
+    *,
+    data: Path | None = None,
+    clip: str | None = None,
+    png: Path | None = None,
+    output: Path | None = None,
+) -> dict:
+    """Print what a cache is and what it takes; returns it (and writes it to `output`, JSON).
+
+    {"identity", "views", "finished_views", "shards", "finished_shards", "clips", "clip_views": committed, "bytes": {"total",
+    "by_array", "of_clip_view": by array, "constants", "metadata", "other"}, "notes", "quarantine": {"clips", "first"},
+    "top1": of the teacher in percent, None without `data`, or where nothing is labelled or finished, "clip": of `clip`}.
+    `data`: the data set that it was made of. `png`: a picture of the clip's views, which needs `data`.
+    Raises ReskdError for a clip that isn't there, or whose key is in two shards, and for a data set of other clips.
+    """
+    if png is not None and (clip is None or data is None):
+        raise ReskdError("--png draws the views of one clip: give --clip KEY, and --data DATASET, which has its video")
+    manifest, dataset = load_manifest(path), open_dataset(data) if data is not None else None
+    if dataset is not None:
+        check_join(manifest, dataset.shards)
+    found = find_clip(path, manifest, clip) if clip is not None else None
+    result = summary(path, manifest)
+    result["top1"] = _accuracy(path, manifest, dataset) if dataset is not None else None
+    result["clip"] = clip_views(path, manifest, *found) if found is not None else None
+    if png is not None:
+        _draw(png, path, dataset, result["clip"], manifest.identity.teacher["size"])
+    if output is not None:
+        write_atomically(output, (json.dumps(result, indent=2) + "\n").encode())
+    _show(path, result)
+    return result
+
+
+def _accuracy(path: Path, manifest: Manifest, data: Dataset) -> float | None:
+    if tuple(data.classes) != tuple(manifest.identity.classes):
+        raise ReskdError(f"{data.path} has other classes than {path}: give the data set that the cache was made of")
+    finished = {entry.name for entry in manifest.identity.shards[: manifest.finalised_shards]}
+    if manifest.finalised < 1 or any(entry.name not in finished for entry in data.shards):
+        return None
+    return teacher_accuracy(data, replace(manifest, views=manifest.finalised), CacheReader(path))
+
+
+def clip_views(path: Path, manifest: Manifest, shard: str, row: int) -> dict:
+    """{"shard", "row", "key", "quarantine": reason or None, "views": [{"frames", "box", "flip", "top": [[class, percent]]}]}.
+
+    A view without targets is None.
+    """
+    group, reader, classes = load_group(path, shard), CacheReader(path), manifest.identity.classes
+    views = []
+    for number in range(group["views"]):
+        block, i = reader.block(shard, number, row // BLOCK), row % BLOCK
+        if not block.valid[i]:
+            views.append(None)
+            continue
+        view, logits = block.view_of(i), block.logits[i].astype(np.float64)
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        top = [[classes[c], 100 * float(shares[c])] for c in np.argsort(-shares, kind="stable")[:TOP]]
+        views.append({"frames": view.frames.tolist(), "box": view.box.tolist(), "flip": view.flip, "top": top})
+    key = group["keys"][row]
+    return {"shard": shard, "row": row, "key": key, "quarantine": group["quarantine"].get(key), "views": views}
+
+
+def _draw(png: Path, path: Path, data: Dataset, clip: dict, size: int) -> None:
+    stored = [(number, view) for number, view in enumerate(clip["views"]) if view is not None]
+    if not stored:
+        raise ReskdError(
+            f"{path}: clip {clip['key']!r} is in quarantine ({clip['quarantine']}): there is nothing to draw"
+        )
+    if clip["shard"] not in {entry.name for entry in data.shards}:
+        raise ReskdError(f"{data.path} has no shard {clip['shard']}: give the data set that the cache was made of")
+    views = [View(np.array(v["frames"], np.int32), np.array(v["box"], np.float32), v["flip"]) for _, v in stored]
+    titles = [f"view {number}: " + top_line(view["top"]) for number, view in stored]
+    row = data.rows(clip["shard"])[clip["row"]]
+    truth = ", ".join(data.classes[label] for label in row.labels) or "unlabelled"
+    clip_sheet(png, data, (clip["shard"], clip["row"]), views, titles, f"{row.key}: {truth}", size)
+
+
+def top_line(top: list) -> str:
+    return ", ".join(f"{name} {share:.1f} %" for name, share in top)
+
+
+def _show(path: Path, result: dict) -> None:
+    console, identity, sizes = Console(), result["identity"], result["bytes"]
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(str(path))
+    teacher = identity["teacher"]
+    model = ", ".join(
+        f"{k} {v}" for k, v in teacher["model"].items() if not isinstance(v, (dict, list)) and v is not None
+    )
+    say(f"teacher   {model}; weights {teacher['weights_sha256'][:12]}, {teacher['size']} px, "
+        + ", ".join(f"{k} {v}" for k, v in teacher.items() if k not in ("model", "weights_sha256", "size")))  # fmt: skip
+    say(f"decoder   {identity['decoder']}")
+    say("policy    " + ", ".join(f"{k} {v}" for k, v in identity["policy"].items()))
+    say(f"classes   {result['classes']}")
+    for target, settings in identity["targets"].items():
+        say(f"{target:<9} " + ", ".join(f"{k} {v!s:.48}" for k, v in settings.items() if v is not None))
+    say(f"views     {result['views']} planned, {result['finished_views']} finished on {result['finished_shards']} of "
+        f"{result['shards']} shards; {result['clips']} clips, {result['clip_views']} clip·views stored")  # fmt: skip
+    table = Table("array", "MB", "bytes a clip·view")
+    for name, size in sizes["by_array"].items():
+        table.add_row(name, f"{size / 1e6:.3f}", f"{sizes['of_clip_view'].get(name, 0):.1f}")
+    for name in ("constants", "metadata", "other"):
+        table.add_row(f"({name})", f"{sizes[name] / 1e6:.3f}", "")
+    table.add_row("total", f"{sizes['total'] / 1e6:.3f}", f"{sizes['total'] / max(1, result['clip_views']):.1f}")
+    console.print(table)
+    if (paid := paid_for(path, result["notes"])) is not None:
+        say(str(paid))
+    if "features" in result["notes"]:
+        say(f"features, {described_error(result['notes']['features'])}")
+    say(
+        f"quarantine: {result['quarantine']['clips']} clips"
+        + "".join(f"\n  {q}" for q in result["quarantine"]["first"])
+    )
+    if result["top1"] is not None:
+        say(f"the teacher's top-1 on its cached views: {result['top1']:.2f} %")
+    if result["clip"] is not None:
+        _show_clip(result["clip"], say)
+
+
+def _show_clip(clip: dict, say) -> None:
+    say(f"clip {clip['key']}, shard {clip['shard']}, row {clip['row']}"
+        + (f", in quarantine: {clip['quarantine']}" if clip["quarantine"] else ""))  # fmt: skip
+    for number, view in enumerate(clip["views"]):
+        if view is None:
+            say(f"  view {number}: no targets")
+            continue
+        box = ", ".join(f"{part:.3f}" for part in view["box"])
+        say(f"  view {number}: frames {view['frames']}, top, left, height, width {box}{', mirrored' * view['flip']}")
+        say(f"    {top_line(view['top'])}")

@@ -1,20 +1,20 @@
-"""How targets are stored: plain functions between float32 rows and the arrays kept for them.
+"""How targets are stored: plain functions between float32 rows and the arrays kept for them, and the table `CODECS`.
 
-Maps are reduced before (`reduction.py`); here they are rounded. A codec is named in the manifest's targets. Its arrays'
-names are its dictionary's keys; fill values are sentinels, never read as data.
+Maps are reduced before (`reduction.py`); here they are rounded. The manifest names the codec of each target. The keys of
+`Codec.arrays` are the names of the arrays in a shard's group. A fill value means "not written", and is never read as data.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cache.errors import ReskdError
-from cache.reduction import LEVELS, Constants, to_codes
+from cache.reduction import Constants
 
 _TINY = np.finfo(np.float32).tiny
 _WIDEST = float(np.finfo(np.float32).max)
-NOT_WRITTEN = -128  # among int8 codes
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,19 @@ class Stored:
 
 @dataclass(frozen=True)
 class Codec:
-    """`encode`: float32 [N, ...] and the root's constants -> arrays by name. `decode`: the same arrays -> [N, ...]."""
+    """`encode`: float32 [N, ...] and the root's constants -> arrays by name. `decode`: the same arrays -> [N, ...].
+
+    `levels`: codes are integers from -levels to levels, of a range for each channel (see `to_codes`); None: no codes.
+    """
 
     arrays: Mapping[str, Stored]
     encode: Callable[[np.ndarray, Constants], dict[str, np.ndarray]]
     decode: Callable[[Mapping[str, np.ndarray]], np.ndarray]
+    levels: int | None = None
+
+    def bytes(self, shape: Sequence[int]) -> int:
+        """Of one row's target of this shape, before zstd."""
+        return sum(np.dtype(a.dtype).itemsize * (1 if a.per_row else math.prod(shape)) for a in self.arrays.values())
 
 
 def encode_logits_uint8(logits: np.ndarray) -> dict[str, np.ndarray]:
@@ -70,11 +78,37 @@ def encode_float16(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
     return {name: stored}
 
 
+def to_codes(reduced: np.ndarray, constants: Constants, codec: str = "int8") -> np.ndarray:
+    """Reduced maps y, float [..., d] -> codes, integers; what lies outside the range of a channel goes to its end.
+
+    A code is (y - offset) / scale, rounded; each channel has its own scale and offset.
+    """
+    kind = CODECS["features"][codec]
+    with np.errstate(over="ignore"):  # beyond the range of a channel that never varied
+        codes = np.rint((np.asarray(reduced, np.float32) - constants["offset"]) / constants["scale"])
+    return codes.clip(-kind.levels, kind.levels).astype(kind.arrays["features"].dtype)
+
+
+def from_stored(stored: np.ndarray, constants: Constants) -> np.ndarray:
+    """Codes or float16 as stored -> y, float32."""
+    values = stored.astype(np.float32)
+    is_code = np.issubdtype(stored.dtype, np.integer)
+    return values * constants["scale"] + constants["offset"] if is_code else values
+
+
+def ranges(low: np.ndarray, high: np.ndarray, codec: str = "int8") -> dict[str, np.ndarray]:
+    """scale and offset [d], float32, whose codes reach from `low` to `high` [d]; the lowest value has a code."""
+    levels = CODECS["features"][codec].levels
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    scale = np.maximum((high - low) / (2 * levels), np.finfo(np.float32).tiny).astype(np.float32)
+    return {"scale": scale, "offset": (low + levels * scale.astype(np.float64)).astype(np.float32)}  # so that 0 stays 0
+
+
 def is_finite(values: np.ndarray) -> bool:
-    """np.isfinite(values).all(); for float16 by its exponent's bits, which is several times faster; of int8 codes,
-    whether all were written."""
-    if values.dtype == np.int8:
-        return not (values == NOT_WRITTEN).any()
+    """Whether all values are numbers; of codes, whether all were written. float16 is judged by its exponent's bits, which
+    is several times faster than np.isfinite."""
+    if np.issubdtype(values.dtype, np.signedinteger):
+        return not (values == np.iinfo(values.dtype).min).any()
     if values.dtype != np.float16:
         return bool(np.isfinite(values).all())
     bits = np.ascontiguousarray(values).view(np.uint16)
@@ -88,47 +122,52 @@ def _finite(name: str, values: np.ndarray) -> np.ndarray:
     return values
 
 
-LOGITS = {
-    "uint8": Codec(
-        {
-            "logits": Stored("uint8", 0),
-            "scale": Stored("float32", np.nan, per_row=True),
-            "offset": Stored("float32", np.nan, per_row=True),
-        },
-        lambda logits, constants: encode_logits_uint8(logits),
-        decode_logits_uint8,
-    ),
-    "float16": Codec(
-        {"logits": Stored("float16", np.nan)},
-        lambda logits, constants: encode_float16("logits", logits),
-        lambda arrays: arrays["logits"].astype(np.float32),
-    ),
-}
+def rounded(name: str, levels: int, dtype: str = "int8") -> Codec:
+    """The codec `name` of feature maps: codes from -levels to levels, a byte each. Fewer levels leave less after zstd.
 
-# Maps stay in memory as they are stored: a block of them is large, and the loss takes them to float32 on its device.
-FEATURES = {
-    "float16": Codec(
-        {"features": Stored("float16", np.nan)},
-        lambda features, constants: encode_float16("features", features),
-        lambda arrays: arrays["features"],
-    ),
-    **{
-        codec: Codec(
-            {"features": Stored("int8", NOT_WRITTEN)},
-            lambda features, constants, codec=codec: {
-                "features": to_codes(_finite("features", features), constants, codec)
+    Maps stay in memory as they are stored: a block of them is large. The loss takes them to float32 on its device.
+    """
+    return Codec(
+        arrays={"features": Stored(dtype, float(np.iinfo(dtype).min))},  # the lowest integer is never a code
+        encode=lambda maps, constants: {"features": to_codes(_finite("features", maps), constants, name)},
+        decode=lambda arrays: arrays["features"],
+        levels=levels,
+    )
+
+
+CODECS: dict[str, dict[str, Codec]] = {
+    "logits": {
+        "uint8": Codec(
+            arrays={
+                "logits": Stored("uint8", 0),
+                "scale": Stored("float32", np.nan, per_row=True),
+                "offset": Stored("float32", np.nan, per_row=True),
             },
-            lambda arrays: arrays["features"],
-        )
-        for codec in LEVELS
+            encode=lambda logits, constants: encode_logits_uint8(logits),
+            decode=decode_logits_uint8,
+        ),
+        "float16": Codec(
+            arrays={"logits": Stored("float16", np.nan)},
+            encode=lambda logits, constants: encode_float16("logits", logits),
+            decode=lambda arrays: arrays["logits"].astype(np.float32),
+        ),
+    },
+    "features": {
+        "float16": Codec(
+            arrays={"features": Stored("float16", np.nan)},
+            encode=lambda maps, constants: encode_float16("features", maps),
+            decode=lambda arrays: arrays["features"],
+        ),
+        "int8": rounded("int8", 127),
+        "int4": rounded("int4", 7),
+        "int3": rounded("int3", 3),
     },
 }
 
 
 def codec_of(target: str, name: str) -> Codec:
     """The codec of "logits" or "features" by name. Raises ReskdError for an unknown one."""
-    known = {"logits": LOGITS, "features": FEATURES}
-    if name not in known.get(target, {}):
-        choices = ", ".join(f"{t}: {', '.join(codecs)}" for t, codecs in known.items())
+    if name not in CODECS.get(target, {}):
+        choices = ", ".join(f"{t}: {', '.join(codecs)}" for t, codecs in CODECS.items())
         raise ReskdError(f"target {target!r} can't be stored as {name!r}; there are {choices}.")
-    return known[target][name]
+    return CODECS[target][name]

@@ -8,7 +8,8 @@ from typing import Any
 
 from cache.errors import ReskdError
 from cache.group import array_specs, load_group
-from cache.manifest import CONSTANTS, Manifest
+from cache.identity import CONSTANTS
+from cache.manifest import Manifest
 from cache.store import METADATA
 
 REASONS = 3  # clips in quarantine that are named

@@ -13,7 +13,8 @@ from zarr.storage import LocalStore, MemoryStore
 
 from cache.codecs import codec_of
 from cache.errors import ReskdError
-from cache.manifest import CONSTANTS, FORMAT, Identity, Manifest
+from cache.identity import CONSTANTS, Identity
+from cache.manifest import FORMAT, Manifest
 from cache.store import METADATA, file_digest, write_atomically
 from cache.view import BLOCK
 
@@ -131,7 +132,7 @@ def _create(store: LocalStore | MemoryStore, name: str, spec: ArraySpec, clips: 
         filters=None,
         # Explicit byte shuffle: left to itself, zarr takes bits for single bytes. Level 1: features are many.
         compressors=[
-            BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=_item_size(spec.dtype)),
+            BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=np.dtype(spec.dtype).itemsize),
             Crc32cCodec(),
         ],
         # One flat folder an array: with "/", each chunk of a map would lie five folders deep.
@@ -210,6 +211,3 @@ def open_for_writing(folder: Path, name: str) -> zarr.Array:
     with zarr.config.set({"array.write_empty_chunks": True}):
         return zarr.open_array(LocalStore(folder), path=name, mode="r+", zarr_format=3)
 
-
-def _item_size(dtype: str) -> int:
-    return {"int32": 4, "float32": 4, "float16": 2, "uint8": 1, "int8": 1, "bool": 1}[dtype]

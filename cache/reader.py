@@ -1,7 +1,6 @@
 """Reading a cache: blocks of rows, verified, opened lazily inside the process that reads."""
 
-import collections
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ import zarr
 from cache.codecs import codec_of, is_finite
 from cache.errors import ReskdError
 from cache.group import ArraySpec, array_specs, check_fingerprint, load_group, load_manifest, read_constants
-from cache.manifest import Manifest, ShardEntry, keys_digest
+from cache.identity import ShardEntry, keys_digest
+from cache.lru import LRU
+from cache.manifest import Manifest
 from cache.store import VerifiedStore
 from cache.view import BLOCK, View
 
@@ -60,7 +61,7 @@ class CacheReader:
                 f"of what is there, or add it: cache-teacher again, with targets.{absent[0]}."
             )
         self._specs = array_specs(self.manifest.identity)
-        self._shards, self._views, self._blocks = _Recent(_SHARDS), _Recent(_VIEWS), _Recent(capacity_blocks)
+        self._shards, self._views, self._blocks = LRU(_SHARDS), LRU(_VIEWS), LRU(capacity_blocks)
 
     def block(self, shard: str, view: int, block: int) -> Block:
         """Rows [64 * block, 64 * block + 64) of a view, fewer at the shard's end."""
@@ -141,11 +142,6 @@ class CacheReader:
             small[name] = group.read(name, view, slice(0, len(group.keys)))
         return small[name][rows].copy()  # a copy, lest a block keep the whole view in memory
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A process of its own reads for itself: neither what is in memory nor what is verified travels.
-        empty = {name: _Recent(getattr(self, name).capacity) for name in ("_shards", "_views", "_blocks")}
-        return self.__dict__ | empty
-
 
 def check_join(manifest: Manifest, entries: Sequence[ShardEntry]) -> None:
     """Whether the shards of a data set are those which the cache was made for: names, clip counts, keys.
@@ -212,19 +208,3 @@ class _Group:
             )
         return array
 
-
-class _Recent:
-    """The `capacity` most recently used values."""
-
-    def __init__(self, capacity: int):
-        self.capacity, self._values = max(1, capacity), collections.OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The value of `key`, made where it isn't held."""
-        if key in self._values:
-            self._values.move_to_end(key)
-            return self._values[key]
-        self._values[key] = value = make()
-        if len(self._values) > self.capacity:
-            self._values.popitem(last=False)
-        return value

@@ -23,8 +23,6 @@ from cache.errors import ReskdError
 
 Constants = Mapping[str, np.ndarray]  # by name: basis [D,d], mean [D], scale [d], offset [d], float32; those in use
 
-LEVELS = {"int8": 127, "int4": 7, "int3": 3}  # codes of a codec go from -n to n; -128 is never written
-
 
 def upsampling(source: int, target: int) -> np.ndarray:
     """U, float64 [target, source]: bilinear interpolation of one axis, align_corners False, as torch's."""
@@ -56,27 +54,6 @@ def reduce_maps(maps: np.ndarray, settings: Mapping[str, Any], constants: Consta
         rows, columns = unsampling(maps.shape[2], height), unsampling(maps.shape[3], width)
         maps = np.einsum("gh,nthwd,kw->ntgkd", rows, maps, columns, optimize=True).astype(np.float32)
     return maps if "basis" not in constants else (maps - constants["mean"]) @ constants["basis"]
-
-
-def to_codes(reduced: np.ndarray, constants: Constants, codec: str = "int8") -> np.ndarray:
-    """y -> int8; what lies outside the range of a channel goes to its end."""
-    with np.errstate(over="ignore"):  # beyond the range of a channel that never varied
-        codes = np.rint((np.asarray(reduced, np.float32) - constants["offset"]) / constants["scale"])
-    return codes.clip(-LEVELS[codec], LEVELS[codec]).astype(np.int8)
-
-
-def from_stored(stored: np.ndarray, constants: Constants) -> np.ndarray:
-    """int8 or float16 as stored -> y, float32."""
-    values = stored.astype(np.float32)
-    return values * constants["scale"] + constants["offset"] if stored.dtype == np.int8 else values
-
-
-def ranges(low: np.ndarray, high: np.ndarray, codec: str = "int8") -> dict[str, np.ndarray]:
-    """scale and offset [d] whose codes reach from `low` to `high`; the lowest value has a code."""
-    levels = LEVELS[codec]
-    low, high = low.astype(np.float64), high.astype(np.float64)
-    scale = np.maximum((high - low) / (2 * levels), np.finfo(np.float32).tiny).astype(np.float32)
-    return {"scale": scale, "offset": (low + levels * scale.astype(np.float64)).astype(np.float32)}  # so that 0 stays 0
 
 
 def reduced_shape(shape: Sequence[int], time: int | None, grid: Sequence[int] | None) -> list[int]:

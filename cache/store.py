@@ -13,15 +13,29 @@ METADATA = "zarr.json"
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file so that a kill or a power cut at any instant leaves the old one or the new one, whole."""
+    """Write a file so that a kill or a power cut at any instant leaves the old one or the new one, whole.
+
+    Makes the folder where it isn't there.
+    """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")  # a fixed name: what a kill leaves behind is overwritten
+    make_folders(path.parent)
+    partial = partial_file(path)
     with open(partial, "wb") as f:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())
+    move_into_place(partial, path)
+
+
+def partial_file(path: Path) -> Path:
+    """Where a file is written before it is moved into place. The name is fixed, so that the next run overwrites it."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def move_into_place(partial: Path, path: str | Path) -> None:
+    """Rename a file, which is synced already, to its own name, durably."""
     os.replace(partial, path)
-    sync(path.parent)
+    sync(Path(path).parent)
 
 
 def sync(path: str | Path) -> None:
@@ -37,6 +51,8 @@ def sync(path: str | Path) -> None:
 
 def make_folders(path: Path) -> None:
     """mkdir -p, durably."""
+    if path.is_dir():
+        return
     missing = [p for p in (path, *path.parents) if not p.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:

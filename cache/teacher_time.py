@@ -17,7 +17,7 @@ LEDGERS = ".paid-*.jsonl"  # at the root, one a rank and run; gone once the cach
 
 
 @dataclass(frozen=True)
-class Paid:
+class TeacherTime:
     """`forward_seconds`: of the teacher alone, for `clip_views` answers that were to be stored. `seconds`: of stage one by
     the clock, with decoding, samples and recalibration; all of them summed over ranks, reruns and killed runs.
     """
@@ -26,8 +26,8 @@ class Paid:
     clip_views: int = 0
     seconds: float = 0.0
 
-    def __add__(self, other: "Paid") -> "Paid":
-        return Paid(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Paid)))
+    def __add__(self, other: "TeacherTime") -> "TeacherTime":
+        return TeacherTime(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(TeacherTime)))
 
     def __str__(self) -> str:
         each = f", {1e3 * self.forward_seconds / self.clip_views:.2f} ms each" if self.clip_views else ""
@@ -35,7 +35,7 @@ class Paid:
                 f"stage one took {self.seconds:.1f} s")  # fmt: skip
 
 
-def open_ledger(path: str | Path, rank: int, began: float) -> Callable[[float, int], None]:
+def open_time_log(path: str | Path, rank: int, began: float) -> Callable[[float, int], None]:
     """`spend(forward_seconds, clip_views)` for one rank: each call notes these, and the time since the last one.
 
     `began`: when this run did, by `time.perf_counter`. A line survives a kill (not a power cut: none is synced).
@@ -47,29 +47,29 @@ def open_ledger(path: str | Path, rank: int, began: float) -> Callable[[float, i
         nonlocal last
         now = time.perf_counter()
         with open(file, "a") as ledger:
-            ledger.write(json.dumps(asdict(Paid(forward_seconds, clip_views, now - last))) + "\n")
+            ledger.write(json.dumps(asdict(TeacherTime(forward_seconds, clip_views, now - last))) + "\n")
         last = now
 
     return spend
 
 
-def paid_for(path: str | Path, notes: Mapping[str, Any]) -> Paid | None:
+def teacher_time_of(path: str | Path, notes: Mapping[str, Any]) -> TeacherTime | None:
     """All that was paid for the cache so far, by its manifest's notes and the ledgers beside it; None: not known."""
-    spent = [Paid(**notes[NOTE])] if NOTE in notes else []
+    spent = [TeacherTime(**notes[NOTE])] if NOTE in notes else []
     for file in sorted(Path(path).glob(LEDGERS)):
         if file.name in notes.get(COUNTED, ()):
             continue
-        spent += [Paid(**json.loads(line)) for line in file.read_text().splitlines() if line.endswith("}")]
-    return sum(spent, Paid()) if spent else None
+        spent += [TeacherTime(**json.loads(line)) for line in file.read_text().splitlines() if line.endswith("}")]
+    return sum(spent, TeacherTime()) if spent else None
 
 
-def with_paid(path: str | Path, notes: Mapping[str, Any]) -> dict[str, Any]:
+def with_teacher_time(path: str | Path, notes: Mapping[str, Any]) -> dict[str, Any]:
     """The notes with the sum of all ledgers, and with their names: once these are written, none counts again."""
-    paid, ledgers = paid_for(path, notes), sorted(file.name for file in Path(path).glob(LEDGERS))
+    paid, ledgers = teacher_time_of(path, notes), sorted(file.name for file in Path(path).glob(LEDGERS))
     return {**notes, NOTE: asdict(paid), COUNTED: ledgers} if ledgers and paid else dict(notes)
 
 
-def close_ledgers(path: str | Path) -> None:
+def close_time_logs(path: str | Path) -> None:
     """Remove them, once the manifest has their sum and their names."""
     for file in Path(path).glob(LEDGERS):
         file.unlink(missing_ok=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from cache.group import TEMPORARY, write_attributes
-from cache.manifest import CONSTANTS, Manifest
+from cache.identity import CONSTANTS
+from cache.manifest import Manifest
 from cache.store import METADATA, make_folders, sync
 from cache.verify_group import (
     DATA,

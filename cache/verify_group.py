@@ -13,7 +13,8 @@ from zarr.storage import LocalStore
 from cache.codecs import codec_of, is_finite
 from cache.errors import ReskdError
 from cache.group import ArraySpec, array_specs, create_arrays, load_group
-from cache.manifest import Identity, Manifest, ShardEntry, keys_digest
+from cache.identity import Identity, ShardEntry, keys_digest
+from cache.manifest import Manifest
 from cache.store import METADATA, file_digest
 from cache.view import BLOCK
 

@@ -1,19 +1,15 @@
 """Writing a cache: one writer owns one shard's group; a view is there, for readers, when the attributes say so.
 
-A new group is built in a temporary folder and renamed into place. More views: the arrays' shapes, then the new chunk
-files, then the attributes. Another target of the views that are there: its arrays, then the attributes. Everything is
-fsynced before the step which makes it visible, and whatever a killed run left behind is removed or overwritten by the
-next, so that the same input always ends in the same bytes.
+A new group is built in a temporary folder and renamed into place. `growth.py` has what is different for a group that grows.
+Everything is fsynced before the step that makes it visible. What a killed run left is removed or overwritten by the next
+run, so that the same input always ends in the same bytes.
 """
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import zarr
 
 from cache.codecs import codec_of
 from cache.errors import ReskdError
@@ -21,140 +17,16 @@ from cache.group import (
     TEMPORARY,
     array_specs,
     check_fingerprint,
-    constant_files,
     create_arrays,
     load_group,
-    load_manifest,
     open_for_writing,
     read_constants,
-    resize_array,
     write_attributes,
 )
-from cache.manifest import CONSTANTS, FORMAT, Manifest, grown, keys_digest
-from cache.store import METADATA, VerifiedStore, file_digest, make_folders, sync, write_atomically
-from cache.teacher_time import close_ledgers, with_paid
-
-
-def check_cache(path: str | Path, manifest: Manifest) -> Manifest:
-    """The manifest that `create_cache` would leave; nothing is written.
-
-    An existing cache must have the same identity, but shards and targets can be added; its planned views can be raised,
-    and what is finished stays so.
-    Raises ReskdError, naming every difference, where it hasn't, for fewer views, and for a folder of something else.
-    """
-    path = Path(path)
-    if (path / METADATA).exists():
-        stored = load_manifest(path)
-        identity, lines = grown(stored.identity, manifest.identity)
-        if lines:
-            raise ReskdError(
-                f"{path} was made by another run:\n  " + "\n  ".join(lines) + "\nGive another output folder, "
-                "go back to the settings of the cache, or delete it."
-            )
-        if manifest.views < stored.views:
-            raise ReskdError(
-                f"{path} is planned for {stored.views} views, this run wants {manifest.views}: views can be added, "
-                f"not taken away. Ask for at least {stored.views}, or give another output folder."
-            )
-        array_specs(identity)
-        return replace(stored, identity=identity, views=manifest.views, notes=stored.notes | manifest.notes)
-    if path.exists() and (not path.is_dir() or any(not _ours(p) for p in path.iterdir())):
-        raise ReskdError(f"{path} holds something else than a cache: give another output folder.")
-    if manifest.views < 1:
-        raise ReskdError(f"a cache needs at least 1 view, not {manifest.views}.")
-    array_specs(manifest.identity)  # an unknown codec is refused before any work
-    return manifest
-
-
-def _ours(path: Path) -> bool:
-    """Whether an entry of a folder without a manifest may be what a killed run left of a cache in the making."""
-    if path.name in CONSTANTS and path.is_dir():
-        return all(p.name == METADATA or p.name[:2] == "c." or p.name[:1] == "." for p in path.iterdir())
-    return path.name.startswith(".")
-
-
-def create_cache(path: str | Path, manifest: Manifest, constants: Mapping[str, np.ndarray] | None = None) -> Manifest:
-    """Make an empty cache, or open the one that is there; returns the manifest that holds from now on.
-
-    `constants`: the arrays at the root. They are written where they aren't there whole already, so that a rerun repairs
-    them: they follow from the identity.
-    Raises ReskdError as `check_cache` does.
-    """
-    path, manifest = Path(path), check_cache(path, manifest)
-    if constants:
-        manifest = replace(manifest, constants=_write_constants(path, constants))
-    if not (path / METADATA).exists() or load_manifest(path) != manifest:
-        make_folders(path)
-        write_attributes(path, manifest.to_json())
-    return manifest
-
-
-def _write_constants(path: Path, constants: Mapping[str, np.ndarray]) -> dict[str, list]:
-    """Before the manifest, which lists their digests; returns these."""
-    digests = {}
-    for name, data in constant_files(constants).items():
-        digests[name], file = [len(data), hashlib.sha256(data).hexdigest()], path / name
-        if not file.is_file() or file_digest(file) != digests[name]:
-            make_folders(file.parent)
-            write_atomically(file, data)
-    return digests
-
-
-def committed_views(path: str | Path, shard: str) -> int:
-    """How many views of a shard are committed: 0 where its group isn't there."""
-    attributes = load_group(Path(path), shard)
-    return 0 if attributes is None else attributes["views"]
-
-
-def missing_work(path: str | Path, manifest: Manifest, shard: str) -> list[tuple[range, tuple[str, ...]]]:
-    """What a shard lacks, in the order in which it can be written: (views, targets), each one ShardWriter's.
-
-    First the targets that its committed views lack, then the views that it lacks, in all targets.
-    """
-    attributes, targets = load_group(Path(path), shard), tuple(manifest.identity.targets)
-    if attributes is None:
-        return [(range(manifest.views), targets)]
-    lacking = tuple(target for target in targets if target not in attributes["targets"])
-    work = [(range(attributes["views"]), lacking), (range(attributes["views"], manifest.views), targets)]
-    return [(views, names) for views, names in work if len(views) and names]
-
-
-def finalise(path: str | Path) -> Manifest:
-    """Declare the planned views finished: gathers every shard's quarantine, and what was paid, into the root, atomically.
-
-    Raises ReskdError where a shard lacks views, or was made by another run.
-    """
-    path = Path(path)
-    manifest = load_manifest(path)
-    quarantine, unfinished = {}, []
-    for entry in manifest.identity.shards:
-        if work := missing_work(path, manifest, entry.name):
-            lacking = "; ".join(f"{len(views)} views of {' and '.join(targets)}" for views, targets in work)
-            unfinished.append(f"{entry.name} ({lacking})")
-            continue
-        attributes = load_group(path, entry.name)
-        check_fingerprint(path, manifest.identity, entry.name, attributes)
-        rows = {key: row for row, key in enumerate(attributes["keys"])}
-        if attributes["quarantine"]:
-            quarantine[entry.name] = {rows[key]: reason for key, reason in attributes["quarantine"].items()}
-    if unfinished:
-        raise ReskdError(
-            f"{path} is not finished: {len(unfinished)} of {len(manifest.identity.shards)} shards lack some of "
-            f"{manifest.views} views: {', '.join(unfinished[:3])}{' …' if len(unfinished) > 3 else ''}. "
-            "Run cache-teacher again: it does what is missing."
-        )
-    manifest = replace(
-        manifest,
-        finalised=manifest.views,
-        finalised_shards=len(manifest.identity.shards),
-        finalised_targets=tuple(manifest.identity.targets),
-        quarantine=quarantine,
-        notes=with_paid(path, manifest.notes),
-    )
-    write_attributes(path, manifest.to_json())
-    close_ledgers(path)
-    shutil.rmtree(path / TEMPORARY, ignore_errors=True)
-    return manifest
+from cache.growth import StoredViews, close_group, missing_work, open_group
+from cache.identity import keys_digest
+from cache.manifest import FORMAT, Manifest
+from cache.store import METADATA, file_digest, make_folders, sync
 
 
 class ShardWriter:
@@ -178,12 +50,7 @@ class ShardWriter:
             create_arrays(self.folder, self.specs, len(self.keys), views.stop)
         else:
             self.folder = self.path / shard
-            _remove_unlisted(self.folder, self.stored["files"])
-            if self.adds_targets:
-                self._remove_arrays()
-                create_arrays(self.folder, self.specs, len(self.keys), views.stop)
-            for name in self.specs:
-                resize_array(self.folder / name, views.stop)
+            open_group(self.folder, self.stored["files"], self.specs, len(self.keys), views.stop, new=self.adds_targets)
         self._constants = read_constants(self.path, manifest)
         self._arrays = {name: open_for_writing(self.folder, name) for name in self.specs}
         # Small arrays are kept whole until the commit, maps by blocks: a shard's maps don't fit in memory.
@@ -191,7 +58,7 @@ class ShardWriter:
         self._buffers: dict[tuple[str, int], np.ndarray] = {}
         self._next = dict.fromkeys(views, 0)
         self._whole = np.ones(len(self.keys), bool)  # rows that have all targets in all views so far
-        self._seen = self._stored_views() if self.adds_targets else {}
+        self._seen = StoredViews(self.folder, self.stored["files"], views) if self.adds_targets else None
 
     def write(
         self,
@@ -218,8 +85,9 @@ class ShardWriter:
         assert targets.keys() == set(self.targets), f"{self.shard}: {sorted(targets)} for {self.targets}"
         count, valid = rows.stop - rows.start, np.asarray(valid, dtype=bool)
         if self.adds_targets:
-            self._check_views(view, rows, {"frames": frames, "box": box, "flip": flip, "valid": valid})
-            whole, columns = self._seen["valid"][view][rows] & finite, {}
+            given = {"frames": frames, "box": box, "flip": flip, "valid": valid}
+            self._seen.check(f"{self.path}, shard {self.shard}, view {view}", self.keys, view, rows, given)
+            whole, columns = self._seen.valid(view, rows) & finite, {}
         else:
             whole = valid & finite
             columns = {"frames": frames, "box": box, "flip": flip, "valid": whole}
@@ -270,13 +138,8 @@ class ShardWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
         now = load_group(self.path, self.shard)  # not what was read at the start, lest the new views be deleted
-        _remove_unlisted(self.folder, now["files"])
-        if self.adds_targets:
-            if not set(self.targets) & set(now["targets"]):
-                self._remove_arrays()
-            return
-        for name in self.specs:
-            resize_array(self.folder / name, now["views"])
+        if not (self.adds_targets and set(self.targets) & set(now["targets"])):
+            close_group(self.folder, now, self.specs, new=self.adds_targets)
 
     def _check(self) -> tuple[str, ...]:
         """The targets that are to be written."""
@@ -299,33 +162,6 @@ class ShardWriter:
         if self.stored is not None:
             check_fingerprint(self.path, self.manifest.identity, self.shard, self.stored)
         return targets
-
-    def _remove_arrays(self) -> None:
-        """Of targets that are being added: they are visible only once the attributes list them."""
-        for name in self.specs:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-
-    def _stored_views(self) -> dict[str, dict[int, np.ndarray]]:
-        """frames, box, flip and valid of the committed views, by name and view."""
-        store = VerifiedStore(self.folder, self.stored["files"])
-        names = ("frames", "box", "flip", "valid")
-        arrays = {name: zarr.open_array(store, path=name, mode="r", zarr_format=3) for name in names}
-        return {name: {v: np.asarray(array[:, v]) for v in self.views} for name, array in arrays.items()}
-
-    def _check_views(self, view: int, rows: slice, columns: Mapping[str, np.ndarray]) -> None:
-        """Whether the views handed in are the stored ones, and every clip that has targets can be seen again."""
-        where, stored = f"{self.path}, shard {self.shard}, view {view}", self._seen["valid"][view][rows]
-        lost = np.flatnonzero(stored & ~columns["valid"])
-        if len(lost):
-            raise ReskdError(
-                f"{where}, clip {self.keys[rows.start + lost[0]]!r}: it is unreadable now, but the cache has targets of it: "
-                "restore the shard, or make a new cache."
-            )
-        for name in ("frames", "box", "flip"):
-            if not np.array_equal(self._seen[name][view][rows][stored], np.asarray(columns[name])[stored]):
-                raise ReskdError(
-                    f"{where}: {name} are not those stored: targets would be of other views. Make a new cache."
-                )
 
     def _check_shape(self, name: str, values: np.ndarray, wanted: tuple[int, ...]) -> None:
         if np.shape(values) != wanted:
@@ -401,11 +237,3 @@ class ShardWriter:
         sync(self.folder.parent)
         self.folder.rename(target)
         sync(target.parent)
-
-
-def _remove_unlisted(folder: Path, files: Mapping[str, list]) -> None:
-    """Remove what a killed run left in a committed group: chunks which its attributes don't list, unfinished writes."""
-    for path in folder.rglob("*"):
-        relative = path.relative_to(folder).as_posix()
-        if path.is_file() and path.name != METADATA and relative not in files:
-            path.unlink()

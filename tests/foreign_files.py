@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
-from stages.config.schema import ModelConfig
+from stages.models.config import ModelConfig
 
 LAYERS, WIDTH = [1, 2, 1, 1], 16  # Bottlenecks of a small ResNet
 RESNET = {"layers": LAYERS, "base_width": WIDTH}

@@ -10,10 +10,11 @@ from click.testing import CliRunner
 
 from pipeline import cli
 from stages.config.file import load_config
-from stages.config.schema import CacheConfig, TrainConfig
 from stages.runtime.log import read_metrics
 from stages.student import loop
+from stages.student.config import TrainConfig
 from stages.student.train_student import train_student
+from stages.teacher.config import CacheConfig
 
 NET = {"channels": [8, 16, 16, 16], "layers": [1, 1, 1, 1], "output_stride": 8}
 MODEL = ["model.arch=tsm", "model.backbone=resnet18", f"model.args={NET}", "model.num_frames=4", "model.dropout=0.2"]

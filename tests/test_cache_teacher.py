@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from cache.errors import ReskdError
+from cache.group import load_manifest
 from cache.manifest import bytes_of_clip_view
-from cache.reader import CacheReader, load_manifest
+from cache.reader import CacheReader
 from cache.view import ViewPolicy, sample_view
 from stages.models.checkpoints import load_model, save_model
 from stages.prepare.prepare import prepare
+from stages.runtime.lock import in_use
 from stages.shards.dataset import open_dataset
-from stages.student.run_folder import in_use
 from stages.student.train_student import train_student
 from stages.teacher import cache_teacher as stage
 from stages.teacher.audit import verify_targets
@@ -239,12 +240,12 @@ def with_bad_clips(data, tmp_path):
         "noise": np.random.default_rng(0).bytes(3000),
         "text": b"hi",
     }
-    members = {f"clip{i:02d}": v for i, v in enumerate(videos)} | bad
+    setups = {f"clip{i:02d}": v for i, v in enumerate(videos)} | bad
     folder = tmp_path / "foreign"
     folder.mkdir()
     with tarfile.open(folder / "a.tar", "w") as tar:
-        for key in sorted(members):
-            for name, content in ((f"{key}.mp4", members[key]), (f"{key}.cls", b"0")):
+        for key in sorted(setups):
+            for name, content in ((f"{key}.mp4", setups[key]), (f"{key}.cls", b"0")):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from cache.errors import ReskdError
-from stages.config.file import load_cohort, load_config
-from stages.config.schema import TrainConfig
+from stages.config.file import load_config
 from stages.models.checkpoints import load_model
+from stages.student.cohort_config import load_cohort
+from stages.student.config import TrainConfig
 from stages.student.train_student import train_cohort, train_student
 from tests.runs import QUICK, command, cut_at, rows_of, train_config
 
@@ -96,8 +97,8 @@ def test_one_that_fails_does_not_stop_the_others(data, cached, cohort, tmp_path,
 def test_a_teacher_in_the_loop_answers_once_for_all(data, teacher, tmp_path, monkeypatch):
     import stages.student.online_teacher as online
 
-    calls, emit = [], online.emit
-    monkeypatch.setattr(online, "emit", lambda *a: calls.append(1) or emit(*a))
+    calls, teacher_outputs = [], online.teacher_outputs
+    monkeypatch.setattr(online, "emit", lambda *a: calls.append(1) or teacher_outputs(*a))
     changes = [f"teacher.checkpoint={teacher}", "losses.feature_mse=2", "schedule.epochs=1"]
     shared = train_config(tmp_path / "a", data, *changes)
     other = train_config(tmp_path / "b", data, *changes, "size=24", "losses.logit_kl=1", "seed=1", "data.order_seed=0")

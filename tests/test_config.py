@@ -6,7 +6,7 @@ import pytest
 
 from cache.errors import ReskdError
 from stages.config.file import load_config, read_values, save_config
-from stages.config.schema import TrainConfig
+from stages.student.config import TrainConfig
 
 LEAST = ["output=out", "data.train=data"]
 

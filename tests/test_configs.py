@@ -1,34 +1,37 @@
-"""The shipped configs: headed as promised, true to the seed's recipes, paired fairly, and models that fit."""
+"""The shipped configs: headed as promised, true to upstream's recipes, paired fairly, and models that fit."""
 
 import dataclasses
 import re
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
-from cache.manifest import FORMAT, Identity, bytes_of_clip_view
+from cache.identity import Identity
+from cache.manifest import FORMAT, bytes_of_clip_view
 from cache.view import BLOCK
-from stages.config.file import load_cohort, load_config, load_sweep, read_values
-from stages.config.schema import (
-    DISTILLED,
-    CacheConfig,
-    DemoConfig,
-    EvaluateConfig,
-    FeaturesConfig,
-    ModelConfig,
-    PackConfig,
-    StudyConfig,
-    TrainConfig,
-)
+from stages.bench.config import StudyConfig
+from stages.config.file import load_config, read_values
+from stages.demo.config import DemoConfig
+from stages.distill.losses import LOSSES
 from stages.distill.student import build_student
-from stages.distill.targets import Meaning, loss_terms
-from stages.models import ModelStats, build_model, enable_grad_checkpointing, model_stats
-from stages.stream.clips import Batch
+from stages.distill.targets import TargetDecoder, loss_terms
+from stages.evaluate.config import EvaluateConfig
+from stages.models.architectures import build_model
+from stages.models.config import ModelConfig
+from stages.models.grad_checkpointing import enable_grad_checkpointing
+from stages.models.video_model import ModelStats, model_stats
+from stages.packs.config import PackConfig
+from stages.stream.batch import Batch
 from stages.student.cohort import check_shared
+from stages.student.cohort_config import load_cohort
+from stages.student.config import TrainConfig
 from stages.student.optim import build_optimizer, build_schedule
+from stages.sweep.config import load_sweep
+from stages.teacher.config import CacheConfig, FeaturesConfig
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [p for p in sorted((ROOT / "configs").rglob("*.yaml")) if p.relative_to(ROOT).parts[1] != "base"]
@@ -37,6 +40,7 @@ CLASSES = {"actnet": 200, "fcvid": 239, "minik": 200, "sthv2": 174, "k400": 400}
 ZOO = [p for p in SHIPPED if p.parent.name in CLASSES]
 CACHES, RUNS = ([p for p in ZOO if p.stem.startswith("cache") is wanted] for wanted in (True, False))
 RESKD = [p for p in RUNS if p.stem.startswith("rkd")]
+DISTILLED = [name for name, loss in LOSSES.items() if loss.teacher]
 
 
 def short(path: Path) -> str:
@@ -108,14 +112,14 @@ def test_every_base_serves_some_config():
 
 
 @each(ZOO)
-def test_a_header_tells_the_hardware_the_figure_and_the_seeds_file(file):
+def test_a_header_tells_the_hardware_the_figure_and_upstreams_file(file):
     assert re.match(r"\d GPUs", said(file, "Hardware"))
     expected = said(file, "Expected")
     sourced = re.search(
-        r"\d\d\.\d+ %.*(README of the seed|model zoo|torchvision)|(model zoo|torchvision).*\d\d\.\d+ %", expected
+        r"\d\d\.\d+ %.*(README of upstream|model zoo|torchvision)|(model zoo|torchvision).*\d\d\.\d+ %", expected
     )
     assert expected.startswith("none published") or sourced
-    assert re.match(r"(none\b.*\.|configs/myconfig/\S+\.py)$", said(file, "Seed"))
+    assert re.match(r"(none\b.*\.|configs/myconfig/\S+\.py)$", said(file, "Upstream"))
 
 
 @each(RUNS)
@@ -132,16 +136,17 @@ def test_a_run_is_named_like_its_file_and_evaluated_by_its_header(file):
 
 PROTOCOLS = {"tsm_r50_224": "2x3", "tsm_r50_112": "2x3", "slowonly": "10x3", "swin": "4x3"}
 
-# seed file -> arch, backbone, frames, size, (sampling, stride, crop, flip), optimizer, rate, clips of a step, decay,
-# groups, largest gradient norm, epochs, warm-up, of one GPU, micro-batches, drop path. From the seed's files, resolved.
+# upstream's file -> arch, backbone, frames, size, (sampling, stride, crop, flip), optimizer, rate, clips of a step, decay,
+# groups, largest gradient norm, epochs, warm-up, clips of one GPU, micro-batches, drop path. From upstream's files, with
+# what they inherit.
 MSC, STILL = ("segments", 1, "multi_scale_crop", 0.5), ("segments", 1, "multi_scale_crop", 0.0)
 SLOW, SLOW_STILL = ("dense", 8, "random_resized_crop", 0.5), ("dense", 8, "random_resized_crop", 0.0)
 SWIN = ("dense", 2, "random_resized_crop", 0.5)
 R50, R152 = "resnet50.tv_in1k", "resnet152.tv_in1k"
 CTOR, PLAIN = ("sgd", 0.01, 64, 1e-4, "tsm", 20), ("sgd", 0.01, 64, 1e-4, "all", 40)
 TSM = ("sgd", 0.0075, 96, 5e-4, "tsm", 20)
-ADAMW, ADAMW_B = ("adamw", 1e-3, 512, 0.02, "swin_seed", None), ("adamw", 5e-4, 512, 0.05, "swin_seed", None)
-SEED = {
+ADAMW, ADAMW_B = ("adamw", 1e-3, 512, 0.02, "swin_upstream", None), ("adamw", 5e-4, 512, 0.05, "swin_upstream", None)
+UPSTREAM = {
     "tsn/tsn_r50_1x1x16_50e_actnet_rgb": ("tsn", R50, 16, 224, MSC, *CTOR, 50, 0, 8, 1, 0),
     "tsn/tsn_r152_1x1x16_50e_actnet_rgb": ("tsn", R152, 16, 224, MSC, *CTOR, 50, 0, 8, 1, 0),
     "tsn/tsn_r152_1x1x16_50e_fcvid_rgb": ("tsn", R152, 16, 224, MSC, *CTOR, 50, 0, 8, 1, 0),
@@ -172,22 +177,22 @@ SEED = {
 
 
 def ours() -> dict[str, list[Path]]:
-    """Seed file -> the configs that name it."""
+    """Upstream's file -> the configs that name it."""
     found: dict[str, list[Path]] = {}
     for file in ZOO:
-        if not said(file, "Seed").startswith("none"):
-            name = said(file, "Seed").removeprefix("configs/myconfig/").removesuffix(".py")
+        if not said(file, "Upstream").startswith("none"):
+            name = said(file, "Upstream").removeprefix("configs/myconfig/").removesuffix(".py")
             found.setdefault(name, []).append(file)
     return found
 
 
-def test_each_of_the_seeds_configs_has_its_own():
-    assert len(SEED) == 26
-    assert {name: len(files) for name, files in ours().items()} == dict.fromkeys(SEED, 1)
+def test_each_of_upstreams_configs_has_its_own():
+    assert len(UPSTREAM) == 26
+    assert {name: len(files) for name, files in ours().items()} == dict.fromkeys(UPSTREAM, 1)
 
 
-@pytest.mark.parametrize("name", SEED)
-def test_a_recipe_is_the_seeds(name):
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_a_recipe_is_upstreams(name):
     (file,) = ours()[name]
     config = load(file)
     model, optim, schedule = config.model, config.optim, config.schedule
@@ -196,7 +201,7 @@ def test_a_recipe_is_the_seeds(name):
     optimizer = (optim.name, optim.lr, optim.lr_batch, optim.weight_decay, optim.groups, optim.clip_grad)
     shape = (model.arch, model.backbone, model.num_frames, config.size, views)
     rest = (schedule.epochs, schedule.warmup_epochs, config.batch_size, config.accumulate, model.drop_path)
-    assert (*shape, *optimizer, *rest) == SEED[name]
+    assert (*shape, *optimizer, *rest) == UPSTREAM[name]
     assert 8 * config.batch_size * config.accumulate == optim.lr_batch and said(file, "Hardware").startswith("8 GPUs")
     assert schedule.by_epoch and model.dropout == 0.5 and optim.momentum == 0.9
     assert config.losses.random_label is (file.parent.name in ("actnet", "fcvid"))
@@ -204,7 +209,7 @@ def test_a_recipe_is_the_seeds(name):
 
 
 @pytest.mark.parametrize("short_side, size", [(180, 160), (128, 112), (108, 96), (80, 72)])
-def test_low_resolution_baselines_are_validated_on_the_seeds_crop(short_side, size):
+def test_low_resolution_baselines_are_validated_on_upstreams_crop(short_side, size):
     policy = load(ROOT / f"configs/actnet/tsn_r50_{size}.yaml").policy
     assert round(policy.center_fraction * short_side, 3) == size
 
@@ -261,8 +266,9 @@ def test_a_cache_is_of_the_same_data_and_frames_and_of_a_teacher_in_the_zoo(file
     teacher = teacher_of(made)
     assert made.data == config.data.train == teacher.data.train
     assert made.policy.num_frames == config.model.num_frames == teacher.model.num_frames
-    assert (teacher.size, made.views, made.targets.features) == (224, 8, FeaturesConfig(codec="float16"))
-    # the teacher's own augmentation; the seed's SlowOnly ResKD alone has no flip
+    encoding = FeaturesConfig(codec="int4", dims=256 if teacher.model.arch == "swin" else None)
+    assert (teacher.size, made.views, made.targets.features) == (224, 8, encoding)
+    # the teacher's own augmentation; only upstream's SlowOnly ResKD has no flip
     assert dataclasses.replace(made.policy, flip=teacher.policy.flip) == teacher.policy
 
 
@@ -270,9 +276,9 @@ def test_every_cache_serves_a_run():
     assert {cache_of(load(file))[0] for file in RESKD} == set(CACHES)
 
 
-def test_only_resolutions_that_the_seed_has_are_shrunk_its_way():
+def test_only_resolutions_that_upstream_has_are_shrunk_in_upstreams_way():
     for file in RESKD:
-        assert (load(file).render_via is None) is said(file, "Seed").startswith("none")
+        assert (load(file).render_via is None) is said(file, "Upstream").startswith("none")
 
 
 # ---------------------------------------------------------------------------------------------------- models
@@ -309,40 +315,76 @@ def test_a_student_meets_the_map_of_its_teacher(file):
     there, here = stats_of(ROOT / "configs" / f"{teacher.output.relative_to('runs')}.yaml"), stats_of(file)
     assert there.grid[1:] == (7, 7) and there.grid[0] == here.grid[0]
     if config.losses.feature_mse:
-        assert there.width == here.width == 2048  # no adapter: the seed has none
+        assert there.width == here.width == 2048  # no adapter: upstream has none
     else:
         assert (there.width, here.width) == (1024, 768)
 
 
-def bytes_of(file: Path) -> int:
-    """Of one clip in one view of the cache that a config makes."""
-    config = load(file)
+def planned(file: Path, *overrides: str) -> Identity:
+    """The identity of the cache that a config makes, as far as the bytes depend on it."""
+    config = load_config(CacheConfig, file, overrides)
+    features = config.targets.features
     teacher = stats_of(ROOT / "configs" / config.teacher.checkpoint.parent.relative_to("runs").with_suffix(".yaml"))
     targets = {
         "logits": {"codec": config.targets.logits, "width": CLASSES[file.parent.name]},
-        "features": {"codec": config.targets.features.codec, "grid": list(teacher.grid), "width": teacher.width},
+        "features": {"codec": features.codec, "grid": list(teacher.grid), "width": features.dims or teacher.width},
     }
-    return bytes_of_clip_view(Identity(FORMAT, {}, "", config.policy, (), (), targets))
+    return Identity(FORMAT, {}, "", config.policy, (), (), targets)
+
+
+def stored_views(file: Path) -> int:
+    """Clips times views, by the header."""
+    views, clips = re.search(r"for (\d) views of ([\d,]+) clips", said(file, "Storage")).groups()
+    assert int(views) == load(file).views
+    return int(views) * int(clips.replace(",", ""))
+
+
+def bytes_said(text: str) -> float:
+    number, unit = re.search(r"([\d.]+) (GiB|TiB)", text).groups()
+    return float(number) * 2 ** {"GiB": 30, "TiB": 40}[unit]
 
 
 @each(CACHES)
 def test_a_cache_takes_the_space_that_its_header_says(file):
-    each_view, whole, unit, clips = re.search(
-        r"([\d.]+) MiB a clip and view, ([\d.]+) (GiB|TiB) for ([\d,]+) clips", said(file, "Storage")
-    ).groups()
-    assert float(each_view) == pytest.approx(bytes_of(file) / 2**20, abs=0.006)
-    total = bytes_of(file) * int(clips.replace(",", "")) * load(file).views / 2 ** {"GiB": 30, "TiB": 40}[unit]
-    assert float(whole) == pytest.approx(total, rel=0.005)
+    """As configured, and at upstream's precision by the `--set` of the header. Both before zstd."""
+    (override,) = re.findall(r"--set (\S+),", said(file, "Upstream's precision"))
+    assert override == "targets.features=float16"
+    for line, overrides in (("Storage", ()), ("Upstream's precision", (override,))):
+        assert "(before zstd)" in said(file, line)
+        size = bytes_of_clip_view(planned(file, *overrides))
+        (each_view,) = re.findall(r"([\d.]+) MiB a clip and view", said(file, line))
+        assert float(each_view) == pytest.approx(size / 2**20, abs=0.006)
+        assert bytes_said(said(file, line)) == pytest.approx(size * stored_views(file), rel=0.005)
+
+
+# The part of int4 maps of 8×7×7 that zstd leaves, of one byte a number: of EfficientNet-Lite0's 1280 channels after a ReLU on
+# real videos (`bench encodings`), and of random maps in a basis of 256 channels (`bench join`).
+SPARSE, IN_A_BASIS = 35_432 / (8 * 7 * 7 * 1280), 38_000 / (8 * 7 * 7 * 256)
+
+
+@each(CACHES)
+def test_a_header_estimates_what_zstd_leaves_of_the_maps(file):
+    """By what was measured on other maps. The views and the logits, some hundred bytes, count as before zstd."""
+    cache = planned(file)
+    maps, others = (bytes_of_clip_view(cache, targets) for targets in (["features"], ["logits"]))
+    without_targets = bytes_of_clip_view(cache, [])
+    in_a_basis = load(file).targets.features.dims is not None
+    estimate = (maps - without_targets) * (IN_A_BASIS if in_a_basis else SPARSE) + others
+    text = said(file, "After zstd")
+    assert bytes_said(text) == pytest.approx(estimate * stored_views(file), rel=0.005)
+    assert "estimate" in text and ("random maps in a basis of 256" if in_a_basis else "EfficientNet-Lite0") in text
 
 
 @each(RESKD)
 def test_the_targets_in_memory_are_what_the_zoo_says(file):
-    """Each worker of 8 ranks has one stream: a window of blocks and the first one of the next."""
+    """Each worker of 8 ranks has one stream: a window of blocks and the first block of the next window."""
     loader = load(file).loader
     assert 8 * loader.workers == loader.streams
-    resident = loader.streams * (loader.window + 1) * BLOCK * bytes_of(cache_of(load(file))[0])
-    frames = load(file).model.num_frames
-    assert resident / 2**30 == pytest.approx(61.2 if frames == 16 else 30.6, rel=0.01)
+    resident = loader.streams * (loader.window + 1) * BLOCK * bytes_of_clip_view(planned(cache_of(load(file))[0]))
+    model, text = load(file).model, (ROOT / "configs/base/zoo.yaml").read_text()
+    of = "Swin" if model.arch == "swin" else f"{model.num_frames} frames"
+    (gib,) = re.findall(rf"([\d.]+) GiB of {of}", text)
+    assert resident / 2**30 == pytest.approx(float(gib), rel=0.01)
 
 
 TRAINED = {  # one config for each net and size
@@ -367,14 +409,18 @@ def test_every_net_trains_on_shapes(file):
 @pytest.mark.parametrize("name", ["actnet/rkd_r152_r50_72", "sthv2/rkd_tsm_r50_112", "k400/rkd_slowonly_r50_112",
                                   "k400/rkd_swin_s_112"])  # fmt: skip
 def test_one_step_of_each_family_moves_its_student(name):
-    """The config's own net, losses, groups and schedule on one clip; for the Swin a few blocks do."""
+    """The config's own net, losses, groups, schedule and encoding on one clip; for the Swin a few blocks do."""
     torch.manual_seed(0)
     file = ROOT / "configs" / f"{name}.yaml"
     config, net, classes = load(file), complete(file), CLASSES[name.split("/")[0]]
     if net.arch == "swin":
         net = net.model_copy(update={"args": {"depths": [1, 1, 2, 1]}})
     there = stats_of(ROOT / "configs" / f"{teacher_of(cache_of(config)[1]).output.relative_to('runs')}.yaml")
-    student = build_student(build_model(net), config.losses, there.width).train()
+    settings = cache_of(config)[1].targets.features
+    width = settings.dims or there.width
+    constants = {"basis": np.eye(there.width, width, dtype=np.float32)} if settings.dims else {}
+    student = build_student(build_model(net), config.losses, there.width, constants).train()
+    assert student.adapter is None
     optimizer = build_optimizer(student, config.optim, config.optim.lr_batch)
     build_schedule(optimizer, config.schedule, steps_per_epoch=1).step_update(config.schedule.epochs // 4)
     batch = Batch(
@@ -383,13 +429,17 @@ def test_one_step_of_each_family_moves_its_student(name):
         multi_hot=torch.zeros(1, classes),
         usable=torch.ones(1, dtype=torch.bool),
         index=torch.zeros(1, 3, dtype=torch.int64),
-        features=torch.randn(1, *there.grid, there.width).half(),
+        features=torch.randint(-7, 8, (1, *there.grid, width), dtype=torch.int8),  # int4 codes
     )
     watched = [next(student.model.backbone.parameters()), student.model.head.fc.weight, student.model.head.fc.bias]
     before = [p.detach().clone() for p in watched]
-    classifier = torch.randn(classes, there.width), torch.zeros(classes)
-    meaning = Meaning((*there.grid[1:], there.width), classifier=classifier)
-    terms = loss_terms(student(batch.clips), batch, config.losses, meaning)
+    decoder = TargetDecoder(
+        whole=(*there.grid[1:], there.width),
+        scale=torch.full((width,), 0.1),
+        offset=torch.full((width,), 0.7),
+        classifier=(torch.randn(classes, width), torch.zeros(classes)),
+    )
+    terms = loss_terms(student(batch.clips), batch, config.losses, decoder)
     assert terms.keys() == config.losses.weights().keys() and len(terms) == 2
     loss = sum(config.losses.weights()[key] * value for key, value in terms.items())
     loss.backward()

@@ -9,7 +9,7 @@ import torch
 
 from cache.errors import ReskdError
 from cache.reader import CacheReader
-from stages.config.schema import EvaluateConfig
+from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.models.checkpoints import load_model, save_model
 from stages.student.train_student import train_student

@@ -20,16 +20,20 @@ from cache.errors import ReskdError
 from cache.view import View, ViewPolicy, sample_view
 from pipeline import cli
 from stages.config.file import load_config
-from stages.config.schema import EvaluateConfig, LoaderConfig, ModelConfig
+from stages.evaluate.config import EvaluateConfig
+from stages.evaluate.confusion_plot import confusion_matrix
 from stages.evaluate.evaluate import evaluate, most_confused, protocol_policy
-from stages.metrics.scoring import Scored, collect, confusion, measure
-from stages.models import build_model, model_stats
+from stages.metrics.accuracy import Scored, confusion, measure
+from stages.metrics.scoring import collect
+from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, load_model, save_model
+from stages.models.config import ModelConfig
+from stages.models.video_model import model_stats
 from stages.prepare.prepare import prepare
 from stages.runtime.distributed import Ranks
-from stages.runtime.plots import confusion_matrix
 from stages.shards.dataset import open_dataset
 from stages.stream.clips import Clips
+from stages.stream.config import LoaderConfig
 from stages.stream.loading import in_order
 from stages.video.decode import decode_frames
 from stages.video.render import render

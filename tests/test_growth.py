@@ -9,7 +9,8 @@ import torch
 
 import cache.writer as writer
 from cache.errors import ReskdError
-from cache.reader import CacheReader, load_manifest
+from cache.group import load_manifest
+from cache.reader import CacheReader
 from stages.models.checkpoints import load_model, save_model
 from stages.prepare.prepare import prepare
 from stages.shards.dataset import open_dataset

@@ -6,8 +6,9 @@ import torch
 from cache.errors import ReskdError
 from cache.view import ViewPolicy
 from stages.config.file import load_config
-from stages.config.schema import EvaluateConfig, ImportConfig
+from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
+from stages.import_checkpoint.config import ImportConfig
 from stages.import_checkpoint.import_checkpoint import import_checkpoint
 from stages.models.checkpoints import load_model
 from stages.models.zoo import ZOO

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from cache.create import create_cache
 from cache.errors import ReskdError
-from cache.group import load_group
+from cache.group import load_group, load_manifest
 from cache.manifest import Manifest
-from cache.reader import CacheReader, load_manifest
-from cache.writer import create_cache
+from cache.reader import CacheReader
 from pipeline import cli
 from stages.prepare.prepare import prepare
 from stages.runtime import plots
@@ -31,9 +31,9 @@ def two_shards(data, teacher, tmp_path_factory):
     videos = [p.read_bytes() for p in sorted((data.videos / "val").rglob("*.mp4"))[:6]]
     clips = {"a": {"same": 0, "only-a": 1, "x": 2}, "b": {"same": 3, "broken": None, "y": 4}}
     (root / "tars").mkdir()
-    for shard, members in clips.items():
+    for shard, setups in clips.items():
         with tarfile.open(root / "tars" / f"{shard}.tar", "w") as tar:
-            for key, number in members.items():
+            for key, number in setups.items():
                 for name, content in ((f"{key}.mp4", b"" if number is None else videos[number]), (f"{key}.cls", b"0")):
                     info = tarfile.TarInfo(name)
                     info.size = len(content)

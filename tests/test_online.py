@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from cache.errors import ReskdError
-from cache.reader import CacheReader, load_manifest
+from cache.group import load_manifest
+from cache.reader import CacheReader
 from cache.view import sample_view
 from stages.models.checkpoints import load_model, save_model
 from stages.shards.dataset import open_dataset

@@ -18,9 +18,10 @@ from pydantic import ValidationError
 from cache.errors import ReskdError
 from cache.reader import CacheReader
 from cache.view import ViewPolicy
-from stages.config.schema import EvaluateConfig, PackConfig
+from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.packs import writing as packing
+from stages.packs.config import PackConfig
 from stages.packs.pack import pack
 from stages.prepare.prepare import prepare
 from stages.shards.dataset import open_dataset

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from cache.reader import load_manifest
-from cache.teacher_time import Paid, open_ledger, paid_for
+from cache.group import load_manifest
+from cache.teacher_time import TeacherTime, open_time_log, teacher_time_of
 from stages.teacher import cache_teacher as stage
 from stages.teacher.cache_teacher import cache_teacher
 from stages.teacher.inspect_cache import inspect_cache
@@ -50,7 +50,7 @@ def test_what_a_stopped_run_spent_is_not_forgotten(config, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cache_teacher(config)
     monkeypatch.undo()
-    spent = paid_for(config.output, load_manifest(config.output).notes)
+    spent = teacher_time_of(config.output, load_manifest(config.output).notes)
     assert spent.clip_views == 16 + 16 + 16 and load_manifest(config.output).notes == {}
     cache_teacher(config)
     assert load_manifest(config.output).notes["paid"]["clip_views"] == 80 + 48  # computed again, paid again
@@ -71,17 +71,17 @@ def test_a_cache_without_the_note_goes_on(config):
 
 
 def test_ledgers_of_ranks_are_summed_and_a_cut_line_is_left_out(tmp_path):
-    assert paid_for(tmp_path, {}) is None
+    assert teacher_time_of(tmp_path, {}) is None
     for rank in range(2):
-        spend = open_ledger(tmp_path, rank, began=0.0)
+        spend = open_time_log(tmp_path, rank, began=0.0)
         spend(0.5, 4)
         spend(0.25, 3)
     (cut,) = tmp_path.glob(".paid-1-*.jsonl")
     cut.write_text(cut.read_text() + '{"forward_seconds": 0.')
-    open_ledger(tmp_path, 1, began=0.0)(0.5, 1)
-    paid = paid_for(tmp_path, {"paid": {"forward_seconds": 1.0, "clip_views": 10, "seconds": 0.0}})
+    open_time_log(tmp_path, 1, began=0.0)(0.5, 1)
+    paid = teacher_time_of(tmp_path, {"paid": {"forward_seconds": 1.0, "clip_views": 10, "seconds": 0.0}})
     assert (paid.forward_seconds, paid.clip_views) == (1.0 + 1.5 + 0.5, 10 + 14 + 1)
     assert (
-        str(Paid(2.0, 100, 9.0))
+        str(TeacherTime(2.0, 100, 9.0))
         == "teacher time: 2.0 s of forwards for 100 clip·views, 20.00 ms each; stage one took 9.0 s"
     )

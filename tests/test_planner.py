@@ -9,11 +9,11 @@ from click.testing import CliRunner
 
 from cache.codecs import encode_float16
 from cache.errors import ReskdError
-from cache.reader import load_manifest
+from cache.group import load_manifest
 from pipeline import cli
-from stages.config.schema import FeaturesConfig
 from stages.teacher import probe as probing
 from stages.teacher.cache_teacher import cache_teacher
+from stages.teacher.config import FeaturesConfig
 from stages.teacher.encodings import Maps, candidates, price_all
 from stages.teacher.reduction import Sample, error_of, estimate
 from stages.teacher.size_planner import parse_grid, parse_size, shown

@@ -6,7 +6,7 @@ import torch
 
 from cache.errors import ReskdError
 from stages.prepare.prepare import prepare
-from stages.stream.clips import Batch
+from stages.stream.batch import Batch
 from stages.stream.random_label import with_one_label
 from stages.student import loop
 from stages.student.train_student import train_student

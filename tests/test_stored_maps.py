@@ -8,10 +8,10 @@ import pytest
 import torch
 import zarr
 
+from cache.codecs import CODECS, from_stored
 from cache.errors import ReskdError
-from cache.group import load_group, read_constants, write_attributes
-from cache.reader import CacheReader, load_manifest
-from cache.reduction import LEVELS, from_stored
+from cache.group import load_group, load_manifest, read_constants, write_attributes
+from cache.reader import CacheReader
 from cache.store import file_digest
 from cache.writer import ShardWriter
 from stages.models.checkpoints import load_model, save_model
@@ -23,6 +23,8 @@ from stages.teacher.verify_cache import verify_cache
 from stages.video.decode import decode_frames
 from stages.video.render import render
 from tests.runs import cache_config, rows_of, train_config, tree
+
+LEVELS = {name: codec.levels for name, codec in CODECS["features"].items() if codec.levels}
 
 SHARD = "000000.tar"
 BOTH = ("logits", "features")
@@ -256,7 +258,7 @@ def stored_picture(data, path, row: int, view: int) -> torch.Tensor:
 
 def upset_by(upsetting: torch.Tensor, answer: float, monkeypatch) -> None:
     """From now on the teacher's features of this picture are `answer`."""
-    whole = teachers.emit
+    whole = teachers.teacher_outputs
 
     def upset(model, clips, names, dtype):
         given = whole(model, clips, names, dtype)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from cache.errors import ReskdError
-from cache.reader import load_manifest
-from cache.teacher_time import open_ledger, paid_for
-from stages.config.file import load_sweep
+from cache.group import load_manifest
+from cache.teacher_time import open_time_log, teacher_time_of
 from stages.runtime.interrupt import Interrupted
 from stages.student import loop
-from stages.sweep.cost import teacher_ledger
+from stages.sweep.config import load_sweep
+from stages.sweep.cost import teacher_cost
 from stages.sweep.pareto_front import Point, pareto_front
 from stages.sweep.sweep import run_sweep
 from tests.runs import QUICK, command
@@ -158,17 +158,17 @@ def test_a_teachers_hours_are_those_of_each_cache(cached, tmp_path):
     runs, hours, loop = {}, 0.0, 0.0
     for name, seen, seconds in (("a", 100, 3600.0), ("b", 100_000, 360_000.0)):  # a cheap teacher, and a dear one
         cache, run = shutil.copytree(cached, tmp_path / name), tmp_path / f"{name}-run"
-        open_ledger(cache, 0, time.perf_counter())(seconds, 0)
+        open_time_log(cache, 0, time.perf_counter())(seconds, 0)
         run.mkdir()
         (run / "result.json").write_text(json.dumps({"clips_seen": seen}))
         runs[cache] = [run]
-        spent = paid_for(cache, load_manifest(cache).notes)
+        spent = teacher_time_of(cache, load_manifest(cache).notes)
         assert spent.forward_seconds > seconds and spent.clip_views == 400
         hours, loop = hours + spent.forward_seconds / 3600, loop + seen * spent.forward_seconds / 400 / 3600
-    ledger = teacher_ledger(runs)
+    ledger = teacher_cost(runs)
     assert ledger["teacher_clip_views"] == 800 and ledger["in_loop_clip_views"] == 100_100
     assert ledger["teacher_hours"] == pytest.approx(hours) and ledger["in_loop_hours"] == pytest.approx(loop)
-    assert teacher_ledger({}) == {"teacher_clip_views": 0, "in_loop_clip_views": 0, "teacher_hours": None,
+    assert teacher_cost({}) == {"teacher_clip_views": 0, "in_loop_clip_views": 0, "teacher_hours": None,
                                   "in_loop_hours": None}  # fmt: skip
 
 

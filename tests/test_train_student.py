@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from cache.errors import ReskdError
-from cache.reader import load_manifest
+from cache.group import load_manifest
 from cache.view import View, sample_view
 from stages.config.file import load_config, save_config
-from stages.config.schema import TrainConfig
-from stages.models import build_model
+from stages.models.architectures import build_model
 from stages.models.checkpoints import load_model
 from stages.prepare.prepare import prepare
 from stages.shards.dataset import open_dataset
 from stages.stream.epoch_plan import plan_epoch, replay_view
+from stages.student.config import TrainConfig
 from stages.student.optim import scaled_lr
 from stages.student.train_student import train_student
 from stages.teacher import cache_teacher as stage

@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from cache.errors import ReskdError
-from cache.reader import load_manifest
+from cache.group import load_manifest
 from pipeline import cli
 from stages.models.checkpoints import load_model, save_model
 from stages.prepare.prepare import prepare

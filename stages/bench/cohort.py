@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from stages.bench import Figure, at_most, measured, profiled, show
 from stages.bench.clocks import RUNS, core_seconds
+from stages.bench.figures import Figure, at_most, measured, profiled, show
 from stages.bench.parts import input_ms, step_ms
 from stages.bench.students import DEMO, Bench, bench_of
 from stages.bench.videos import SMALL
-from stages.config.schema import ModelConfig, TrainConfig
+from stages.models.config import ModelConfig
 from stages.runtime.distributed import ranks
+from stages.student.config import TrainConfig
 from stages.student.train_student import train_cohort
 
 WITHIN = 1.10  # of the bound

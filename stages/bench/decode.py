@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cache.view import ViewPolicy, sample_view
-from stages.bench import Figure, measured, profiled, show
 from stages.bench.clocks import RUNS, cpu_seconds
+from stages.bench.figures import Figure, measured, profiled, show
 from stages.bench.videos import LARGE, SMALL, Kind, make_videos
 from stages.video.decode import decode_frames, decord, probe
 from stages.video.render import render

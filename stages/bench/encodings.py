@@ -13,13 +13,15 @@ from rich.progress import track
 from rich.table import Table
 
 from cache.errors import ReskdError
-from cache.manifest import FORMAT, Identity
+from cache.identity import Identity
+from cache.manifest import FORMAT
 from cache.view import ViewPolicy
-from stages.bench import Figure, show
-from stages.config.schema import ModelConfig
-from stages.distill.targets import emit
-from stages.models import VideoModel, build_model
+from stages.bench.figures import Figure, show
+from stages.distill.targets import teacher_outputs
+from stages.models.architectures import build_model
 from stages.models.checkpoints import load_model
+from stages.models.config import ModelConfig
+from stages.models.video_model import VideoModel
 from stages.prepare.prepare import prepare
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset, open_dataset
@@ -102,7 +104,7 @@ def _maps(data: Dataset, model: VideoModel, size: int, views: int) -> tuple[Maps
     every, held, found = min(HELD_OUT, len(rows)), [], []
     for i, (shard, row) in enumerate(track(rows, description="teacher", console=console)):
         batch = next(raising([clips.__getitems__([(shard, row, view) for view in range(views)])]))
-        found.append(emit(model, batch.clips[batch.usable], ("logits", "features"), torch.float32))
+        found.append(teacher_outputs(model, batch.clips[batch.usable], ("logits", "features"), torch.float32))
         held += [i % every == every - 1] * int(batch.usable.sum())
     features, logits = (torch.cat([f[name] for f in found]) for name in ("features", "logits"))
     n, time = len(features), policy.num_frames

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from cache.store import write_atomically
-from stages.bench import Figure, show
 from stages.bench.arms import (
     LABELS,
     ONLINE,
@@ -29,11 +28,12 @@ from stages.bench.arms import (
     schedule_arms,
     wide_arms,
 )
+from stages.bench.config import StudyConfig
 from stages.bench.fidelity_runs import cache_of, make_data, run_arm, train_teacher
+from stages.bench.figures import Figure, show
 from stages.bench.outcomes import RESOLVED, Outcome, draw, labels_of, no_worse, paired, print_table, steps_to
-from stages.config.schema import StudyConfig
+from stages.runtime.lock import in_use
 from stages.runtime.log import console, progress_bar
-from stages.student.run_folder import in_use
 
 
 def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:

@@ -7,20 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.reader import load_manifest
+from cache.group import load_manifest
 from cache.store import write_atomically
 from stages.bench.arms import Arm
+from stages.bench.config import StudyConfig
 from stages.config.file import load_config
-from stages.config.schema import CacheConfig, EvaluateConfig, PackConfig, StudyConfig, TrainConfig
 from stages.demo.digits import CLASSES, make_digits
+from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
-from stages.models import VideoModel, build_model, model_stats
+from stages.models.architectures import build_model
+from stages.models.video_model import VideoModel, model_stats
+from stages.packs.config import PackConfig
 from stages.packs.pack import pack
 from stages.prepare.prepare import prepare
 from stages.runtime.interrupt import AGAIN
 from stages.runtime.log import console, read_metrics
+from stages.student.config import TrainConfig
 from stages.student.train_student import train_student
 from stages.teacher.cache_teacher import cache_teacher
+from stages.teacher.config import CacheConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
 SPLITS = ("train", "val", "test")

@@ -13,13 +13,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from stages.bench import Figure, show
 from stages.bench.clocks import RUNS
+from stages.bench.figures import Figure, show
 from stages.bench.parts import forward_ms, input_ms, source_ms, step_ms
 from stages.bench.students import DISTILLED, FRAMES, R50, bench_of
 from stages.bench.videos import SMALL
-from stages.config.schema import ModelConfig
-from stages.models import build_model, model_stats
+from stages.models.architectures import build_model
+from stages.models.config import ModelConfig
+from stages.models.video_model import model_stats
 from stages.runtime.distributed import ranks
 from stages.shards.dataset import open_dataset
 from stages.stream.pack_reader import open_pack

@@ -12,16 +12,16 @@ from pathlib import Path
 
 from matplotlib.figure import Figure as Picture
 
-from stages.bench import Figure, at_most, measured, median_of, profiled, show
 from stages.bench.clocks import RUNS, core_seconds
+from stages.bench.figures import Figure, at_most, measured, median_of, profiled, show
 from stages.bench.stage1_growth import FLAT
 from stages.bench.students import DEMO, DISTILLED, Bench, bench_of
 from stages.bench.videos import SMALL
-from stages.config.schema import TrainConfig
 from stages.packs.pack import pack
 from stages.prepare.prepare import prepare
 from stages.runtime.distributed import ranks
 from stages.runtime.memory import peak_memory
+from stages.student.config import TrainConfig
 from stages.student.train_student import train_student
 from stages.teacher.cache_teacher import cache_teacher
 

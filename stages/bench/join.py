@@ -10,15 +10,18 @@ import psutil
 import torch
 
 from cache.codecs import codec_of
+from cache.create import create_cache
+from cache.finalise import finalise
 from cache.group import compressed_bytes
-from cache.manifest import FORMAT, Identity, Manifest, ShardEntry, keys_digest
+from cache.identity import Identity, ShardEntry, keys_digest
+from cache.manifest import FORMAT, Manifest
 from cache.reader import CacheReader
 from cache.view import BLOCK, ViewPolicy, sample_view
-from cache.writer import ShardWriter, create_cache, finalise
-from stages.bench import Figure, at_most, show
+from cache.writer import ShardWriter
 from stages.bench.clocks import cpu_seconds
-from stages.config.schema import ModelConfig
-from stages.models import build_model
+from stages.bench.figures import Figure, at_most, show
+from stages.models.architectures import build_model
+from stages.models.config import ModelConfig
 from stages.teacher.reduction import Sample, estimate, reduce_features
 
 CLASSES, FRAMES, CLIPS = 400, 8, 1024

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Picture
 from rich.table import Table
 
 from stages.bench.arms import LABELS, Arm, plain, reference
-from stages.config.schema import StudyConfig
+from stages.bench.config import StudyConfig
 from stages.runtime.log import console
 
 RESOLVED = 0.5  # points: the least paired difference that counts, where the spread is smaller still

@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 
 from cache.reader import CacheReader
-from stages.bench import Figure, at_least, at_most, measured, profiled, show
 from stages.bench.clocks import RUNS, cpu_seconds
+from stages.bench.figures import Figure, at_least, at_most, measured, profiled, show
 from stages.bench.students import FRAMES, Bench, bench_of
 from stages.bench.videos import LARGE, SMALL, Kind
-from stages.config.schema import LoaderConfig
 from stages.runtime.distributed import ranks
 from stages.shards.dataset import open_dataset
 from stages.stream.clips import Clips
+from stages.stream.config import LoaderConfig
 from stages.stream.frame_source import frames_by
 from stages.stream.pack_reader import open_pack
 

@@ -11,17 +11,19 @@ import torch
 
 from cache.reader import CacheReader
 from cache.view import View, ViewPolicy, sample_view
-from stages.bench import median_of
 from stages.bench.clocks import cpu_seconds
-from stages.config.schema import ModelConfig, TrainConfig
+from stages.bench.figures import median_of
 from stages.distill.student import build_student
-from stages.distill.targets import loss_terms, meaning_of, needed_targets
-from stages.models import build_model
+from stages.distill.targets import loss_terms, target_decoder
+from stages.models.architectures import build_model
+from stages.models.config import ModelConfig
 from stages.packs.writing import pack_crops
 from stages.shards.dataset import Dataset, open_dataset
-from stages.stream.clips import Batch, Clips
+from stages.stream.batch import Batch
+from stages.stream.clips import Clips
 from stages.stream.frame_source import frames_by
 from stages.stream.pack_reader import open_pack
+from stages.student.config import TrainConfig
 from stages.student.optim import build_optimizer
 from stages.video.decode import decode_frames
 from stages.video.render import frames_of, render
@@ -35,17 +37,17 @@ def input_ms(config: TrainConfig, runs: int) -> float:
 
 def step_ms(config: TrainConfig, runs: int) -> float:
     """Its forward, losses, backward, and share of the optimizer's step; of a student with a cache."""
-    reader, batch = CacheReader(config.data.cache, needed_targets(config.losses)), _batch(config, _clips(config))
+    reader, batch = CacheReader(config.data.cache, config.losses.stored_targets), _batch(config, _clips(config))
     constants = reader.constants()
     model = build_model(config.model.model_copy(update={"num_classes": len(reader.manifest.identity.classes)}))
     maps = reader.manifest.identity.targets["features"]["map"]
     student = build_student(model, config.losses, maps[3], constants).train()
     optimizer, weights = build_optimizer(student, config.optim, config.batch_size), config.losses.weights()
-    meaning = meaning_of(reader.manifest, constants, torch.device("cpu"))
+    decoder = target_decoder(reader.manifest, constants, torch.device("cpu"))
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        terms = loss_terms(student(batch.clips), batch, config.losses, meaning)
+        terms = loss_terms(student(batch.clips), batch, config.losses, decoder)
         sum(weights[name] * term for name, term in terms.items()).backward()
         optimizer.step()
 
@@ -88,7 +90,7 @@ def _ms(work: Callable[[], object]) -> float:
 def _clips(config: TrainConfig) -> Clips:
     data, pack = open_dataset(config.data.train), config.data.pack and open_pack(config.data.pack)
     return Clips(data, size=config.size, num_classes=len(data.classes), **frames_by(pack, config.loader),
-                 cache=CacheReader(config.data.cache, needed_targets(config.losses)))  # fmt: skip
+                 cache=CacheReader(config.data.cache, config.losses.stored_targets))  # fmt: skip
 
 
 def _batch(config: TrainConfig, clips: Clips) -> Batch:

@@ -21,17 +21,17 @@ import numpy as np
 import torch
 
 from cache.errors import ReskdError
-from cache.teacher_time import paid_for
+from cache.teacher_time import teacher_time_of
 from cache.view import sample_view
-from stages.bench import Figure, at_least, measured, profiled, show
 from stages.bench.decode import plain_decord
+from stages.bench.figures import Figure, at_least, measured, profiled, show
 from stages.bench.stage1_growth import memory_over_more_clips, over_more_clips
 from stages.bench.stage1_runs import Setup, config_for, filling, prepared, rate_of
 from stages.bench.videos import SMALL, make_videos
-from stages.config.schema import CacheConfig
 from stages.runtime.distributed import Ranks, ranks
 from stages.shards.dataset import Dataset
 from stages.stream.loading import decoding_workers
+from stages.teacher.config import CacheConfig
 from stages.teacher.forward import AT_ONCE
 from stages.teacher.teacher import Teacher, load_teacher
 from stages.video.decode import decord
@@ -75,7 +75,7 @@ def _against_its_bound(folder: Path, videos: Path, setup: Setup, at: Ranks, trac
         )
         bound = min(decode, forward) if gpu else 1 / (1 / decode + 1 / forward)
         rounds.append((rate, decode, forward, bound, rate / bound))
-    paid = paid_for(config.output, {})
+    paid = teacher_time_of(config.output, {})
     with profiled(trace):
         if trace is not None:
             stage_one()

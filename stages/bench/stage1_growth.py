@@ -6,13 +6,13 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from stages.bench import Figure, at_most, measured
+from stages.bench.figures import Figure, at_most, measured
 from stages.bench.stage1_runs import TINY, Setup, config_for, filling, prepared, rate_of
-from stages.config.schema import CacheConfig
 from stages.runtime.distributed import Ranks, ranks
 from stages.runtime.memory import peak_memory
 from stages.shards.dataset import open_dataset
 from stages.stream.loading import decoding_workers
+from stages.teacher.config import CacheConfig
 
 FLAT = 1.10  # what grows by more over more clips isn't flat
 

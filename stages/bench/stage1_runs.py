@@ -10,17 +10,19 @@ from pathlib import Path
 
 import torch
 
+from cache.create import create_cache
 from cache.view import ViewPolicy
-from cache.writer import create_cache
 from stages.bench.clocks import RUNS, core_seconds
 from stages.bench.videos import linked
-from stages.config.schema import CacheConfig, LoaderConfig, ModelConfig, TargetsConfig, TeacherConfig
-from stages.models import build_model
+from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, save_model
+from stages.models.config import ModelConfig
 from stages.prepare.prepare import prepare
 from stages.runtime.distributed import Ranks, cores
 from stages.shards.dataset import Dataset
+from stages.stream.config import LoaderConfig
 from stages.teacher.cache_teacher import fill
+from stages.teacher.config import CacheConfig, TargetsConfig, TeacherConfig
 from stages.teacher.teacher import load_teacher, root_arrays
 
 RESNET50 = ModelConfig(backbone="resnet50", num_frames=8)

@@ -21,20 +21,25 @@ from torch import Tensor
 
 from cache.reader import CacheReader
 from cache.view import ViewPolicy
-from stages.bench import Figure, at_least, at_most, measured, median_of, profiled, show
 from stages.bench.clocks import RUNS, cpu_seconds
+from stages.bench.figures import Figure, at_least, at_most, measured, median_of, profiled, show
 from stages.bench.students import DEMO, FRAMES, R18, R50, Bench, bench_of
 from stages.bench.videos import SMALL
-from stages.config.schema import LoaderConfig, LossConfig, ModelConfig, TrainConfig
-from stages.distill.student import Answer, Student, build_student
-from stages.distill.targets import Meaning, loss_terms, meaning_of
-from stages.models import build_model, place
+from stages.distill.config import LossConfig
+from stages.distill.student import Student, StudentOutput, build_student
+from stages.distill.targets import TargetDecoder, loss_terms, target_decoder
+from stages.models.architectures import build_model
+from stages.models.config import ModelConfig
+from stages.models.video_model import place
 from stages.runtime.distributed import ranks
 from stages.runtime.log import read_metrics
 from stages.shards.dataset import open_dataset
-from stages.stream.clips import Batch, Clips
+from stages.stream.batch import Batch
+from stages.stream.clips import Clips
+from stages.stream.config import LoaderConfig
 from stages.stream.frame_source import frames_by
 from stages.stream.pack_reader import open_pack
+from stages.student.config import TrainConfig
 from stages.student.optim import build_optimizer
 from stages.student.train_student import train_student
 
@@ -101,25 +106,25 @@ def _adding(
     name, model, size, _ = student
     net, batch, reader = _net(model), _batch(_clips(bench, size)), CacheReader(bench.cache(), ("logits", "features"))
     constants = reader.constants()
-    meaning = meaning_of(reader.manifest, constants, torch.device("cpu"))
+    decoder = target_decoder(reader.manifest, constants, torch.device("cpu"))
     with torch.no_grad():
         answer = net(batch.clips)
-    plain, figures = _ms(partial(_gradient, PLAIN, Student(net), answer, batch, meaning), BATCH, setup), []
+    plain, figures = _ms(partial(_gradient, PLAIN, Student(net), answer, batch, decoder), BATCH, setup), []
     for way, losses in LOSSES.items():
         adapted = build_student(net, losses, bench.teacher.args["channels"][-1], constants)
-        taken = _ms(partial(_gradient, losses, adapted, answer, batch, meaning), BATCH, setup)
+        taken = _ms(partial(_gradient, losses, adapted, answer, batch, decoder), BATCH, setup)
         added = np.subtract(joining[way], joining["drawn"]) + np.subtract(taken, plain)
         figures.append(at_most(f"{name}: {way} adds", added.tolist(), "ms a clip", GOALS[way]))
     return figures
 
 
 def _gradient(
-    losses: LossConfig, student: Student, answer: tuple[Tensor, Tensor], batch: Batch, meaning: Meaning
+    losses: LossConfig, student: Student, answer: tuple[Tensor, Tensor], batch: Batch, decoder: TargetDecoder
 ) -> None:
     """The weighted terms, and their gradient down to the student's logits and map."""
     logits, features = (part.detach().requires_grad_() for part in answer)
     met = features if student.adapter is None else student.adapter(features)
-    terms, weights = loss_terms(Answer(logits, met), batch, losses, meaning), losses.weights()
+    terms, weights = loss_terms(StudentOutput(logits, met), batch, losses, decoder), losses.weights()
     sum(weights[name] * term for name, term in terms.items()).backward()
 
 

@@ -10,12 +10,15 @@ import torch
 
 from cache.view import ViewPolicy
 from stages.bench.videos import Kind, linked, make_videos
-from stages.config.schema import CacheConfig, ModelConfig, PackConfig, TrainConfig
-from stages.models import build_model
+from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, save_model
+from stages.models.config import ModelConfig
+from stages.packs.config import PackConfig
 from stages.packs.pack import pack
 from stages.prepare.prepare import prepare
+from stages.student.config import TrainConfig
 from stages.teacher.cache_teacher import cache_teacher
+from stages.teacher.config import CacheConfig
 
 FRAMES = 8
 SMALL_NET = {"channels": [16, 32, 64, 64], "layers": [1, 1, 1, 1], "stem_type": "deep", "stem_width": 8,

@@ -13,20 +13,23 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stages.bench import Figure, at_least, measured, profiled, show
 from stages.bench.clocks import RUNS, core_seconds
+from stages.bench.figures import Figure, at_least, measured, profiled, show
 from stages.bench.parts import forward_ms, input_ms, source_ms, step_ms
 from stages.bench.students import DEMO, DISTILLED, Bench, bench_of
 from stages.bench.videos import SMALL
-from stages.config.schema import CacheConfig, ModelConfig, TrainConfig
-from stages.models import build_model, model_stats
+from stages.models.architectures import build_model
+from stages.models.config import ModelConfig
+from stages.models.video_model import model_stats
 from stages.packs.pack import pack
 from stages.runtime.distributed import ranks
 from stages.shards.dataset import open_dataset
 from stages.stream.pack_reader import open_pack
+from stages.student.config import TrainConfig
 from stages.student.train_student import train_student
 from stages.sweep.sweep import run_sweep
 from stages.teacher.cache_teacher import cache_teacher
+from stages.teacher.config import CacheConfig
 
 
 @dataclass(frozen=True)

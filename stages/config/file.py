@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import re
 import typing
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +15,7 @@ from pydantic import ValidationError
 
 from cache.errors import ReskdError
 from cache.store import write_atomically
-from stages.config.schema import Config, TrainConfig
+from stages.config.schema import Config
 
 C = TypeVar("C", bound=Config)
 
@@ -27,10 +25,10 @@ def load_config(model: type[C], file: Path | None = None, overrides: Sequence[st
 
     Raises ReskdError naming each offending key, its value, and the nearest known key.
     """
-    return _validated(model, *_read(file, overrides))
+    return validated(model, *read_config(file, overrides))
 
 
-def _read(file: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+def read_config(file: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
     """The values of a file with the overrides applied, and what to call it in messages."""
     values = {} if file is None else read_values(Path(file))
     for override in overrides:
@@ -38,89 +36,11 @@ def _read(file: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], 
     return values, f"config {file}" if file is not None else "config"
 
 
-def _validated(model: type[C], values: dict[str, Any], where: str) -> C:
+def validated(model: type[C], values: dict[str, Any], where: str) -> C:
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise ReskdError(f"{where}:\n" + "\n".join(_explain(model, e) for e in error.errors())) from None
-
-
-def load_cohort(file: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, TrainConfig]:
-    """The students of a config, by name: its one student, named "", or each of its mapping `students`.
-
-    Such a student is the config with its own keys ("optim.lr" or nested) laid over it; its `output` is the config's with
-    the name below it, and all have the clips in the order of the config's seed, whatever their own.
-    Raises ReskdError as `load_config`, and for a name that is no file's.
-    """
-    values, where = _read(file, overrides)
-    students = values.pop("students", None)
-    if students is None:
-        return {"": _validated(TrainConfig, values, where)}
-    return {name: student_of(values, name, changes, where) for name, changes in _named(students, where).items()}
-
-
-def _named(students: Any, where: str) -> dict[str, dict]:
-    """The mapping `students`, whose names are text."""
-    if not isinstance(students, dict) or not all(isinstance(c, dict) for c in students.values()) or not students:
-        raise ReskdError(f"{where}: `students` must map names to the keys of each (given: {students!r})")
-    named = {str(name): changes for name, changes in students.items()}
-    if len(named) < len(students):
-        raise ReskdError(f"{where}: `students` has a name twice (given: {list(students)})")
-    return named
-
-
-def load_sweep(
-    file: Path | None = None, overrides: Sequence[str] = (), grid: Sequence[str] = ()
-) -> dict[str, TrainConfig]:
-    """The students of a sweep: those of `students` (see `load_cohort`), each in every combination of `grid`.
-
-    A grid, the mapping `grid` of the file and then "a.b=1,2" of the arguments, has keys and the list of their values; a
-    student is named after its combination, "size=16,seed=0".
-    """
-    values, where = _read(file, overrides)
-    axes = values.pop("grid", None) or {}
-    if not isinstance(axes, dict):
-        raise ReskdError(f"{where}: `grid` must map keys to lists of values (given: {axes!r})")
-    axes = {str(key): options for key, options in axes.items()}
-    for line in grid:
-        key, _, text = line.partition("=")
-        try:
-            axes[key] = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError as error:
-            raise ReskdError(f"--grid {line}: the values are not YAML, such as size=96,112: {error}") from error
-    for key, options in axes.items():
-        if not isinstance(options, list) or not options or None in options:
-            raise ReskdError(f"{where}: the grid's {key!r} must be a list of values, such as --grid size=96,112")
-    listed = _named(values.pop("students"), where) if "students" in values else {"": {}}
-    students = {}
-    for (name, changes), combination in product(listed.items(), product(*axes.values())):
-        point = dict(zip(axes, combination, strict=True))
-        parts = [f"{key.split('.')[-1]}={_short(value)}" for key, value in point.items()]
-        named = ",".join([*([str(name)] if name else []), *parts]) or "student"
-        if named in students:
-            raise ReskdError(f"{where}: two students are called {named}: name them under `students`, or leave one out")
-        students[named] = student_of(values, named, {**changes, **point}, where)
-    return students
-
-
-def _short(value: Any) -> str:
-    """A value as a part of a file's name."""
-    return re.sub(r"[^\w.+-]+", "-", str(value)).rstrip("-")
-
-
-def student_of(values: Mapping[str, Any], name: str, changes: Mapping[str, Any], where: str) -> TrainConfig:
-    """One student of a cohort: see `load_cohort`."""
-    if not re.fullmatch(r"[\w.,=+-]*\w[\w.,=+-]*", name):
-        raise ReskdError(f"{where}: the student {name!r} must have a name of letters, digits, and . , = + - _")
-    mine = copy.deepcopy(dict(values))
-    for key, value in changes.items():
-        _set(mine, str(key), value, f"{where}, student {name}: {key}")
-    if isinstance(values.get("output"), str) and mine.get("output") == values["output"]:
-        mine["output"] = str(Path(values["output"]) / name)
-    data = mine.get("data")
-    if isinstance(data, dict) and data.get("order_seed") is None:
-        mine["data"] = data | {"order_seed": values.get("seed", 0)}
-    return _validated(TrainConfig, mine, f"{where}, student {name}")
 
 
 def read_values(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -188,7 +108,7 @@ def _apply(values: dict, override: str) -> None:
     _below(values, parents, f"--set {override}")[last] = value
 
 
-def _set(values: dict, key: str, value: Any, what: str) -> None:
+def set_key(values: dict, key: str, value: Any, what: str) -> None:
     """Lay a value over that of "a.b": mappings are merged."""
     *parents, last = key.split(".")
     below = _below(values, parents, what)

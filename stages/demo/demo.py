@@ -15,21 +15,24 @@ from rich.table import Table
 
 from cache.store import write_atomically
 from stages.config.file import C, flat, load_config
-from stages.config.schema import CacheConfig, DemoConfig, EvaluateConfig, TrainConfig
+from stages.demo.config import DemoConfig
 from stages.demo.digits import make_digits
+from stages.demo.plots import contact_sheet, learning_curves
+from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.prepare.prepare import prepare
 from stages.runtime.interrupt import AGAIN
+from stages.runtime.lock import in_use
 from stages.runtime.log import console, read_metrics
 from stages.runtime.memory import peak_memory
-from stages.runtime.plots import contact_sheet, learning_curves
 from stages.runtime.stopwatch import stopwatch
 from stages.shards.classes import read_classes
 from stages.shards.dataset import open_dataset
-from stages.student.run_folder import in_use
+from stages.student.config import TrainConfig
 from stages.student.train_student import train_student
-from stages.sweep.cost import teacher_ledger
+from stages.sweep.cost import teacher_cost
 from stages.teacher.cache_teacher import cache_teacher
+from stages.teacher.config import CacheConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
 SPLITS = ("train", "val", "test")
@@ -84,7 +87,7 @@ def run_demo(config: DemoConfig) -> dict:
         summary = {
             **scores,
             "ledger": {
-                **teacher_ledger(
+                **teacher_cost(
                     {out / k.cache: runs[kind] for kind, k in kinds.items() if k.cache},
                 ),
                 "cache_bytes": sum(result["bytes"] for result in cached),

@@ -1,15 +1,30 @@
-"""Losses as pure functions: each gives one number, the mean over the rows that have a target, in float32.
+"""The losses: pure functions, and the table `LOSSES` by which the rest of the program knows them.
 
-Inputs of any float type are taken to float32 first (float64 stays), so autocast changes nothing. Rows without a target
-(a masked clip, an unlabelled one) add nothing, neither value nor gradient, whatever stands in its place, NaN too; where
-no row has one, the loss is an exact 0 which still has a gradient.
+Each function gives one number in float32: the mean over the rows that have a target. Inputs of any float type become
+float32 first (float64 stays), so autocast changes nothing. A row without a target (a clip that can't be decoded, or has
+no label) adds nothing to the value and to the gradient, whatever stands in its place, NaN too. Where no row has a target,
+the loss is exactly 0 and still has a gradient.
+
+README.md beside this file shows how to add a loss.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from cache.errors import ReskdError
+
+if TYPE_CHECKING:
+    from stages.distill.config import LossConfig
+    from stages.distill.student import StudentOutput
+    from stages.distill.targets import Targets
 
 UNLABELLED = -1
 
@@ -55,7 +70,7 @@ def logit_kl(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor)
 
 
 def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor, whole: tuple[int, int, int] | None = None) -> Tensor:
-    """Mean squared error between a teacher's map and a student's, resized bilinearly to its grid (seed: weight 100).
+    """Mean squared error between a teacher's map and a student's, resized bilinearly to its grid (upstream: weight 100).
 
     Args:
         student: [B, T', h, w, d]. Any grid: it is interpolated (align_corners False) up or down to the teacher's.
@@ -91,7 +106,7 @@ def logit_map_kl(student: Tensor, teacher: Tensor, temperature: float, mask: Ten
             Classifying and interpolating commute, since the weights of an interpolation sum to 1, and K maps at the
             low resolution are fewer numbers than D maps at the high one.
         teacher: class maps [B, T', H, W, K].
-        temperature: T. With T = 2 and 400 classes the seed's 200 * T^2 * KLDivLoss("mean") is 0.5 of this: it divides
+        temperature: T. With T = 2 and 400 classes upstream's 200 * T^2 * KLDivLoss("mean") is 0.5 of this: it divides
             by the classes too.
         mask: [B] bool, True = the row has a target.
 
@@ -109,15 +124,6 @@ def logit_map_kl(student: Tensor, teacher: Tensor, temperature: float, mask: Ten
     log_q = F.log_softmax(resized / temperature, dim=-1)
     per_position = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
     return temperature**2 * _mean(per_position.flatten(1).mean(1), mask)
-
-
-def classify(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The class map of a feature map: a classifier (weight [K, D], bias [K]) at each position, without dropout.
-
-    [B, T', h, w, D] -> [B, T', h, w, K], in float32 under autocast too.
-    """
-    with torch.autocast(features.device.type, enabled=False):
-        return F.linear(_wide(features), _wide(weight), _wide(bias))
 
 
 def _alike(student: Tensor, teacher: Tensor) -> bool:
@@ -149,3 +155,61 @@ def _check_classes(what: str, logits: Tensor, targets: Tensor) -> None:
             f"the model's logits [B, K] = {list(logits.shape)} don't fit {what} {list(targets.shape)}: "
             "give the model as many classes (num_classes) as the data set and the cache have"
         )
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the rest of the program must know of a loss.
+
+    compute: of the student's output, the targets and the options, one number; usually one of the functions above.
+    student: which fields of `StudentOutput` it reads. A student computes `class_map` only for a loss that reads it, has an
+        adapter only for one that reads `features`, and trains its classifier only for one that reads another field.
+    teacher: which fields of the teacher's `Targets` it reads: "logits", "features", "class_map"; none: labels alone.
+    reduced_grid: whether it gives the same gradient on maps that are reduced to the student's grid.
+    weight: the weight that it has where a config doesn't say; 0: it is left out.
+    options: further keys of `losses` that it reads: name -> (type, pydantic's Field).
+    """
+
+    compute: Callable[[StudentOutput, Targets, LossConfig], Tensor]
+    student: tuple[str, ...]
+    teacher: tuple[str, ...] = ()
+    reduced_grid: bool = False
+    weight: float = 0.0
+    options: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+TEMPERATURE = {"temperature": (float, Field(1.0, gt=0, description="of logit_kl and logit_map_kl"))}
+SMOOTHING = {"label_smoothing": (float, Field(0.0, ge=0, lt=1, description="of cross_entropy"))}
+RANDOM_LABEL = {"random_label": (bool, Field(False, description="cross_entropy takes one label of a clip that has several, "
+                "drawn anew each epoch, as upstream does; without it such a clip is an error"))}  # fmt: skip
+
+LOSSES = {
+    "cross_entropy": Loss(
+        lambda student, targets, o: cross_entropy(student.logits, targets.label, o.label_smoothing),
+        student=("logits",),
+        weight=1.0,
+        options=SMOOTHING | RANDOM_LABEL,
+    ),
+    "binary_cross_entropy": Loss(
+        lambda student, targets, o: binary_cross_entropy(student.logits, targets.multi_hot, targets.label != UNLABELLED),
+        student=("logits",),
+    ),
+    "logit_kl": Loss(
+        lambda student, targets, o: logit_kl(student.logits, targets.logits, o.temperature, targets.usable),
+        student=("logits",),
+        teacher=("logits",),
+        options=TEMPERATURE,
+    ),
+    "feature_mse": Loss(
+        lambda student, targets, o: feature_mse(student.features, targets.features, targets.usable, targets.whole),
+        student=("features",),
+        teacher=("features",),
+        reduced_grid=True,
+    ),
+    "logit_map_kl": Loss(
+        lambda student, targets, o: logit_map_kl(student.class_map, targets.class_map, o.temperature, targets.usable),
+        student=("class_map",),
+        teacher=("class_map",),
+        options=TEMPERATURE,
+    ),
+}

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cache.reduction import Constants
-from stages.config.schema import LossConfig
-from stages.distill.losses import classify
-from stages.models import VideoModel
+from stages.distill.config import LossConfig
+from stages.models.video_model import VideoModel
 
 
-class Answer(NamedTuple):
+class StudentOutput(NamedTuple):
     """What the losses read of a student."""
 
     logits: Tensor  # [B,K] float32
@@ -24,40 +24,52 @@ class Answer(NamedTuple):
 class Student(nn.Module):
     """All that has parameters in one forward, so that whatever wraps it (DDP, compile) sees each of them used.
 
-    `model` is what is evaluated, averaged and exported. `adapter` maps every position of its map linearly to the
-    channels of the targets: a 1x1 convolution that is trained (FitNets, Romero et al. 2015) where the teacher is of
-    another width, the fixed projection onto the cache's basis where it isn't, None where the channels are the same or no
-    loss compares features. It comes before the loss's interpolation, with which it commutes.
+    `model` is what is evaluated, averaged and exported. `adapter` is a linear map of the student's channels to those of
+    the targets, the same at every position. If the teacher has another width, the adapter is trained (a 1x1 convolution:
+    FitNets, Romero et al. 2015). If the widths are equal and the cache has a basis, it is the fixed projection onto the
+    basis. It is None where the channels are the same, or no loss reads features. The loss interpolates after the adapter;
+    the two commute.
     """
 
-    def __init__(self, model: VideoModel, adapter: nn.Linear | None = None, class_map: bool = False):
+    def __init__(self, model: VideoModel, adapter: nn.Linear | None = None, with_class_map: bool = False):
         super().__init__()
-        self.model, self.adapter, self.class_map = model, adapter, class_map
+        self.model, self.adapter, self.with_class_map = model, adapter, with_class_map
 
-    def forward(self, clips: Tensor) -> Answer:
+    def forward(self, clips: Tensor) -> StudentOutput:
         """Clips uint8 [B,T,3,H,W]."""
         logits, features = self.model(clips)
         fc = self.model.head.fc
-        class_map = classify(features, fc.weight, fc.bias) if self.class_map else None
-        return Answer(logits, features if self.adapter is None else self.adapter(features), class_map)
+        class_map = classify(features, fc.weight, fc.bias) if self.with_class_map else None
+        return StudentOutput(logits, features if self.adapter is None else self.adapter(features), class_map)
 
 
 def build_student(
     model: VideoModel, losses: LossConfig, teacher_width: int | None, constants: Constants | None = None
 ) -> Student:
-    """`model` with what `losses` need; `teacher_width` is D of the teacher's own map, None where there are no maps.
+    """`model` with what `losses` need. `teacher_width` is D of the teacher's own map, None where there are no maps.
 
-    `constants`: those of the cache; with a basis [D,d], d channels are compared. A trained adapter maps to them at once:
-    with an orthonormal basis the gradient is that of an adapter to D channels followed by the projection.
+    `constants` are those of the cache. If they hold a basis [D,d], d channels are compared. A trained adapter maps to the
+    d channels at once: since the basis is orthonormal, the gradient is that of an adapter to D channels followed by the
+    projection.
     """
-    width, class_map = model.head.fc.in_features, losses.logit_map_kl > 0
+    width, with_class_map = model.head.fc.in_features, losses.student_reads("class_map")
     basis = (constants or {}).get("basis")
-    if losses.feature_mse == 0 or (width == teacher_width and basis is None):
-        return Student(model, None, class_map)
+    if not losses.student_reads("features") or (width == teacher_width and basis is None):
+        return Student(model, None, with_class_map)
     adapter = nn.Linear(width, teacher_width if basis is None else basis.shape[1])
     if width == teacher_width:
         with torch.no_grad():
             adapter.weight.copy_(torch.from_numpy(basis.T.copy()))
             adapter.bias.copy_(torch.from_numpy(-constants["mean"] @ basis))
         adapter.requires_grad_(False)
-    return Student(model, adapter, class_map)
+    return Student(model, adapter, with_class_map)
+
+
+def classify(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The class map of a feature map: a classifier (weight [K, D], bias [K]) at each position, without dropout.
+
+    [B, T', h, w, D] -> [B, T', h, w, K], in float32 under autocast too (float64 stays).
+    """
+    wide = torch.promote_types(features.dtype, torch.float32)
+    with torch.autocast(features.device.type, enabled=False):
+        return F.linear(features.to(wide), weight.to(wide), bias.to(wide))

@@ -17,15 +17,19 @@ from rich.table import Table
 from cache.errors import ReskdError
 from cache.store import write_atomically
 from cache.view import ViewPolicy
-from stages.config.schema import EvaluateConfig
-from stages.metrics.scoring import collect, confusion, measure, per_class
-from stages.models import model_stats, place
-from stages.models.checkpoints import first_difference, load_model
+from stages.evaluate.config import EvaluateConfig
+from stages.evaluate.confusion_plot import confusion_matrix
+from stages.metrics.accuracy import confusion, measure, per_class
+from stages.metrics.scoring import collect
+from stages.models.checkpoints import load_model
+from stages.models.video_model import model_stats, place
 from stages.runtime.distributed import Ranks, ranks
 from stages.runtime.log import console, progress_bar
-from stages.runtime.plots import confusion_matrix
+from stages.shards.classes import first_difference
 from stages.shards.dataset import open_dataset
-from stages.stream.clips import Batch, Clips, check_labels
+from stages.shards.labels import check_labels
+from stages.stream.batch import Batch
+from stages.stream.clips import Clips
 from stages.stream.frame_source import check_fresh, frames_by, open_frames
 from stages.stream.loading import in_order, raising
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from cache.errors import ReskdError
 from cache.store import make_folders
 from cache.view import ViewPolicy
-from stages.config.schema import ImportConfig, InitConfig, ModelConfig
-from stages.models import VideoModel, build_model, model_stats
+from stages.import_checkpoint.config import ImportConfig
+from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, load_stored, save_model
+from stages.models.config import InitConfig, ModelConfig
 from stages.models.other_formats import recognise
 from stages.models.swin import ATTENTION
 from stages.models.torchfile import Stored, read_file
+from stages.models.video_model import VideoModel, model_stats
 from stages.runtime.log import console
 from stages.shards.classes import read_classes
 
@@ -59,7 +61,7 @@ def _doubts(config: ImportConfig, stored: Stored, model: VideoModel) -> Iterator
         if any(side < whole for side, whole in zip(grid, window, strict=True)):
             yield (f"at {config.size} px its map of {'×'.join(map(str, grid))} is smaller than its window, where other "
                    "programs take wrong position biases: if it was trained at this size, import it with "
-                   "--set model.rel_pos=seed")  # fmt: skip
+                   "--set model.rel_pos=upstream")  # fmt: skip
 
 
 def default_policy(model: ModelConfig) -> ViewPolicy:

@@ -16,10 +16,12 @@ from safetensors.torch import save as to_bytes
 from cache.errors import ReskdError
 from cache.store import write_atomically
 from cache.view import ViewPolicy
-from stages.config.schema import InitConfig, ModelConfig
-from stages.models import VideoModel, build_model
+from stages.models.architectures import build_model
+from stages.models.config import InitConfig, ModelConfig
 from stages.models.other_formats import check_normalisation, fit, has_shift, recognise, to_ours
 from stages.models.torchfile import Stored, read_file, read_safetensors
+from stages.models.video_model import VideoModel
+from stages.shards.classes import first_difference
 
 FORMAT = 1
 LISTED = 12  # lines of a message about keys that don't fit
@@ -193,14 +195,6 @@ def _why_not(head: dict, mine: dict, names: Sequence[str] | None, classes: Seque
         return (f"knows other classes, or in another order ({first_difference(names, classes)}): prepare the data with "
                 "its order (prepare --class-order FILE)")  # fmt: skip
     return None
-
-
-def first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
-    """Where two lists of class names, which aren't equal, differ."""
-    if len(theirs) != len(ours):
-        return f"{len(theirs)} there and {len(ours)} here"
-    at, (name, own) = next((i, pair) for i, pair in enumerate(zip(theirs, ours, strict=True)) if len({*pair}) > 1)
-    return f"class {at} is {name!r} there and {own!r} here"
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

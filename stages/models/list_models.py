@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cache.errors import ReskdError
-from stages.models import build_model, model_stats
+from stages.models.architectures import build_model
+from stages.models.video_model import model_stats
 from stages.models.zoo import PROTOCOLS, ZOO
 
 SMALLEST, LARGEST = 8, 1024  # px, as the configs' `size`

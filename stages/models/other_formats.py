@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
-from stages.config.schema import ModelConfig
+from stages.models.config import ModelConfig
 from stages.models.slowonly import inflate_weight
 
 CONV_MODULE = (

@@ -4,7 +4,10 @@ The kernels look at one frame, but for `conv1` of every block of layer3 and laye
 strided. The keys stay those of the plain ResNet, so that a 2D checkpoint fits once `inflate_weight` gave it a depth.
 """
 
+from __future__ import annotations
+
 import re
+from typing import TYPE_CHECKING
 
 import torch
 from timm.layers import DropPath
@@ -12,8 +15,10 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
-from stages.config.schema import ModelConfig
 from stages.models.tsn import build_resnet
+
+if TYPE_CHECKING:  # the config reads the table of architectures
+    from stages.models.config import ModelConfig
 
 TEMPORAL = re.compile(r"layer[34]\.\d+\.conv1")  # the convolutions that look at three frames
 _CONTAINERS = (ResNet, BasicBlock, Bottleneck, nn.Sequential)

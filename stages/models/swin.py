@@ -5,8 +5,10 @@ the window, as the last stage's is below 224 px, the window shrinks to the map; 
 first rows and columns of the whole window's table of pairs, which belong to other pairs. Here every pair keeps its own.
 """
 
+from __future__ import annotations
+
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,7 +16,9 @@ from torchvision.models.swin_transformer import SwinTransformerBlock
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d, SwinTransformer3d
 
 from cache.errors import ReskdError
-from stages.config.schema import ModelConfig
+
+if TYPE_CHECKING:  # the config reads the table of architectures
+    from stages.models.config import ModelConfig
 
 COMMON = {"window_size": [8, 7, 7], "patch_size": [2, 4, 4]}
 SWINS: dict[str, dict[str, Any]] = {
@@ -36,7 +40,7 @@ class ExactAttention(ShiftedWindowAttention3d):
         return bias.permute(2, 0, 1).contiguous().unsqueeze(0)
 
 
-ATTENTION = {"exact": ExactAttention, "seed": ShiftedWindowAttention3d}
+ATTENTION = {"exact": ExactAttention, "upstream": ShiftedWindowAttention3d}
 
 
 class Block(SwinTransformerBlock):

@@ -3,15 +3,20 @@
 The shift has no parameters and hangs on `conv1` of the blocks as a hook: the keys stay those of the plain ResNet.
 """
 
+from __future__ import annotations
+
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
-from stages.config.schema import ModelConfig
 from stages.models.tsn import build_resnet
+
+if TYPE_CHECKING:  # the config reads the table of architectures
+    from stages.models.config import ModelConfig
 
 DEEP = 23  # blocks in layer3 (ResNet-101 and deeper) from which on only every other block shifts, as in the seed
 

@@ -1,7 +1,10 @@
 """TSN (Wang et al. 2016, "Temporal Segment Networks"): a 2D network of timm on every frame, averaged by the head."""
 
+from __future__ import annotations
+
 import copy
 import difflib
+from typing import TYPE_CHECKING
 
 import timm
 import torch
@@ -9,7 +12,9 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
-from stages.config.schema import ModelConfig
+
+if TYPE_CHECKING:  # the config reads the table of architectures
+    from stages.models.config import ModelConfig
 
 
 def build_backbone(config: ModelConfig, pretrained: bool) -> nn.Module:

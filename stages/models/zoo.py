@@ -3,7 +3,7 @@
 import difflib
 
 from cache.errors import ReskdError
-from stages.config.schema import ModelConfig
+from stages.models.config import ModelConfig
 
 ZOO: dict[str, ModelConfig] = {
     "tsn_r50": ModelConfig(arch="tsn", backbone="resnet50", num_classes=400, num_frames=16),

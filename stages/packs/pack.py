@@ -17,15 +17,15 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from cache.errors import ReskdError
-from stages.config.schema import PackConfig
+from stages.packs.config import PackConfig
 from stages.packs.plan import Plan, plan_pack
 from stages.packs.writing import AllPictures, PackedClip, commit_shard
 from stages.runtime.distributed import Ranks, ranks
+from stages.runtime.lock import in_use
 from stages.runtime.log import console, progress_bar
 from stages.shards.dataset import Dataset, open_dataset
 from stages.stream.loading import decoding_workers, identity, raising
 from stages.stream.pack_files import PackManifest, committed, finish, read_pack, write_pack
-from stages.student.run_folder import in_use
 
 
 def pack(config: PackConfig, *, dry_run: bool = False) -> dict:

@@ -13,11 +13,11 @@ import numpy as np
 from cache.errors import ReskdError
 from cache.reader import CacheReader, check_join
 from cache.view import ViewPolicy
-from stages.config.schema import PackConfig
+from stages.packs.config import PackConfig
 from stages.packs.writing import Wanted, sample_pictures
 from stages.shards.dataset import Dataset, Row
 from stages.stream.frame_height import height_for, smallest_side, stored_side
-from stages.stream.pack_files import PACK, PackIdentity, committed, differences, read_pack
+from stages.stream.pack_files import PACK, PackIdentity, committed, differing_packs, read_pack
 from stages.stream.replay import lacks
 from stages.video import jpeg
 from stages.video.decode import decoder_identity
@@ -106,9 +106,9 @@ def _quality_of(wanted: float, pictures: Sequence[np.ndarray], encode: Encode) -
 def _refuse_other(output: Path, made: PackIdentity) -> None:
     stored = read_pack(output)
     if stored is None:
-        if output.exists() and (not output.is_dir() or any(p.name != f".{PACK}.tmp" for p in output.iterdir())):
+        if output.exists() and (not output.is_dir() or any(not p.name.startswith(f".{PACK}.") for p in output.iterdir())):
             raise ReskdError(f"{output} is not an empty folder and holds no pack: give another output")
-    elif lines := differences(stored.identity, made):
+    elif lines := differing_packs(stored.identity, made):
         raise ReskdError(
             f"{output} holds another pack:\n  " + "\n  ".join(lines) + "\ngive another output, or delete this one"
         )

@@ -14,9 +14,10 @@ from torch.utils.data import IterableDataset
 
 from cache.errors import ReskdError
 from cache.reader import Block, CacheReader
+from cache.store import write_atomically
 from cache.view import View
 from stages.shards.dataset import Dataset, Row, write_shard
-from stages.shards.index import dump, rows_path, write_whole
+from stages.shards.index import dump, rows_path
 from stages.shards.worker_chunks import chunks_of_turn, count_chunks
 from stages.stream.epoch_plan import splitmix64
 from stages.stream.frame_height import packed_size
@@ -174,7 +175,7 @@ def commit_shard(path: Path, shard: str, clips: Iterator[PackedClip]) -> None:
     temporary, columns = (path / shard).with_name(f".{Path(shard).name}.partial"), {name: [] for name in COLUMNS}
     temporary.parent.mkdir(parents=True, exist_ok=True)
 
-    def members() -> Iterator[tuple[str, str, bytes, dict[str, Any]]]:
+    def setups() -> Iterator[tuple[str, str, bytes, dict[str, Any]]]:
         for clip in clips:
             sizes = [len(picture) for picture in clip.jpegs]
             about = {"frames": clip.frames.tolist(), "sizes": sizes, "width": clip.width, "height": clip.height}
@@ -186,10 +187,10 @@ def commit_shard(path: Path, shard: str, clips: Iterator[PackedClip]) -> None:
             yield clip.key, "mjpeg", b"".join(clip.jpegs), {"error": clip.error} if clip.error else about
 
     try:
-        samples, size, digest = write_shard(path / shard, temporary, members(), frozenset({"mjpeg"}))
+        samples, size, digest = write_shard(path / shard, temporary, setups(), frozenset({"mjpeg"}))
     except BaseException:
         temporary.unlink(missing_ok=True)  # of a full disk: room for what is to be written in its place
         raise
     for name in ("offset", "size", "header"):
         columns[name] = [getattr(sample.video, name) for sample in samples]
-    write_whole(rows_path(path, shard), dump({"bytes": size, "sha256": digest} | columns))
+    write_atomically(rows_path(path, shard), dump({"bytes": size, "sha256": digest} | columns))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import ReskdError
-from cache.manifest import ShardEntry, keys_digest
+from cache.identity import ShardEntry, keys_digest
 from stages.prepare.annotations import Clip, extension, safe_keys
 from stages.prepare.existing_shards import shard_labels
 from stages.prepare.probing import Probe, Prober, crashed_probe, hash_task, probe_task

@@ -1,6 +1,5 @@
 """The output folder of `prepare`: whose it is, and what of it is finished."""
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import ReskdError
-from cache.manifest import ShardEntry
-from stages.shards.index import INDEX, dump, rows_path, write_whole
+from cache.identity import ShardEntry
+from cache.store import write_atomically
+from stages.runtime.lock import in_use
+from stages.shards.index import INDEX, dump, rows_path
 
 ARGUMENTS = "prepare.json"  # what the folder is made from; kept, so that a rerun with anything else is refused
 WORK = ".prepare"  # the lock, notes of finished shards, tars being written; gone once the data set is finished
@@ -43,7 +44,7 @@ def refuse_other(output: Path, arguments: Mapping[str, Any], *, among_tars: bool
     if not file.exists():
         names = sorted(p.name for p in output.iterdir() if p.name != WORK) if output.exists() else []
         strange = next((name for name in names if name == INDEX or not among_tars), None)
-        if strange is not None and strange != f".{ARGUMENTS}.tmp":
+        if strange is not None and not strange.startswith(f".{ARGUMENTS}."):
             raise ReskdError(f"{output}: in use, it holds {strange}. Choose an empty or new folder as output")
         return
     try:
@@ -63,17 +64,10 @@ def refuse_other(output: Path, arguments: Mapping[str, Any], *, among_tars: bool
 @contextmanager
 def claimed(output: Path, arguments: Mapping[str, Any], *, among_tars: bool) -> Iterator[None]:
     """Holds the folder alone. The lock goes with the process, however that ends."""
-    (output / WORK).mkdir(parents=True, exist_ok=True)
-    with open(output / WORK / "lock", "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ReskdError(
-                f"{output}: another `prepare` is at work in it. Wait for it, or choose another output"
-            ) from error
+    with in_use(output, output / WORK / "lock"):
         refuse_other(output, arguments, among_tars=among_tars)  # somebody may have been quicker
         if not (output / ARGUMENTS).exists():
-            write_whole(output / ARGUMENTS, dump(arguments))
+            write_atomically(output / ARGUMENTS, dump(arguments))
         yield
 
 
@@ -88,7 +82,7 @@ def disk_errors(output: Path) -> Iterator[None]:
 
 
 def write_note(output: Path, shard: str, note: Note) -> None:
-    write_whole(_note_path(output, shard), dump(asdict(note)))
+    write_atomically(_note_path(output, shard), dump(asdict(note)))
 
 
 def read_note(output: Path, shard: str, base: Path) -> Note | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import ReskdError
-from cache.manifest import check_shard_names
+from cache.identity import check_shard_names
 from stages.prepare.annotations import Clip, extension, list_csv, list_files, list_videos
 from stages.prepare.frame_folders import FPS, list_frames
 from stages.prepare.listing import Line, Listing, all_labels, unlisted

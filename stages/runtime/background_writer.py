@@ -10,7 +10,7 @@ from typing import Any
 
 
 @contextmanager
-def behind(limit: int) -> Iterator[Callable[..., None]]:
+def background_writer(limit: int) -> Iterator[Callable[..., None]]:
     """`submit(job, *arguments)` hands a job to one thread, where jobs run one after another, and waits while `limit` of
     them aren't done: what they hold is bounded.
 

@@ -1,5 +1,6 @@
 """The classes of a data set: their names in the order of their numbers, and the number of each label found."""
 
+
 import difflib
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from cache.errors import ReskdError
+from stages.shards.dataset import Dataset
 from stages.shards.index import read_index
 
 MAX_CLASSES = 100_000  # a larger number is taken for a mistake: an id in the column of the label
@@ -119,3 +121,21 @@ def _refuse_unknown(found: Mapping[str, str], unknown: str | None, classes: Sequ
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ReskdError(f"{found[unknown]}: label {unknown!r} is none of the {len(classes)} classes.{hint} Mend the "
                          "label, or the list of classes")  # fmt: skip
+
+
+
+def check_classes(classes: tuple[str, ...], data: Dataset, checkpoint: Path) -> None:
+    """Raises ReskdError where a teacher's classes, in their order, aren't the data set's."""
+    if classes != tuple(data.classes):
+        raise ReskdError(f"teacher {checkpoint} knows other classes than the data set {data.path} has "
+                         f"({first_difference(classes, data.classes)}): prepare the data set in the teacher's order "
+                         f"(prepare --class-order {checkpoint})")  # fmt: skip
+
+
+
+def first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """Where two lists of class names, which aren't equal, differ."""
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} there and {len(ours)} here"
+    at, (name, own) = next((i, pair) for i, pair in enumerate(zip(theirs, ours, strict=True)) if len({*pair}) > 1)
+    return f"class {at} is {name!r} there and {own!r} here"

@@ -14,14 +14,18 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cache.errors import ReskdError
-from cache.manifest import ShardEntry, check_shard_names
-from stages.shards.handles import Handles, TarFile
-from stages.shards.index import INDEX, move_whole, read_index, rows_path
+from cache.identity import ShardEntry, check_shard_names
+from cache.lru import LRU
+from cache.store import move_into_place
+from stages.shards.index import INDEX, read_index, rows_path
+from stages.shards.tar_file import TarFile
 from stages.shards.tar_scan import HEADER, VIDEO_EXTENSIONS, Sample, scan_tar
 
 # WebDataset runs code from data by default (`pipe:` URLs, GOPEN_REWRITE). Set in the environment, so that spawned
 # workers have it too, before the import, which waits until a tar is written or streamed: it brings torch along.
 os.environ["WDS_SECURE"] = "1"
+
+OPEN_SHARDS = 256  # tars that are open, and shards whose rows are in memory: at 1,000 rows a shard some 100 MB of rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class Dataset:
         }
         check_shard_names([entry.name for entry in self.shards])
         self._entries = {entry.name: (entry, digest) for entry, digest in entries}
-        self._handles = Handles()
+        self._rows, self._tars = LRU(OPEN_SHARDS), LRU(OPEN_SHARDS)
 
     def entry(self, shard: str) -> ShardEntry:
         """The index's entry of a shard, by its name."""
@@ -72,7 +76,7 @@ class Dataset:
 
     def rows(self, shard: str) -> tuple[Row, ...]:
         """All rows of a shard in tar order, quarantined ones too. Raises ReskdError where they aren't as indexed."""
-        return self._handles.rows.get(shard, self._load_rows)[0]
+        return self._rows.get(shard, lambda: self._load_rows(shard))[0]
 
     def usable_rows(self) -> list[np.ndarray]:
         """For each shard the numbers of the rows that aren't quarantined, [n] int64; reads nothing."""
@@ -87,8 +91,8 @@ class Dataset:
 
     def read(self, shard: str, row: int) -> bytes:
         """A row's encoded video, by its offset. Raises ReskdError where the tar isn't the indexed one any more."""
-        rows, headers = self._handles.rows.get(shard, self._load_rows)
-        tar = self._handles.tars.get(shard, self._open_tar)
+        rows, headers = self._rows.get(shard, lambda: self._load_rows(shard))
+        tar = self._tars.get(shard, lambda: self._open_tar(shard))
         item = rows[row]
         if zlib.crc32(tar.read(HEADER, item.offset - HEADER)) != headers[row]:
             raise self._stale(shard, f"row {row}: another member lies where {item.key}.{item.ext} was")
@@ -228,7 +232,7 @@ def write_shard(
         return [], 0, ""
     samples, size = scan_tar(temporary, extensions), temporary.stat().st_size
     assert len(samples) == count
-    move_whole(temporary, path)
+    move_into_place(temporary, path)
     return samples, size, hashed.sha256.hexdigest()
 
 

@@ -7,14 +7,14 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cache.errors import ReskdError
-from cache.manifest import ShardEntry
+from cache.identity import ShardEntry
+from cache.store import write_atomically
 
 FORMAT = 2
 INDEX = "index.json"
@@ -32,7 +32,7 @@ def rows_path(path: Path, shard: str) -> Path:
 def write_rows(path: Path, shard: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Writes the rows of a shard, returns the file's sha256."""
     data = dump({name: [row[name] for row in rows] for name in COLUMNS})
-    write_whole(rows_path(path, shard), data)
+    write_atomically(rows_path(path, shard), data)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -52,7 +52,7 @@ def make_index(
 
 def write_index(path: Path, index: Mapping[str, Any]) -> None:
     """With it the data set is finished."""
-    write_whole(path / INDEX, dump(index))
+    write_atomically(path / INDEX, dump(index))
 
 
 def read_index(path: Path) -> dict[str, Any]:
@@ -74,29 +74,9 @@ def read_index(path: Path) -> dict[str, Any]:
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """JSON lines, whole."""
-    write_whole(path, b"".join(map(dump, lines)))
+    write_atomically(path, b"".join(map(dump, lines)))
 
 
 def dump(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
-
-def write_whole(path: Path, data: bytes) -> None:
-    """After this the file is on disk, whole; killed before, whatever was there still is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    move_whole(temporary, path)
-
-
-def move_whole(temporary: Path, path: Path) -> None:
-    """Renames a synced file into place, and syncs its folder."""
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

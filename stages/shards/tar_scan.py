@@ -21,7 +21,7 @@ _AGAIN = "Copy or download the tar again, or write it anew"
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class StudentSetup:
     """One file of a tar. `header` is the crc32 of its 512-byte header block, which holds its name and size."""
 
     name: str
@@ -36,8 +36,8 @@ class Sample:
 
     key: str
     ext: str  # of the video, in lower case
-    video: Member
-    labels: dict[str, Member]
+    video: StudentSetup
+    labels: dict[str, StudentSetup]
 
 
 def scan_tar(path: Path, extensions: frozenset[str] = VIDEO_EXTENSIONS) -> list[Sample]:
@@ -62,13 +62,13 @@ def scan_tar(path: Path, extensions: frozenset[str] = VIDEO_EXTENSIONS) -> list[
     return samples
 
 
-def read_member(file: BinaryIO, member: Member) -> bytes:
+def read_member(file: BinaryIO, setup: StudentSetup) -> bytes:
     """A member's bytes from its open tar."""
-    file.seek(member.offset)
-    return file.read(member.size)
+    file.seek(setup.offset)
+    return file.read(setup.size)
 
 
-def _members(path: Path, file: BinaryIO) -> Iterator[Member]:
+def _members(path: Path, file: BinaryIO) -> Iterator[StudentSetup]:
     size = file.seek(0, 2)
     if size == 0:
         raise ReskdError(f"{path}: empty file (0 bytes). {_AGAIN}")
@@ -79,7 +79,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[Member]:
             for info in tar:
                 name = info.name
                 yield _member(path, file, info, size)
-                tar.members = []  # tarfile keeps them all
+                tar.setups = []  # tarfile keeps them all
             end = tar.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if isinstance(error, ReskdError):
@@ -89,7 +89,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[Member]:
     _check_end(path, file, end, size, name)
 
 
-def _member(path: Path, file: BinaryIO, info: tarfile.TarInfo, size: int) -> Member:
+def _member(path: Path, file: BinaryIO, info: tarfile.TarInfo, size: int) -> StudentSetup:
     kinds = (
         (info.isdir(), "a directory"),
         (info.issym() or info.islnk(), "a link"),
@@ -105,7 +105,7 @@ def _member(path: Path, file: BinaryIO, info: tarfile.TarInfo, size: int) -> Mem
     file.seek(info.offset_data - HEADER)
     header = zlib.crc32(file.read(HEADER))
     file.seek(position)
-    return Member(info.name, info.offset_data, info.size, header)
+    return StudentSetup(info.name, info.offset_data, info.size, header)
 
 
 def _check_end(path: Path, file: BinaryIO, end: int, size: int, name: str | None) -> None:
@@ -120,19 +120,19 @@ def _check_end(path: Path, file: BinaryIO, end: int, size: int, name: str | None
                              f"joined. {_AGAIN}, one tar a file")  # fmt: skip
 
 
-def _group(path: Path, members: Iterator[Member], extensions: frozenset[str]) -> list[Sample]:
+def _group(path: Path, setups: Iterator[StudentSetup], extensions: frozenset[str]) -> list[Sample]:
     """As webdataset's group_by_keys: consecutive members of one key are a sample."""
-    groups: dict[str, dict[str, Member]] = {}
+    groups: dict[str, dict[str, StudentSetup]] = {}
     current = None
-    for member in members:
-        key, ext = _split(path, member.name)
+    for setup in setups:
+        key, ext = _split(path, setup.name)
         if key != current and key in groups:
-            raise ReskdError(f"{path}: member {member.name!r}: key {key!r} occurs again after other clips. Keys must "
+            raise ReskdError(f"{path}: member {setup.name!r}: key {key!r} occurs again after other clips. Keys must "
                              "be unique in a tar: rename one of them, or keep a clip's files side by side")  # fmt: skip
         current, group = key, groups.setdefault(key, {})
         if ext in group:
-            raise ReskdError(f"{path}: member {member.name!r} occurs twice. Rename or remove one of them")
-        group[ext] = member
+            raise ReskdError(f"{path}: member {setup.name!r} occurs twice. Rename or remove one of them")
+        group[ext] = setup
     return [_sample(path, key, group, extensions) for key, group in groups.items()]
 
 
@@ -150,12 +150,12 @@ def _split(path: Path, name: str) -> tuple[str, str]:
     return key, ext
 
 
-def _sample(path: Path, key: str, group: dict[str, Member], extensions: frozenset[str]) -> Sample:
+def _sample(path: Path, key: str, group: dict[str, StudentSetup], extensions: frozenset[str]) -> Sample:
     videos = [ext for ext in group if ext in extensions]
     if len(videos) != 1:
-        names = ", ".join(repr(member.name) for member in group.values())
+        names = ", ".join(repr(setup.name) for setup in group.values())
         found = "two videos" if videos else "no video"
         raise ReskdError(f"{path}: clip {key!r} has {found} (its members: {names}). A clip has one video of "
                          f"{'/'.join(sorted(extensions))}: add, rename or remove members")  # fmt: skip
-    labels = {ext: member for ext, member in group.items() if ext in LABEL_EXTENSIONS}
+    labels = {ext: setup for ext, setup in group.items() if ext in LABEL_EXTENSIONS}
     return Sample(key, videos[0], group[videos[0]], labels)

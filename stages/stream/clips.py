@@ -5,8 +5,8 @@ A map-style data set whose index says everything (shard, row, view): persistent 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 
@@ -19,54 +19,15 @@ from cache.errors import ReskdError
 from cache.reader import CacheReader
 from cache.view import BLOCK, View, ViewPolicy, sample_view
 from stages.shards.dataset import Dataset, Row
+from stages.stream.batch import Batch
 from stages.video.decode import DecodeError, decode_frames
-from stages.video.device_render import Cut, Rendering, Windows, cut, draw, windows_of
+from stages.video.device_render import Cut, Rendering, cut, windows_of
 from stages.video.render import frames_of, render, shrunk
 
 Index = tuple[int, int, int]  # shard (position in the data set's list), row, view
 Decode = Callable[[Dataset, str, int, np.ndarray], tuple[np.ndarray, str]]  # as `decode_of`
 Crop = Callable[[Dataset, str, int, int, View], tuple[np.ndarray, str]]  # as `packs.Pack.crop`
 DECODED = 2**30  # bytes of pixels that one decode may give: 30 views of 32 frames up to 640x360, fewer of larger video
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch of B views, in training of as many rows."""
-
-    clips: Tensor | None  # uint8 [B,T,3,S,S]; zeros where not usable; None where `to` draws them, of `windows`
-    labels: Tensor  # int64 [B], -1 where unlabelled; the first label of several
-    multi_hot: Tensor  # float32 [B,K]
-    usable: Tensor  # bool [B], False where the view could not be decoded
-    index: Tensor  # int64 [B,3] shard, row, view
-    logits: Tensor | None = None  # float32 [B,K]
-    features: Tensor | None = None  # [B,T',g,g',d] as stored: float16, or int8 codes
-    also: Mapping[Rendering, Tensor] = field(default_factory=dict)  # the same views at other sizes, as `clips`
-    windows: Windows | None = None
-    failures: tuple[str, ...] = ()  # shard/key: reason, one for each row with a view that is not usable
-    fallbacks: tuple[str, ...] = ()  # shard/key: decoded by another decoder than the index names
-
-    def seen_at(self, rendering: Rendering | None) -> Batch:
-        """With the clips that were rendered `also` so; None: as it is."""
-        return self if rendering is None else replace(self, clips=self.also[rendering])
-
-    def _map(self, function) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        also = {rendering: function(clips) for rendering, clips in self.also.items()}
-        windows = self.windows and self.windows.map(function)
-        tensors = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, also=also, windows=windows, **tensors)
-
-    def pin_memory(self) -> Batch:
-        return self._map(lambda t: t.pin_memory())
-
-    def to(self, device: torch.device) -> Batch:
-        """All of it on the device, and its clips drawn there where the workers didn't."""
-        there = self._map(lambda t: t.to(device, non_blocking=True))
-        if there.windows is None:
-            return there
-        first, *others = there.windows.renderings
-        also = {rendering: draw(there.windows, *rendering) for rendering in others}
-        return replace(there, clips=draw(there.windows, *first), also=also, windows=None)
 
 
 class _Pictures:
@@ -246,24 +207,3 @@ def _decoded_together(indices: Sequence[Index], rows: Sequence[Row], views: Sequ
         row = rows[run[0]]
         most = max(1, DECODED // (3 * row.width * row.height * len(views[run[0]].frames)))
         yield from (run[i : i + most] for i in range(0, len(run), most))
-
-
-def check_labels(data: Dataset, *, single: bool) -> dict[str, int]:
-    """Count labelled and unlabelled clips of a data set, reading every shard's rows once.
-
-    Raises ReskdError for a label outside the classes, and, where `single`, for a clip of several labels.
-    """
-    counts = {"labelled": 0, "unlabelled": 0}
-    for shard in data.shards:
-        for row in data.rows(shard.name):
-            counts["labelled" if row.labels else "unlabelled"] += 1
-            if any(not 0 <= label < len(data.classes) for label in row.labels):
-                raise ReskdError(f"{data.path}: shard {shard.name}, clip {row.key!r}: labels {list(row.labels)} lie "
-                                 f"outside the {len(data.classes)} classes: prepare the data set again")  # fmt: skip
-            if single and len(row.labels) > 1:
-                raise ReskdError(
-                    f"{data.path}: shard {shard.name}, clip {row.key!r} has {len(row.labels)} labels, but "
-                    f"cross_entropy takes one: set losses.cross_entropy to 0 and losses.binary_cross_entropy to 1, or "
-                    f"losses.random_label to true"
-                )
-    return counts

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.differences import differing_shards
 from cache.errors import ReskdError
 from cache.view import ViewPolicy
-from stages.config.schema import LoaderConfig, TrainConfig
 from stages.runtime.log import console
-from stages.shards.dataset import Dataset, open_dataset
+from stages.shards.dataset import Dataset
 from stages.stream.clips import decode_kept
+from stages.stream.config import LoaderConfig
 from stages.stream.frame_height import size_served, smallest_side
-from stages.stream.pack_files import differing_shard
 from stages.stream.pack_reader import Pack, open_pack
 from stages.stream.replay import Replay
 
@@ -27,50 +26,17 @@ def open_frames(data: Dataset, path: Path | None) -> tuple[Dataset, Pack | None]
         data.check_files()
         return data, None
     pack = open_pack(path)
-    if problem := differing_shard(pack.manifest.identity.shards, data.shards, str(data.path)):
-        raise ReskdError(f"{path} is a pack of other videos than {data.path} has: {problem}. Give the data set that it was "
-                         "made of, or run `pack` into a new folder")  # fmt: skip
+    names, packed = {entry.name for entry in data.shards}, pack.manifest.identity.shards  # a pack may have more shards
+    lines = differing_shards([e for e in packed if e.name in names], data.shards, ("the pack", str(data.path)))
+    if lines:
+        raise ReskdError(f"{path} is a pack of other videos than {data.path} has: {'; '.join(lines)}. Give the data set that it "
+                         "was made of, or run `pack` into a new folder")  # fmt: skip
     pack.check_files()
     known = sum(map(len, data.usable_rows()))
     data = data.leaving_out(pack.manifest.quarantine)
     if lost := known - sum(map(len, data.usable_rows())):
         console.print(f"[yellow]warning[/] {path}: {lost} of {known} clips are in its quarantine and left out")
     return data, pack
-
-
-@dataclass(frozen=True)
-class Packs:
-    """Of a training run's data sets; None where the videos themselves are read."""
-
-    train: Pack | None
-    val: Pack | None
-
-
-def open_data(config: TrainConfig) -> tuple[Dataset, Dataset | None, Packs]:
-    """A run's data sets and their packs, by `open_frames`; no validation set where none is given."""
-    data, pack = open_frames(open_dataset(config.data.train), config.data.pack)
-    if config.data.val is None:
-        return data, None, Packs(pack, None)
-    val, val_pack = open_frames(open_dataset(config.data.val), config.data.val_pack)
-    return data, val, Packs(pack, val_pack)
-
-
-def check_packs(config: TrainConfig, packs: Packs, replay: Replay | None) -> None:
-    """Raises ReskdError unless they have the frames that the run's views need; a word where they are too small.
-
-    `config`: with the policies filled in.
-    """
-    size = config.render_via or config.size
-    if packs.train and replay and not config.data.mismatch:
-        check_stored(packs.train, replay, config.data.cache)
-        if packs.train.manifest.identity.frames == "crops" and config.render_via:
-            raise ReskdError(f"render_via {config.render_via}: {packs.train.path} has finished pictures: leave render_via out, "
-                             "or run `pack` with frames: views into a new folder")  # fmt: skip
-        warn_if_enlarged(packs.train, replay.manifest.identity.policy, size)
-    elif packs.train:
-        check_fresh(packs.train, config.policy, size, "fresh views of data.train")
-    if packs.val:
-        check_fresh(packs.val, config.eval_policy, size, "validation")
 
 
 def frames_by(pack: Pack | None, loader: LoaderConfig) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from cache.errors import ReskdError
-from stages.config.schema import LoaderConfig
 from stages.runtime.distributed import Ranks, cores
-from stages.stream.clips import Batch, Clips
+from stages.stream.batch import Batch
+from stages.stream.clips import Clips
+from stages.stream.config import LoaderConfig
 
 
 def raising(batches: Iterable[Batch | ReskdError]) -> Iterator[Batch]:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from stages.config.schema import LoaderConfig
 from stages.runtime.distributed import Ranks
-from stages.stream.clips import Batch, Clips, Index
+from stages.stream.batch import Batch
+from stages.stream.clips import Clips, Index
+from stages.stream.config import LoaderConfig
 from stages.stream.epoch_plan import plan_epoch, replay_view, stream_count
 from stages.stream.loading import decoding_workers, identity, raising
 

@@ -3,17 +3,19 @@
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from cache.differences import differences, differing_shards
 from cache.errors import ReskdError
-from cache.manifest import ShardEntry
+from cache.identity import ShardEntry
+from cache.store import write_atomically
 from cache.view import View, ViewPolicy
-from stages.shards.index import dump, rows_path, write_whole
+from stages.shards.index import dump, rows_path
 
 FORMAT = 2
 PACK = "pack.json"
@@ -70,7 +72,7 @@ def view_digest(view: View) -> int:
 
 def write_pack(path: Path, manifest: PackManifest) -> None:
     values = asdict(manifest) | {"identity": manifest.identity.to_json()}
-    write_whole(path / PACK, dump({"format": FORMAT} | values))
+    write_atomically(path / PACK, dump({"format": FORMAT} | values))
 
 
 def read_pack(path: Path) -> PackManifest | None:
@@ -116,32 +118,8 @@ def finish(path: Path, identity: PackIdentity) -> PackManifest:
     return manifest
 
 
-def differences(stored: PackIdentity, wanted: PackIdentity) -> list[str]:
+def differing_packs(stored: PackIdentity, wanted: PackIdentity) -> list[str]:
     """One line for each field in which two identities differ, naming both sides; empty where they agree."""
-    lines = [line] if (line := differing_shard(stored.shards, wanted.shards, "this run")) else []
-    if not lines and [e.name for e in stored.shards] != [e.name for e in wanted.shards]:
-        lines.append(
-            f"shards: {len(stored.shards)} there, in another order or number than the {len(wanted.shards)} now"
-        )
-    for name in (f.name for f in fields(PackIdentity) if f.name != "shards"):
-        there, now = getattr(stored, name), getattr(wanted, name)
-        if isinstance(there, ViewPolicy):
-            left, right = asdict(there), asdict(now)
-            lines += [f"policy.{k}: {left[k]} there, {right[k]} now" for k in left if left[k] != right[k]]
-        elif there != now:
-            lines.append(f"{name}: {there} there, {now} now")
-    return lines
-
-
-def differing_shard(packed: Sequence[ShardEntry], source: Sequence[ShardEntry], whose: str) -> str | None:
-    """The first shard of `source` that isn't packed as it is, and how many there are; None where each one is."""
-    stored, problems = {entry.name: entry for entry in packed}, []
-    for entry in source:
-        other = stored.get(entry.name)
-        if other is None:
-            problems.append(f"shard {entry.name} is not in the pack")
-        elif other != entry:
-            names = [f.name for f in fields(ShardEntry) if getattr(other, f.name) != getattr(entry, f.name)]
-            parts = [f"{n} {getattr(other, n)} in the pack, {getattr(entry, n)} in {whose}" for n in names]
-            problems.append(f"shard {entry.name}: {', '.join(parts)}")
-    return f"{problems[0]} ({len(problems)} of {len(source)} shards differ)" if problems else None
+    left, right = ({**asdict(made), "shards": None} for made in (stored, wanted))
+    lines = differing_shards(stored.shards, wanted.shards, ("the pack", "this run"))
+    return lines + differences(left, right, ("the pack has", "this run wants"))

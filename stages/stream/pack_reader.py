@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from cache.errors import ReskdError
+from cache.lru import LRU
 from cache.view import View
-from stages.shards.dataset import Dataset, Row
-from stages.shards.handles import Handles, TarFile
+from stages.shards.dataset import OPEN_SHARDS, Dataset, Row
 from stages.shards.index import rows_path
+from stages.shards.tar_file import TarFile
 from stages.shards.tar_scan import HEADER
 from stages.stream.pack_files import PACK, PackManifest, read_pack, view_digest
 from stages.video import jpeg
@@ -50,7 +51,7 @@ class Pack:
 
     def __init__(self, path: Path, manifest: PackManifest):
         self.path, self.manifest = Path(path), manifest
-        self._handles = Handles()
+        self._rows, self._tars = LRU(OPEN_SHARDS), LRU(OPEN_SHARDS)
 
     def decode(self, data: Dataset, shard: str, r: int, frames: np.ndarray) -> tuple[np.ndarray, str]:
         """Frames of a row, uint8 [n,h,w,3], and the decoder that served when they were packed: `join.decode_of`, but
@@ -84,7 +85,8 @@ class Pack:
 
     def _packed(self, data: Dataset, shard: str, r: int) -> tuple[PackedRow, TarFile, Row]:
         """A row of the pack, its tar, and the data set's row, which it is of."""
-        packed, tar, asked = self._row(shard, r), self._handles.tars.get(shard, self._open_tar), data.rows(shard)[r]
+        packed, asked = self._row(shard, r), data.rows(shard)[r]
+        tar = self._tars.get(shard, lambda: self._open_tar(shard))
         if packed.key != asked.key:
             raise ReskdError(f"{self.path}, shard {shard} row {r}: the data set has the clip {asked.key!r}, the pack "
                              f"{packed.key!r}: run `pack` into a new folder")  # fmt: skip
@@ -102,7 +104,7 @@ class Pack:
                 raise self._missing(error) from error
 
     def _row(self, shard: str, r: int) -> PackedRow:
-        return self._handles.rows.get(shard, self._load_rows)[r]
+        return self._rows.get(shard, lambda: self._load_rows(shard))[r]
 
     def _load_rows(self, shard: str) -> tuple[PackedRow, ...]:
         if shard not in self.manifest.files:

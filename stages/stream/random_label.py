@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from stages.stream.clips import Batch
+from stages.stream.batch import Batch
 from stages.stream.epoch_plan import hash_parts
 
 _SALT = 0x6C6162656C  # lest a draw share its bits with the order of the epoch

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from cache.errors import ReskdError
-from cache.group import load_group
+from cache.group import load_group, load_manifest
 from cache.manifest import Manifest
-from cache.reader import CacheReader, check_join, load_manifest
+from cache.reader import CacheReader, check_join
 from cache.store import METADATA
-from stages.config.schema import TrainData
-from stages.distill.targets import Meaning, meaning_of
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset
 from stages.video.decode import decoder_identity
@@ -36,25 +33,25 @@ class Replay:
         maps = self.manifest.identity.targets.get("features")
         return maps["map"][3] if maps else None
 
-    def meaning_on(self, device: torch.device) -> Meaning:
-        """What the cached numbers mean."""
-        return meaning_of(self.manifest, self.constants, device)
 
-
-def open_replay(wanted: TrainData, targets: Sequence[str], data: Dataset, allow_partial: bool) -> Replay:
+def open_replay(
+    path: Path, views: int | None, targets: Sequence[str], data: Dataset, allow_partial: bool
+) -> Replay:
     """Hold the cache against the data set, and fix which views and rows are replayed, with which targets.
+
+    `views`: the first so many; all finished ones where None.
 
     Raises ReskdError for a cache of other shards, one that isn't finished (unless `allow_partial`), one with fewer
     views than asked for, or without these targets.
     """
-    path, manifest = wanted.cache, load_manifest(wanted.cache)
+    manifest = load_manifest(path)
     check_join(manifest, data.shards)
     if tuple(manifest.identity.classes) != tuple(data.classes):
         raise ReskdError(f"{path} was made for other classes than {data.path} has: make it anew")
     if manifest.identity.decoder != decoder_identity():
         console.print(f"[yellow]warning[/] {path} was decoded by {manifest.identity.decoder}, here it is "
                       f"{decoder_identity()}: frames may differ a little")  # fmt: skip
-    views = wanted.views or manifest.finalised or manifest.views
+    views = views or manifest.finalised or manifest.views
     if views > manifest.views:
         raise ReskdError(f"data.views {views}: {path} has {manifest.views} views: lower it, or raise `views` of "
                          f"cache-teacher")  # fmt: skip

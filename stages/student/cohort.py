@@ -8,7 +8,7 @@ from typing import Any
 
 from cache.errors import ReskdError
 from stages.config.file import flat
-from stages.config.schema import TrainConfig
+from stages.student.config import TrainConfig
 from stages.student.run_folder import stored_views
 
 # What students on one stream share; the rest is each one's own.

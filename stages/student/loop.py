@@ -11,10 +11,11 @@ from rich.markup import escape
 
 from cache.errors import ReskdError
 from stages.distill.targets import loss_terms
-from stages.metrics.scoring import Net, headline
+from stages.metrics.accuracy import headline
+from stages.metrics.scoring import Net
 from stages.runtime.interrupt import Interrupted, stop_requested
 from stages.runtime.log import RunLog, console, progress_bar
-from stages.stream.clips import Batch
+from stages.stream.batch import Batch
 from stages.stream.random_label import with_one_label
 from stages.student.run import Run, check_finite, leave, own_draws, save_run
 
@@ -155,7 +156,7 @@ def _backward(run: Run, batch: Batch, there: Batch, epoch: int, last: bool) -> N
     with ranks.without_sync(run.wrapped, skip=not last):
         with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=run.amp):
             answer = run.wrapped(there.clips)
-        terms = loss_terms(answer, there, config.losses, run.meaning)
+        terms = loss_terms(answer, there, config.losses, run.decoder)
         loss = sum(weights[name] * value for name, value in terms.items())
         run.progress.add({"loss": loss, **terms})
         if ranks.device.type == "cpu" and ranks.world == 1:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from cache.errors import ReskdError
-from stages.config.schema import OnlineTeacherConfig
-from stages.distill.targets import Meaning, emit
-from stages.models import VideoModel, model_stats, place
+from stages.distill.targets import TargetDecoder, teacher_outputs
 from stages.models.checkpoints import load_model
+from stages.models.video_model import VideoModel, model_stats, place
+from stages.shards.classes import check_classes
 from stages.shards.dataset import Dataset
-from stages.stream.clips import Batch
-from stages.teacher.teacher import check_classes
+from stages.stream.batch import Batch
+from stages.student.config import OnlineTeacherConfig
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,15 @@ class OnlineTeacher:
         def taught(batch: Batch) -> Batch:
             # Cloned: what inference mode makes can't be saved for a backward pass.
             clips = batch.also[self.size, None]
-            targets = {name: value.clone() for name, value in emit(model, clips, names, dtype).items()}
+            targets = {name: value.clone() for name, value in teacher_outputs(model, clips, names, dtype).items()}
             return replace(batch, **targets)
 
         return taught
 
-    def meaning_on(self, device: torch.device) -> Meaning:
+    def decoder(self, device: torch.device) -> TargetDecoder:
+        """How its targets become numbers, on `device`."""
         fc = self.model.head.fc
-        return Meaning(
+        return TargetDecoder(
             (*self.grid[1:], self.width), classifier=(fc.weight.detach().to(device), fc.bias.detach().to(device))
         )
 

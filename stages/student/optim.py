@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from stages.config.schema import OptimConfig, ScheduleConfig
+from stages.student.config import OptimConfig, ScheduleConfig
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 POSITION = ("relative_position_bias_table", "absolute_pos_embed")
@@ -34,7 +34,7 @@ GROUPS = {
         "backbone": Group(0.1, True),
         "backbone_norms_and_positions": Group(0.1, False),
     },
-    "swin_seed": {
+    "swin_upstream": {
         "head": Group(1.0, True),
         "head_norms": Group(1.0, False),
         "positions": Group(1.0, False),
@@ -66,16 +66,16 @@ def param_groups(model: nn.Module, config: OptimConfig, lr: float) -> list[dict]
 
     `initial_lr` is the group's own rate, which the schedule multiplies.
     """
-    members: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS[config.groups]}
+    setups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS[config.groups]}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             owner = model.get_submodule(name.rpartition(".")[0])
-            members[_group_of(config.groups, name, parameter, isinstance(owner, NORMS))].append(parameter)
+            setups[_group_of(config.groups, name, parameter, isinstance(owner, NORMS))].append(parameter)
     groups = []
     for name, (rate, decays) in GROUPS[config.groups].items():
-        if members[name]:
+        if setups[name]:
             own = {"lr": lr * rate, "initial_lr": lr * rate, "weight_decay": config.weight_decay if decays else 0.0}
-            groups.append({"name": name, "params": members[name], **own})
+            groups.append({"name": name, "params": setups[name], **own})
     return groups
 
 
@@ -83,7 +83,7 @@ def _group_of(groups: str, name: str, parameter: nn.Parameter, is_norm: bool) ->
     """The group of the parameter that the model calls `name`.
 
     swin puts together what the seed's keys say (a tenth of the rate in the backbone; no decay on norms and position
-    biases). mmcv gives a parameter to the longest key in its name alone: swin_seed is what that made of them.
+    biases). mmcv gives a parameter to the longest key in its name alone: swin_upstream is what that made of them.
     """
     in_backbone = "backbone" in name.split(".")
     if groups == "matrices":
@@ -94,7 +94,7 @@ def _group_of(groups: str, name: str, parameter: nn.Parameter, is_norm: bool) ->
         if in_backbone:
             return "backbone_norms_and_positions" if is_norm or name.endswith(POSITION) else "backbone"
         return "head_norms" if is_norm else "head"
-    if groups == "swin_seed":
+    if groups == "swin_upstream":
         if name.endswith(POSITION):
             return "positions"
         return "backbone" if in_backbone else "head_norms" if is_norm else "head"

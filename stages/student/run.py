@@ -10,13 +10,13 @@ import torch
 from timm.utils import ModelEmaV3
 
 from cache.errors import ReskdError
-from stages.config.schema import TrainConfig
 from stages.distill.student import Student
-from stages.distill.targets import Meaning
+from stages.distill.targets import TargetDecoder
 from stages.runtime.distributed import Ranks
 from stages.runtime.log import RunLog
+from stages.student.config import TrainConfig
 from stages.student.optim import Schedule, build_optimizer, build_schedule
-from stages.student.run_folder import random_state, restore_random_state, restore_torch, save_state, torch_state
+from stages.student.state import random_state, restore_random_state, restore_torch, save_state, torch_state
 from stages.video.device_render import Rendering
 
 
@@ -50,7 +50,7 @@ class Run:
     ema: ModelEmaV3 | None  # of the model alone: an adapter is of no use afterwards
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    meaning: Meaning  # of the targets
+    decoder: TargetDecoder  # of the targets
     save_weights: Callable[[str, torch.nn.Module, dict], None]  # ("best" | "last", model, notes)
     ended: Callable[[Progress, int], None]  # on every rank, once all is saved, with the failed clips of all ranks
     rendering: Rendering | None = None  # what it sees of a batch, where that isn't the batch's own clips

@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import torch
-import yaml
-from filelock import FileLock, Timeout
-
+from cache.differences import differences
 from cache.errors import ReskdError
-from cache.store import write_atomically
-from stages.config.file import flat, save_config
-from stages.config.schema import TrainConfig
+from stages.config.file import flat, load_config, save_config
 from stages.runtime.log import console
+from stages.student.config import TrainConfig
 
 # Keys whose change doesn't make another run: where it is written, and how its batches are fetched.
 FREE_KEYS = ("output", "log_every", "checkpoint_every", "loader.workers", "loader.prefetch")
-
-
-# Seconds. DataLoader's workers inherit the lock, and notice within five that the process they work for was killed.
-LOCK_PATIENCE = 7
-
-
-@contextmanager
-def in_use(path: Path) -> Iterator[None]:
-    """Hold the folder `path` for this process; the lock (a file beside it) ends with the process, however it ends.
-
-    Raises ReskdError where another process holds it, or its parent can't be written.
-    """
-    lock = FileLock(path.parent / f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=LOCK_PATIENCE)
-    except Timeout:
-        raise ReskdError(f"{path} is in use by another process: wait for it, or give another output") from None
-    except OSError as error:
-        raise ReskdError(f"{path} can't be written: {error.strerror or error}; give another output") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def check_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
@@ -83,70 +50,22 @@ def open_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
 def stored_views(config: TrainConfig) -> int | None:
     """How many stored views the run in `config.output` replays, if there is one: a cache may have grown since."""
     stored = config.output / "config.yaml"
-    return _load(stored)["data"]["views"] if stored.exists() else None
+    return _load(stored).data.views if stored.exists() else None
 
 
-def _load(stored: Path) -> dict:
+def _load(stored: Path) -> TrainConfig:
+    """The run's config: an older version's values by today's names, keys that it didn't have at their defaults."""
     try:
-        values = yaml.safe_load(stored.read_text())
-        values["data"]["views"]
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
-        raise ReskdError(f"{stored} is damaged ({error!r}): delete {stored.parent} to begin anew") from error
-    return values
+        return load_config(TrainConfig, stored)
+    except ReskdError as error:
+        raise ReskdError(f"{error}\n{stored} is damaged, or another version of reskd wrote it: use that version, or delete "
+                         f"{stored.parent} to begin anew") from error  # fmt: skip
 
 
 def _compare(stored: Path, config: TrainConfig) -> None:
-    there, here = flat(_load(stored)), flat(config.model_dump(mode="json"))
-    differing = [key for key in sorted(there.keys() | here.keys())
-                 if key not in FREE_KEYS and there.get(key) != here.get(key)]  # fmt: skip
-    if differing:
-        lines = [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in differing]
-        raise ReskdError(f"{stored.parent} holds a run of another config:\n" + "\n".join(lines)
+    run, now = (flat(values.model_dump(mode="json")) for values in (_load(stored), config))
+    run, now = ({key: value for key, value in side.items() if key not in FREE_KEYS} for side in (run, now))
+    if lines := differences(run, now, ("the run has", "this config")):
+        raise ReskdError(f"{stored.parent} holds a run of another config:\n  " + "\n  ".join(lines)
                          + f"\ngo on with the stored config, delete {stored.parent} to begin anew, or give another "
                          f"output")  # fmt: skip
-
-
-def save_state(path: Path, state: dict) -> None:
-    """Write a dict of tensors and plain values atomically: the file before it survives a kill at any instant."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def load_state(path: Path) -> dict:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ReskdError(f"checkpoint {path} can't be read ({error}): delete {path.parent} to begin anew") from error
-
-
-def torch_state() -> dict:
-    """State of torch's generators on this process's devices."""
-    state = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_torch(state: dict) -> None:
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def random_state() -> dict:
-    """State of every generator that training may draw from, in types that `weights_only=True` loads."""
-    return {**torch_state(), "python": random.getstate(), "numpy": _numpy_state()}
-
-
-def restore_random_state(state: dict) -> None:
-    restore_torch(state)
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-
-
-def _numpy_state() -> tuple:
-    name, keys, *rest = np.random.get_state()
-    return (name, torch.from_numpy(keys.astype(np.int64)), *rest)

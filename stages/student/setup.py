@@ -10,23 +10,23 @@ import torch
 from cache.errors import ReskdError
 from cache.reduction import Constants
 from cache.view import ViewPolicy
-from stages.config.schema import TrainConfig
+from stages.distill.check_targets import check_targets
 from stages.distill.student import Student, build_student
-from stages.distill.targets import check_targets
-from stages.models import Output, VideoModel, build_model, enable_grad_checkpointing, model_stats
+from stages.models.architectures import build_model
 from stages.models.checkpoints import initialise
+from stages.models.grad_checkpointing import enable_grad_checkpointing
+from stages.models.video_model import Output, VideoModel, model_stats
 from stages.runtime.distributed import Ranks
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset
 from stages.stream.replay import Replay
+from stages.student.config import TrainConfig
 from stages.student.online_teacher import OnlineTeacher
-from stages.student.run_folder import torch_state
-
-TRAIN_THE_CLASSIFIER = {"cross_entropy", "binary_cross_entropy", "logit_kl", "logit_map_kl"}
+from stages.student.state import torch_state
 
 
 @dataclass(frozen=True)
-class Member:
+class StudentSetup:
     """A student before its first step, with all that its config left to defaults filled in."""
 
     config: TrainConfig
@@ -35,9 +35,9 @@ class Member:
     gmacs: float
 
 
-def build_member(
+def set_up_student(
     config: TrainConfig, data: Dataset, replay: Replay | None, online: OnlineTeacher | None, at: Ranks
-) -> Member:
+) -> StudentSetup:
     """Build a student and its first weights, which its seed alone decides."""
     torch.manual_seed(config.seed)
     model, config = _build(config, data, replay)
@@ -46,13 +46,13 @@ def build_member(
     if config.grad_checkpointing:
         enable_grad_checkpointing(model, compiled=config.compile)
     student = _student(model, config, replay or online, replay.constants if replay else None, at)
-    if not TRAIN_THE_CLASSIFIER & config.losses.weights().keys():
+    if not (config.losses.student_reads("logits") or config.losses.student_reads("class_map")):
         student.model.head.requires_grad_(False)
         console.print("[yellow]warning[/] no loss reads the logits: the features are trained, the classifier is not")
     gmacs = model_stats(model, config.size).gmacs
     if not at.first:
         torch.manual_seed(config.seed + at.rank)  # the same weights on every rank, but not the same dropout
-    return Member(config, student, torch_state(), gmacs)
+    return StudentSetup(config, student, torch_state(), gmacs)
 
 
 def evaluation_policy(policy: ViewPolicy) -> ViewPolicy:

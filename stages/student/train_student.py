@@ -17,25 +17,29 @@ from cache.manifest import Manifest, bytes_of_clip_view
 from cache.reader import CacheReader
 from cache.store import write_atomically
 from cache.view import BLOCK
-from stages.config.schema import TrainConfig
-from stages.distill.targets import Meaning, needed_targets
+from stages.distill.targets import TargetDecoder, target_decoder
 from stages.metrics.scoring import Net, score_each
-from stages.models import model_stats, place
 from stages.models.checkpoints import ModelCard, save_model
+from stages.models.video_model import model_stats, place
 from stages.runtime.distributed import Ranks, ranks
+from stages.runtime.lock import in_use
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset
-from stages.stream.clips import Clips, check_labels
-from stages.stream.frame_source import Packs, check_packs, frames_by, open_data
+from stages.shards.labels import check_labels
+from stages.stream.clips import Clips
+from stages.stream.frame_source import frames_by
 from stages.stream.loading import decoding_workers, in_order
 from stages.stream.order import Order, batches_of_run
 from stages.stream.replay import Replay, open_replay
 from stages.student.cohort import check_shared, order_seed, with_stored_views
+from stages.student.config import TrainConfig
+from stages.student.data import Packs, check_packs, open_data
 from stages.student.loop import fit
 from stages.student.online_teacher import OnlineTeacher, open_teacher
 from stages.student.run import Progress, start_run
-from stages.student.run_folder import check_run, in_use, load_state, open_run
-from stages.student.setup import Member, build_member
+from stages.student.run_folder import check_run, open_run
+from stages.student.setup import StudentSetup, set_up_student
+from stages.student.state import load_state
 
 
 def train_student(config: TrainConfig, **options: Any) -> dict:
@@ -72,52 +76,56 @@ def train_cohort(
         configs = with_stored_views(configs) if resume else dict(configs)
         shared = next(iter(configs.values()))
         data, val, packs = open_data(shared)
-        targets = tuple(sorted({target for c in configs.values() for target in needed_targets(c.losses)}))
+        targets = tuple(sorted({target for c in configs.values() for target in c.losses.stored_targets}))
         _check_data(list(configs.values()), data, val)
-        replay = open_replay(shared.data, targets, data, allow_partial) if shared.data.cache else None
+        replay = None
+        if shared.data.cache:
+            replay = open_replay(shared.data.cache, shared.data.views, targets, data, allow_partial)
         online = open_teacher(shared.teacher, data, shared.model.num_frames) if shared.teacher else None
-        members = {name: build_member(config, data, replay, online, at) for name, config in configs.items()}
-        for member in members.values():
-            check_packs(member.config, packs, replay)
+        setups = {name: set_up_student(config, data, replay, online, at) for name, config in configs.items()}
+        for setup in setups.values():
+            check_packs(setup.config, packs, replay)
         order = _order(shared, data, replay, at)
         check = partial(check_run, resume=resume, overwrite=overwrite)
         if dry_run:
-            for member in members.values() if resume else ():
-                check(member.config)
-            return {name: _show_plan(member, data, order, replay) for name, member in members.items()}
-        for member in members.values():
+            for setup in setups.values() if resume else ():
+                check(setup.config)
+            return {name: _show_plan(setup, data, order, replay) for name, setup in setups.items()}
+        for setup in setups.values():
             if at.first:
-                held.enter_context(in_use(member.config.output))
-        for member in members.values():  # all of them, before any is touched
-            at.first_does(partial(check, member.config))
-        for member in members.values():
-            at.first_does(partial(open_run, member.config, resume=resume, overwrite=overwrite))
+                held.enter_context(in_use(setup.config.output))
+        for setup in setups.values():  # all of them, before any is touched
+            at.first_does(partial(check, setup.config))
+        for setup in setups.values():
+            at.first_does(partial(open_run, setup.config, resume=resume, overwrite=overwrite))
         results = {}
-        for name, member in list(members.items()):
-            if (result := _finished(member.config)) is not None:
-                console.print(f"{member.config.output}: finished already")
+        for name, setup in list(setups.items()):
+            if (result := _finished(setup.config)) is not None:
+                console.print(f"{setup.config.output}: finished already")
                 results[name] = result
-                del members[name]
-        if members:
-            results |= _train(members, data, val, packs, targets, replay, online, order, at, started, go_on)
+                del setups[name]
+        if setups:
+            results |= _train(setups, data, val, packs, targets, replay, online, order, at, started, go_on)
         return {name: results[name] for name in configs}
 
 
-def _train(members: Mapping[str, Member], data: Dataset, val: Dataset | None, packs: Packs, targets: Sequence[str],
+def _train(setups: Mapping[str, StudentSetup], data: Dataset, val: Dataset | None, packs: Packs, targets: Sequence[str],
            replay: Replay | None, online: OnlineTeacher | None, order: Order, at: Ranks, started: float,
            go_on: str) -> dict[str, dict]:  # fmt: skip
     """Wire what the loop takes: batches, targets, validation, weights and results to disk."""
-    shared, results = next(iter(members.values())).config, {}
-    first, *others = dict.fromkeys((member.config.size, member.config.render_via) for member in members.values())
+    shared, results = next(iter(setups.values())).config, {}
+    first, *others = dict.fromkeys((setup.config.size, setup.config.render_via) for setup in setups.values())
     make = partial(Clips, size=first[0], via=first[1], num_classes=len(data.classes))
     reader = _reader(shared, replay.manifest, targets, order, at) if replay else None
     clips = make(data, cache=reader, policy=shared.policy, also=[*others, *([(online.size, None)] if online else [])],
                  **frames_by(packs.train, shared.loader))  # fmt: skip
-    teacher = replay or online
-    meaning = teacher.meaning_on(at.device) if teacher else Meaning()
+    if replay:
+        decoder = target_decoder(replay.manifest, replay.constants, at.device)
+    else:
+        decoder = online.decoder(at.device) if online else TargetDecoder()
 
     def batches(start: tuple[int, int]):
-        epochs = max(member.config.schedule.epochs for member in members.values())
+        epochs = max(setup.config.schedule.epochs for setup in setups.values())
         return batches_of_run(clips, order, epochs, start, shared.loader, at)
 
     def validate(nets: Sequence[Net]) -> list[dict | Exception]:
@@ -129,37 +137,37 @@ def _train(members: Mapping[str, Member], data: Dataset, val: Dataset | None, pa
         save_model(config.output / f"{name}.safetensors", evaluated, card)
 
     def ended(name: str, progress: Progress, failed_clips: int) -> None:
-        config = members[name].config
+        config = setups[name].config
         results[name] = {
             "best": progress.best,
             "steps": progress.step,
             "clips_seen": progress.step * order.group * config.batch_size,
             "failed_clips": failed_clips,
-            "gmacs": members[name].gmacs,
+            "gmacs": setups[name].gmacs,
             "seconds": time.perf_counter() - started,
         }
         if at.first:
             write_atomically(config.output / "result.json", (json.dumps(results[name], indent=2) + "\n").encode())
 
     runs = []
-    for name, member in members.items():
-        config, last = member.config, member.config.output / "last.pt"
+    for name, setup in setups.items():
+        config, last = setup.config, setup.config.output / "last.pt"
         rendering = (config.size, config.render_via)
         run = start_run(
             config,
             at,
-            place(member.student, at.device),
+            place(setup.student, at.device),
             load_state(last) if last.exists() else None,
             order=order.digest(),
             steps_per_epoch=order.steps_per_epoch(),
-            random=member.random,
+            random=setup.random,
             rendering=None if rendering == first else rendering,
-            meaning=meaning,
+            decoder=decoder,
             save_weights=partial(save_weights, config),
             ended=partial(ended, name),
         )
         runs.append(run)
-    read = {name for member in members.values() for name in needed_targets(member.config.losses)}
+    read = {name for setup in setups.values() for name in setup.config.losses.stored_targets}
     dtype = torch.bfloat16 if any(run.amp for run in runs) else torch.float32
     teach = online.teach(at.device, sorted(read), dtype) if online else None
     fit(runs, batches, order.steps_per_epoch(), teach=teach, validate=validate if val else None, go_on=go_on)
@@ -187,9 +195,9 @@ def _reader(config: TrainConfig, manifest: Manifest, targets: Sequence[str], ord
 
 
 def _check_data(configs: Sequence[TrainConfig], data: Dataset, val: Dataset | None) -> None:
-    single = any(config.losses.cross_entropy > 0 and not config.losses.random_label for config in configs)
+    single = any(config.losses.takes_one_label for config in configs)
     labelled = check_labels(data, single=single)["labelled"]
-    if labelled == 0 and not all(needed_targets(config.losses) for config in configs):
+    if labelled == 0 and not all(config.losses.stored_targets for config in configs):
         raise ReskdError(f"{data.path} has no labelled clip, and no loss without labels is set: give "
                          f"losses.logit_kl or losses.feature_mse a weight and data.cache")  # fmt: skip
     if val is None:
@@ -215,8 +223,8 @@ def _order(config: TrainConfig, data: Dataset, replay: Replay | None, at: Ranks)
     return order
 
 
-def _show_plan(member: Member, data: Dataset, order: Order, replay: Replay | None) -> dict:
-    config, adapter = member.config, member.student.adapter
+def _show_plan(setup: StudentSetup, data: Dataset, order: Order, replay: Replay | None) -> dict:
+    config, adapter = setup.config, setup.student.adapter
     plan = {
         "output": str(config.output),
         "clips": sum(map(len, order.rows)),
@@ -224,9 +232,9 @@ def _show_plan(member: Member, data: Dataset, order: Order, replay: Replay | Non
         "steps": order.steps_per_epoch() * config.schedule.epochs,
         "stored_views": replay.views if replay else None,
         "losses": config.losses.weights(),
-        "parameters": model_stats(member.student.model, config.size).parameters,
+        "parameters": model_stats(setup.student.model, config.size).parameters,
         "adapter": None if adapter is None else f"{adapter.in_features} -> {adapter.out_features} channels",
-        "gmacs": member.gmacs,
+        "gmacs": setup.gmacs,
         "workers": decoding_workers(config.loader),
     }
     for name, value in plan.items():

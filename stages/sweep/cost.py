@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cache.reader import load_manifest
-from cache.teacher_time import paid_for
+from cache.group import load_manifest
+from cache.teacher_time import teacher_time_of
 
 
-def teacher_ledger(runs_of: Mapping[Path, Sequence[Path]]) -> dict[str, float | None]:
+def teacher_cost(runs_of: Mapping[Path, Sequence[Path]]) -> dict[str, float | None]:
     """Of caches, and the finished runs (folders) that were distilled from each.
 
     {"teacher_clip_views": computed once, "in_loop_clip_views": that the same training would have had the teacher compute,
@@ -24,7 +24,7 @@ def teacher_ledger(runs_of: Mapping[Path, Sequence[Path]]) -> dict[str, float | 
         views += (sum(e.clips for e in manifest.identity.shards) - quarantined) * manifest.finalised
         mine = sum(json.loads((run / "result.json").read_text())["clips_seen"] for run in runs)
         seen += mine
-        spent = paid_for(cache, manifest.notes)
+        spent = teacher_time_of(cache, manifest.notes)
         if spent is None or not spent.clip_views:
             told = False
             continue

@@ -10,8 +10,8 @@ import numpy as np
 from rich.table import Table
 
 from stages.config.file import flat
-from stages.config.schema import TrainConfig
 from stages.runtime.log import console
+from stages.student.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,22 @@ from rich.table import Table
 
 from cache.errors import ReskdError
 from cache.store import write_atomically
-from stages.config.schema import EvaluateConfig, TrainConfig
+from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.runtime.distributed import Ranks, ranks
 from stages.runtime.interrupt import AGAIN, Interrupted
+from stages.runtime.lock import in_use
 from stages.runtime.log import console
-from stages.runtime.plots import pareto
 from stages.runtime.stopwatch import stopwatch
 from stages.shards.dataset import open_dataset
-from stages.stream.clips import check_labels
+from stages.shards.labels import check_labels
 from stages.student.cohort import shared_keys
+from stages.student.config import TrainConfig
 from stages.student.loop import Failed
-from stages.student.run_folder import in_use
 from stages.student.train_student import train_cohort
-from stages.sweep.cost import teacher_ledger
+from stages.sweep.cost import teacher_cost
 from stages.sweep.pareto_front import identity, over_seeds, pareto_front, show_front
+from stages.sweep.plot import pareto
 
 OURS = {"sweep.json", "sweep.png", "seconds.json", "passes.json"}
 
@@ -213,7 +214,7 @@ def _ledger(done: Mapping[str, TrainConfig], out: Path, seconds: Mapping[str, fl
         if config.data.cache:
             runs.setdefault(config.data.cache, []).append(config.output)
     return {
-        **teacher_ledger(runs),
+        **teacher_cost(runs),
         "decode_passes": sum(_passes(out).values()),
         "decode_passes_alone": sum(config.schedule.epochs for config in done.values()),
         "seconds": dict(seconds),

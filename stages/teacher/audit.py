@@ -7,12 +7,13 @@ import random
 import numpy as np
 import torch
 
+from cache.codecs import codec_of, from_stored
 from cache.errors import ReskdError
 from cache.manifest import Manifest
 from cache.reader import CacheReader
-from cache.reduction import LEVELS, Constants, from_stored
+from cache.reduction import Constants
 from cache.view import BLOCK
-from stages.metrics.scoring import chance
+from stages.metrics.accuracy import chance
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset
 from stages.teacher.teacher import Teacher
@@ -90,7 +91,7 @@ def _feature_off(fresh: np.ndarray, stored: np.ndarray, constants: Constants, co
     """The largest relative difference of a map, beyond what the range and steps of codes explain."""
     values = from_stored(stored, constants)
     step = 0.0
-    if stored.dtype == np.int8:
-        low, high = (from_stored(np.full_like(stored, end), constants) for end in (-LEVELS[codec], LEVELS[codec]))
+    if (levels := codec_of("features", codec).levels) is not None:
+        low, high = (from_stored(np.full_like(stored, end), constants) for end in (-levels, levels))
         fresh, step = fresh.clip(low, high), constants["scale"] / 2
     return float((np.maximum(np.abs(fresh - values) - step, 0) / (1 + np.abs(fresh))).max())

@@ -16,25 +16,31 @@ from typing import Any
 
 from rich.table import Table
 
+from cache.create import check_cache, create_cache
 from cache.errors import ReskdError
-from cache.manifest import Manifest, ShardEntry, bytes_of_clip_view
-from cache.reader import CacheReader, load_manifest
-from cache.teacher_time import NOTE, open_ledger, paid_for
-from cache.writer import check_cache, create_cache, finalise, missing_work
-from stages.config.schema import CacheConfig
+from cache.finalise import finalise
+from cache.group import load_manifest
+from cache.growth import missing_work
+from cache.identity import ShardEntry
+from cache.manifest import Manifest, bytes_of_clip_view
+from cache.reader import CacheReader
+from cache.teacher_time import NOTE, open_time_log, teacher_time_of
 from stages.runtime.distributed import Ranks, ranks
+from stages.runtime.lock import in_use
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset, open_dataset
 from stages.stream.all_views import ViewBatch, Work
-from stages.student.run_folder import in_use
 from stages.teacher.audit import teacher_accuracy, verify_targets
+from stages.teacher.config import CacheConfig
 from stages.teacher.encodings import described_error
-from stages.teacher.forward import Ask, asking
+from stages.teacher.forward import Forward, teacher_forwards
+from stages.teacher.recalibrate import estimate_statistics
 from stages.teacher.reduction import error_of, estimate
+from stages.teacher.sample_maps import sample_maps
 from stages.teacher.size_planner import plan_sizes
 from stages.teacher.target_writer import Rows, Store, storing
 from stages.teacher.teacher import Teacher, load_teacher, root_arrays, with_constants
-from stages.teacher.view_batches import estimate_statistics, sample_maps, view_batches
+from stages.teacher.view_batches import view_batches
 
 
 def cache_teacher(
@@ -77,7 +83,7 @@ def cache_teacher(
 def cache_shard(
     work: Work,
     keys: list[str],
-    ask: Ask,
+    ask: Forward,
     batches: Iterable[ViewBatch],
     store: Store,
     submit: Callable[..., None],
@@ -148,10 +154,10 @@ def fill(
     `began`: when the run did, by `time.perf_counter`, from which its seconds are counted; None: just now.
     """
     work, done = _work(config.output, manifest, data.shards[at.rank :: at.world]), 0
-    spend = open_ledger(config.output, at.rank, time.perf_counter() if began is None else began)
+    spend = open_time_log(config.output, at.rank, time.perf_counter() if began is None else began)
     with (
         view_batches(config, data, work, teacher, at, strict, "cache-teacher") as batches,
-        asking(teacher) as ask,
+        teacher_forwards(teacher) as ask,
         storing(config.output, manifest, spend) as (store, submit),
     ):
         for of, of_shard in itertools.groupby(batches, key=lambda batch: batch.work):
@@ -226,7 +232,7 @@ def _report(
         f"{result['bytes'] / 1e6:.1f} MB, {result['quarantined']} quarantined; computed {done} clip·views in "
         f"{result['seconds']:.1f} s" + ("" if top1 is None else f"; the teacher's top-1 on its views: {top1:.2f} %")
     )
-    if (paid := paid_for(config.output, manifest.notes)) is not None:
+    if (paid := teacher_time_of(config.output, manifest.notes)) is not None:
         console.print(str(paid), highlight=False)
     if "features" in manifest.notes:
         console.print(f"features, {described_error(manifest.notes['features'])}", highlight=False)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from cache.codecs import codec_of
+from cache.codecs import CODECS, codec_of
 from cache.group import compressed_bytes
-from cache.manifest import Identity, bytes_of_clip_view
+from cache.identity import Identity
+from cache.manifest import bytes_of_clip_view
 from cache.reduction import reduce_maps, reduced_shape
-from stages.config.schema import FeaturesConfig
+from stages.teacher.config import FeaturesConfig
 from stages.teacher.reduction import Sample, error_of, estimate
 
 PARTS = {"int8": (2, 4, 8, 16), "int4": (8,)}  # of the channels, in a basis
@@ -69,7 +70,7 @@ def candidates(
     """
     time, grid = (configured.time, grid or configured.grid) if configured else (None, grid)
     reduced_shape(whole[:3], time, grid)
-    found = [Encoding(codec, FeaturesConfig(codec=codec, time=time)) for codec in ("float16", "int8", "int4", "int3")]
+    found = [Encoding(codec, FeaturesConfig(codec=codec, time=time)) for codec in CODECS["features"]]
     for of in (None, grid) if grid else (None,):
         there = "" if of is None else f", {of[0]}×{of[1]}"
         if of is not None:

@@ -19,18 +19,18 @@ AT_ONCE = (
 
 
 @dataclass(frozen=True)
-class Answer:
+class TeacherOutput:
     """`targets`: float32, as `Teacher.run` gives them. `seconds`: of forwards alone, none counted twice."""
 
     targets: dict[str, np.ndarray]
     seconds: float
 
 
-Ask = Callable[[torch.Tensor, Sequence[str]], Callable[[], Answer]]
+Forward = Callable[[torch.Tensor, Sequence[str]], Callable[[], TeacherOutput]]
 
 
 @contextmanager
-def asking(teacher: Teacher) -> Iterator[Ask]:
+def teacher_forwards(teacher: Teacher) -> Iterator[Forward]:
     """`ask(clips, targets)` starts a forward over uint8 [B,T,3,S,S]; what it returns waits for the answer. Answers are to be
     waited for in their order, in one thread, which may be another one than asks."""
     if teacher.device.type == "cuda":
@@ -44,28 +44,28 @@ def asking(teacher: Teacher) -> Iterator[Ask]:
             pool.shutdown(cancel_futures=True)
 
 
-def _on_cpu(teacher: Teacher, pool: ThreadPoolExecutor) -> Ask:
+def _on_cpu(teacher: Teacher, pool: ThreadPoolExecutor) -> Forward:
     until = 0.0  # when the last answer was there: forwards run beside each other
 
     def timed(clips: torch.Tensor, targets: Sequence[str]) -> tuple[dict[str, np.ndarray], float, float]:
         began = time.perf_counter()
         return teacher.run(clips, targets), began, time.perf_counter()
 
-    def ask(clips: torch.Tensor, targets: Sequence[str]) -> Callable[[], Answer]:
+    def ask(clips: torch.Tensor, targets: Sequence[str]) -> Callable[[], TeacherOutput]:
         future = pool.submit(timed, clips, targets)
 
-        def answer() -> Answer:
+        def answer() -> TeacherOutput:
             nonlocal until
             found, began, ended = future.result()
             seconds, until = max(0.0, ended - max(began, until)), max(ended, until)
-            return Answer(found, seconds)
+            return TeacherOutput(found, seconds)
 
         return answer
 
     return ask
 
 
-def _on_gpu(teacher: Teacher) -> Ask:
+def _on_gpu(teacher: Teacher) -> Forward:
     """Pinned clips are copied there while an earlier forward runs, answers back into pinned memory while a later one does.
 
     Only who waits for an answer waits, for its event.
@@ -73,7 +73,7 @@ def _on_gpu(teacher: Teacher) -> Ask:
     main = torch.cuda.current_stream(teacher.device)
     up, down = torch.cuda.Stream(teacher.device), torch.cuda.Stream(teacher.device)
 
-    def ask(clips: torch.Tensor, targets: Sequence[str]) -> Callable[[], Answer]:
+    def ask(clips: torch.Tensor, targets: Sequence[str]) -> Callable[[], TeacherOutput]:
         began, ended, copied = (torch.cuda.Event(enable_timing=True) for _ in range(3))
         with torch.cuda.stream(up):
             there = clips.to(teacher.device, non_blocking=True)
@@ -90,9 +90,9 @@ def _on_gpu(teacher: Teacher) -> Ask:
                 value.record_stream(down)
             copied.record(down)
 
-        def answer() -> Answer:
+        def answer() -> TeacherOutput:
             copied.synchronize()
-            return Answer({name: value.numpy() for name, value in here.items()}, began.elapsed_time(ended) / 1e3)
+            return TeacherOutput({name: value.numpy() for name, value in here.items()}, began.elapsed_time(ended) / 1e3)
 
         return answer
 

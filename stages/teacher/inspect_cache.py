@@ -16,11 +16,11 @@ from cache.group import load_group, load_manifest
 from cache.manifest import Manifest
 from cache.reader import CacheReader, check_join
 from cache.store import write_atomically
-from cache.teacher_time import paid_for
+from cache.teacher_time import teacher_time_of
 from cache.view import BLOCK, View
-from stages.runtime.plots import clip_sheet
 from stages.shards.dataset import Dataset, open_dataset
 from stages.teacher.audit import teacher_accuracy
+from stages.teacher.clip_sheet import clip_sheet
 from stages.teacher.encodings import described_error
 
 TOP = 5  # classes of a view
@@ -135,7 +135,7 @@ def _show(path: Path, result: dict) -> None:
         table.add_row(f"({name})", f"{sizes[name] / 1e6:.3f}", "")
     table.add_row("total", f"{sizes['total'] / 1e6:.3f}", f"{sizes['total'] / max(1, result['clip_views']):.1f}")
     console.print(table)
-    if (paid := paid_for(path, result["notes"])) is not None:
+    if (paid := teacher_time_of(path, result["notes"])) is not None:
         say(str(paid))
     if "features" in result["notes"]:
         say(f"features, {described_error(result['notes']['features'])}")

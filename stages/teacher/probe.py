@@ -10,15 +10,15 @@ import torch
 
 from cache.errors import ReskdError
 from cache.view import View, sample_view
-from stages.config.schema import CacheConfig
-from stages.distill.targets import emit
+from stages.distill.targets import teacher_outputs
 from stages.runtime.distributed import cores
 from stages.shards.dataset import Dataset
 from stages.stream.epoch_plan import hash_parts, splitmix64
 from stages.stream.loading import decoding_workers
+from stages.teacher.config import CacheConfig
 from stages.teacher.encodings import Maps
+from stages.teacher.sample_maps import HELD_OUT
 from stages.teacher.teacher import Teacher
-from stages.teacher.view_batches import HELD_OUT
 from stages.video.decode import DecodeError, decode_frames
 from stages.video.render import render
 
@@ -93,7 +93,7 @@ def _forwards(teacher: Teacher, clips: np.ndarray) -> tuple[np.ndarray, torch.Te
         n = min(size, len(clips) - start)
         batch[:n] = torch.from_numpy(clips[start : start + n])
         began = time.perf_counter()
-        found = emit(teacher.model, batch.to(teacher.device), ("logits", "features"), teacher.dtype)
+        found = teacher_outputs(teacher.model, batch.to(teacher.device), ("logits", "features"), teacher.dtype)
         found = {name: value[:n].cpu() for name, value in found.items()}
         if number:
             seconds.append(time.perf_counter() - began)

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cache.codecs import codec_of, from_stored, ranges, to_codes
 from cache.errors import ReskdError
-from cache.reduction import Constants, from_stored, ranges, to_codes, unsampling
+from cache.reduction import Constants, unsampling
 
 KEPT = 128 * 2**20  # bytes of sampled maps that are kept for the ranges, and as many for the error
 MARGIN = 0.1  # of a range, on either side, for what the kept maps don't show
@@ -109,7 +110,7 @@ def estimate(sample: Sample, codec: str, dims: int | None, energy: float | None)
     constants = {}
     if dims is not None or energy is not None:
         constants |= _basis(sample, dims, energy)
-    if codec != "float16":
+    if codec_of("features", codec).levels is not None:
         low, high = sample.low, sample.high
         if "basis" in constants:
             values = np.concatenate([(m - constants["mean"]) @ constants["basis"] for m in sample.fitted])

@@ -8,10 +8,10 @@ from rich.table import Table
 
 from cache.errors import ReskdError
 from cache.manifest import Manifest
-from stages.config.schema import CacheConfig, FeaturesConfig
-from stages.models import model_stats
+from stages.models.video_model import model_stats
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset
+from stages.teacher.config import CacheConfig, FeaturesConfig
 from stages.teacher.encodings import Price, bound_all, candidates, own_of, price_all
 from stages.teacher.probe import Probe, run_probe, teacher_hours
 from stages.teacher.teacher import Teacher, plain

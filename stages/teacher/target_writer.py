@@ -12,11 +12,11 @@ import numpy as np
 from cache.errors import ReskdError
 from cache.manifest import Manifest
 from cache.writer import ShardWriter
-from stages.runtime.background_writer import behind
+from stages.runtime.background_writer import background_writer
 from stages.runtime.log import console
 from stages.stream.all_views import Work
-from stages.teacher.forward import Answer
-from stages.teacher.view_batches import FLOAT16_MAX
+from stages.teacher.forward import TeacherOutput
+from stages.teacher.sample_maps import FLOAT16_MAX
 
 AHEAD = 2  # answers of the teacher that are written or wait for it, beside the forward at work
 NOT_FINITE = "the teacher's answer is not finite"
@@ -48,7 +48,7 @@ class Store:
         self.writer = ShardWriter(self.path, self.manifest, work.shard, keys, work.views)
         assert self.writer.targets == work.targets
 
-    def write(self, part: Rows, answer: Callable[[], Answer]) -> None:
+    def write(self, part: Rows, answer: Callable[[], TeacherOutput]) -> None:
         """Wait for the teacher's answer and hand it in; a row whose answer isn't finite is quarantined."""
         n, keys = len(part.frames), self.keys[part.rows]
         answered = answer()
@@ -84,7 +84,7 @@ def storing(
     """
     store = Store(path, manifest, spend)
     try:
-        with behind(AHEAD) as submit:
+        with background_writer(AHEAD) as submit:
             yield store, submit
     except BaseException:
         if store.writer is not None:

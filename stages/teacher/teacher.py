@@ -8,30 +8,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from cache.errors import ReskdError
-from cache.group import read_constants
-from cache.manifest import FORMAT, Identity, Manifest
-from cache.reader import load_manifest
+from cache.group import load_manifest, read_constants
+from cache.identity import Identity
+from cache.manifest import FORMAT, Manifest
 from cache.reduction import Constants, reduced_shape
 from cache.store import METADATA
-from stages.config.schema import CacheConfig, FeaturesConfig
-from stages.distill.targets import emit
-from stages.models import VideoModel, model_stats, place
-from stages.models.checkpoints import (
-    ModelCard,
-    first_difference,
-    load_model,
-    load_weights,
-    read_checkpoint,
-    weights_sha256,
-)
+from stages.distill.targets import teacher_outputs
+from stages.models.checkpoints import ModelCard, load_model, load_weights, read_checkpoint, weights_sha256
+from stages.models.video_model import VideoModel, model_stats, place
+from stages.shards.classes import check_classes
 from stages.shards.dataset import Dataset
+from stages.teacher.config import CacheConfig, FeaturesConfig
 from stages.teacher.recalibrate import batch_norms
 from stages.teacher.reduction import constants_on, reduce_features
 from stages.video.decode import decoder_identity
@@ -63,11 +56,11 @@ class Teacher:
 
     def maps(self, clips: torch.Tensor) -> torch.Tensor:
         """uint8 [B,T,3,S,S] -> its maps as they are, float32 [B,T,H,W,D], on its device."""
-        return emit(self.model, clips.to(self.device, non_blocking=True), ("features",), self.dtype)["features"]
+        return teacher_outputs(self.model, clips.to(self.device, non_blocking=True), ("features",), self.dtype)["features"]
 
     def forward(self, clips: torch.Tensor, targets: Sequence[str]) -> dict[str, torch.Tensor]:
         """uint8 [B,T,3,S,S] -> float32 `targets` on its device; maps reduced as they are stored, but for their rounding."""
-        emitted = emit(self.model, clips.to(self.device, non_blocking=True), targets, self.dtype)
+        emitted = teacher_outputs(self.model, clips.to(self.device, non_blocking=True), targets, self.dtype)
         if "features" in emitted:
             assert self.grid is not None and self.constants is not None
             emitted["features"] = reduce_features(emitted["features"], self.grid, self._tensors)
@@ -251,14 +244,6 @@ def _recalibrated(
     what = "of another teacher, policy or data" if path.exists() else "not there"
     unknown = {"base_weights_sha256": base, "weights_sha256": f"that of {path.name}, which is {what}"}
     return unknown, replace(card, notes={"recalibrated": origin, "views": config.views})
-
-
-def check_classes(classes: tuple[str, ...], data: Dataset, checkpoint: Path) -> None:
-    """Raises ReskdError where a teacher's classes, in their order, aren't the data set's."""
-    if classes != tuple(data.classes):
-        raise ReskdError(f"teacher {checkpoint} knows other classes than the data set {data.path} has "
-                         f"({first_difference(classes, data.classes)}): prepare the data set in the teacher's order "
-                         f"(prepare --class-order {checkpoint})")  # fmt: skip
 
 
 def _packages() -> dict[str, str]:

@@ -18,15 +18,16 @@ from cache.group import load_manifest
 from cache.manifest import Manifest
 from cache.reader import CacheReader
 from cache.store import METADATA
-from cache.verify import DATA, HAND, REDO, RERUN, TIDY, Problem, repair, verify
-from stages.config.schema import CacheConfig, FeaturesConfig
-from stages.models import VideoModel, place
+from cache.verify import repair, verify
+from cache.verify_group import DATA, HAND, REDO, RERUN, TIDY, Problem
 from stages.models.checkpoints import load_model, weights_sha256
+from stages.models.video_model import VideoModel, place
 from stages.runtime.distributed import ranks
+from stages.runtime.lock import in_use
 from stages.runtime.log import progress_bar
 from stages.shards.dataset import Dataset, open_dataset
-from stages.student.run_folder import in_use
 from stages.teacher.audit import verify_targets
+from stages.teacher.config import CacheConfig, FeaturesConfig
 from stages.teacher.teacher import RECALIBRATED, Teacher
 
 SHOWN = 40  # rows of the table

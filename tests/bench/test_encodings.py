@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from stages.bench import at_most, median_of
+from stages.bench.figures import at_most, median_of
 from tests.runs import command
 
 FORM = {"name", "value", "unit", "spread", "goal", "ok"}

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stages.bench import at_least, clocks, decode, profiled, stage1
+from stages.bench import clocks, decode, stage1
+from stages.bench.figures import at_least, profiled
 from stages.bench.stage1_runs import TINY
 from stages.bench.videos import Kind, make_videos
 from stages.video.decode import decode_frames, decord, probe

@@ -17,11 +17,13 @@ from pathlib import Path
 
 from small_caches import CONSTANTS, content, identity_of, keys_of, tree_of, write_views
 
-from cache.group import load_group
+from cache.create import create_cache
+from cache.finalise import finalise
+from cache.group import load_group, load_manifest
+from cache.growth import missing_work
 from cache.manifest import Manifest
-from cache.reader import CacheReader, load_manifest
-from cache.teacher_time import open_ledger, paid_for
-from cache.writer import create_cache, finalise, missing_work
+from cache.reader import CacheReader
+from cache.teacher_time import open_time_log, teacher_time_of
 
 SHARD, NEW, CLIPS, DIED = "a/000001.tar", "a/000000.tar", 2, 137
 
@@ -196,14 +198,14 @@ SPENT = [(0, 1.0, 3), (1, 2.0, 5), (1, 4.0, 7)]  # rank, forward seconds, clip·
 
 
 def bill(path: Path) -> tuple[float, int]:
-    paid = paid_for(path, load_manifest(path).notes)
+    paid = teacher_time_of(path, load_manifest(path).notes)
     return paid.forward_seconds, paid.clip_views
 
 
 def run_on(path: Path, more: bool) -> tuple[float, int]:
     """The run after a kill, which may spend again before it finalises; what has been paid in the end."""
     if more:
-        open_ledger(path, 0, 0.0)(8.0, 9)
+        open_time_log(path, 0, 0.0)(8.0, 9)
     finalise(path)
     return bill(path)
 
@@ -213,7 +215,7 @@ def run_paid(folder: Path) -> dict:
     create_cache(base, ONE, CONSTANTS)
     write_views(base, ONE, SHARD, range(1))
     for rank, seconds, clip_views in SPENT:
-        open_ledger(base, rank, 0.0)(seconds, clip_views)
+        open_time_log(base, rank, 0.0)(seconds, clip_views)
 
     def killed_at(k: int) -> int:
         calls = die_at(k)

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.manifest import FORMAT, Identity, Manifest, ShardEntry, keys_digest
+from cache.create import create_cache
+from cache.finalise import finalise
+from cache.identity import Identity, ShardEntry, keys_digest
+from cache.manifest import FORMAT, Manifest
 from cache.view import ViewPolicy
-from cache.writer import ShardWriter, create_cache, finalise
+from cache.writer import ShardWriter
 
 CLASSES, FRAMES, GRID, WIDTH = 5, 2, (1, 2, 2), 3
 SHARD = "000000.tar"

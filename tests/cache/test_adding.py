@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 from small_caches import CONSTANTS, SHARD, content, identity_of, keys_of, make_cache, tree_of, write_views
 
+from cache.create import check_cache, create_cache
+from cache.differences import differences
 from cache.errors import ReskdError
-from cache.manifest import Manifest, differences, grown
-from cache.reader import CacheReader, check_join, load_manifest
-from cache.writer import ShardWriter, check_cache, create_cache, finalise, missing_work
+from cache.finalise import finalise
+from cache.group import load_manifest
+from cache.growth import grown, missing_work
+from cache.manifest import Manifest
+from cache.reader import CacheReader, check_join
+from cache.writer import ShardWriter
 
 NEW, CLIPS = "000-before.tar", 66
 BOTH = ("features", "logits")

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cache.codecs import FEATURES, LOGITS, codec_of, is_finite
+from cache.codecs import CODECS, codec_of, is_finite
 from cache.errors import ReskdError
+
+LOGITS, FEATURES = CODECS["logits"], CODECS["features"]
 
 INT8 = {"scale": np.full(4, 0.5, np.float32), "offset": np.zeros(4, np.float32)}
 EPS = float(np.finfo(np.float32).eps)

@@ -6,10 +6,13 @@ from small_caches import CLASSES, identity_of, tree_of, write_views
 from small_caches import CONSTANTS as ROOT
 
 import cache.writer as writer
+from cache.create import create_cache
 from cache.errors import ReskdError
-from cache.manifest import CONSTANTS, Manifest, check_shard_names
-from cache.reader import CacheReader, load_manifest
-from cache.writer import create_cache, finalise
+from cache.finalise import finalise
+from cache.group import load_manifest
+from cache.identity import CONSTANTS, check_shard_names
+from cache.manifest import Manifest
+from cache.reader import CacheReader
 
 SHARDS = {"000000.tar": 3}
 CLASSIFIER = tuple(ROOT.values())

@@ -6,8 +6,10 @@ import json
 import pytest
 from small_caches import identity_of
 
+from cache.differences import differences
 from cache.errors import ReskdError
-from cache.manifest import FORMAT, Identity, Manifest, ShardEntry, differences, keys_digest
+from cache.identity import Identity, ShardEntry, keys_digest
+from cache.manifest import FORMAT, Manifest
 from cache.view import ViewPolicy
 
 SHARDS = {"000000.tar": 3, "000001.tar": 4}

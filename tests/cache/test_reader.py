@@ -13,11 +13,13 @@ import pytest
 import zarr
 from small_caches import SHARD, content, identity_of, make_cache, tree_of, write_views
 
+from cache.create import create_cache
 from cache.errors import ReskdError
-from cache.manifest import Manifest, ShardEntry
-from cache.reader import CacheReader, check_join, load_manifest
+from cache.group import load_manifest
+from cache.identity import ShardEntry
+from cache.manifest import Manifest
+from cache.reader import CacheReader, check_join
 from cache.store import VerifiedStore, file_digest
-from cache.writer import create_cache
 
 SMALL_ARRAYS = ("frames", "box", "flip", "valid", "logits", "scale", "offset")
 ARRAYS = (*SMALL_ARRAYS, "features")

@@ -8,18 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from cache.codecs import CODECS, from_stored, ranges, to_codes
 from cache.errors import ReskdError
-from cache.reduction import (
-    LEVELS,
-    from_stored,
-    ranges,
-    reduce_maps,
-    reduced_shape,
-    to_codes,
-    unsampling,
-    upsampling,
-)
+from cache.reduction import reduce_maps, reduced_shape, unsampling, upsampling
 from stages.teacher.reduction import constants_on, reduce_features
+
+LEVELS = {name: codec.levels for name, codec in CODECS["features"].items() if codec.levels}
 
 SIDES = st.integers(1, 16)
 EPS = float(np.finfo(np.float32).eps)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from cache import verify_group
-from cache.group import open_for_writing
+from cache.create import create_cache
+from cache.finalise import finalise
+from cache.group import load_manifest, open_for_writing
 from cache.manifest import Manifest
-from cache.reader import load_manifest
 from cache.store import file_digest
-from cache.verify import DATA, HAND, REDO, RERUN, TIDY, repair, verify
-from cache.writer import create_cache, finalise
+from cache.verify import repair, verify
+from cache.verify_group import DATA, HAND, REDO, RERUN, TIDY
 from tests.cache import small_caches
 from tests.cache.small_caches import identity_of, make_cache, tree_of, write_views
 

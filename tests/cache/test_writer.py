@@ -20,11 +20,14 @@ from small_caches import (
     write_views,
 )
 
+from cache.create import create_cache
 from cache.errors import ReskdError
+from cache.finalise import finalise
+from cache.group import load_manifest
 from cache.manifest import FORMAT, Manifest
-from cache.reader import CacheReader, load_manifest
+from cache.reader import CacheReader
 from cache.view import BLOCK, ViewPolicy
-from cache.writer import ShardWriter, committed_views, create_cache, finalise
+from cache.writer import ShardWriter, committed_views
 
 CLIPS = (1, 63, 64, 65, 130)
 

@@ -10,12 +10,12 @@ import torch
 from cache.errors import ReskdError
 from cache.reader import CacheReader
 from cache.view import ViewPolicy
-from stages.config.schema import LoaderConfig
 from stages.prepare.prepare import prepare
 from stages.runtime.distributed import Ranks
 from stages.shards.dataset import open_dataset
 from stages.stream import clips as join
 from stages.stream.clips import Clips
+from stages.stream.config import LoaderConfig
 from stages.stream.loading import in_order, raising
 
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.errors import ReskdError
-from stages.stream.epoch_plan import BLOCK, plan_epoch, replay_view, splitmix64, stream_count
+from cache.view import BLOCK
+from stages.stream.epoch_plan import plan_epoch, replay_view, splitmix64, stream_count
 
 
 @st.composite

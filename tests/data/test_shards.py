@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.errors import ReskdError
-from cache.manifest import ShardEntry, keys_digest
+from cache.identity import ShardEntry, keys_digest
 from stages.shards.dataset import Dataset, open_dataset, write_shard
 from stages.shards.index import INDEX, make_index, write_index, write_rows
 from stages.shards.tar_scan import scan_tar
@@ -65,10 +65,10 @@ def add(tar: tarfile.TarFile, name: str, data: bytes = b"data", kind: bytes = ta
     tar.addfile(info, io.BytesIO(data) if kind == tarfile.REGTYPE else None)
 
 
-def make_tar(path: Path, *members: str | tuple, **options) -> Path:
+def make_tar(path: Path, *setups: str | tuple, **options) -> Path:
     with tarfile.open(path, "w", **options) as tar:
-        for member in members:
-            add(tar, *(member if isinstance(member, tuple) else (member,)))
+        for setup in setups:
+            add(tar, *(setup if isinstance(setup, tuple) else (setup,)))
     return path
 
 
@@ -151,7 +151,7 @@ def test_every_kind_of_worker_reads_the_same(dataset, method):
 
 
 def test_threads_share_a_data_set_while_shards_are_closed_and_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.shards.handles.OPEN_SHARDS", 2)
+    monkeypatch.setattr("stages.shards.dataset.OPEN_SHARDS", 2)
     dataset = make_dataset(tmp_path, shards=6)
     wanted = read_all(open_dataset(tmp_path))
     with ThreadPoolExecutor(8) as pool:
@@ -159,7 +159,7 @@ def test_threads_share_a_data_set_while_shards_are_closed_and_opened(tmp_path, m
 
 
 def test_open_files_are_bounded_however_many_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.shards.handles.OPEN_SHARDS", 4)
+    monkeypatch.setattr("stages.shards.dataset.OPEN_SHARDS", 4)
     dataset = make_dataset(tmp_path, shards=20, clips=1)
     before = len(os.listdir("/proc/self/fd"))
     read_all(dataset)
@@ -215,7 +215,7 @@ def test_a_cut_at_each_member_boundary_is_refused(dataset):
     tar = dataset.base / dataset.shards[0].name
     data = tar.read_bytes()
     with tarfile.open(tar) as file:
-        boundaries = [member.offset for member in file] + [file.offset, file.offset + 512]
+        boundaries = [setup.offset for setup in file] + [file.offset, file.offset + 512]
     assert len(boundaries) == 12
     for boundary in boundaries:
         tar.write_bytes(data[:boundary])
@@ -245,10 +245,10 @@ OFFENDERS = {
 
 
 @pytest.mark.parametrize("members, message", OFFENDERS.values(), ids=OFFENDERS)
-def test_offenders_are_named(tmp_path, members, message):
-    members = [(m, b"", tarfile.DIRTYPE) if m == "folder" else m for m in members]
+def test_offenders_are_named(tmp_path, setups, message):
+    setups = [(m, b"", tarfile.DIRTYPE) if m == "folder" else m for m in setups]
     with pytest.raises(ReskdError, match=message) as caught:
-        scan_tar(make_tar(tmp_path / "x.tar", *members))
+        scan_tar(make_tar(tmp_path / "x.tar", *setups))
     assert str(tmp_path / "x.tar") in str(caught.value)
 
 

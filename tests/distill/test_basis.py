@@ -6,10 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache.codecs import CODECS, from_stored, to_codes
 from cache.errors import ReskdError
-from cache.reduction import LEVELS, from_stored, reduce_maps, to_codes
+from cache.reduction import reduce_maps
 from stages.teacher import reduction
 from stages.teacher.reduction import Sample, error_of, estimate, gather
+
+LEVELS = {name: codec.levels for name, codec in CODECS["features"].items() if codec.levels}
 
 CLIPS, T, SIDE, WIDTH = 20, 2, 3, 8
 HELD = np.arange(CLIPS) % 5 == 4

@@ -8,15 +8,18 @@ import torch
 from test_losses import bilinear, draw, softmax, tensor
 from test_student import MODEL
 
-from cache.manifest import FORMAT, Identity, Manifest
-from cache.reduction import ranges, reduce_maps, to_codes
+from cache.codecs import ranges, to_codes
+from cache.identity import Identity
+from cache.manifest import FORMAT, Manifest
+from cache.reduction import reduce_maps
 from cache.view import ViewPolicy
-from stages.config.schema import FeaturesConfig, LossConfig
+from stages.distill.config import LossConfig
 from stages.distill.losses import feature_mse
-from stages.distill.student import Answer, build_student
-from stages.distill.targets import loss_terms, meaning_of
-from stages.models import build_model
-from stages.stream.clips import Batch
+from stages.distill.student import StudentOutput, build_student
+from stages.distill.targets import loss_terms, target_decoder
+from stages.models.architectures import build_model
+from stages.stream.batch import Batch
+from stages.teacher.config import FeaturesConfig
 from stages.teacher.teacher import Teacher, root_arrays
 
 B, T, SIDE, SMALL, WIDTH, CLASSES = 3, 2, 7, 4, 16, 5
@@ -102,9 +105,9 @@ def trained_on(codec: str, constants: dict, grid=(T, SIDE, SIDE), teacher_width=
     torch.manual_seed(0)
     student = build_student(build_model(MODEL), LossConfig(feature_mse=1), teacher_width, constants)
     own = torch.from_numpy(draw(B, T, SMALL, SMALL, WIDTH, seed=3).astype(np.float32)).requires_grad_()
-    answer = Answer(torch.zeros(B, CLASSES), own if student.adapter is None else student.adapter(own))
-    meaning = meaning_of(manifest_of(codec, grid, stored.shape[-1]), constants, CPU)
-    loss = loss_terms(answer, batch_of(stored), LossConfig(cross_entropy=0, feature_mse=1), meaning)["feature_mse"]
+    answer = StudentOutput(torch.zeros(B, CLASSES), own if student.adapter is None else student.adapter(own))
+    decoder = target_decoder(manifest_of(codec, grid, stored.shape[-1]), constants, CPU)
+    loss = loss_terms(answer, batch_of(stored), LossConfig(cross_entropy=0, feature_mse=1), decoder)["feature_mse"]
     return loss.item(), torch.autograd.grad(loss, own)[0]
 
 
@@ -203,9 +206,9 @@ def test_class_maps_from_a_full_rank_basis_teach_as_the_raw_map_does(codec, rtol
     student = tensor(2 * draw(B, T, SMALL, SMALL, CLASSES, seed=6), torch.float32)
     for name, constants in (("float16", {}), (codec, basis_of(WIDTH))):
         stored, constants = encoded(name, constants)
-        meaning = meaning_of(manifest_of(name), roots(constants), CPU)
-        answer = Answer(torch.zeros(B, CLASSES), torch.zeros(B, T, SMALL, SMALL, WIDTH), student)
-        values.append(loss_terms(answer, batch_of(stored), config, meaning)["logit_map_kl"].item())
+        decoder = target_decoder(manifest_of(name), roots(constants), CPU)
+        answer = StudentOutput(torch.zeros(B, CLASSES), torch.zeros(B, T, SMALL, SMALL, WIDTH), student)
+        values.append(loss_terms(answer, batch_of(stored), config, decoder)["logit_map_kl"].item())
     raw = TEACHER @ draw(CLASSES, WIDTH, seed=5).T + draw(CLASSES, seed=5)
     p, q = softmax(raw / 2), softmax(bilinear(student.double().numpy(), SIDE, SIDE) / 2)
     by_hand = 4 * (p * np.log(p / q)).sum(-1)[MASK.numpy()].mean()

@@ -6,12 +6,17 @@ import torch
 from test_losses import bilinear
 
 from cache.errors import ReskdError
-from cache.manifest import FORMAT, Identity, Manifest
+from cache.identity import Identity
+from cache.manifest import FORMAT, Manifest
 from cache.view import ViewPolicy
-from stages.config.schema import LossConfig, ModelConfig, OptimConfig
+from stages.distill.check_targets import check_targets
+from stages.distill.config import LossConfig
 from stages.distill.student import build_student
-from stages.distill.targets import check_targets, needed_targets
-from stages.models import Output, build_model
+from stages.distill.targets import needed_targets
+from stages.models.architectures import build_model
+from stages.models.config import ModelConfig
+from stages.models.video_model import Output
+from stages.student.config import OptimConfig
 from stages.student.optim import param_groups
 
 MODEL = ModelConfig(
@@ -73,7 +78,7 @@ def test_gradients_reach_the_classifier_and_the_adapter_by_the_maps_alone(clips)
         assert layer.weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("groups", ["matrices", "all", "tsm", "swin", "swin_seed"])
+@pytest.mark.parametrize("groups", ["matrices", "all", "tsm", "swin", "swin_upstream"])
 def test_the_adapter_is_optimised_at_the_full_rate(groups):
     student = student_of(24, feature_mse=1)
     found = param_groups(student, OptimConfig(groups=groups), lr=1.0)

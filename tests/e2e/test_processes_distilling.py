@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache.reader import load_manifest
+from cache.group import load_manifest
 from stages.models.checkpoints import load_model
 from tests.runs import POLICY, QUICK, rows_of
 from tests.zygote import Zygote

@@ -2,7 +2,7 @@
 
 import json
 
-from cache.reader import load_manifest
+from cache.group import load_manifest
 from stages.prepare.prepare import prepare
 from stages.shards.dataset import open_dataset
 from stages.student.train_student import train_student

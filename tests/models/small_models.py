@@ -2,8 +2,9 @@
 
 import torch
 
-from stages.config.schema import ModelConfig
-from stages.models import VideoModel, build_model
+from stages.models.architectures import build_model
+from stages.models.config import ModelConfig
+from stages.models.video_model import VideoModel
 
 RESNET = {"channels": [16, 32, 64, 64], "layers": [1, 1, 1, 1], "output_stride": 8}
 SWIN = {"embed_dim": 32, "depths": [1, 2], "num_heads": [2, 4], "window_size": [2, 3, 3], "patch_size": [2, 4, 4]}

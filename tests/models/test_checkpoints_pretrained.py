@@ -9,9 +9,9 @@ import torch
 from sklearn.datasets import load_sample_images
 from torchvision.transforms.v2.functional import center_crop, resize
 
-from stages.config.schema import InitConfig, ModelConfig
-from stages.models import build_model
+from stages.models.architectures import build_model
 from stages.models.checkpoints import initialise
+from stages.models.config import InitConfig, ModelConfig
 
 PALACE, DAISY = 698, 985  # ImageNet's numbers
 

@@ -9,9 +9,9 @@ from timm.models.swin_transformer import SwinTransformer as TimmSwin
 from torchvision.models.swin_transformer import SwinTransformer
 
 from cache.errors import ReskdError
-from stages.config.schema import InitConfig, ModelConfig
-from stages.models import build_model
+from stages.models.architectures import build_model
 from stages.models.checkpoints import initialise
+from stages.models.config import InitConfig, ModelConfig
 from stages.models.other_formats import recognise, to_ours
 from tests.foreign_files import (
     SWIN,

@@ -7,8 +7,10 @@ import torchvision
 from torch import nn
 
 from cache.errors import ReskdError
-from stages.models import build_model, channels_last, enable_grad_checkpointing, model_stats, place
+from stages.models.architectures import build_model
+from stages.models.grad_checkpointing import enable_grad_checkpointing
 from stages.models.tsm import temporal_shift
+from stages.models.video_model import channels_last, model_stats, place
 from tests.models.small_models import ARCHS, config, lively, random_clips, small
 
 

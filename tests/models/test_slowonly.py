@@ -5,7 +5,7 @@ from pytest import approx, mark, raises
 from torch import nn
 
 from cache.errors import ReskdError
-from stages.models import build_model
+from stages.models.architectures import build_model
 from stages.models.slowonly import inflate_weight
 from tests.models.small_models import RESNET, config, lively, random_clips, small
 

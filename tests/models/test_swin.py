@@ -6,8 +6,9 @@ from torchvision.models.video import swin3d_b, swin3d_s, swin3d_t
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d, SwinTransformer3d
 
 from cache.errors import ReskdError
-from stages.models import build_model, model_stats
+from stages.models.architectures import build_model
 from stages.models.swin import ATTENTION, ExactAttention
+from stages.models.video_model import model_stats
 from tests.models.small_models import SWIN, config, random_clips, small
 
 WINDOW = (8, 7, 7)
@@ -53,7 +54,7 @@ def test_each_pair_has_the_bias_of_its_distance(places):
     "places, right", [((8, 7, 7), 1.0), ((4, 7, 7), 1.0), ((8, 4, 4), 0.026), ((8, 6, 6), 0.015)], ids=str
 )
 def test_the_seeds_bias_is_right_at_full_windows_or_short_clips_and_wrong_on_small_maps(places, right):
-    same = rows_of("seed", places, WINDOW) == rows_by_hand(places, WINDOW)
+    same = rows_of("upstream", places, WINDOW) == rows_by_hand(places, WINDOW)
     assert same.float().mean().item() == approx(right, abs=5e-4)
 
 
@@ -101,8 +102,8 @@ def torchvisions(model, args, size, num_frames):
         ("exact", 31, 5, True),  # padded in each direction
         ("exact", 24, 1, True),  # the window is cut in time alone
         ("exact", 16, 4, False),  # the last map is 2x2
-        ("seed", 16, 4, True),
-        ("seed", 9, 3, True),
+        ("upstream", 16, 4, True),
+        ("upstream", 9, 3, True),
     ],
 )
 @torch.no_grad()

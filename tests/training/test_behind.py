@@ -4,12 +4,12 @@ import threading
 
 import pytest
 
-from stages.runtime.background_writer import behind
+from stages.runtime.background_writer import background_writer
 
 
 def test_jobs_run_in_order_in_one_other_thread_and_none_is_lost():
     done, threads = [], set()
-    with behind(3) as submit:
+    with background_writer(3) as submit:
         for number in range(200):
             submit(lambda n: (done.append(n), threads.add(threading.get_ident())), number)
     assert done == list(range(200)) and len(threads) == 1 and threading.get_ident() not in threads
@@ -20,7 +20,7 @@ def test_the_caller_waits_while_the_limit_is_reached():
     submitted = threading.Semaphore(0)
 
     def caller():
-        with behind(2) as submit:
+        with background_writer(2) as submit:
             for number in range(4):
                 submit(held.acquire)
                 waiting.append(number)
@@ -49,7 +49,7 @@ def test_a_jobs_error_is_raised_by_a_later_submit_and_nothing_runs_after_it():
         failing.wait(10)
         raise ValueError("disk full")
 
-    with pytest.raises(ValueError, match="disk full"), behind(2) as submit:
+    with pytest.raises(ValueError, match="disk full"), background_writer(2) as submit:
         submit(done.append, 0)
         submit(failed)
         submit(done.append, 1)  # waits in the queue behind the one that will fail
@@ -62,12 +62,12 @@ def test_a_jobs_error_is_raised_by_a_later_submit_and_nothing_runs_after_it():
 
 @pytest.mark.parametrize("error", [ValueError("late"), KeyboardInterrupt()])
 def test_an_error_of_the_last_job_is_raised_at_the_end(error):
-    with pytest.raises(type(error)), behind(2) as submit:
+    with pytest.raises(type(error)), background_writer(2) as submit:
         submit(fail, error)
 
 
 def test_the_first_of_several_errors_is_raised():
-    with pytest.raises(ValueError, match="first"), behind(3) as submit:
+    with pytest.raises(ValueError, match="first"), background_writer(3) as submit:
         for text in ("first", "second", "third"):
             submit(fail, ValueError(text))
 
@@ -85,7 +85,7 @@ def test_after_the_callers_error_what_was_handed_over_is_done():
         threading.Timer(0.1, go_on.set).start()
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), behind(3) as submit:
+    with pytest.raises(KeyboardInterrupt), background_writer(3) as submit:
         submit(working)
         submit(done.append, "waiting")
         interrupt()

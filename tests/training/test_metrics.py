@@ -18,11 +18,12 @@ from sklearn.metrics import (
 )
 
 from cache.errors import ReskdError
-from stages.config.schema import ModelConfig
-from stages.metrics.scoring import Net, Scored, average_precision, collect, confusion, measure, per_class, score_each
-from stages.models import build_model
+from stages.metrics.accuracy import Scored, average_precision, confusion, measure, per_class
+from stages.metrics.scoring import Net, collect, score_each
+from stages.models.architectures import build_model
+from stages.models.config import ModelConfig
 from stages.runtime.distributed import Ranks
-from stages.stream.clips import Batch
+from stages.stream.batch import Batch
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 

@@ -7,8 +7,9 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from stages.config.schema import ModelConfig, OptimConfig, ScheduleConfig
-from stages.models import build_model
+from stages.models.architectures import build_model
+from stages.models.config import ModelConfig
+from stages.student.config import OptimConfig, ScheduleConfig
 from stages.student.optim import GROUPS, build_optimizer, build_schedule, param_groups
 
 RESNET = {"channels": [8, 16, 16, 16], "layers": [1, 1, 1, 1]}
@@ -58,9 +59,9 @@ def test_every_trainable_parameter_is_in_exactly_one_group(make, scheme):
     model = make()
     frozen = next(model.parameters()).requires_grad_(False)
     groups = param_groups(model, OptimConfig(groups=scheme), 0.1)
-    members = [id(p) for group in groups for p in group["params"]]
-    assert len(members) == len(set(members))
-    assert set(members) == {id(p) for p in model.parameters()} - {id(frozen)}
+    setups = [id(p) for group in groups for p in group["params"]]
+    assert len(setups) == len(set(setups))
+    assert set(setups) == {id(p) for p in model.parameters()} - {id(frozen)}
     names = [group["name"] for group in groups]
     assert len(set(names)) == len(names) and set(names) <= set(GROUPS[scheme])
     assert groups[0]["lr"] == 0.1  # the rate that the log shows is the config's
@@ -110,7 +111,7 @@ def test_tsm_gives_biases_twice_the_rate_and_decay_to_weights_alone():
 def test_swin_as_intended_and_as_the_seed_has_it(part, intended, seed):
     for model, prefix in ((SwinLike(), ""), (Wrapped(SwinLike()), "model.")):
         assert groups_of(model, "swin")[prefix + part][1:] == pytest.approx(intended)
-        assert groups_of(model, "swin_seed")[prefix + part][1:] == pytest.approx(seed)
+        assert groups_of(model, "swin_upstream")[prefix + part][1:] == pytest.approx(seed)
 
 
 def mmcv_custom_keys(name: str) -> tuple[float, float]:
@@ -119,8 +120,8 @@ def mmcv_custom_keys(name: str) -> tuple[float, float]:
     return next((keys[key] for key in sorted(keys, key=len, reverse=True) if key in name), (1, 1))
 
 
-def test_swin_seed_is_what_mmcv_makes_of_the_seeds_keys():
-    for name, (_, rate, decay) in groups_of(SwinLike(), "swin_seed", decay=1.0).items():
+def test_swin_upstream_is_what_mmcv_makes_of_the_seeds_keys():
+    for name, (_, rate, decay) in groups_of(SwinLike(), "swin_upstream", decay=1.0).items():
         assert (rate, decay) == mmcv_custom_keys(name), name
 
 
@@ -182,7 +183,7 @@ def test_steps_fall_at_the_beginning_of_their_epochs(by_epoch):
 
 @pytest.mark.parametrize("name, milestones", [("cosine", ()), ("step", (2,))])
 @pytest.mark.parametrize("by_epoch", [True, False])
-@pytest.mark.parametrize("scheme", ["tsm", "swin", "swin_seed"])
+@pytest.mark.parametrize("scheme", ["tsm", "swin", "swin_upstream"])
 def test_groups_keep_their_ratio_in_warm_up_and_after_it(name, milestones, by_epoch, scheme):
     config = ScheduleConfig(name=name, epochs=4, warmup_epochs=1.5, milestones=milestones, by_epoch=by_epoch)
     found = rates(config, 4, scheme)

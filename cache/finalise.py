@@ -1,0 +1,55 @@
+"""Declaring a cache finished."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from cache.errors import ReskdError
+from cache.group import (
+    TEMPORARY,
+    check_fingerprint,
+    load_group,
+    load_manifest,
+    write_attributes,
+)
+from cache.growth import missing_work
+from cache.manifest import Manifest
+from cache.teacher_time import close_time_logs, with_teacher_time
+
+
+def finalise(path: str | Path) -> Manifest:
+    """Declare the planned views finished: gathers every shard's quarantine, and what was paid, into the root, atomically.
+
+    Raises ReskdError where a shard lacks views, or was made by another run.
+    """
+    path = Path(path)
+    manifest = load_manifest(path)
+    quarantine, unfinished = {}, []
+    for entry in manifest.identity.shards:
+        if work := missing_work(path, manifest, entry.name):
+            lacking = "; ".join(f"{len(views)} views of {' and '.join(targets)}" for views, targets in work)
+            unfinished.append(f"{entry.name} ({lacking})")
+            continue
+        attributes = load_group(path, entry.name)
+        check_fingerprint(path, manifest.identity, entry.name, attributes)
+        rows = {key: row for row, key in enumerate(attributes["keys"])}
+        if attributes["quarantine"]:
+            quarantine[entry.name] = {rows[key]: reason for key, reason in attributes["quarantine"].items()}
+    if unfinished:
+        raise ReskdError(
+            f"{path} is not finished: {len(unfinished)} of {len(manifest.identity.shards)} shards lack some of "
+            f"{manifest.views} views: {', '.join(unfinished[:3])}{' …' if len(unfinished) > 3 else ''}. "
+            "Run cache-teacher again: it does what is missing."
+        )
+    manifest = replace(
+        manifest,
+        finalised=manifest.views,
+        finalised_shards=len(manifest.identity.shards),
+        finalised_targets=tuple(manifest.identity.targets),
+        quarantine=quarantine,
+        notes=with_teacher_time(path, manifest.notes),
+    )
+    write_attributes(path, manifest.to_json())
+    close_time_logs(path)
+    shutil.rmtree(path / TEMPORARY, ignore_errors=True)
+    return manifest

@@ -1,0 +1,85 @@
+"""Benchmarks, each figure in one form: what was measured, against what it should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from cache.store import write_atomically
+from stages.runtime.log import console
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`spread`: standard deviation over seeds, or the distance of the quartiles over runs. `ok`: None without a goal."""
+
+    name: str
+    value: float
+    unit: str
+    spread: float | None = None
+    goal: str | None = None
+    ok: bool | None = None
+
+
+def at_most(name: str, values: Sequence[float], unit: str, most: float) -> Figure:
+    """The median of some runs, which should not be above `most`."""
+    value, spread = median_of(values)
+    return Figure(name, value, unit, spread, f"<= {most:g}", value <= most)
+
+
+def at_least(name: str, values: Sequence[float], unit: str, least: float) -> Figure:
+    """The median of some runs, which should not be below `least`."""
+    value, spread = median_of(values)
+    return Figure(name, value, unit, spread, f">= {least:g}", value >= least)
+
+
+def measured(name: str, values: Sequence[float], unit: str) -> Figure:
+    """The median of some runs, without a goal."""
+    value, spread = median_of(values)
+    return Figure(name, value, unit, spread)
+
+
+def median_of(values: Sequence[float]) -> tuple[float, float]:
+    """Median, and the distance of the quartiles."""
+    low, middle, high = np.percentile(values, (25, 50, 75))
+    return float(middle), float(high - low)
+
+
+def show(title: str, figures: Sequence[Figure], output: Path | None) -> None:
+    """Print the figures under the machine that they were measured on; as a JSON list into `output`, where given."""
+    table = Table("figure", "value", "spread", "goal", "", title=title)
+    for figure in figures:
+        mark = "" if figure.ok is None else "ok" if figure.ok else "[bold red]missed[/]"
+        spread = "" if figure.spread is None else f"± {figure.spread:.3g}"
+        table.add_row(figure.name, f"{figure.value:.4g} {figure.unit}", spread, figure.goal or "", mark)
+    console.print(table)
+    console.print(machine(), highlight=False)
+    if output is not None:
+        write_atomically(output, (json.dumps([asdict(figure) for figure in figures], indent=2) + "\n").encode())
+
+
+@contextmanager
+def profiled(trace: Path | None) -> Iterator[None]:
+    """Write a trace of what is done inside, by torch.profiler, for chrome://tracing; None: nothing."""
+    if trace is None:
+        yield
+        return
+    with torch.profiler.profile() as profiler:  # of all devices that are here
+        yield
+    profiler.export_chrome_trace(str(trace))
+    console.print(f"written: {trace}")
+
+
+def machine() -> str:
+    """Cores, accelerator and versions."""
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, no GPU"
+    return f"{platform.machine()}, {where}; Python {platform.python_version()}, torch {torch.__version__}"

@@ -1,0 +1,66 @@
+"""The demo's pictures: learning curves, and what the teacher saw beside what the student sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cache.reader import CacheReader
+from cache.view import BLOCK
+from stages.shards.dataset import Dataset
+from stages.video.decode import decode_frames
+from stages.video.render import render
+
+COLOURS = {"baseline": "tab:gray", "distilled": "tab:blue", "unlabelled": "tab:green"}
+
+
+def learning_curves(path: Path, runs: Mapping[str, Sequence[dict]], teacher: Sequence[dict]) -> None:
+    """Validation top-1 over epochs of each run ("KIND SEED" -> rows of its metrics.jsonl), under the teacher's last."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    labelled = set()
+    for name, rows in runs.items():
+        kind = name.split()[0]
+        points = [(row["epoch"], row["top1"]) for row in rows if row["kind"] == "val"]
+        label = None if kind in labelled else kind
+        axes.plot(*zip(*points, strict=True), color=COLOURS[kind], label=label, alpha=0.8)
+        labelled.add(kind)
+    plateau = [row["top1"] for row in teacher if row["kind"] == "val"][-1]
+    axes.axhline(plateau, color="tab:red", linestyle="--", label="teacher, at its end")
+    axes.set(xlabel="epoch", ylabel="validation top-1, %", ylim=(0, 100))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=130)
+
+
+def contact_sheet(path: Path, data: Dataset, cache: Path, student_size: int, clips: int = 4) -> None:
+    """What the teacher saw and what the student sees: stored view 0 of some usable clips, frame by frame."""
+    reader = CacheReader(cache, ("logits",))
+    teacher_size, classes = reader.manifest.identity.teacher["size"], reader.manifest.identity.classes
+    found = [(e.name, int(r)) for e, rows in zip(data.shards, data.usable_rows(), strict=True) for r in rows][:clips]
+    time = reader.manifest.identity.policy.num_frames
+    figure = Figure(figsize=(1.5 * 2 * time + 1, 1.9 * len(found)), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.93), hspace=0.12)  # room for what is written
+    grid = figure.subplots(len(found), 2 * time, squeeze=False)
+    for line, (shard, r) in zip(grid, found, strict=True):
+        block, i, row = reader.block(shard, 0, r // BLOCK), r % BLOCK, data.rows(shard)[r]
+        view = block.view_of(i)
+        pictures, _ = decode_frames(data.read(shard, r), row.start + view.frames, row.decoder)
+        shown = [*render(pictures, view, teacher_size), *render(pictures, view, student_size)]
+        for axes, picture in zip(line, shown, strict=True):
+            axes.imshow(np.moveaxis(picture, 0, -1), interpolation="nearest")
+            axes.set_axis_off()
+        truth = classes[row.labels[0]] if row.labels else "unlabelled"
+        guess = classes[int(block.logits[i].argmax())]
+        line[0].set_title(f"{truth}, teacher says {guess}", fontsize=8, loc="left").set_in_layout(False)
+    for place, who in (
+        (0, f"what the teacher saw: {teacher_size} px"),
+        (time, f"what the student sees: {student_size} px"),
+    ):
+        grid[-1][place].text(0, -0.08, who, transform=grid[-1][place].transAxes, va="top", fontsize=9).set_in_layout(
+            False
+        )
+    figure.savefig(path, dpi=130)

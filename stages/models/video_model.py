@@ -1,0 +1,122 @@
+"""A video model: a backbone, its head, where it is placed, and what it costs."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cache.errors import ReskdError
+
+FC_STD = 0.001  # of the classifier's initial weights, as upstream's
+
+
+class Output(NamedTuple):
+    """logits [B, K], float32 under autocast too, and features [B, T', h, w, D], the map which the head averages."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class Head(nn.Module):
+    """Mean over all positions and times, dropout, linear layer: [B, T', h, w, D] -> [B, K]."""
+
+    def __init__(self, width: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(width, num_classes)
+        nn.init.normal_(self.fc.weight, std=FC_STD)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        pooled = features.mean((1, 2, 3), dtype=self.fc.weight.dtype)
+        # bfloat16 would round a logit of 10 by up to 0.03, more than the cache's uint8 does, and saves nothing here.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.fc(self.dropout(pooled))
+
+
+class VideoModel(nn.Module):
+    """A backbone, the plain function that runs it on normalised clips, and the head."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        encode: Callable[[nn.Module, Tensor], Tensor],
+        head: Head,
+        *,
+        num_frames: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        """`encode(backbone, clips [B, T, 3, H, W])` gives the map [B, T', h, w, D]; mean and std of RGB are in 0..1."""
+        super().__init__()
+        self.backbone, self.encode, self.head, self.num_frames = backbone, encode, head, num_frames
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, clips: Tensor) -> Output:
+        """Clips uint8 [B, T, 3, H, W], RGB -> Output.
+
+        Raises:
+            ReskdError: the clips have another number of frames than the model.
+        """
+        features = self.extract(clips)
+        return Output(self.head(features), features)
+
+    def extract(self, clips: Tensor) -> Tensor:
+        """The feature map alone, [B, T', h, w, D]."""
+        assert clips.dtype == torch.uint8
+        if clips.shape[1] != self.num_frames:  # a temporal shift would silently mix frames of different clips
+            raise ReskdError(
+                f"clips of {clips.shape[1]} frames for a model of num_frames {self.num_frames}: "
+                "give the model and the view policy the same number"
+            )
+        return self.encode(self.backbone, (clips.to(self.mean.dtype) / 255 - self.mean) / self.std)
+
+
+def place(model: VideoModel, device: torch.device) -> VideoModel:
+    """The model on a device, in the memory layout that its convolutions are fast in there."""
+    model = model.to(device)
+    return channels_last(model) if device.type == "cuda" else model
+
+
+def channels_last(model: VideoModel) -> VideoModel:
+    """Lay the convolutions' weights, 2D and 3D, out channels-last, in place."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}  # Module.to takes one layout for all
+    for parameter in model.parameters():
+        if parameter.dim() in layouts:
+            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.dim()])
+    return model
+
+
+@dataclass(frozen=True)
+class ModelStats:
+    """What a model costs on one clip.
+
+    grid: [T', h, w] of the feature map. width: its channels D. parameters: their number.
+    gmacs: 10^9 multiply-adds of convolutions, linear layers and attention per clip, the figure which the literature prints as
+        "GFLOPs" (one multiply-add counted once).
+    """
+
+    grid: tuple[int, int, int]
+    width: int
+    gmacs: float
+    parameters: int
+
+
+def model_stats(model: VideoModel, size: int) -> ModelStats:
+    """Cost on one clip of size x size pixels, counted in eval mode on shapes alone: nothing is computed or changed."""
+    twin = copy.deepcopy(model).to("meta").eval()
+    clips = torch.empty(1, model.num_frames, 3, size, size, dtype=torch.uint8, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        features = twin.extract(clips)
+    macs = counter.get_total_flops() // 2 + model.head.fc.weight.numel()  # autocast, and so the head, knows no "meta"
+    return ModelStats(
+        grid=tuple(features.shape[1:4]),
+        width=features.shape[4],
+        gmacs=macs / 1e9,
+        parameters=sum(p.numel() for p in model.parameters()),
+    )

@@ -1,0 +1,57 @@
+"""The command `prepare`."""
+
+import click
+
+from stages.config.options import CONFIG, DRY_RUN, SET, with_options
+
+
+@click.command()
+@click.argument("source", required=False)
+@click.option("--output", help="The data set's folder.")
+@click.option("--annotations", help="As published, of a NAME; a CSV path,label[,label...] for a folder of videos.")
+@click.option("--videos", help="The folder of a NAME's videos, or of its folders of frames.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of annotations that hold several.")
+@click.option(
+    "--class-order",
+    "--classes",
+    "classes",
+    help="A file of one name a line, numbered or not, or {name: number}; a prepared data set; or a teacher.",
+)
+@click.option("--disjoint-from", multiple=True, metavar="DATASET", help="Report clips that are in that one too.")
+@click.option("--limit", type=click.IntRange(1), help="So many clips, the same ones each time, spread over the source.")
+@click.option("--clips-per-shard", type=int)
+@click.option("--with-offset", is_flag=True, default=None, help="rawframes: lines are `dir start total label...`.")
+@click.option("--frame-template", help="rawframes: the files' names.  [default: img_%05d or image_%05d, .jpg or .png]")
+@click.option("--fps", type=float, help="rawframes: frames a second of the encoded clips.  [default: 25]")
+@CONFIG
+@SET
+@DRY_RUN
+def prepare(config_file, overrides, dry_run, **options):
+    """Make a data set from SOURCE: videos -> tar shards and an index.
+
+    \b
+    SOURCE is one of
+      a folder of class folders of videos     (the folders' names are the classes)
+      a folder of videos                      (unlabelled, or labelled by --annotations)
+      a CSV path,label[,label...]             (paths relative to it; an empty label: unlabelled)
+      a folder of .tar shards made elsewhere  (only the index is made; the tars stay where they are)
+    or, with --annotations FILE --videos DIR, the NAME of a published format
+      kinetics   CSV label,youtube_id,time_start,time_end; clips already cut, or whole videos
+      minik      lines `path num_frames label`
+      sthv2      JSON with templates; --class-order something-something-v2-labels.json
+      actnet     activity_net.v1-3.min.json with --split, or lines `path,num_frames,label[,label...]`
+      fcvid      lines `path,num_frames,label[,label...]`
+      mmaction   lines `file label [label...]`, or its JSON
+      rawframes  lines `dir total label [label...]`: folders of frames, which are encoded
+
+    Videos are copied byte by byte. OUTPUT/quarantine.jsonl lists what is unreadable, absent or not listed,
+    OUTPUT/report.jsonl what is in the data set, and odd: clips that are in it twice, or in the data set of
+    --class-order or --disjoint-from too. A rerun resumes. A NAME means the format wherever --annotations is given,
+    even where a folder is called so.
+    """
+    from stages.config.file import load_config
+    from stages.prepare.config import PrepareConfig
+    from stages.prepare.prepare import prepare
+
+    options["disjoint_from"] = list(options["disjoint_from"]) or None
+    prepare(**dict(load_config(PrepareConfig, config_file, with_options(options, overrides))), dry_run=dry_run)

@@ -1,0 +1,32 @@
+"""The command `train-student`."""
+
+import click
+
+from stages.config.options import CONFIG, DRY_RUN, SET
+
+
+@click.command("train-student")
+@CONFIG
+@SET
+@click.option("--resume", is_flag=True, help="Go on from OUTPUT/last.pt, exactly.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in OUTPUT.")
+@click.option("--allow-partial", is_flag=True, help="Train on the finished shards of an unfinished cache.")
+@DRY_RUN
+def train_student(config_file, overrides, resume, overwrite, allow_partial, dry_run):
+    """Stage two: train a student from the cache; without data.cache, a teacher or a baseline.
+
+    With a mapping `students` in the config, all of them on one stream, decoded and joined once: each has its own keys
+    over the config's (model, size, losses, seed, ...), and is what it would be alone.
+
+    \b
+    students:
+      r18: {model: {backbone: resnet18}}
+      r34-96: {model.backbone: resnet34, size: 96}
+
+    Several processes: torchrun --nproc-per-node N pipeline.py train-student ...
+    """
+    from stages.student.cohort_config import load_cohort
+    from stages.student.train_student import train_cohort
+
+    students = load_cohort(config_file, overrides)
+    train_cohort(students, resume=resume, overwrite=overwrite, allow_partial=allow_partial, dry_run=dry_run)

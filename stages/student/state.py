@@ -1,0 +1,59 @@
+"""The state of a training run as a file, and the state of its random generators."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cache.errors import ReskdError
+from cache.store import write_atomically
+
+
+def save_state(path: Path, state: dict) -> None:
+    """Write a dict of tensors and plain values atomically: the file before it survives a kill at any instant."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ReskdError(f"checkpoint {path} can't be read ({error}): delete {path.parent} to begin anew") from error
+
+
+def torch_state() -> dict:
+    """State of torch's generators on this process's devices."""
+    state = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_torch(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def random_state() -> dict:
+    """State of every generator that training may draw from, in types that `weights_only=True` loads."""
+    return {**torch_state(), "python": random.getstate(), "numpy": _numpy_state()}
+
+
+def restore_random_state(state: dict) -> None:
+    restore_torch(state)
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+
+
+def _numpy_state() -> tuple:
+    name, keys, *rest = np.random.get_state()
+    return (name, torch.from_numpy(keys.astype(np.int64)), *rest)

@@ -1,0 +1,75 @@
+"""The config of `cache-teacher`: the teacher, its views, and how its targets are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from cache.codecs import CODECS, codec_of
+from cache.view import ViewPolicy
+from stages.config.schema import Config, Positive, Size
+from stages.stream.config import LoaderConfig
+
+
+class TeacherConfig(Config):
+    checkpoint: Path = Field(description="a .safetensors of train-student")
+    size: Size | None = Field(None, description="px; the size it was trained at where not given")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA, else float32")
+    batch_size: Positive = Field(16, description="clips of one forward; part of the cache's identity")
+    compile: bool = False
+    bn: Literal["running", "recalibrate"] = Field("running", description="BatchNorm statistics: those of the "
+                                                  "checkpoint, or estimated anew on the views to be stored")  # fmt: skip
+
+
+class FeaturesConfig(Config):
+    """How feature maps are stored. Every part goes with every other; `float16` alone stands for the raw map."""
+
+    codec: Literal[tuple(CODECS["features"])] = Field("float16", description="int8, int4, int3: 255, 15 or 7 steps "
+                                                              "of a range a channel, of the sample")  # fmt: skip
+    dims: Positive | None = Field(None, description="keep so many directions of the channels, the first of their PCA")
+    energy: float | None = Field(None, gt=0, lt=1, description="keep as many as hold this share of the variance")
+    grid: tuple[Positive, Positive] | None = Field(None, description="h, w of the student's map: the least that gives "
+                                                   "the same gradient, to students of that grid alone")  # fmt: skip
+    time: Positive | None = Field(None, description="T' of the student's map, where the teacher's is a multiple of it")
+    sample: Positive = Field(1024, description="clip·views that the basis and the ranges are estimated on; a fifth of "
+                                               "the clips is held out, to measure the error")  # fmt: skip
+    basis: Path | None = Field(None, description="a cache of the same teacher whose basis and ranges are taken")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _codec_alone(cls, values: Any) -> Any:
+        return {"codec": values} if isinstance(values, str) else values
+
+    @model_validator(mode="after")
+    def _one_width(self) -> FeaturesConfig:
+        if self.dims is not None and self.energy is not None:
+            raise ValueError("give dims or energy, not both")
+        return self
+
+    @property
+    def estimated(self) -> bool:
+        """Whether anything of it comes from a sample."""
+        return codec_of("features", self.codec).levels is not None or self.has_basis
+
+    @property
+    def has_basis(self) -> bool:
+        return self.dims is not None or self.energy is not None
+
+
+class TargetsConfig(Config):
+    logits: Literal[tuple(CODECS["logits"])] = "uint8"
+    features: FeaturesConfig | None = Field(FeaturesConfig(), description="null: store logits only")
+
+
+class CacheConfig(Config):
+    """`pipeline.py cache-teacher`."""
+
+    data: Path = Field(description="a data set made by `prepare`")
+    output: Path = Field(description="the cache, a folder NAME.zarr")
+    teacher: TeacherConfig
+    views: Positive = Field(8, description="V, stored views of every clip; can be raised later")
+    policy: ViewPolicy = Field(default_factory=ViewPolicy, description="how a view is drawn")
+    targets: TargetsConfig = TargetsConfig()
+    loader: LoaderConfig = LoaderConfig()

@@ -46,9 +46,7 @@ def differing_identities(stored: Identity, wanted: Identity, translate: Translat
     return lines + differences(left, right, ("the cache has", "this run wants"))
 
 
-def differing_shards(
-    stored: Sequence[ShardEntry], wanted: Sequence[ShardEntry], sides: tuple[str, str]
-) -> list[str]:
+def differing_shards(stored: Sequence[ShardEntry], wanted: Sequence[ShardEntry], sides: tuple[str, str]) -> list[str]:
     """Lines on shards that only one side has, that have other content, or that come in another order.
 
     `sides` name the two in the message: ("the cache", "this run").

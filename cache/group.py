@@ -210,4 +210,3 @@ def open_for_writing(folder: Path, name: str) -> zarr.Array:
     """An array whose chunks are all written, those that equal the fill value too (else they would be missing files)."""
     with zarr.config.set({"array.write_empty_chunks": True}):
         return zarr.open_array(LocalStore(folder), path=name, mode="r+", zarr_format=3)
-

@@ -94,7 +94,9 @@ class StoredViews:
 
     def __init__(self, folder: Path, files: Mapping[str, list], views: range):
         store = VerifiedStore(folder, files)
-        arrays = {n: zarr.open_array(store, path=n, mode="r", zarr_format=3) for n in ("frames", "box", "flip", "valid")}
+        arrays = {
+            n: zarr.open_array(store, path=n, mode="r", zarr_format=3) for n in ("frames", "box", "flip", "valid")
+        }
         self.columns = {name: {v: np.asarray(array[:, v]) for v in views} for name, array in arrays.items()}
 
     def valid(self, view: int, rows: slice) -> np.ndarray:

@@ -73,7 +73,12 @@ class Identity:
     def from_json(data: Mapping[str, Any]) -> "Identity":
         policy = {k: tuple(v) if isinstance(v, list) else v for k, v in data["policy"].items()}
         shards = tuple(ShardEntry(**entry) for entry in data["shards"])
-        own = {"policy": ViewPolicy(**policy), "shards": shards, "classes": tuple(data["classes"]), "as_read": dict(data)}
+        own = {
+            "policy": ViewPolicy(**policy),
+            "shards": shards,
+            "classes": tuple(data["classes"]),
+            "as_read": dict(data),
+        }
         return Identity(**{**data, **own})
 
     def shard(self, name: str) -> ShardEntry:
@@ -85,7 +90,9 @@ class Identity:
 
     def fingerprint(self, shard: str) -> str:
         """sha256 of all that decides the content of one shard's group, but for its targets: the other shards don't."""
-        alone = {name: value for name, value in (self.as_read or self._fields()).items() if name not in ("shards", "targets")}
+        alone = {
+            name: value for name, value in (self.as_read or self._fields()).items() if name not in ("shards", "targets")
+        }
         return _sha256(_canonical({**alone, "shard": asdict(self.shard(shard))}))
 
     def target_fingerprint(self, target: str) -> str:

@@ -207,4 +207,3 @@ class _Group:
                 f"not what the manifest says: delete {self.folder} and run cache-teacher again."
             )
         return array
-

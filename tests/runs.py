@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+from cache.group import load_group
 from pipeline import cli
 from stages.config.file import load_config
 from stages.runtime.log import read_metrics
@@ -45,6 +46,12 @@ def cut_at(config: TrainConfig, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "_optimizer_step", cut)
         train_student(config)
+
+
+def committed_views(cache: Path, shard: str) -> int:
+    """How many views of a shard are committed."""
+    group = load_group(Path(cache), shard)
+    return group["views"] if group else 0
 
 
 def rows_of(folder: Path, kind: str = "train") -> list[dict]:

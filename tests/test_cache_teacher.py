@@ -240,12 +240,12 @@ def with_bad_clips(data, tmp_path):
         "noise": np.random.default_rng(0).bytes(3000),
         "text": b"hi",
     }
-    setups = {f"clip{i:02d}": v for i, v in enumerate(videos)} | bad
+    members = {f"clip{i:02d}": v for i, v in enumerate(videos)} | bad
     folder = tmp_path / "foreign"
     folder.mkdir()
     with tarfile.open(folder / "a.tar", "w") as tar:
-        for key in sorted(setups):
-            for name, content in ((f"{key}.mp4", setups[key]), (f"{key}.cls", b"0")):
+        for key in sorted(members):
+            for name, content in ((f"{key}.mp4", members[key]), (f"{key}.cls", b"0")):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))

@@ -382,8 +382,8 @@ def test_the_targets_in_memory_are_what_the_zoo_says(file):
     assert 8 * loader.workers == loader.streams
     resident = loader.streams * (loader.window + 1) * BLOCK * bytes_of_clip_view(planned(cache_of(load(file))[0]))
     model, text = load(file).model, (ROOT / "configs/base/zoo.yaml").read_text()
-    of = "Swin" if model.arch == "swin" else f"{model.num_frames} frames"
-    (gib,) = re.findall(rf"([\d.]+) GiB of {of}", text)
+    kind = "Swin" if model.arch == "swin" else f"{model.num_frames} frames"
+    (gib,) = re.findall(rf"([\d.]+) GiB for {kind}", text)
     assert resident / 2**30 == pytest.approx(float(gib), rel=0.01)
 
 

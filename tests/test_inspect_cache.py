@@ -16,8 +16,8 @@ from cache.manifest import Manifest
 from cache.reader import CacheReader
 from pipeline import cli
 from stages.prepare.prepare import prepare
-from stages.runtime import plots
 from stages.shards.dataset import open_dataset
+from stages.teacher import clip_sheet
 from stages.teacher.cache_teacher import cache_teacher
 from stages.teacher.inspect_cache import inspect_cache
 from tests.cache.small_caches import identity_of, write_views
@@ -31,9 +31,9 @@ def two_shards(data, teacher, tmp_path_factory):
     videos = [p.read_bytes() for p in sorted((data.videos / "val").rglob("*.mp4"))[:6]]
     clips = {"a": {"same": 0, "only-a": 1, "x": 2}, "b": {"same": 3, "broken": None, "y": 4}}
     (root / "tars").mkdir()
-    for shard, setups in clips.items():
+    for shard, members in clips.items():
         with tarfile.open(root / "tars" / f"{shard}.tar", "w") as tar:
-            for key, number in setups.items():
+            for key, number in members.items():
                 for name, content in ((f"{key}.mp4", b"" if number is None else videos[number]), (f"{key}.cls", b"0")):
                     info = tarfile.TarInfo(name)
                     info.size = len(content)
@@ -82,7 +82,7 @@ def test_cache_teacher_says_what_the_encoding_costs(two_shards, capfd):
 def test_a_clips_views_and_classes(data, cached, tmp_path, monkeypatch):
     key = load_group(cached, "000001.tar")["keys"][70]
     drawn = []
-    monkeypatch.setattr(plots, "render", lambda *a, real=plots.render: drawn.append(a[1:]) or real(*a))
+    monkeypatch.setattr(clip_sheet, "render", lambda *a, real=clip_sheet.render: drawn.append(a[1:]) or real(*a))
     said = command("inspect-cache", cached, "--clip", key, "--data", data.train, "--png", tmp_path / "clip.png")
     clip = inspect_cache(cached, clip=key)["clip"]
     assert (clip["shard"], clip["row"], clip["key"], clip["quarantine"]) == ("000001.tar", 70, key, None)

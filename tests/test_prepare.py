@@ -44,10 +44,10 @@ def class_folders(folder: Path, classes: str = "xyz", clips: int = 3) -> Path:
     return folder
 
 
-def tar_of(path: Path, setups: dict[str, bytes]) -> Path:
+def tar_of(path: Path, members: dict[str, bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
-        for name, data in setups.items():
+        for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -295,13 +295,13 @@ def test_bad_sources_are_refused(tmp_path):
 def foreign(folder: Path) -> Path:
     """As video2dataset writes: nested tars, key.mp4 + key.json + key.txt (a caption)."""
     for t in range(2):
-        setups = {}
+        members = {}
         for i in range(3):
             fields = {"key": f"{t}{i}", "status": "success", "label": ["cat", "dog"][i % 2] if i < 2 else None}
-            setups[f"{t}{i}.json"] = json.dumps(fields).encode()
-            setups[f"{t}{i}.mp4"] = clip(3 * t + i) if (t, i) != (1, 0) else b"broken"
-            setups[f"{t}{i}.txt"] = f"a caption of {i}".encode()
-        tar_of(folder / f"part{t}" / "00000.tar", setups)
+            members[f"{t}{i}.json"] = json.dumps(fields).encode()
+            members[f"{t}{i}.mp4"] = clip(3 * t + i) if (t, i) != (1, 0) else b"broken"
+            members[f"{t}{i}.txt"] = f"a caption of {i}".encode()
+        tar_of(folder / f"part{t}" / "00000.tar", members)
     return folder
 
 
@@ -328,8 +328,8 @@ def test_foreign_shards_are_indexed_where_they_are(tmp_path, place):
 
 def test_labels_of_foreign_shards(tmp_path):
     def index(name: str, samples: list[dict[str, bytes]], **options) -> Dataset:
-        setups = {f"{i}.{ext}": data for i, s in enumerate(samples) for ext, data in (s | {"mp4": clip(i)}).items()}
-        tar_of(tmp_path / name / "0.tar", setups)
+        members = {f"{i}.{ext}": data for i, s in enumerate(samples) for ext, data in (s | {"mp4": clip(i)}).items()}
+        tar_of(tmp_path / name / "0.tar", members)
         return make(tmp_path / name, tmp_path / name, **options)
 
     assert labels(index("cls", [{"cls": b"1"}, {"cls": b"0\n"}])) == {"0": (1,), "1": (0,)}

@@ -276,13 +276,13 @@ def test_a_dry_run_says_that_a_pass_would_be_made(made, data, teacher, tmp_path)
 
 def test_unreadable_clips_are_left_out_or_fatal(data, teacher, tmp_path):
     videos = [p.read_bytes() for p in sorted((data.videos / "val").rglob("*.mp4"))[:6]]
-    setups = {f"clip{i}": v for i, v in enumerate(videos)} | {"clip2a": videos[0][: len(videos[0]) // 2]}
+    members = {f"clip{i}": v for i, v in enumerate(videos)} | {"clip2a": videos[0][: len(videos[0]) // 2]}
     (tmp_path / "foreign").mkdir()
     with tarfile.open(tmp_path / "foreign" / "a.tar", "w") as tar:
-        for key in sorted(setups):
+        for key in sorted(members):
             info = tarfile.TarInfo(f"{key}.mp4")
-            info.size = len(setups[key])
-            tar.addfile(info, io.BytesIO(setups[key]))
+            info.size = len(members[key])
+            tar.addfile(info, io.BytesIO(members[key]))
     (tmp_path / "classes.txt").write_text("\n".join(open_dataset(data.val).classes) + "\n")
     prepare(tmp_path / "foreign", tmp_path / "index", classes=tmp_path / "classes.txt", workers=1)
     bad = type(data)(val=tmp_path / "index", train=tmp_path / "index")

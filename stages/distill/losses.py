@@ -191,7 +191,9 @@ LOSSES = {
         options=SMOOTHING | RANDOM_LABEL,
     ),
     "binary_cross_entropy": Loss(
-        lambda student, targets, o: binary_cross_entropy(student.logits, targets.multi_hot, targets.label != UNLABELLED),
+        lambda student, targets, o: binary_cross_entropy(
+            student.logits, targets.multi_hot, targets.label != UNLABELLED
+        ),
         student=("logits",),
     ),
     "logit_kl": Loss(

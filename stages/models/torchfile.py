@@ -145,12 +145,12 @@ def _fault_of_zip(path: Path) -> str | None:
     """What is wrong with a zip of `torch.save`. Torch itself doesn't look at the checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
-            for setup in archive.infolist():
-                if setup.filename.endswith("/constants.pkl"):
+            for member in archive.infolist():
+                if member.filename.endswith("/constants.pkl"):
                     raise ReskdError(f"checkpoint {path} is a TorchScript program; {ALONE}")
-                if setup.CRC == 0:  # none was written, or the member is empty
+                if member.CRC == 0:  # none was written, or the member is empty
                     continue
-                with archive.open(setup) as content:
+                with archive.open(member) as content:
                     while content.read(1 << 24):
                         pass
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:

@@ -106,7 +106,9 @@ def _quality_of(wanted: float, pictures: Sequence[np.ndarray], encode: Encode) -
 def _refuse_other(output: Path, made: PackIdentity) -> None:
     stored = read_pack(output)
     if stored is None:
-        if output.exists() and (not output.is_dir() or any(not p.name.startswith(f".{PACK}.") for p in output.iterdir())):
+        if output.exists() and (
+            not output.is_dir() or any(not p.name.startswith(f".{PACK}.") for p in output.iterdir())
+        ):
             raise ReskdError(f"{output} is not an empty folder and holds no pack: give another output")
     elif lines := differing_packs(stored.identity, made):
         raise ReskdError(

@@ -175,7 +175,7 @@ def commit_shard(path: Path, shard: str, clips: Iterator[PackedClip]) -> None:
     temporary, columns = (path / shard).with_name(f".{Path(shard).name}.partial"), {name: [] for name in COLUMNS}
     temporary.parent.mkdir(parents=True, exist_ok=True)
 
-    def setups() -> Iterator[tuple[str, str, bytes, dict[str, Any]]]:
+    def members() -> Iterator[tuple[str, str, bytes, dict[str, Any]]]:
         for clip in clips:
             sizes = [len(picture) for picture in clip.jpegs]
             about = {"frames": clip.frames.tolist(), "sizes": sizes, "width": clip.width, "height": clip.height}
@@ -187,7 +187,7 @@ def commit_shard(path: Path, shard: str, clips: Iterator[PackedClip]) -> None:
             yield clip.key, "mjpeg", b"".join(clip.jpegs), {"error": clip.error} if clip.error else about
 
     try:
-        samples, size, digest = write_shard(path / shard, temporary, setups(), frozenset({"mjpeg"}))
+        samples, size, digest = write_shard(path / shard, temporary, members(), frozenset({"mjpeg"}))
     except BaseException:
         temporary.unlink(missing_ok=True)  # of a full disk: room for what is to be written in its place
         raise

@@ -77,9 +77,9 @@ def shard_labels(
     with open(path, "rb") as file:
         for sample in samples:
             fields, part = {}, None
-            for ext, setup in sample.labels.items():
+            for ext, member in sample.labels.items():
                 if ext != "txt" or text:
-                    value = _content(ext, read_member(file, setup), where := f"{path}: member {setup.name!r}")
+                    value = _content(ext, read_member(file, member), where := f"{path}: member {member.name!r}")
                     fields |= _fields(ext, value, where)
                     part = _part(value, where) if ext == "json" and value.keys() >= OURS else part
             labels.append(fields)

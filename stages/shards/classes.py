@@ -1,6 +1,5 @@
 """The classes of a data set: their names in the order of their numbers, and the number of each label found."""
 
-
 import difflib
 import json
 import re
@@ -123,14 +122,12 @@ def _refuse_unknown(found: Mapping[str, str], unknown: str | None, classes: Sequ
                          "label, or the list of classes")  # fmt: skip
 
 
-
 def check_classes(classes: tuple[str, ...], data: Dataset, checkpoint: Path) -> None:
     """Raises ReskdError where a teacher's classes, in their order, aren't the data set's."""
     if classes != tuple(data.classes):
         raise ReskdError(f"teacher {checkpoint} knows other classes than the data set {data.path} has "
                          f"({first_difference(classes, data.classes)}): prepare the data set in the teacher's order "
                          f"(prepare --class-order {checkpoint})")  # fmt: skip
-
 
 
 def first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:

@@ -79,4 +79,3 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def dump(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-

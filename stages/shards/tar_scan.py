@@ -62,10 +62,10 @@ def scan_tar(path: Path, extensions: frozenset[str] = VIDEO_EXTENSIONS) -> list[
     return samples
 
 
-def read_member(file: BinaryIO, setup: StudentSetup) -> bytes:
+def read_member(file: BinaryIO, member: StudentSetup) -> bytes:
     """A member's bytes from its open tar."""
-    file.seek(setup.offset)
-    return file.read(setup.size)
+    file.seek(member.offset)
+    return file.read(member.size)
 
 
 def _members(path: Path, file: BinaryIO) -> Iterator[StudentSetup]:
@@ -79,7 +79,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[StudentSetup]:
             for info in tar:
                 name = info.name
                 yield _member(path, file, info, size)
-                tar.setups = []  # tarfile keeps them all
+                tar.members = []  # tarfile keeps them all
             end = tar.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if isinstance(error, ReskdError):
@@ -120,19 +120,19 @@ def _check_end(path: Path, file: BinaryIO, end: int, size: int, name: str | None
                              f"joined. {_AGAIN}, one tar a file")  # fmt: skip
 
 
-def _group(path: Path, setups: Iterator[StudentSetup], extensions: frozenset[str]) -> list[Sample]:
+def _group(path: Path, members: Iterator[StudentSetup], extensions: frozenset[str]) -> list[Sample]:
     """As webdataset's group_by_keys: consecutive members of one key are a sample."""
     groups: dict[str, dict[str, StudentSetup]] = {}
     current = None
-    for setup in setups:
-        key, ext = _split(path, setup.name)
+    for member in members:
+        key, ext = _split(path, member.name)
         if key != current and key in groups:
-            raise ReskdError(f"{path}: member {setup.name!r}: key {key!r} occurs again after other clips. Keys must "
+            raise ReskdError(f"{path}: member {member.name!r}: key {key!r} occurs again after other clips. Keys must "
                              "be unique in a tar: rename one of them, or keep a clip's files side by side")  # fmt: skip
         current, group = key, groups.setdefault(key, {})
         if ext in group:
-            raise ReskdError(f"{path}: member {setup.name!r} occurs twice. Rename or remove one of them")
-        group[ext] = setup
+            raise ReskdError(f"{path}: member {member.name!r} occurs twice. Rename or remove one of them")
+        group[ext] = member
     return [_sample(path, key, group, extensions) for key, group in groups.items()]
 
 
@@ -153,9 +153,9 @@ def _split(path: Path, name: str) -> tuple[str, str]:
 def _sample(path: Path, key: str, group: dict[str, StudentSetup], extensions: frozenset[str]) -> Sample:
     videos = [ext for ext in group if ext in extensions]
     if len(videos) != 1:
-        names = ", ".join(repr(setup.name) for setup in group.values())
+        names = ", ".join(repr(member.name) for member in group.values())
         found = "two videos" if videos else "no video"
         raise ReskdError(f"{path}: clip {key!r} has {found} (its members: {names}). A clip has one video of "
                          f"{'/'.join(sorted(extensions))}: add, rename or remove members")  # fmt: skip
-    labels = {ext: setup for ext, setup in group.items() if ext in LABEL_EXTENSIONS}
+    labels = {ext: member for ext, member in group.items() if ext in LABEL_EXTENSIONS}
     return Sample(key, videos[0], group[videos[0]], labels)

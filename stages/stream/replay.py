@@ -34,9 +34,7 @@ class Replay:
         return maps["map"][3] if maps else None
 
 
-def open_replay(
-    path: Path, views: int | None, targets: Sequence[str], data: Dataset, allow_partial: bool
-) -> Replay:
+def open_replay(path: Path, views: int | None, targets: Sequence[str], data: Dataset, allow_partial: bool) -> Replay:
     """Hold the cache against the data set, and fix which views and rows are replayed, with which targets.
 
     `views`: the first so many; all finished ones where None.

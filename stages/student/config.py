@@ -39,7 +39,9 @@ class OptimConfig(Config):
     lr: float = Field(1e-3, gt=0, description="for a global batch of `lr_batch`; scaled linearly to the real one")
     lr_batch: Positive = Field(64, description="clips")
     weight_decay: float = Field(0.05, ge=0, description="of which parameters: see groups")
-    groups: Annotated[Literal["matrices", "all", "tsm", "swin", "swin_upstream"], formerly(swin_seed="swin_upstream")] = Field(
+    groups: Annotated[
+        Literal["matrices", "all", "tsm", "swin", "swin_upstream"], formerly(swin_seed="swin_upstream")
+    ] = Field(
         "matrices",
         description="matrices: decay on weights, none on biases and norms; all: decay on everything; tsm: as matrices, "
         "biases at twice the rate; swin: decay on all but norms and position biases, the backbone at a tenth of the "

@@ -66,16 +66,16 @@ def param_groups(model: nn.Module, config: OptimConfig, lr: float) -> list[dict]
 
     `initial_lr` is the group's own rate, which the schedule multiplies.
     """
-    setups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS[config.groups]}
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS[config.groups]}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             owner = model.get_submodule(name.rpartition(".")[0])
-            setups[_group_of(config.groups, name, parameter, isinstance(owner, NORMS))].append(parameter)
+            members[_group_of(config.groups, name, parameter, isinstance(owner, NORMS))].append(parameter)
     groups = []
     for name, (rate, decays) in GROUPS[config.groups].items():
-        if setups[name]:
+        if members[name]:
             own = {"lr": lr * rate, "initial_lr": lr * rate, "weight_decay": config.weight_decay if decays else 0.0}
-            groups.append({"name": name, "params": setups[name], **own})
+            groups.append({"name": name, "params": members[name], **own})
     return groups
 
 

@@ -31,10 +31,10 @@ from stages.runtime.log import console
 from stages.shards.dataset import Dataset, open_dataset
 from stages.stream.all_views import ViewBatch, Work
 from stages.teacher.audit import teacher_accuracy, verify_targets
+from stages.teacher.batch_norm_pass import estimate_statistics
 from stages.teacher.config import CacheConfig
 from stages.teacher.encodings import described_error
 from stages.teacher.forward import Forward, teacher_forwards
-from stages.teacher.recalibrate import estimate_statistics
 from stages.teacher.reduction import error_of, estimate
 from stages.teacher.sample_maps import sample_maps
 from stages.teacher.size_planner import plan_sizes

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cache.errors import ReskdError
-from cache.store import make_folders
-from stages.models.checkpoints import save_model
-from stages.runtime.distributed import Ranks
-from stages.runtime.log import console
-from stages.shards.dataset import Dataset
-from stages.stream.all_views import ViewBatch, Work
-from stages.teacher.config import CacheConfig
-from stages.teacher.teacher import RECALIBRATED, Teacher
-from stages.teacher.view_batches import view_batches
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -78,30 +67,3 @@ def _forward(model: nn.Module, clips: Tensor) -> None:
             f"teacher.bn: recalibrate: a batch of {len(clips)} clips leaves a BatchNorm layer one value a channel, of "
             "which there is no variance: take another teacher.batch_size, a larger teacher.size, or bn: running"
         ) from error
-
-
-
-def estimate_statistics(config: CacheConfig, data: Dataset, teacher: Teacher, at: Ranks, strict: bool) -> None:
-    """Estimate the pending teacher's BatchNorm statistics on every view to be stored, and keep it in the cache's folder.
-
-    A batch is a forward of the cache without padding and unreadable rows. Each rank takes every W-th shard.
-    """
-    work = [Work(e.name, range(config.views)) for e in data.shards[at.rank :: at.world]]
-
-    def forwards(batches: Iterator[ViewBatch]) -> Iterator[torch.Tensor]:
-        for batch in batches:
-            rows = data.rows(batch.work.shard)[batch.start : batch.start + len(batch.frames)]
-            readable = [i for i, row in enumerate(rows) if row.key not in batch.quarantine]
-            for clips in batch.clips if readable else ():
-                yield clips[readable].to(at.device)
-
-    with view_batches(config, data, work, teacher, at, strict, "recalibrate") as batches:
-        count = recalibrate(teacher.model, forwards(batches), teacher.dtype, at.sum)
-    at.first_does(partial(_keep, config.output, teacher))
-    if at.first:
-        console.print(f"BatchNorm statistics: {count} batches of {config.views} views of every clip")
-
-
-def _keep(folder: Path, teacher: Teacher) -> None:
-    make_folders(folder)
-    save_model(folder / RECALIBRATED, teacher.model, teacher.pending)

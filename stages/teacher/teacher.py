@@ -56,7 +56,9 @@ class Teacher:
 
     def maps(self, clips: torch.Tensor) -> torch.Tensor:
         """uint8 [B,T,3,S,S] -> its maps as they are, float32 [B,T,H,W,D], on its device."""
-        return teacher_outputs(self.model, clips.to(self.device, non_blocking=True), ("features",), self.dtype)["features"]
+        return teacher_outputs(self.model, clips.to(self.device, non_blocking=True), ("features",), self.dtype)[
+            "features"
+        ]
 
     def forward(self, clips: torch.Tensor, targets: Sequence[str]) -> dict[str, torch.Tensor]:
         """uint8 [B,T,3,S,S] -> float32 `targets` on its device; maps reduced as they are stored, but for their rounding."""

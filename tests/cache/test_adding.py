@@ -8,7 +8,7 @@ import pytest
 from small_caches import CONSTANTS, SHARD, content, identity_of, keys_of, make_cache, tree_of, write_views
 
 from cache.create import check_cache, create_cache
-from cache.differences import differences
+from cache.differences import differing_identities
 from cache.errors import ReskdError
 from cache.finalise import finalise
 from cache.group import load_manifest
@@ -245,6 +245,6 @@ def test_checking_writes_nothing_and_says_what_would_be(tmp_path):
 def test_a_grown_identity_keeps_what_differs_in_sight():
     stored, more = wanted(SHARD, features=False).identity, wanted(NEW, SHARD).identity
     identity, lines = grown(stored, more)
-    assert lines == [] and differences(identity, more) == ["shards: the same 2 shards in another order"]
+    assert lines == [] and differing_identities(identity, more) == ["shards: the same 2 shards in another order"]
     other = dataclasses.replace(more, shards=(more.shards[0], dataclasses.replace(more.shards[1], bytes=7)))
     assert grown(stored, other)[1] == [f"shards: 1 of 1 changed: {SHARD}: bytes 1066 in the cache, 7 in this run"]

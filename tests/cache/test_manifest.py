@@ -6,7 +6,7 @@ import json
 import pytest
 from small_caches import identity_of
 
-from cache.differences import differences
+from cache.differences import differing_identities
 from cache.errors import ReskdError
 from cache.identity import Identity, ShardEntry, keys_digest
 from cache.manifest import FORMAT, Manifest
@@ -31,7 +31,7 @@ def test_round_trip_through_json():
     text = json.dumps(manifest.to_json())
     assert Manifest.from_json(json.loads(text)) == manifest
     assert Identity.from_json(json.loads(text)["identity"]) == manifest.identity
-    assert differences(Identity.from_json(json.loads(text)["identity"]), manifest.identity) == []
+    assert differing_identities(Identity.from_json(json.loads(text)["identity"]), manifest.identity) == []
 
 
 def test_tuples_and_lists_are_the_same_identity():
@@ -59,7 +59,7 @@ def test_a_damaged_manifest_is_refused(damage):
 
 
 def changed(**fields) -> list[str]:
-    return differences(identity_of(SHARDS), identity_of(SHARDS, **fields))
+    return differing_identities(identity_of(SHARDS), identity_of(SHARDS, **fields))
 
 
 def test_differences_name_the_field_and_both_sides():
@@ -86,7 +86,7 @@ def test_differences_name_the_field_and_both_sides():
 
 def test_differences_name_the_first_differing_shards():
     many = {f"{i:06d}.tar": 3 for i in range(10)}
-    lines = differences(identity_of(many), identity_of({"000000.tar": 3, "x.tar": 3}))
+    lines = differing_identities(identity_of(many), identity_of({"000000.tar": 3, "x.tar": 3}))
     assert lines == [
         "shards: 9 only in the cache (of 10 and 2): 000001.tar, 000002.tar, 000003.tar …",
         "shards: 1 only in this run (of 10 and 2): x.tar",

@@ -27,7 +27,8 @@ from cache.group import load_manifest
 from cache.manifest import FORMAT, Manifest
 from cache.reader import CacheReader
 from cache.view import BLOCK, ViewPolicy
-from cache.writer import ShardWriter, committed_views
+from cache.writer import ShardWriter
+from tests.runs import committed_views
 
 CLIPS = (1, 63, 64, 65, 130)
 

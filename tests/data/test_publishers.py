@@ -155,12 +155,12 @@ def test_parts_stay_parts_when_their_tars_are_indexed_anew(kinetics, tmp_path):
 def test_a_part_beyond_the_end_of_its_video_in_a_tar_is_a_range_not_a_broken_file(kinetics, tmp_path):
     data = make("kinetics", tmp_path / "out", **kinetics)
     with tarfile.open(data.path / data.shards[0].name) as old:
-        setups = {setup.name: old.extractfile(setup).read() for setup in old}
-    beside = json.loads(setups["wholevideo_3_5_4_25.json"]) | {"segment": [9.0, 10.0]}
-    setups["wholevideo_3_5_4_25.json"] = json.dumps(beside).encode()
+        members = {member.name: old.extractfile(member).read() for member in old}
+    beside = json.loads(members["wholevideo_3_5_4_25.json"]) | {"segment": [9.0, 10.0]}
+    members["wholevideo_3_5_4_25.json"] = json.dumps(beside).encode()
     (tmp_path / "tars").mkdir()
     with tarfile.open(tmp_path / "tars/0.tar", "w") as new:
-        for name, content in setups.items():
+        for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             new.addfile(info, io.BytesIO(content))

@@ -11,7 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from cache.errors import ReskdError
-from stages.prepare.prepare import ingest, prepare
+from stages.prepare import ingest
+from stages.prepare.prepare import prepare
 from stages.prepare.raw_frames import encode_pictures
 from stages.shards.dataset import Dataset
 from stages.video.decode import DecodeError, decode_frames

@@ -65,10 +65,10 @@ def add(tar: tarfile.TarFile, name: str, data: bytes = b"data", kind: bytes = ta
     tar.addfile(info, io.BytesIO(data) if kind == tarfile.REGTYPE else None)
 
 
-def make_tar(path: Path, *setups: str | tuple, **options) -> Path:
+def make_tar(path: Path, *members: str | tuple, **options) -> Path:
     with tarfile.open(path, "w", **options) as tar:
-        for setup in setups:
-            add(tar, *(setup if isinstance(setup, tuple) else (setup,)))
+        for member in members:
+            add(tar, *(member if isinstance(member, tuple) else (member,)))
     return path
 
 
@@ -215,7 +215,7 @@ def test_a_cut_at_each_member_boundary_is_refused(dataset):
     tar = dataset.base / dataset.shards[0].name
     data = tar.read_bytes()
     with tarfile.open(tar) as file:
-        boundaries = [setup.offset for setup in file] + [file.offset, file.offset + 512]
+        boundaries = [member.offset for member in file] + [file.offset, file.offset + 512]
     assert len(boundaries) == 12
     for boundary in boundaries:
         tar.write_bytes(data[:boundary])
@@ -245,10 +245,10 @@ OFFENDERS = {
 
 
 @pytest.mark.parametrize("members, message", OFFENDERS.values(), ids=OFFENDERS)
-def test_offenders_are_named(tmp_path, setups, message):
-    setups = [(m, b"", tarfile.DIRTYPE) if m == "folder" else m for m in setups]
+def test_offenders_are_named(tmp_path, members, message):
+    members = [(m, b"", tarfile.DIRTYPE) if m == "folder" else m for m in members]
     with pytest.raises(ReskdError, match=message) as caught:
-        scan_tar(make_tar(tmp_path / "x.tar", *setups))
+        scan_tar(make_tar(tmp_path / "x.tar", *members))
     assert str(tmp_path / "x.tar") in str(caught.value)
 
 

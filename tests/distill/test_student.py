@@ -12,7 +12,6 @@ from cache.view import ViewPolicy
 from stages.distill.check_targets import check_targets
 from stages.distill.config import LossConfig
 from stages.distill.student import build_student
-from stages.distill.targets import needed_targets
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
 from stages.models.video_model import Output
@@ -114,6 +113,6 @@ def test_grids_and_widths_may_differ_times_and_classes_may_not():
 
 
 def test_the_targets_that_terms_read():
-    assert needed_targets(LossConfig(logit_map_kl=1)) == ("features",)
-    assert needed_targets(LossConfig(logit_map_kl=1, logit_kl=1, feature_mse=1)) == ("features", "logits")
-    assert needed_targets(LossConfig()) == ()
+    assert LossConfig(logit_map_kl=1).stored_targets == ("features",)
+    assert LossConfig(logit_map_kl=1, logit_kl=1, feature_mse=1).stored_targets == ("features", "logits")
+    assert LossConfig().stored_targets == ()

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from cache.writer import committed_views
 from stages.models.checkpoints import load_model
 from stages.shards.dataset import open_dataset
-from tests.runs import POLICY, QUICK, rows_of, tree
+from tests.runs import POLICY, QUICK, committed_views, rows_of, tree
 from tests.zygote import Zygote
 
 

@@ -31,17 +31,23 @@ log_every: 1
 loader: {workers: 0}
 """
 POLICY = "policy: {num_frames: 2, crop: multi_scale_crop, scales: [1.0, 0.8], flip: 0.0}\n"
-CACHE = POLICY + """data: data
+CACHE = (
+    POLICY
+    + """data: data
 teacher: {checkpoint: teacher.safetensors, dtype: float32, batch_size: 2}
 views: 2
 loader: {workers: 0}
 """
-STUDENT = TRAINING % (0.002, 2) + """size: 16
+)
+STUDENT = (
+    TRAINING % (0.002, 2)
+    + """size: 8
 losses: {feature_mse: 1.0, logit_kl: 1.0, temperature: 2.0}
 model: {arch: swin, backbone: swin3d_t, num_frames: 2, dropout: 0.0, rel_pos: seed,
-  args: {patch_size: [1, 8, 8], embed_dim: 4, depths: [1, 1], num_heads: [1, 1], window_size: [2, 2, 2]}}
+  args: {patch_size: [1, 4, 4], embed_dim: 4, depths: [1, 1], num_heads: [1, 1], window_size: [2, 2, 2]}}
 """
-PACK = "data: data\ncache: cache.zarr\nsize: 16\nloader: {workers: 0}\n"
+)
+PACK = "data: data\ncache: cache.zarr\nsize: 8\nloader: {workers: 0}\n"
 CONFIGS = {
     "teacher": TRAINING % (0.05, 4) + POLICY + """size: 32
 model: {arch: tsm, backbone: resnet18, num_frames: 2, dropout: 0.0, shift_div: 4, rel_pos: seed,
@@ -96,7 +102,8 @@ def write_clip(index: int) -> None:
     path = Path("videos") / name / f"{index:02}.mp4"
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=8, options={"crf": "40", "preset": "veryfast", "threads": "1"})
+        options = {"crf": "45", "preset": "veryfast", "bf": "0", "threads": "1"}
+        stream = container.add_stream("libx264", rate=8, options=options)
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv420p"
         for pixels in frames:

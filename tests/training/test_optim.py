@@ -59,9 +59,9 @@ def test_every_trainable_parameter_is_in_exactly_one_group(make, scheme):
     model = make()
     frozen = next(model.parameters()).requires_grad_(False)
     groups = param_groups(model, OptimConfig(groups=scheme), 0.1)
-    setups = [id(p) for group in groups for p in group["params"]]
-    assert len(setups) == len(set(setups))
-    assert set(setups) == {id(p) for p in model.parameters()} - {id(frozen)}
+    members = [id(p) for group in groups for p in group["params"]]
+    assert len(members) == len(set(members))
+    assert set(members) == {id(p) for p in model.parameters()} - {id(frozen)}
     names = [group["name"] for group in groups]
     assert len(set(names)) == len(names) and set(names) <= set(GROUPS[scheme])
     assert groups[0]["lr"] == 0.1  # the rate that the log shows is the config's

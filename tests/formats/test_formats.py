@@ -1,0 +1,202 @@
+"""Files that older versions wrote are read, grown and resumed. README.md in this folder says what they are."""
+
+import importlib.metadata
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from pipeline import cli
+
+VERSIONS = sorted(path.parent for path in Path(__file__).parent.glob("*/expected.json"))
+NEW_NAMES = ["model.rel_pos=upstream", "optim.groups=swin_upstream"]
+
+
+def _installed(name: str) -> str | None:
+    found = [d.version for d in importlib.metadata.distributions(name=name)]
+    return found[0] if found else None
+
+
+# A cache and a pack are of one decoder: another one may read them, but not add to them.
+same_decoder = pytest.mark.skipif(_installed("decord") != "0.6.0", reason="the files were made with decord 0.6.0")
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda path: path.name)
+def expected(request, tmp_path, monkeypatch) -> dict:
+    """What the version that wrote the files got from them. A copy of the files is the working directory."""
+    shutil.copytree(request.param, tmp_path / "files")
+    monkeypatch.chdir(tmp_path / "files")
+    return json.loads(Path("expected.json").read_text())
+
+
+def run(*arguments: object, fails: bool = False) -> str:
+    """Run `pipeline.py ARGUMENTS` in this process; returns what it said, with single blanks."""
+    done = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert isinstance(done.exception, SystemExit | None), done.exception
+    assert (done.exit_code != 0) == fails, done.output
+    return " ".join(done.output.split())
+
+
+def train(config: str, *changes: str, flags: tuple[str, ...] = ()) -> str:
+    return run("train-student", "--config", config, *(part for c in changes for part in ("--set", c)), *flags)
+
+
+def rows(folder: str, kind: str = "train") -> list[dict]:
+    """Rows of metrics.jsonl without what the clock decides."""
+    found = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "clips_per_s"} for row in found if row["kind"] == kind]
+
+
+def files(folder: str, pattern: str = "*") -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(Path(folder).rglob(pattern)) if path.is_file()}
+
+
+def assert_same(found: object, stored: object, rel: float = 1e-4) -> None:
+    """Equal, but for the rounding of floats, which differs between CPUs; a GPU's is not compared."""
+    if isinstance(stored, dict):
+        assert found.keys() == stored.keys()
+        for key in stored:
+            assert_same(found[key], stored[key], rel)
+    elif isinstance(stored, list):
+        assert len(found) == len(stored)
+        for pair in zip(found, stored, strict=True):
+            assert_same(*pair, rel)
+    elif not isinstance(stored, float):
+        assert found == stored
+    elif not torch.cuda.is_available():
+        assert found == pytest.approx(stored, rel=rel, abs=1e-7)
+
+
+def test_there_are_files():
+    assert VERSIONS
+
+
+def test_a_checkpoint_is_evaluated(expected):
+    run("evaluate", "teacher.safetensors", "--data", "data", "--output", "evaluation.json")
+    evaluation = json.loads(Path("evaluation.json").read_text())
+    assert_same({name: evaluation[name] for name in expected["evaluation"]}, expected["evaluation"])
+
+
+def test_a_cache_is_inspected_and_verified(expected):
+    run("inspect-cache", "cache.zarr", "--data", "data", "--json", "cache.json")
+    found = json.loads(Path("cache.json").read_text())
+    assert found["top1"] == pytest.approx(expected["teacher_top1_on_cached_views"])
+    assert (found["views"], found["finished_views"], found["clip_views"]) == (2, 2, 16)
+    recompute = ["--recompute", 8, "--teacher", "teacher.safetensors"]
+    assert "no problems" in run("verify-cache", "cache.zarr", "--data", "data", *recompute)
+
+
+def test_a_student_trains_from_a_cache(expected):
+    train("student.yaml", "output=new", flags=("--dry-run",))
+    train("student.yaml", "output=new", "schedule.epochs=1")
+    assert [row["step"] for row in rows("new")] == [1, 2, 3, 4]
+    assert_same(rows("new")[0], expected["run"]["train"][0])  # before the first update: later rates differ
+
+
+@same_decoder
+def test_a_cache_grows_and_what_was_there_stays(expected):
+    before = files("cache.zarr", "c.*")
+    run("cache-teacher", "--config", "cache.yaml", "--views", 3)
+    after = files("cache.zarr", "c.*")
+    assert before.items() < after.items() and before
+    assert "no problems" in run("verify-cache", "cache.zarr", "--data", "data")
+    train("student.yaml", "output=new", "schedule.epochs=1", "data.views=3")
+    grown = files("cache.zarr")
+    run("cache-teacher", "--config", "cache.yaml", "--views", 3)
+    assert files("cache.zarr") == grown
+
+
+@same_decoder
+def test_an_unfinished_cache_is_finished(expected):
+    shards = json.loads(Path("data/index.json").read_text())["shards"]
+    committed = files(f"growing.zarr/{shards[0]['name']}")
+    ledgers = [json.loads(line) for text in files("growing.zarr", ".paid-*").values() for line in text.splitlines()]
+    spent = {name: sum(line[name] for line in ledgers) for name in ledgers[0]}
+    train("basis_student.yaml", flags=("--dry-run", "--allow-partial"))
+
+    run("cache-teacher", "--config", "growing.yaml")
+    assert files(f"growing.zarr/{shards[0]['name']}") == committed
+    assert not files("growing.zarr", ".*")
+    run("inspect-cache", "growing.zarr", "--json", "cache.json")
+    notes = json.loads(Path("cache.json").read_text())["notes"].values()
+    (paid,) = (note for note in notes if isinstance(note, dict) and "clip_views" in note)
+    assert paid["clip_views"] == spent["clip_views"] + 2 * shards[1]["clips"]
+    assert paid["seconds"] > spent["seconds"] and paid["forward_seconds"] > spent["forward_seconds"]
+    assert "no problems" in run("verify-cache", "growing.zarr", "--data", "data")
+
+    train("basis_student.yaml")
+    assert_same(rows("basis_student"), expected["basis_student"]["train"], rel=1e-3)  # int8 may round another way
+
+
+@same_decoder
+def test_a_basis_is_taken_from_a_cache(expected):
+    basis = "targets.features={codec: int8, dims: 4, basis: growing.zarr}"
+    run("cache-teacher", "--config", "growing.yaml", "--set", "output=new.zarr", "--set", basis)
+    assert files("new.zarr/basis", "c.*").values() != [] and list(files("new.zarr/basis").values()) == list(
+        files("growing.zarr/basis").values()
+    )
+
+
+@pytest.mark.parametrize("pack", ["crops", "views"])
+def test_a_student_reads_a_pack(expected, pack):
+    train("student.yaml", "output=new", "schedule.epochs=1", f"data.pack={pack}", "data.views=1")
+    assert [row["failed_clips"] for row in rows("new")] == [0, 0, 0, 0]
+
+
+@same_decoder
+@pytest.mark.parametrize("pack", ["crops", "views"])
+def test_a_finished_pack_is_left_alone_and_a_lost_shard_is_packed_again(expected, pack):
+    before, times = files(pack), {path: path.stat().st_mtime_ns for path in Path(pack).glob("0*")}
+    run("pack", "--config", f"{pack}.yaml")
+    assert files(pack) == before and {path: path.stat().st_mtime_ns for path in times} == times
+    Path(pack, "000001.tar").unlink()
+    run("pack", "--config", f"{pack}.yaml")
+    first = {path: content for path, content in before.items() if path.name.startswith("000000")}
+    assert first.items() <= files(pack).items() and Path(pack, "000001.tar").exists()
+
+
+@pytest.mark.parametrize("names", [[], NEW_NAMES], ids=["old names", "new names"])
+def test_a_run_is_resumed(expected, names):
+    before = rows("run")
+    train("student.yaml", *names, flags=("--resume",))
+    assert len(before) < len(rows("run"))
+    assert_same({kind: rows("run", kind) for kind in expected["run"]}, expected["run"])
+
+
+def test_a_run_of_another_config_is_still_refused(expected):
+    other = ["--config", "student.yaml", "--set", "model.rel_pos=exact", "--resume"]
+    assert "model.rel_pos" in run("train-student", *other, fails=True)
+
+
+def test_old_names_are_read_and_new_ones_written(expected):
+    train("teacher.yaml", "output=new", "schedule.epochs=1")
+    config = yaml.safe_load(Path("new/config.yaml").read_text())
+    assert (config["model"]["rel_pos"], config["optim"]["groups"]) == ("upstream", "swin_upstream")
+
+
+def _set_format(node: dict, version: int) -> None:
+    (node["attributes"] if "attributes" in node else node)["format"] = version
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("cache.zarr/zarr.json", ["inspect-cache", "cache.zarr"]),
+        ("cache.zarr/zarr.json", ["cache-teacher", "--config", "cache.yaml"]),
+        ("data/index.json", ["train-student", "--config", "teacher.yaml"]),
+        ("crops/pack.json", ["pack", "--config", "crops.yaml"]),
+        ("crops/pack.json", ["train-student", "--config", "student.yaml", "--set", "data.pack=crops", "--dry-run"]),
+    ],
+)
+def test_a_newer_format_is_refused_with_what_to_do(expected, file, command):
+    node = json.loads(Path(file).read_text())
+    _set_format(node, 99)
+    Path(file).write_text(json.dumps(node))
+    before = files(".")
+    said = run(*command, fails=True)
+    assert "99" in said and "use the version of reskd that wrote it" in said
+    assert {path: content for path, content in files(".").items() if path in before} == before

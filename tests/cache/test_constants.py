@@ -71,7 +71,7 @@ def test_they_are_added_to_a_cache_that_gets_features(tmp_path):
 
 
 def test_killed_before_any_file_a_rerun_ends_in_the_same_bytes(made, tmp_path, monkeypatch):
-    real, whole = writer.write_atomically, tree_of(made)
+    real, whole = create.write_atomically, tree_of(made)
     for files in range(5):
         path, left = tmp_path / f"{files}.zarr", [files]
 
@@ -81,12 +81,12 @@ def test_killed_before_any_file_a_rerun_ends_in_the_same_bytes(made, tmp_path, m
             left[0] -= 1
             real(file, data)
 
-        monkeypatch.setattr(writer, "write_atomically", dying)
+        monkeypatch.setattr(create, "write_atomically", dying)
         if files < 4:
             with pytest.raises(KeyboardInterrupt):
                 create_cache(path, wanted(), ROOT)
             assert not (path / "zarr.json").exists()
-        monkeypatch.setattr(writer, "write_atomically", real)
+        monkeypatch.setattr(create, "write_atomically", real)
         create_cache(path, wanted(), ROOT)
         assert tree_of(path) == whole
 

@@ -42,7 +42,9 @@ def differing_identities(stored: Identity, wanted: Identity, translate: Translat
     """
     left, right = translate(stored.comparable()), translate(wanted.comparable())
     lines = differing_shards(stored.shards, wanted.shards, ("the cache", "this run"))
-    lines += _differing_classes(left.pop("classes"), right.pop("classes"))
+    classes = left.pop("classes"), right.pop("classes")
+    if classes[0] != classes[1]:
+        lines.append(f"classes: {first_difference(*classes, ('in the cache', 'in this run'))}")
     return lines + differences(left, right, ("the cache has", "this run wants"))
 
 
@@ -68,10 +70,10 @@ def differing_shards(stored: Sequence[ShardEntry], wanted: Sequence[ShardEntry],
     return lines
 
 
-def _differing_classes(stored: list[str], wanted: list[str]) -> list[str]:
-    if stored == wanted:
-        return []
-    if len(stored) != len(wanted):
-        return [f"classes: the cache has {len(stored)}, this run {len(wanted)}"]
-    i = next(i for i, pair in enumerate(zip(stored, wanted, strict=True)) if pair[0] != pair[1])
-    return [f"classes: class {i} is {stored[i]!r} in the cache, {wanted[i]!r} in this run"]
+def first_difference(theirs: Sequence[str], ours: Sequence[str], sides: tuple[str, str] = ("there", "here")) -> str:
+    """Where two lists of class names, which aren't equal, differ. `sides` name the two in the message."""
+    a, b = sides
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} {a} and {len(ours)} {b}"
+    number = next(i for i, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
+    return f"class {number} is {theirs[number]!r} {a} and {ours[number]!r} {b}"

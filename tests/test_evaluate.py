@@ -78,7 +78,7 @@ def small(tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(root=root, net=root / "net.safetensors", data=root / "data", several=root / "several")
 
 
-def by_hand(dataset, net, views_of, size, via=None):
+def by_hand(dataset, net, views_of, size, render_via=None):
     """Logits [N,V,K] and labels of the videos that decode, one view at a time."""
     logits, labels = [], []
     for entry in dataset.shards:
@@ -91,7 +91,7 @@ def by_hand(dataset, net, views_of, size, via=None):
             for view in views_of(entry.name, row):
                 pictures, _ = decode_frames(dataset.read(entry.name, r), view.frames, row.decoder)
                 with torch.no_grad():
-                    each.append(net(torch.from_numpy(render(pictures, view, size, via))[None]).logits[0].numpy())
+                    each.append(net(torch.from_numpy(render(pictures, view, size, render_via))[None]).logits[0].numpy())
             logits.append(each)
             labels.append(row.labels)
     return np.array(logits, np.float64), labels
@@ -147,7 +147,7 @@ def test_two_clips_in_three_crops_are_a_loop_by_hand(small, batch_size):
     logits, labels = by_hand(dataset, net, twice_three, size, card.render_via)
     assert logits.shape == (8, 6, 3) and np.abs(logits - logits[:, :1]).max() > 0.1
     policy = protocol_policy(STILL, "2x3")
-    clips = Clips(dataset, size=size, via=card.render_via, num_classes=3, policy=policy)
+    clips = Clips(dataset, size=size, render_via=card.render_via, num_classes=3, policy=policy)
     alone = Ranks(0, 1, torch.device("cpu"))
     batches = in_order(clips, LoaderConfig(workers=0), batch_size, alone)
     scored = collect(net, batches, 3, alone, False, forward=batch_size)

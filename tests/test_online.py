@@ -70,12 +70,18 @@ def test_it_sees_fresh_views_each_epoch_and_stays_as_it_is(few, teacher, tmp_pat
     train_student(config)
     after = load_model(teacher)[0].state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    clips = Clips(open_dataset(few.train), size=16, num_classes=40, policy=config.policy, also=[(32, None)])
+    clips = Clips(open_dataset(few.train), size=16, num_classes=40, policy=config.policy, other_renderings=[(32, None)])
     batches = [clips.__getitems__([(0, 5, epoch)]) for epoch in range(2)]
-    assert batches[0].clips.shape == (1, 4, 3, 16, 16) and batches[0].also[32, None].shape == (1, 4, 3, 32, 32)
-    assert not torch.equal(batches[0].also[32, None], batches[1].also[32, None])
+    assert batches[0].clips.shape == (1, 4, 3, 16, 16) and batches[0].other_renderings[32, None].shape == (
+        1,
+        4,
+        3,
+        32,
+        32,
+    )
+    assert not torch.equal(batches[0].other_renderings[32, None], batches[1].other_renderings[32, None])
     shrunk = torch.nn.functional.avg_pool2d(
-        batches[0].also[32, None][0].float(), 2
+        batches[0].other_renderings[32, None][0].float(), 2
     )  # the same picture, at another size
     assert (shrunk - batches[0].clips[0].float()).abs().mean() < 8
 

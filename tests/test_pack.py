@@ -108,14 +108,17 @@ def test_a_crop_is_the_picture_of_the_stored_view_and_of_no_other(small, tmp_pat
     """Held against that of the videos, at its own size and at a smaller one; the colours are whole, too."""
     data, made, reader = open_dataset(small.train), open_pack(small.crops), CacheReader(small.cache)
     assert (made.manifest.identity.height, made.manifest.identity.views) == (16, 2)
-    also = {"also": [(12, None)]}
-    here = Clips(data, size=16, num_classes=2, cache=reader, **also)
-    there = Clips(data, size=16, num_classes=2, cache=reader, crops=made.crop, **also)
+    other_renderings = {"also": [(12, None)]}
+    here = Clips(data, size=16, num_classes=2, cache=reader, **other_renderings)
+    there = Clips(data, size=16, num_classes=2, cache=reader, crops=made.crop, **other_renderings)
     asked = [(s, r, v) for s, e in enumerate(data.shards) for r in range(e.clips) for v in range(2)]
     ours, theirs = there.__getitems__(asked), here.__getitems__(asked)
     assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.index, theirs.index)
     assert ours.usable.all() and not ours.fallbacks
-    for a, b, least in ((ours.clips, theirs.clips, 33), (ours.also[12, None], theirs.also[12, None], 30)):
+    for a, b, least in (
+        (ours.clips, theirs.clips, 33),
+        (ours.other_renderings[12, None], theirs.other_renderings[12, None], 30),
+    ):
         assert a.shape == b.shape and a.dtype == torch.uint8
         assert min(jpeg.psnr(x.numpy(), y.numpy()) for x, y in zip(a, b, strict=True)) > least
 
@@ -368,14 +371,16 @@ def test_frames_shrunk_on_the_device_are_those_shrunk_by_workers(small, tmp_path
     assert on[0] == pytest.approx(on[1], abs=2)
 
     clips = partial(Clips, open_dataset(small.train), num_classes=2, policy=ViewPolicy(**POLICY), size=16,
-                    also=[(12, None), (12, 16)], decode=open_pack(small.all).decode)  # fmt: skip
+                    other_renderings=[(12, None), (12, 16)], decode=open_pack(small.all).decode)  # fmt: skip
     rows = [(0, 0, 0), (0, 0, 1), (0, 3, 2)]
     there, here = (clips(on_device=device).__getitems__(rows) for device in (True, False))
-    assert there.clips is None and not there.also
+    assert there.clips is None and not there.other_renderings
     drawn = there.to(torch.device("cpu"))
-    for ours, theirs in zip((drawn.clips, *drawn.also.values()), (here.clips, *here.also.values()), strict=True):
+    for ours, theirs in zip(
+        (drawn.clips, *drawn.other_renderings.values()), (here.clips, *here.other_renderings.values()), strict=True
+    ):
         assert (ours.int() - theirs.int()).abs().max() <= 1 and ours.shape == theirs.shape
-    assert drawn.also.keys() == here.also.keys() and drawn.windows is None
+    assert drawn.other_renderings.keys() == here.other_renderings.keys() and drawn.windows is None
 
 
 def test_what_does_not_fit_is_refused_before_work(small, tmp_path, capsys):

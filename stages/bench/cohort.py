@@ -17,7 +17,7 @@ from stages.bench.parts import input_ms, step_ms
 from stages.bench.students import DEMO, Bench, bench_of
 from stages.bench.videos import SMALL
 from stages.models.config import ModelConfig
-from stages.runtime.distributed import ranks
+from stages.runtime.distributed import join_ranks
 from stages.student.config import TrainConfig
 from stages.student.train_student import train_cohort
 
@@ -45,7 +45,7 @@ QUICK = Setup(students=4, times=4, epochs=1)
 def run_cohort(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
     """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept, from the videos and from their pack."""
     setup, figures = QUICK if quick else FULL, []
-    with tempfile.TemporaryDirectory() as temporary, ranks():
+    with tempfile.TemporaryDirectory() as temporary, join_ranks():
         bench = bench_of(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds)
         for source, data in (("the videos", {}), ("the pack", {"pack": bench.packed("all", setup.size)})):
             figures += _figures(bench, source, data, setup)

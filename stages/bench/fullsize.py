@@ -21,7 +21,7 @@ from stages.bench.videos import SMALL
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
 from stages.models.video_model import model_stats
-from stages.runtime.distributed import ranks
+from stages.runtime.distributed import join_ranks
 from stages.shards.dataset import open_dataset
 from stages.stream.pack_reader import open_pack
 
@@ -32,7 +32,7 @@ SIZES = 112, 224  # px of a student, and of the teacher
 
 def run_fullsize(output: Path | None, folder: Path) -> list[Figure]:
     """Measure the parts on 340x256 clips of GOP 12, which are made in `folder` and kept."""
-    with tempfile.TemporaryDirectory() as temporary, ranks():
+    with tempfile.TemporaryDirectory() as temporary, join_ranks():
         bench = bench_of(Path(temporary), folder, SMALL[0], 8)
         path = bench.packed("crops", SIZES[0])
         data = {"train": bench.data(), "cache": bench.cache(), "pack": path}

@@ -19,7 +19,7 @@ from stages.bench.students import DEMO, DISTILLED, Bench, bench_of
 from stages.bench.videos import SMALL
 from stages.packs.pack import pack
 from stages.prepare.prepare import prepare
-from stages.runtime.distributed import ranks
+from stages.runtime.distributed import join_ranks
 from stages.runtime.memory import peak_memory
 from stages.student.config import TrainConfig
 from stages.student.train_student import train_student
@@ -47,7 +47,7 @@ def run_growth(quick: bool, output: Path | None, trace: Path | None, folder: Pat
     """Measure with tiny nets on 340x256 clips of GOP 12, which are made in `folder` and kept; a plot lies beside `output`,
     or in `folder`."""
     setup = QUICK if quick else FULL
-    with tempfile.TemporaryDirectory() as temporary, ranks():
+    with tempfile.TemporaryDirectory() as temporary, join_ranks():
         each: dict[int, list[dict[str, float]]] = {times: [] for times in setup.times}
         _stages(_bench(Path(temporary) / "warm", folder, setup.times[0], setup))
         for run in range(setup.runs):

@@ -13,7 +13,7 @@ from stages.bench.clocks import RUNS, cpu_seconds
 from stages.bench.figures import Figure, at_least, at_most, measured, profiled, show
 from stages.bench.students import FRAMES, Bench, bench_of
 from stages.bench.videos import LARGE, SMALL, Kind
-from stages.runtime.distributed import ranks
+from stages.runtime.distributed import join_ranks
 from stages.shards.dataset import open_dataset
 from stages.stream.clips import Clips
 from stages.stream.config import LoaderConfig
@@ -42,7 +42,7 @@ QUICK = Setup(kinds=(*SMALL, LARGE[1]), clips=2)
 def run_pack(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
     """Measure on ten-second clips, which are made in `folder` and kept: packs of four stored views, and of all frames."""
     setup, figures = QUICK if quick else FULL, []
-    with ranks():
+    with join_ranks():
         for kind in setup.kinds:
             with tempfile.TemporaryDirectory() as temporary:
                 bench = replace(bench_of(Path(temporary), folder, kind, setup.clips, 1, setup.seconds), views=STORED)

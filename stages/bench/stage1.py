@@ -28,7 +28,7 @@ from stages.bench.figures import Figure, at_least, measured, profiled, show
 from stages.bench.stage1_growth import memory_over_more_clips, over_more_clips
 from stages.bench.stage1_runs import Setup, config_for, filling, prepared, rate_of
 from stages.bench.videos import SMALL, make_videos
-from stages.runtime.distributed import Ranks, ranks
+from stages.runtime.distributed import Ranks, join_ranks
 from stages.shards.dataset import Dataset
 from stages.stream.loading import decoding_workers
 from stages.teacher.config import CacheConfig
@@ -49,22 +49,22 @@ def run_stage1(quick: bool, output: Path | None, trace: Path | None, folder: Pat
         raise ReskdError("bench stage1 measures against decord, which is not installed here: use a machine that has it")
     setup = QUICK if quick else FULL
     videos = make_videos(folder, SMALL[0], min(setup.few, DISTINCT), setup.seconds)
-    with tempfile.TemporaryDirectory() as temporary, ranks() as at:
-        if at.device.type == "cuda":
+    with tempfile.TemporaryDirectory() as temporary, join_ranks() as ranks:
+        if ranks.device.type == "cuda":
             setup = replace(setup, **ON_GPU)
-        figures = _against_its_bound(Path(temporary), videos, setup, at, trace)
-        figures += over_more_clips(Path(temporary), videos, setup, at)
+        figures = _against_its_bound(Path(temporary), videos, setup, ranks, trace)
+        figures += over_more_clips(Path(temporary), videos, setup, ranks)
         figures += memory_over_more_clips(Path(temporary), videos, setup)
     show("stage1", figures, output)
     return figures
 
 
-def _against_its_bound(folder: Path, videos: Path, setup: Setup, at: Ranks, trace: Path | None) -> list[Figure]:
+def _against_its_bound(folder: Path, videos: Path, setup: Setup, ranks: Ranks, trace: Path | None) -> list[Figure]:
     data = prepared(folder / "bound", videos, setup.clips)
     config = config_for(folder, data, setup.model, setup.size, setup, "bound.zarr")
-    stage_one, count = filling(config, data, at), setup.clips * setup.views
-    teacher, _ = load_teacher(config, data, at.device)
-    workers, gpu = decoding_workers(config.loader), at.device.type == "cuda"
+    stage_one, count = filling(config, data, ranks), setup.clips * setup.views
+    teacher, _ = load_teacher(config, data, ranks.device)
+    workers, gpu = decoding_workers(config.loader), ranks.device.type == "cuda"
     _forward_rate(teacher, setup, gpu)  # the first is not counted
     rounds = []
     for _ in range(setup.runs):

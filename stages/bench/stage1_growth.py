@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stages.bench.figures import Figure, at_most, measured
 from stages.bench.stage1_runs import TINY, Setup, config_for, filling, prepared, rate_of
-from stages.runtime.distributed import Ranks, ranks
+from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.memory import peak_memory
 from stages.shards.dataset import open_dataset
 from stages.stream.loading import decoding_workers
@@ -17,17 +17,17 @@ from stages.teacher.config import CacheConfig
 FLAT = 1.10  # what grows by more over more clips isn't flat
 
 
-def over_more_clips(folder: Path, videos: Path, setup: Setup, at: Ranks) -> list[Figure]:
+def over_more_clips(folder: Path, videos: Path, setup: Setup, ranks: Ranks) -> list[Figure]:
     """Milliseconds of a clip·view with a tiny teacher, over 1, 2, 4, … times the clips."""
     runs, figures = {}, []
     for times in setup.times:
         data = prepared(folder / f"x{times}", videos, setup.few * times)
-        runs[times] = filling(config_for(folder, data, TINY, 112, setup, f"x{times}.zarr"), data, at)
+        runs[times] = filling(config_for(folder, data, TINY, 112, setup, f"x{times}.zarr"), data, ranks)
     runs[setup.times[0]]()
     each = {times: [] for times in runs}
     for _ in range(setup.runs):
         for times, run in runs.items():
-            each[times].append(1e3 / rate_of(run, setup.few * times * setup.views, at.device.type == "cuda"))
+            each[times].append(1e3 / rate_of(run, setup.few * times * setup.views, ranks.device.type == "cuda"))
     for times, taken in each.items():
         figures.append(measured(f"stage one, tiny teacher, {setup.few * times} clips", taken, "ms a clip·view"))
     first, last = setup.times[0], setup.times[-1]
@@ -58,7 +58,7 @@ def _peak(config: CacheConfig) -> tuple[float, float]:
 
     multiprocessing.set_start_method(None, force=True)  # the platform's for workers, not that of this process
     data = open_dataset(config.data)
-    with ranks() as at, peak_memory(every=0.25) as peak:
-        filling(config, data, at)()
+    with join_ranks() as ranks, peak_memory(every=0.25) as peak:
+        filling(config, data, ranks)()
         marks = [resource.getrusage(whose).ru_maxrss for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         return peak(), marks[0] + decoding_workers(config.loader) * marks[1]

@@ -70,13 +70,13 @@ def config_for(folder: Path, data: Dataset, model: ModelConfig, size: int, setup
     )
 
 
-def filling(config: CacheConfig, data: Dataset, at: Ranks) -> Callable[[], None]:
+def filling(config: CacheConfig, data: Dataset, ranks: Ranks) -> Callable[[], None]:
     """Fills a fresh cache, each time."""
-    teacher, wanted = load_teacher(config, data, at.device)
+    teacher, wanted = load_teacher(config, data, ranks.device)
 
     def run() -> None:
         shutil.rmtree(config.output, ignore_errors=True)
-        fill(config, data, teacher, create_cache(config.output, wanted, root_arrays(teacher)), at)
+        fill(config, data, teacher, create_cache(config.output, wanted, root_arrays(teacher)), ranks)
 
     return run
 

@@ -31,7 +31,7 @@ from stages.distill.targets import TargetDecoder, loss_terms, target_decoder
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
 from stages.models.video_model import place
-from stages.runtime.distributed import ranks
+from stages.runtime.distributed import join_ranks
 from stages.runtime.log import read_metrics
 from stages.shards.dataset import open_dataset
 from stages.stream.batch import Batch
@@ -68,14 +68,14 @@ QUICK = Setup(FULL.students[:1], times=4)
 def run_stage2(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
     """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept; their pack has all frames."""
     setup = QUICK if quick else FULL
-    with tempfile.TemporaryDirectory() as temporary, ranks() as at:
+    with tempfile.TemporaryDirectory() as temporary, join_ranks() as ranks:
         bench = bench_of(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds)
         joining = {name: _joining(bench, targets, setup) for name, targets in
                    (("drawn", None), (LOGITS, ("logits",)), (FEATURES, ("logits", "features")))}  # fmt: skip
         figures = [measured(f"input: views and targets, {name}", ms, "ms a clip") for name, ms in joining.items()]
         for student in setup.students:
             figures += _adding(bench, student, joining, setup)
-            figures += _busy(bench, student, at.device, setup)
+            figures += _busy(bench, student, ranks.device, setup)
         figures.append(_distilled_over_plain(bench, setup.students[0], setup))
         if trace is not None:
             with profiled(trace):

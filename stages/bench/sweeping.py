@@ -22,7 +22,7 @@ from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
 from stages.models.video_model import model_stats
 from stages.packs.pack import pack
-from stages.runtime.distributed import ranks
+from stages.runtime.distributed import join_ranks
 from stages.shards.dataset import open_dataset
 from stages.stream.pack_reader import open_pack
 from stages.student.config import TrainConfig
@@ -56,7 +56,7 @@ def run_sweeping(quick: bool, output: Path | None, trace: Path | None, folder: P
     """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept."""
     setup = QUICK if quick else FULL
     ours, loops = [], []
-    with ranks():
+    with join_ranks():
         for _ in range(setup.runs):
             with tempfile.TemporaryDirectory() as temporary:
                 bench = bench_of(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds,

@@ -1,1 +1,0 @@
-"""What a teacher emits and how a student meets it."""

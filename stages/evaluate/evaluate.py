@@ -14,6 +14,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from cache.differences import first_difference
 from cache.errors import ReskdError
 from cache.store import write_atomically
 from cache.view import ViewPolicy
@@ -23,9 +24,8 @@ from stages.metrics.accuracy import confusion, measure, per_class
 from stages.metrics.scoring import collect
 from stages.models.checkpoints import load_model
 from stages.models.video_model import model_stats, place
-from stages.runtime.distributed import Ranks, ranks
+from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.log import console, progress_bar
-from stages.shards.classes import first_difference
 from stages.shards.dataset import open_dataset
 from stages.shards.labels import check_labels
 from stages.stream.batch import Batch
@@ -57,12 +57,14 @@ def evaluate(config: EvaluateConfig) -> dict:
     size, policy = config.size or card.size, protocol_policy(config.policy or card.eval_policy, config.protocol)
     if pack:
         check_fresh(pack, policy, card.render_via or size, "evaluation")
-    clips = Clips(data, size=size, via=card.render_via, num_classes=len(data.classes), policy=policy,
+    clips = Clips(data, size=size, render_via=card.render_via, num_classes=len(data.classes), policy=policy,
                   **frames_by(pack, config.loader))  # fmt: skip
-    with ranks() as at:
-        batches = _shown(in_order(clips, config.loader, config.batch_size, at), policy.views, data.usable_rows(), at)
-        amp = config.amp == "auto" and at.device.type == "cuda"
-        scored = collect(place(model, at.device), batches, len(data.classes), at, amp,
+    with join_ranks() as ranks:
+        batches = _shown(
+            in_order(clips, config.loader, config.batch_size, ranks), policy.views, data.usable_rows(), ranks
+        )
+        amp = config.amp == "auto" and ranks.device.type == "cuda"
+        scored = collect(place(model, ranks.device), batches, len(data.classes), ranks, amp,
                          average=config.average, forward=config.batch_size)  # fmt: skip
         gmacs, counts = model_stats(model, size).gmacs, None if scored.several else confusion(scored)
         result = {
@@ -77,7 +79,7 @@ def evaluate(config: EvaluateConfig) -> dict:
             "checkpoint": str(config.checkpoint),
             "data": str(config.data),
         }
-        if at.first:
+        if ranks.first:
             table = per_class(scored)
             if config.output is not None:
                 _write(config.output, result, table, counts, data.classes)

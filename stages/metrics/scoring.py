@@ -48,11 +48,16 @@ Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # videos, probabil
 
 
 def _scored(
-    model: torch.nn.Module, batch: Batch, there: Batch, amp: bool, average: Average = "prob", forward: int | None = None
+    model: torch.nn.Module,
+    batch: Batch,
+    on_device: Batch,
+    amp: bool,
+    average: Average = "prob",
+    forward: int | None = None,
 ) -> Rows:
     """Of whole videos; `there`: the same on the model's device."""
     videos = batch.index[:, :2].unique_consecutive(dim=0)
-    scores = _probabilities(model, there.clips, len(videos), amp, average, forward)
+    scores = _probabilities(model, on_device.clips, len(videos), amp, average, forward)
     views = len(batch.index) // len(videos)
     usable = batch.usable.view(len(videos), views).all(1)
     truth = batch.multi_hot[::views] > 0
@@ -110,12 +115,12 @@ def score_each(nets: Sequence[Net], batches: Iterable[Batch], classes: int, rank
     rows: list[list[Rows]] = [[] for _ in nets]
     failed: dict[int, Exception] = {}
     for batch in raising(batches):
-        there = batch.to(ranks.device)  # once for all
+        on_device = batch.to(ranks.device)  # once for all
         for i, net in enumerate(nets):
             if i in failed:
                 continue
             try:
-                rows[i].append(_scored(net.model, batch, there.seen_at(net.rendering), net.amp))
+                rows[i].append(_scored(net.model, batch, on_device.seen_at(net.rendering), net.amp))
             except Exception as error:
                 if len(nets) == 1 and ranks.world == 1:
                     raise

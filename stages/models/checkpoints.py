@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save as to_bytes
 
+from cache.differences import first_difference
 from cache.errors import ReskdError
 from cache.store import write_atomically
 from cache.view import ViewPolicy
@@ -21,7 +22,6 @@ from stages.models.config import InitConfig, ModelConfig
 from stages.models.other_formats import check_normalisation, fit, has_shift, recognise, to_ours
 from stages.models.torchfile import Stored, read_file, read_safetensors
 from stages.models.video_model import VideoModel
-from stages.shards.classes import first_difference
 
 FORMAT = 1
 LISTED = 12  # lines of a message about keys that don't fit

@@ -20,7 +20,7 @@ from cache.errors import ReskdError
 from stages.packs.config import PackConfig
 from stages.packs.plan import Plan, plan_pack
 from stages.packs.writing import AllPictures, PackedClip, commit_shard
-from stages.runtime.distributed import Ranks, ranks
+from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.lock import in_use
 from stages.runtime.log import console, progress_bar
 from stages.shards.dataset import Dataset, open_dataset
@@ -39,21 +39,21 @@ def pack(config: PackConfig, *, dry_run: bool = False) -> dict:
     started = time.perf_counter()
     data = open_dataset(config.data)
     data.check_files()
-    with ranks(patience=timedelta(days=7)) as at:  # shards differ: the first to finish waits for the last
+    with join_ranks(patience=timedelta(days=7)) as ranks:  # shards differ: the first to finish waits for the last
         if dry_run:
             return _show(config, data, plan_pack(config, data))
-        with in_use(config.output) if at.first else nullcontext(), _disk_errors(config.output, data):
+        with in_use(config.output) if ranks.first else nullcontext(), _disk_errors(config.output, data):
             found: list[Plan | None] = [None]
 
             def begin() -> None:
                 found[0] = plan_pack(config, data)
                 _claim(config.output, found[0])
 
-            at.first_does(begin)
-            plan = at.gather(found[0])[0]
-            done = _fill(config, data, plan, at)
-            at.barrier()
-            if not at.first:
+            ranks.first_does(begin)
+            plan = ranks.gather(found[0])[0]
+            done = _fill(config, data, plan, ranks)
+            ranks.barrier()
+            if not ranks.first:
                 return {"clips": done}
             return _report(config, data, plan, finish(config.output, plan.identity), done, started)
 
@@ -76,15 +76,15 @@ def _say_small(plan: Plan) -> None:
                       f"{plan.small[0]}", markup=False, highlight=False, soft_wrap=True)  # fmt: skip
 
 
-def _fill(config: PackConfig, data: Dataset, plan: Plan, at: Ranks) -> int:
+def _fill(config: PackConfig, data: Dataset, plan: Plan, ranks: Ranks) -> int:
     """Pack this rank's shards, every W-th of those that are missing; returns their clips."""
-    shards = plan.missing[at.rank :: at.world]
+    shards = plan.missing[ranks.rank :: ranks.world]
     frames = AllPictures(data, shards, plan.wanted, plan.identity.height, plan.identity.quality)
     workers = min(decoding_workers(config.loader), len(frames))
     loader = DataLoader(frames, batch_size=None, num_workers=workers, collate_fn=identity, generator=torch.Generator(),
                         prefetch_factor=config.loader.prefetch if workers else None)  # fmt: skip
     total = sum(data.entry(shard).clips for shard in shards)
-    with progress_bar("clips", disable=not at.first) as bar:
+    with progress_bar("clips", disable=not ranks.first) as bar:
         task, started = bar.add_task("pack", total=total, rate=0.0, note=""), time.perf_counter()
 
         def served() -> Iterator[PackedClip]:

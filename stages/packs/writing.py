@@ -115,9 +115,9 @@ class AllPictures(IterableDataset):
     def __iter__(self) -> Iterator[list[PackedClip] | ReskdError]:
         try:
             position = None
-            for at, start, rows in chunks_of_turn(self.data, self.shards, CHUNK):
-                if at != position:
-                    position, shard = at, self.shards[at]
+            for number, start, rows in chunks_of_turn(self.data, self.shards, CHUNK):
+                if number != position:
+                    position, shard = number, self.shards[number]
                     lost = self.wanted.lost(self.data, shard)
                     needed = self.wanted.stored(shard) if self.wanted.crops else self.wanted.of(self.data, shard)
                 yield [self._packed(row, video, r, needed, lost.get(r)) for r, (row, video) in enumerate(rows, start)]

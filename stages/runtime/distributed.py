@@ -99,7 +99,7 @@ def cores() -> int:
 
 
 @contextmanager
-def ranks(patience: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
+def join_ranks(patience: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
     """Join the process group that torchrun describes in the environment, and leave it at the end; inside another such
     context it is that one's group (torchrun's store can't make a second one in the same process).
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from cache.differences import first_difference
 from cache.errors import ReskdError
 from stages.shards.dataset import Dataset
 from stages.shards.index import read_index
@@ -128,11 +129,3 @@ def check_classes(classes: tuple[str, ...], data: Dataset, checkpoint: Path) -> 
         raise ReskdError(f"teacher {checkpoint} knows other classes than the data set {data.path} has "
                          f"({first_difference(classes, data.classes)}): prepare the data set in the teacher's order "
                          f"(prepare --class-order {checkpoint})")  # fmt: skip
-
-
-def first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
-    """Where two lists of class names, which aren't equal, differ."""
-    if len(theirs) != len(ours):
-        return f"{len(theirs)} there and {len(ours)} here"
-    at, (name, own) = next((i, pair) for i, pair in enumerate(zip(theirs, ours, strict=True)) if len({*pair}) > 1)
-    return f"class {at} is {name!r} there and {own!r} here"

@@ -22,30 +22,34 @@ class Batch:
     index: Tensor  # int64 [B,3] shard, row, view
     logits: Tensor | None = None  # float32 [B,K]
     features: Tensor | None = None  # [B,T',g,g',d] as stored: float16, or int8 codes
-    also: Mapping[Rendering, Tensor] = field(default_factory=dict)  # the same views at other sizes, as `clips`
+    other_renderings: Mapping[Rendering, Tensor] = field(
+        default_factory=dict
+    )  # the same views at other sizes, as `clips`
     windows: Windows | None = None
     failures: tuple[str, ...] = ()  # shard/key: reason, one for each row with a view that is not usable
     fallbacks: tuple[str, ...] = ()  # shard/key: decoded by another decoder than the index names
 
     def seen_at(self, rendering: Rendering | None) -> Batch:
         """With the clips that were rendered `also` so; None: as it is."""
-        return self if rendering is None else replace(self, clips=self.also[rendering])
+        return self if rendering is None else replace(self, clips=self.other_renderings[rendering])
 
     def _map(self, function) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        also = {rendering: function(clips) for rendering, clips in self.also.items()}
+        other_renderings = {rendering: function(clips) for rendering, clips in self.other_renderings.items()}
         windows = self.windows and self.windows.map(function)
         tensors = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, also=also, windows=windows, **tensors)
+        return replace(self, other_renderings=other_renderings, windows=windows, **tensors)
 
     def pin_memory(self) -> Batch:
         return self._map(lambda t: t.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
         """All of it on the device, and its clips drawn there where the workers didn't."""
-        there = self._map(lambda t: t.to(device, non_blocking=True))
-        if there.windows is None:
-            return there
-        first, *others = there.windows.renderings
-        also = {rendering: draw(there.windows, *rendering) for rendering in others}
-        return replace(there, clips=draw(there.windows, *first), also=also, windows=None)
+        on_device = self._map(lambda t: t.to(device, non_blocking=True))
+        if on_device.windows is None:
+            return on_device
+        first, *others = on_device.windows.renderings
+        other_renderings = {rendering: draw(on_device.windows, *rendering) for rendering in others}
+        return replace(
+            on_device, clips=draw(on_device.windows, *first), other_renderings=other_renderings, windows=None
+        )

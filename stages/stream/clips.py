@@ -34,7 +34,9 @@ class _Pictures:
     """A batch in the making: of each rendering uint8 [B,T,3,S,S], black so far, and of each view what is cut out."""
 
     def __init__(self, batch: int, frames: int, renderings: Sequence[Rendering]):
-        self.clips = {(size, via): np.zeros((batch, frames, 3, size, size), np.uint8) for size, via in renderings}
+        self.clips = {
+            (size, render_via): np.zeros((batch, frames, 3, size, size), np.uint8) for size, render_via in renderings
+        }
         self.cuts: list[Cut | None] = [None] * batch
 
 
@@ -57,15 +59,15 @@ class Clips(TorchDataset):
         num_classes: int,
         policy: ViewPolicy | None = None,
         cache: CacheReader | None = None,
-        via: int | None = None,
-        also: Sequence[Rendering] = (),
+        render_via: int | None = None,
+        other_renderings: Sequence[Rendering] = (),
         decode: Decode | None = None,
         on_device: bool = False,
         crops: Crop | None = None,
     ):
         assert policy is not None or cache is not None
         assert crops is None or (policy is None and not on_device)
-        self.data, self.renderings = data, ((size, via), *also)
+        self.data, self.renderings = data, ((size, render_via), *other_renderings)
         self.num_classes, self.policy, self.cache = num_classes, policy, cache
         self.decode, self.on_device, self.crops = decode or decode_of, on_device, crops
 
@@ -102,7 +104,7 @@ class Clips(TorchDataset):
         clips = {rendering: torch.from_numpy(pixels) for rendering, pixels in into.clips.items()}
         return Batch(
             clips=clips.get(self.renderings[0]),
-            also={rendering: clips[rendering] for rendering in self.renderings[1:] if clips},
+            other_renderings={rendering: clips[rendering] for rendering in self.renderings[1:] if clips},
             windows=windows_of(into.cuts, time, self.renderings) if self.on_device else None,
             labels=torch.tensor([row.labels[0] if row.labels else -1 for row in rows]),
             multi_hot=multi_hot,

@@ -24,13 +24,13 @@ def check_shared(configs: Mapping[str, TrainConfig]) -> None:
         if config.output in outputs:
             raise ReskdError(f"the students {outputs[config.output]} and {name} have one output, {config.output}")
         outputs[config.output] = name
-    there = shared_keys(one)
+    first_keys = shared_keys(one)
     for name, config in others:
-        here = shared_keys(config)
-        key = next((key for key in sorted(there | here) if there.get(key) != here.get(key)), None)
+        keys = shared_keys(config)
+        key = next((key for key in sorted(first_keys | keys) if first_keys.get(key) != keys.get(key)), None)
         if key is not None:
-            raise ReskdError(f"students on one stream must agree on {key}: it is {there.get(key)!r} for {first} and "
-                             f"{here.get(key)!r} for {name}: train them one after another, or set it for all")  # fmt: skip
+            raise ReskdError(f"students on one stream must agree on {key}: it is {first_keys.get(key)!r} for {first} and "
+                             f"{keys.get(key)!r} for {name}: train them one after another, or set it for all")  # fmt: skip
 
 
 def shared_keys(config: TrainConfig) -> dict[str, Any]:

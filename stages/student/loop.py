@@ -132,11 +132,11 @@ def _optimizer_step(
         for what, lines in (("masked", batch.failures), ("fallback", batch.fallbacks)):
             for line in lines:
                 console.print(f"[yellow]{what}[/] {escape(line)}", highlight=False)
-        there = batch.to(device)  # once for all
+        on_device = batch.to(device)  # once for all
         if teach:
-            there = teach(there)
+            on_device = teach(on_device)
         last = i + 1 == config.accumulate
-        _each(at_work, runs, lambda run: _backward(run, batch, there, epoch, last))  # noqa: B023
+        _each(at_work, runs, lambda run: _backward(run, batch, on_device, epoch, last))  # noqa: B023
     _each(at_work, runs, _update)
 
 
@@ -146,17 +146,17 @@ def _begin(run: Run) -> None:
     run.optimizer.zero_grad(set_to_none=True)
 
 
-def _backward(run: Run, batch: Batch, there: Batch, epoch: int, last: bool) -> None:
+def _backward(run: Run, batch: Batch, on_device: Batch, epoch: int, last: bool) -> None:
     """Add the gradients of a micro-batch, `there` on the device; `last`: of the step."""
     config, ranks, weights = run.config, run.ranks, run.config.losses.weights()
     run.progress.failed += len(batch.failures)
-    there = there.seen_at(run.rendering)
+    on_device = on_device.seen_at(run.rendering)
     if config.losses.random_label:
-        there = replace(there, labels=with_one_label(batch, config.seed, epoch).labels.to(ranks.device))
+        on_device = replace(on_device, labels=with_one_label(batch, config.seed, epoch).labels.to(ranks.device))
     with ranks.without_sync(run.wrapped, skip=not last):
         with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=run.amp):
-            answer = run.wrapped(there.clips)
-        terms = loss_terms(answer, there, config.losses, run.decoder)
+            answer = run.wrapped(on_device.clips)
+        terms = loss_terms(answer, on_device, config.losses, run.decoder)
         loss = sum(weights[name] * value for name, value in terms.items())
         run.progress.add({"loss": loss, **terms})
         if ranks.device.type == "cpu" and ranks.world == 1:

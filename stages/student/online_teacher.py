@@ -32,7 +32,7 @@ class OnlineTeacher:
 
         def taught(batch: Batch) -> Batch:
             # Cloned: what inference mode makes can't be saved for a backward pass.
-            clips = batch.also[self.size, None]
+            clips = batch.other_renderings[self.size, None]
             targets = {name: value.clone() for name, value in teacher_outputs(model, clips, names, dtype).items()}
             return replace(batch, **targets)
 

@@ -36,7 +36,7 @@ class StudentSetup:
 
 
 def set_up_student(
-    config: TrainConfig, data: Dataset, replay: Replay | None, online: OnlineTeacher | None, at: Ranks
+    config: TrainConfig, data: Dataset, replay: Replay | None, online: OnlineTeacher | None, ranks: Ranks
 ) -> StudentSetup:
     """Build a student and its first weights, which its seed alone decides."""
     torch.manual_seed(config.seed)
@@ -45,13 +45,13 @@ def set_up_student(
         check_targets(replay.manifest, config.losses, _shapes(model, config), config.model.num_frames)
     if config.grad_checkpointing:
         enable_grad_checkpointing(model, compiled=config.compile)
-    student = _student(model, config, replay or online, replay.constants if replay else None, at)
+    student = _student(model, config, replay or online, replay.constants if replay else None, ranks)
     if not (config.losses.student_reads("logits") or config.losses.student_reads("class_map")):
         student.model.head.requires_grad_(False)
         console.print("[yellow]warning[/] no loss reads the logits: the features are trained, the classifier is not")
     gmacs = model_stats(model, config.size).gmacs
-    if not at.first:
-        torch.manual_seed(config.seed + at.rank)  # the same weights on every rank, but not the same dropout
+    if not ranks.first:
+        torch.manual_seed(config.seed + ranks.rank)  # the same weights on every rank, but not the same dropout
     return StudentSetup(config, student, torch_state(), gmacs)
 
 
@@ -86,11 +86,11 @@ def _student(
     config: TrainConfig,
     teacher: Replay | OnlineTeacher | None,
     constants: Constants | None,
-    at: Ranks,
+    ranks: Ranks,
 ) -> Student:
     """The model with what its losses need beside it; said, where that is an adapter."""
     student = build_student(model, config.losses, teacher.width if teacher else None, constants)
-    if student.adapter is not None and student.adapter.weight.requires_grad and at.first:
+    if student.adapter is not None and student.adapter.weight.requires_grad and ranks.first:
         console.print(f"the student's map has {student.adapter.in_features} channels, the targets' "
                       f"{student.adapter.out_features}: a 1×1 adapter between them is trained with the student and "
                       f"left out of its exported weights")  # fmt: skip

@@ -21,7 +21,7 @@ from stages.distill.targets import TargetDecoder, target_decoder
 from stages.metrics.scoring import Net, score_each
 from stages.models.checkpoints import ModelCard, save_model
 from stages.models.video_model import model_stats, place
-from stages.runtime.distributed import Ranks, ranks
+from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.lock import in_use
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset
@@ -72,7 +72,7 @@ def train_cohort(
     """
     started = time.perf_counter()
     check_shared(configs)
-    with ranks() as at, ExitStack() as held:
+    with join_ranks() as ranks, ExitStack() as held:
         configs = with_stored_views(configs) if resume else dict(configs)
         shared = next(iter(configs.values()))
         data, val, packs = open_data(shared)
@@ -82,22 +82,22 @@ def train_cohort(
         if shared.data.cache:
             replay = open_replay(shared.data.cache, shared.data.views, targets, data, allow_partial)
         online = open_teacher(shared.teacher, data, shared.model.num_frames) if shared.teacher else None
-        setups = {name: set_up_student(config, data, replay, online, at) for name, config in configs.items()}
+        setups = {name: set_up_student(config, data, replay, online, ranks) for name, config in configs.items()}
         for setup in setups.values():
             check_packs(setup.config, packs, replay)
-        order = _order(shared, data, replay, at)
+        order = _order(shared, data, replay, ranks)
         check = partial(check_run, resume=resume, overwrite=overwrite)
         if dry_run:
             for setup in setups.values() if resume else ():
                 check(setup.config)
             return {name: _show_plan(setup, data, order, replay) for name, setup in setups.items()}
         for setup in setups.values():
-            if at.first:
+            if ranks.first:
                 held.enter_context(in_use(setup.config.output))
         for setup in setups.values():  # all of them, before any is touched
-            at.first_does(partial(check, setup.config))
+            ranks.first_does(partial(check, setup.config))
         for setup in setups.values():
-            at.first_does(partial(open_run, setup.config, resume=resume, overwrite=overwrite))
+            ranks.first_does(partial(open_run, setup.config, resume=resume, overwrite=overwrite))
         results = {}
         for name, setup in list(setups.items()):
             if (result := _finished(setup.config)) is not None:
@@ -105,32 +105,32 @@ def train_cohort(
                 results[name] = result
                 del setups[name]
         if setups:
-            results |= _train(setups, data, val, packs, targets, replay, online, order, at, started, go_on)
+            results |= _train(setups, data, val, packs, targets, replay, online, order, ranks, started, go_on)
         return {name: results[name] for name in configs}
 
 
 def _train(setups: Mapping[str, StudentSetup], data: Dataset, val: Dataset | None, packs: Packs, targets: Sequence[str],
-           replay: Replay | None, online: OnlineTeacher | None, order: Order, at: Ranks, started: float,
+           replay: Replay | None, online: OnlineTeacher | None, order: Order, ranks: Ranks, started: float,
            go_on: str) -> dict[str, dict]:  # fmt: skip
     """Wire what the loop takes: batches, targets, validation, weights and results to disk."""
     shared, results = next(iter(setups.values())).config, {}
     first, *others = dict.fromkeys((setup.config.size, setup.config.render_via) for setup in setups.values())
-    make = partial(Clips, size=first[0], via=first[1], num_classes=len(data.classes))
-    reader = _reader(shared, replay.manifest, targets, order, at) if replay else None
-    clips = make(data, cache=reader, policy=shared.policy, also=[*others, *([(online.size, None)] if online else [])],
+    make = partial(Clips, size=first[0], render_via=first[1], num_classes=len(data.classes))
+    reader = _reader(shared, replay.manifest, targets, order, ranks) if replay else None
+    clips = make(data, cache=reader, policy=shared.policy, other_renderings=[*others, *([(online.size, None)] if online else [])],
                  **frames_by(packs.train, shared.loader))  # fmt: skip
     if replay:
-        decoder = target_decoder(replay.manifest, replay.constants, at.device)
+        decoder = target_decoder(replay.manifest, replay.constants, ranks.device)
     else:
-        decoder = online.decoder(at.device) if online else TargetDecoder()
+        decoder = online.decoder(ranks.device) if online else TargetDecoder()
 
     def batches(start: tuple[int, int]):
         epochs = max(setup.config.schedule.epochs for setup in setups.values())
-        return batches_of_run(clips, order, epochs, start, shared.loader, at)
+        return batches_of_run(clips, order, epochs, start, shared.loader, ranks)
 
     def validate(nets: Sequence[Net]) -> list[dict | Exception]:
-        seen = make(val, policy=shared.eval_policy, also=others, **frames_by(packs.val, shared.loader))
-        return score_each(nets, in_order(seen, shared.loader, shared.batch_size, at), len(data.classes), at)
+        seen = make(val, policy=shared.eval_policy, other_renderings=others, **frames_by(packs.val, shared.loader))
+        return score_each(nets, in_order(seen, shared.loader, shared.batch_size, ranks), len(data.classes), ranks)
 
     def save_weights(config: TrainConfig, name: str, evaluated: torch.nn.Module, notes: dict) -> None:
         card = ModelCard(config.model, data.classes, config.size, config.render_via, config.eval_policy, notes)
@@ -146,7 +146,7 @@ def _train(setups: Mapping[str, StudentSetup], data: Dataset, val: Dataset | Non
             "gmacs": setups[name].gmacs,
             "seconds": time.perf_counter() - started,
         }
-        if at.first:
+        if ranks.first:
             write_atomically(config.output / "result.json", (json.dumps(results[name], indent=2) + "\n").encode())
 
     runs = []
@@ -155,8 +155,8 @@ def _train(setups: Mapping[str, StudentSetup], data: Dataset, val: Dataset | Non
         rendering = (config.size, config.render_via)
         run = start_run(
             config,
-            at,
-            place(setup.student, at.device),
+            ranks,
+            place(setup.student, ranks.device),
             load_state(last) if last.exists() else None,
             order=order.digest(),
             steps_per_epoch=order.steps_per_epoch(),
@@ -169,7 +169,7 @@ def _train(setups: Mapping[str, StudentSetup], data: Dataset, val: Dataset | Non
         runs.append(run)
     read = {name for setup in setups.values() for name in setup.config.losses.stored_targets}
     dtype = torch.bfloat16 if any(run.amp for run in runs) else torch.float32
-    teach = online.teach(at.device, sorted(read), dtype) if online else None
+    teach = online.teach(ranks.device, sorted(read), dtype) if online else None
     fit(runs, batches, order.steps_per_epoch(), teach=teach, validate=validate if val else None, go_on=go_on)
     return results
 
@@ -180,10 +180,10 @@ def _finished(config: TrainConfig) -> dict | None:
     return json.loads(finished.read_text()) if last.exists() and finished.exists() else None
 
 
-def _reader(config: TrainConfig, manifest: Manifest, targets: Sequence[str], order: Order, at: Ranks) -> CacheReader:
+def _reader(config: TrainConfig, manifest: Manifest, targets: Sequence[str], order: Order, ranks: Ranks) -> CacheReader:
     """A reader that holds what its worker's streams have open, with a word where that is much of the memory."""
     workers = max(1, decoding_workers(config.loader))
-    blocks = order.resident_blocks(at.world * workers)
+    blocks = order.resident_blocks(ranks.world * workers)
     per_rank = workers * blocks * BLOCK * bytes_of_clip_view(manifest.identity, targets)
     available = psutil.virtual_memory().available
     if per_rank > available / 4:
@@ -208,13 +208,13 @@ def _check_data(configs: Sequence[TrainConfig], data: Dataset, val: Dataset | No
     check_labels(val, single=False)
 
 
-def _order(config: TrainConfig, data: Dataset, replay: Replay | None, at: Ranks) -> Order:
+def _order(config: TrainConfig, data: Dataset, replay: Replay | None, ranks: Ranks) -> Order:
     order = Order(
         rows=replay.rows if replay else data.usable_rows(),
         names=[entry.name for entry in data.shards],
         seed=order_seed(config),
         batch_size=config.batch_size,
-        group=at.world * config.accumulate,
+        group=ranks.world * config.accumulate,
         window=config.loader.window,
         streams=config.loader.streams,
         views=replay.views if replay and not config.data.mismatch else None,

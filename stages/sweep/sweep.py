@@ -14,7 +14,7 @@ from cache.errors import ReskdError
 from cache.store import write_atomically
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
-from stages.runtime.distributed import Ranks, ranks
+from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.interrupt import AGAIN, Interrupted
 from stages.runtime.lock import in_use
 from stages.runtime.log import console
@@ -48,29 +48,29 @@ def run_sweep(
     """
     out, cohorts = _folder(students), _cohorts(students, at_once)
     _check(students, test)
-    with ranks() as at:
-        if at.first:
+    with join_ranks() as ranks:
+        if ranks.first:
             _say_plan(cohorts, at_once)
         for cohort in cohorts:  # what a later one lacks is said before the first begins
             with console.capture() as said:
                 train_cohort(cohort, dry_run=True, resume=True)
-            if dry_run and at.first:
+            if dry_run and ranks.first:
                 console.print(said.get(), markup=False, highlight=False, end="")
         if dry_run:
             return {"cohorts": [list(cohort) for cohort in cohorts]}
         out.mkdir(parents=True, exist_ok=True)
-        with in_use(out / "sweep.json") if at.first else nullcontext():
-            failed, seconds = _train(cohorts, out, at)
+        with in_use(out / "sweep.json") if ranks.first else nullcontext():
+            failed, seconds = _train(cohorts, out, ranks)
             rows = {}
             for name, config in students.items():
                 if name not in failed:
                     try:
-                        rows[name] = _scored(config, test, at)
+                        rows[name] = _scored(config, test, ranks)
                     except ReskdError as error:
-                        if at.world > 1:  # it may be this rank's alone
+                        if ranks.world > 1:  # it may be this rank's alone
                             raise
                         failed[name] = str(error)
-            result = at.gather(_report(students, rows, failed, seconds, out, test) if at.first else None)[0]
+            result = ranks.gather(_report(students, rows, failed, seconds, out, test) if ranks.first else None)[0]
     if failed:
         raise ReskdError(f"{len(failed)} of {len(students)} students failed:\n"
                          + "\n".join(dict.fromkeys(failed.values())) + "\nrun it again: what is done stays")  # fmt: skip
@@ -131,22 +131,22 @@ def _check(students: Mapping[str, TrainConfig], test: Path | None) -> None:
 
 
 def _train(
-    cohorts: Sequence[Mapping[str, TrainConfig]], out: Path, at: Ranks
+    cohorts: Sequence[Mapping[str, TrainConfig]], out: Path, ranks: Ranks
 ) -> tuple[dict[str, str], dict[str, float]]:
     """Name -> reason of the students that failed, and the seconds of each cohort (rank 0's); notes the epochs that were
     decoded."""
-    timed, seconds = stopwatch(out / "seconds.json") if at.first else ((lambda _, stage: stage()), {})
+    timed, seconds = stopwatch(out / "seconds.json") if ranks.first else ((lambda _, stage: stage()), {})
     failed: dict[str, str] = {}
     for cohort in cohorts:
         pending = [name for name, config in cohort.items() if not (config.output / "result.json").exists()]
-        if pending and at.first:
+        if pending and ranks.first:
             _note_passes(out, " + ".join(pending), max(cohort[name].schedule.epochs for name in pending))
         try:
             timed(" + ".join(cohort), partial(train_cohort, cohort, resume=True, go_on=AGAIN))
         except Interrupted:
             raise
         except Exception as error:  # of one alone, anything: the next cohort is not to suffer for it
-            if at.world > 1 and not isinstance(error, Failed):  # which alone all ranks are sure to share
+            if ranks.world > 1 and not isinstance(error, Failed):  # which alone all ranks are sure to share
                 raise
             missing = [name for name in pending if not (cohort[name].output / "result.json").exists()]
             if not missing:
@@ -186,7 +186,7 @@ def _folder(students: Mapping[str, TrainConfig]) -> Path:
     return folders.pop()
 
 
-def _scored(config: TrainConfig, test: Path | None, at: Ranks) -> dict:
+def _scored(config: TrainConfig, test: Path | None, ranks: Ranks) -> dict:
     result = json.loads((config.output / "result.json").read_text())
     metrics = result["best"] or {}
     if test is not None:
@@ -195,7 +195,7 @@ def _scored(config: TrainConfig, test: Path | None, at: Ranks) -> dict:
             scored.exists() and scored.stat().st_mtime_ns >= weights.stat().st_mtime_ns
         )  # not of a run replaced since
         metrics = json.loads(scored.read_text()) if current else {}
-        if at.any(metrics.get("data") != str(test)):
+        if ranks.any(metrics.get("data") != str(test)):
             metrics = evaluate(EvaluateConfig(checkpoint=weights, data=test, output=scored,
                                               amp=config.amp, batch_size=64, loader=config.loader))  # fmt: skip
     headline = metrics.get("headline")

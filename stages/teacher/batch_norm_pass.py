@@ -20,24 +20,24 @@ from stages.teacher.teacher import RECALIBRATED, Teacher
 from stages.teacher.view_batches import view_batches
 
 
-def estimate_statistics(config: CacheConfig, data: Dataset, teacher: Teacher, at: Ranks, strict: bool) -> None:
+def estimate_statistics(config: CacheConfig, data: Dataset, teacher: Teacher, ranks: Ranks, strict: bool) -> None:
     """Estimate the pending teacher's BatchNorm statistics on every view to be stored, and keep it in the cache's folder.
 
     A batch is a forward of the cache without padding and unreadable rows. Each rank takes every W-th shard.
     """
-    work = [Work(e.name, range(config.views)) for e in data.shards[at.rank :: at.world]]
+    work = [Work(e.name, range(config.views)) for e in data.shards[ranks.rank :: ranks.world]]
 
     def forwards(batches: Iterator[ViewBatch]) -> Iterator[torch.Tensor]:
         for batch in batches:
             rows = data.rows(batch.work.shard)[batch.start : batch.start + len(batch.frames)]
             readable = [i for i, row in enumerate(rows) if row.key not in batch.quarantine]
             for clips in batch.clips if readable else ():
-                yield clips[readable].to(at.device)
+                yield clips[readable].to(ranks.device)
 
-    with view_batches(config, data, work, teacher, at, strict, "recalibrate") as batches:
-        count = recalibrate(teacher.model, forwards(batches), teacher.dtype, at.sum)
-    at.first_does(partial(_keep, config.output, teacher))
-    if at.first:
+    with view_batches(config, data, work, teacher, ranks, strict, "recalibrate") as batches:
+        count = recalibrate(teacher.model, forwards(batches), teacher.dtype, ranks.sum)
+    ranks.first_does(partial(_keep, config.output, teacher))
+    if ranks.first:
         console.print(f"BatchNorm statistics: {count} batches of {config.views} views of every clip")
 
 

@@ -25,7 +25,7 @@ from cache.identity import ShardEntry
 from cache.manifest import Manifest, bytes_of_clip_view
 from cache.reader import CacheReader
 from cache.teacher_time import NOTE, open_time_log, teacher_time_of
-from stages.runtime.distributed import Ranks, ranks
+from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.lock import in_use
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset, open_dataset
@@ -35,6 +35,7 @@ from stages.teacher.batch_norm_pass import estimate_statistics
 from stages.teacher.config import CacheConfig
 from stages.teacher.encodings import described_error
 from stages.teacher.forward import Forward, teacher_forwards
+from stages.teacher.identity import in_todays_names
 from stages.teacher.reduction import error_of, estimate
 from stages.teacher.sample_maps import sample_maps
 from stages.teacher.size_planner import plan_sizes
@@ -60,22 +61,22 @@ def cache_teacher(
     started = time.perf_counter()
     data = open_dataset(config.data)
     data.check_files()
-    with ranks(patience=timedelta(days=7)) as at:  # shards differ: the first to finish waits for the last
-        teacher, wanted = load_teacher(config, data, at.device)
+    with join_ranks(patience=timedelta(days=7)) as ranks:  # shards differ: the first to finish waits for the last
+        teacher, wanted = load_teacher(config, data, ranks.device)
         if dry_run:
             return _show_plan(config, data, wanted, teacher, planned)
-        with in_use(config.output) if at.first else nullcontext():
-            at.first_does(partial(_check_room, config.output, wanted))
-            if at.any(teacher.pending is not None):
-                estimate_statistics(config, data, teacher, at, strict)
-                teacher, wanted = load_teacher(config, data, at.device)  # every rank the same
+        with in_use(config.output) if ranks.first else nullcontext():
+            ranks.first_does(partial(_check_room, config.output, wanted))
+            if ranks.any(teacher.pending is not None):
+                estimate_statistics(config, data, teacher, ranks, strict)
+                teacher, wanted = load_teacher(config, data, ranks.device)  # every rank the same
             if teacher.features and teacher.constants is None:
-                teacher, wanted = _estimated(config, data, teacher, wanted, at)
-            at.first_does(partial(create_cache, config.output, wanted, root_arrays(teacher)))
+                teacher, wanted = _estimated(config, data, teacher, wanted, ranks)
+            ranks.first_does(partial(create_cache, config.output, wanted, root_arrays(teacher), in_todays_names))
             manifest = load_manifest(config.output)
-            done = fill(config, data, teacher, manifest, at, strict, started)
-            at.barrier()
-            if not at.first:
+            done = fill(config, data, teacher, manifest, ranks, strict, started)
+            ranks.barrier()
+            if not ranks.first:
                 return {"clip_views": done}
             return _report(config, data, teacher, finalise(config.output), done, started, verify)
 
@@ -113,19 +114,19 @@ def cache_shard(
 
 
 def _estimated(
-    config: CacheConfig, data: Dataset, teacher: Teacher, wanted: Manifest, at: Ranks
+    config: CacheConfig, data: Dataset, teacher: Teacher, wanted: Manifest, ranks: Ranks
 ) -> tuple[Teacher, Manifest]:
     """The teacher with the basis and ranges that rank 0 estimates for it, and the manifest with their error."""
     found: list = [None]
 
     def work() -> None:
         asked = teacher.features
-        sample = sample_maps(config, data, teacher, at, asked.sample)
+        sample = sample_maps(config, data, teacher, ranks, asked.sample)
         constants = estimate(sample, asked.codec, asked.dims, asked.energy)
         found[0] = constants, error_of(sample, constants, asked.codec)
 
-    at.first_does(work)
-    constants, error = at.gather(found[0])[0]
+    ranks.first_does(work)
+    constants, error = ranks.gather(found[0])[0]
     lost = wanted.identity.targets["features"].get("constants_sha256")
     teacher, wanted = with_constants(teacher, wanted, constants)
     if lost not in (None, wanted.identity.targets["features"]["constants_sha256"]):
@@ -145,7 +146,7 @@ def fill(
     data: Dataset,
     teacher: Teacher,
     manifest: Manifest,
-    at: Ranks,
+    ranks: Ranks,
     strict: bool = False,
     began: float | None = None,
 ) -> int:
@@ -153,10 +154,10 @@ def fill(
 
     `began`: when the run did, by `time.perf_counter`, from which its seconds are counted; None: just now.
     """
-    work, done = _work(config.output, manifest, data.shards[at.rank :: at.world]), 0
-    spend = open_time_log(config.output, at.rank, time.perf_counter() if began is None else began)
+    work, done = _work(config.output, manifest, data.shards[ranks.rank :: ranks.world]), 0
+    spend = open_time_log(config.output, ranks.rank, time.perf_counter() if began is None else began)
     with (
-        view_batches(config, data, work, teacher, at, strict, "cache-teacher") as batches,
+        view_batches(config, data, work, teacher, ranks, strict, "cache-teacher") as batches,
         teacher_forwards(teacher) as ask,
         storing(config.output, manifest, spend) as (store, submit),
     ):
@@ -170,7 +171,7 @@ def fill(
 
 def _missing(path: Path, wanted: Manifest) -> tuple[int, int]:
     """Clip·views that are not committed, and the bytes that they will take at most."""
-    manifest, clips = check_cache(path, wanted), {e.name: e.clips for e in wanted.identity.shards}
+    manifest, clips = check_cache(path, wanted, in_todays_names), {e.name: e.clips for e in wanted.identity.shards}
     work = _work(path, manifest, manifest.identity.shards)
     count = [(clips[w.shard] * len(w.views), w.targets) for w in work]
     size = sum(n * bytes_of_clip_view(manifest.identity, targets) for n, targets in count)

@@ -76,23 +76,25 @@ def _on_gpu(teacher: Teacher) -> Forward:
     def ask(clips: torch.Tensor, targets: Sequence[str]) -> Callable[[], TeacherOutput]:
         began, ended, copied = (torch.cuda.Event(enable_timing=True) for _ in range(3))
         with torch.cuda.stream(up):
-            there = clips.to(teacher.device, non_blocking=True)
+            on_device = clips.to(teacher.device, non_blocking=True)
         main.wait_stream(up)
-        there.record_stream(main)  # else `up` could give its memory to a later batch
+        on_device.record_stream(main)  # else `up` could give its memory to a later batch
         began.record(main)
-        found = teacher.forward(there, targets)
+        found = teacher.forward(on_device, targets)
         ended.record(main)
         down.wait_event(ended)
         with torch.cuda.stream(down):
-            here = {name: torch.empty_like(value, device="cpu", pin_memory=True) for name, value in found.items()}
+            pinned = {name: torch.empty_like(value, device="cpu", pin_memory=True) for name, value in found.items()}
             for name, value in found.items():
-                here[name].copy_(value, non_blocking=True)
+                pinned[name].copy_(value, non_blocking=True)
                 value.record_stream(down)
             copied.record(down)
 
         def answer() -> TeacherOutput:
             copied.synchronize()
-            return TeacherOutput({name: value.numpy() for name, value in here.items()}, began.elapsed_time(ended) / 1e3)
+            return TeacherOutput(
+                {name: value.numpy() for name, value in pinned.items()}, began.elapsed_time(ended) / 1e3
+            )
 
         return answer
 

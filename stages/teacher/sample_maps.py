@@ -23,7 +23,7 @@ FLOAT16_MAX = 65504.0  # beyond it a teacher is as good as not finite
 HELD_OUT = 5  # one of so many sampled clips measures the error
 
 
-def sample_maps(config: CacheConfig, data: Dataset, teacher: Teacher, at: Ranks, clip_views: int) -> Sample:
+def sample_maps(config: CacheConfig, data: Dataset, teacher: Teacher, ranks: Ranks, clip_views: int) -> Sample:
     """The teacher's maps of so many clip·views, spread over the clips and the views to be stored, gathered.
 
     Which they are depends on the data set, the policy's seed and their number alone. Every fifth clip is held out.
@@ -41,7 +41,7 @@ def sample_maps(config: CacheConfig, data: Dataset, teacher: Teacher, at: Ranks,
     workers = min(decoding_workers(config.loader), len(batches))
     loader = DataLoader(drawn, batch_sampler=batches, num_workers=workers, collate_fn=identity, generator=torch.Generator(),
                         prefetch_factor=config.loader.prefetch if workers else None)  # fmt: skip
-    with progress_bar("clip·views", disable=not at.first) as bar:
+    with progress_bar("clip·views", disable=not ranks.first) as bar:
         task, started = bar.add_task("basis and ranges", total=number, rate=0.0, note=""), time.perf_counter()
 
         def maps() -> Iterator[tuple[torch.Tensor, np.ndarray]]:

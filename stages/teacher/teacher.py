@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,12 +19,14 @@ from cache.identity import Identity
 from cache.manifest import FORMAT, Manifest
 from cache.reduction import Constants, reduced_shape
 from cache.store import METADATA
+from cache.view import ViewPolicy
 from stages.distill.targets import teacher_outputs
 from stages.models.checkpoints import ModelCard, load_model, load_weights, read_checkpoint, weights_sha256
 from stages.models.video_model import VideoModel, model_stats, place
 from stages.shards.classes import check_classes
 from stages.shards.dataset import Dataset
 from stages.teacher.config import CacheConfig, FeaturesConfig
+from stages.teacher.identity import in_todays_names
 from stages.teacher.recalibrate import batch_norms
 from stages.teacher.reduction import constants_on, reduce_features
 from stages.video.decode import decoder_identity
@@ -184,13 +186,13 @@ def _known_constants(config: CacheConfig, wanted: Manifest) -> tuple[Constants |
     if not (source / METADATA).exists() and config.targets.features.basis is None:
         return None, None
     stored = load_manifest(source)
-    there, here = _what_a_basis_goes_with(stored.identity), _what_a_basis_goes_with(wanted.identity)
-    different = next((name for name in here if there.get(name) != here[name]), None)
+    source_has, wants = _what_a_basis_goes_with(stored.identity), _what_a_basis_goes_with(wanted.identity)
+    different = next((name for name in wants if source_has.get(name) != wants[name]), None)
     if different is not None:
         if config.targets.features.basis is None:
             return None, None  # `check_cache` says what differs, unless the cache has no features yet
-        raise ReskdError(f"targets.features.basis {source}: {different} is {there.get(different)} there and "
-                         f"{here[different]} here: a basis goes with one teacher (weights, size, dtype) and one way of "
+        raise ReskdError(f"targets.features.basis {source}: {different} is {source_has.get(different)} there and "
+                         f"{wants[different]} here: a basis goes with one teacher (weights, size, dtype) and one way of "
                          f"storing its maps; leave `basis` out")  # fmt: skip
     try:
         return read_constants(source, stored, ("basis", "mean", "scale", "offset")), None
@@ -203,7 +205,8 @@ def _known_constants(config: CacheConfig, wanted: Manifest) -> tuple[Constants |
 def _what_a_basis_goes_with(identity: Identity) -> dict[str, Any]:
     """By name, the weights first: where they differ all else may."""
     maps = identity.targets.get("features", {})
-    teacher = {"weights_sha256": identity.teacher["weights_sha256"], **identity.teacher}
+    teacher = in_todays_names(identity.comparable())["teacher"]
+    teacher = {"weights_sha256": teacher["weights_sha256"], **teacher}
     return {f"teacher.{name}": value for name, value in teacher.items()} | {
         f"targets.features.{name}": maps.get(name) for name in ("codec", "grid", "map", "sample")
     }
@@ -237,15 +240,21 @@ def _recalibrated(
     origin = json.loads(json.dumps(origin))  # tuples become lists, as they come back
     if path.exists():
         tensors, stored = read_checkpoint(path)
-        there = stored.notes.get("recalibrated")
-        if (config.output / METADATA).exists() and isinstance(there, dict):
-            there = there | {"shards_sha256": origin["shards_sha256"]}  # a cache that grows keeps its teacher
-        if there == origin:
+        made_of = stored.notes.get("recalibrated")
+        if (config.output / METADATA).exists() and isinstance(made_of, dict):
+            made_of = made_of | {"shards_sha256": origin["shards_sha256"]}  # a cache that grows keeps its teacher
+        if isinstance(made_of, dict) and _with_defaults(made_of) == _with_defaults(origin):
             load_weights(model, tensors, path)
             return {"base_weights_sha256": base, "weights_sha256": weights_sha256(model)}, None
     what = "of another teacher, policy or data" if path.exists() else "not there"
     unknown = {"base_weights_sha256": base, "weights_sha256": f"that of {path.name}, which is {what}"}
     return unknown, replace(card, notes={"recalibrated": origin, "views": config.views})
+
+
+def _with_defaults(origin: dict) -> dict:
+    """The policy's absent keys at their defaults: an older version had fewer of them."""
+    defaults = json.loads(json.dumps(asdict(ViewPolicy())))
+    return {**origin, "policy": {**defaults, **origin.get("policy", {})}}
 
 
 def _packages() -> dict[str, str]:

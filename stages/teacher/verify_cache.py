@@ -22,7 +22,7 @@ from cache.verify import repair, verify
 from cache.verify_group import DATA, HAND, REDO, RERUN, TIDY, Problem
 from stages.models.checkpoints import load_model, weights_sha256
 from stages.models.video_model import VideoModel, place
-from stages.runtime.distributed import ranks
+from stages.runtime.distributed import join_ranks
 from stages.runtime.lock import in_use
 from stages.runtime.log import progress_bar
 from stages.shards.dataset import Dataset, open_dataset
@@ -60,11 +60,11 @@ def verify_cache(
     manifest = _manifest(path)
     data, teacher = data or (config and config.data), teacher or (config and config.teacher.checkpoint)
     dataset = open_dataset(data) if data is not None else None
-    with ranks() as at, in_use(path) if mend else nullcontext():
+    with join_ranks() as ranks, in_use(path) if mend else nullcontext():
         model = _model(path, manifest, teacher, dataset) if recompute else None
         problems, worst = _of_data(manifest, dataset) + _verified(path, manifest, dataset), None
         if model is not None and not problems:
-            problems, worst = _recomputed(path, manifest, dataset, place(model, at.device).eval(), recompute)
+            problems, worst = _recomputed(path, manifest, dataset, place(model, ranks.device).eval(), recompute)
         _show(path, manifest, problems)
         _advise(path, manifest, problems, mend)
         if mend and problems:

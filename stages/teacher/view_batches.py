@@ -22,7 +22,7 @@ from stages.teacher.teacher import Teacher
 
 @contextmanager
 def view_batches(
-    config: CacheConfig, data: Dataset, work: list[Work], teacher: Teacher, at: Ranks, strict: bool, title: str
+    config: CacheConfig, data: Dataset, work: list[Work], teacher: Teacher, ranks: Ranks, strict: bool, title: str
 ) -> Iterator[Iterator[ViewBatch]]:
     """All views of `work`, decoded in workers, under a progress bar. `strict`: an unreadable clip is a ReskdError."""
     batches = AllViews(data, work, config.policy, teacher.size, teacher.batch_size)
@@ -35,11 +35,11 @@ def view_batches(
         batch_size=None,
         num_workers=workers,
         prefetch_factor=max(1, min(config.loader.prefetch, fits)) if workers else None,
-        pin_memory=at.device.type == "cuda",
+        pin_memory=ranks.device.type == "cuda",
         generator=torch.Generator(),
     )
     total = sum(data.entry(w.shard).clips * len(w.views) for w in work)
-    with progress_bar("clip·views", disable=not at.first) as bar:
+    with progress_bar("clip·views", disable=not ranks.first) as bar:
         task, started = bar.add_task(title, total=total, rate=0.0, note=""), time.perf_counter()
 
         def served() -> Iterator[ViewBatch]:

@@ -43,7 +43,7 @@ class Windows:
 
 def cut(frames: Sequence[np.ndarray], view: View, renderings: Sequence[Rendering]) -> Cut:
     """What `draw` needs of these frames (whole, uint8 [H,W,3], those of the view) for the given renderings. A copy."""
-    smallest = min(via or size for size, via in renderings)
+    smallest = min(render_via or size for size, render_via in renderings)
     slices, spans = [], []
     for axis in (0, 1):
         pixels = frames[0].shape[axis]
@@ -57,8 +57,8 @@ def cut(frames: Sequence[np.ndarray], view: View, renderings: Sequence[Rendering
 
 def windows_of(cuts: Sequence[Cut | None], frames: int, renderings: Sequence[Rendering]) -> Windows:
     """One batch of them; None gives a black clip of so many frames."""
-    there = [c for c in cuts if c is not None]
-    height, width = (max((c.spans[axis][2] for c in there), default=1) for axis in (0, 1))
+    present = [c for c in cuts if c is not None]
+    height, width = (max((c.spans[axis][2] for c in present), default=1) for axis in (0, 1))
     pixels = np.zeros((len(cuts), frames, height, width, 3), np.uint8)
     spans, flip = np.tile(np.array([0.0, 1.0, 1.0]), (len(cuts), 2, 1)), np.zeros(len(cuts), bool)
     for i, c in enumerate(cuts):
@@ -69,13 +69,13 @@ def windows_of(cuts: Sequence[Cut | None], frames: int, renderings: Sequence[Ren
     return Windows(*map(torch.from_numpy, (pixels, spans, flip)), tuple(renderings))
 
 
-def draw(windows: Windows, size: int, via: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
+def draw(windows: Windows, size: int, render_via: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """uint8 [B,T,3,size,size]: what `render` gives of each view, but for a grey level here and there.
 
     Where the windows are. `dtype` of the products: float16 on CUDA (a pixel and its mean are 0.1 off at most before they
     are rounded), else float32.
     """
-    first, device = via or size, windows.pixels.device
+    first, device = render_via or size, windows.pixels.device
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     b, t, h, w, _ = windows.pixels.shape
     down = _weights(windows.spans[:, 0], h, first).to(dtype)
@@ -84,7 +84,7 @@ def draw(windows: Windows, size: int, via: int | None = None, dtype: torch.dtype
     planes = windows.pixels.movedim(-1, 2).to(dtype, memory_format=torch.contiguous_format)  # [B,T,3,H,W]
     rows = _rounded(planes.reshape(b, t * 3 * h, w) @ across.mT).view(b, t * 3, h, first)  # Pillow rounds here, too
     pictures = _rounded(down[:, None] @ rows).view(b, t, 3, first, first)
-    if via is not None:
+    if render_via is not None:
         flat = resize(pictures.float().flatten(0, 1), [size, size], InterpolationMode.BILINEAR, antialias=False)
         pictures = flat.round().clamp(0, 255).view(b, t, 3, size, size)
     return pictures.to(torch.uint8)

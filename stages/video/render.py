@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import resize
 from cache.view import View
 
 
-def render(frames: Sequence[np.ndarray], view: View, size: int, via: int | None = None) -> np.ndarray:
+def render(frames: Sequence[np.ndarray], view: View, size: int, render_via: int | None = None) -> np.ndarray:
     """What `view` shows of a clip, as contiguous uint8 [T, 3, size, size].
 
     `frames`: T of uint8 [H, W, 3], whole upright frames, already those of `view.frames` in their order. The box may fall
@@ -26,12 +26,12 @@ def render(frames: Sequence[np.ndarray], view: View, size: int, via: int | None 
     top, left, box_height, box_width = (float(part) for part in view.box)
     # Rounding may carry the far edges beyond the frame by less than a millionth; Pillow refuses that.
     box = (left * width, top * height, min((left + box_width) * width, width), min((top + box_height) * height, height))
-    first = via or size
+    first = render_via or size
     pixels = np.stack(
         [np.asarray(Image.fromarray(f).resize((first, first), Image.Resampling.BILINEAR, box)) for f in frames]
     )
     pixels = pixels.transpose(0, 3, 1, 2)
-    if via is not None:
+    if render_via is not None:
         floats = torch.from_numpy(pixels.astype(np.float32))
         shrunk = resize(floats, [size, size], InterpolationMode.BILINEAR, antialias=False)
         pixels = shrunk.round().clamp(0, 255).to(torch.uint8).numpy()

@@ -5,7 +5,7 @@ import pytest
 from small_caches import CLASSES, identity_of, tree_of, write_views
 from small_caches import CONSTANTS as ROOT
 
-import cache.writer as writer
+import cache.create as create
 from cache.create import create_cache
 from cache.errors import ReskdError
 from cache.finalise import finalise

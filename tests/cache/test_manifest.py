@@ -79,9 +79,9 @@ def test_differences_name_the_field_and_both_sides():
     assert "policy.seed: the cache has 0, this run wants 1" in lines
     assert "targets.features.grid: the cache has nothing, this run wants [1, 2, 2]" in lines
     assert changed(classes=tuple(f"class {i}" for i in (0, 2, 1, 3, 4))) == [
-        "classes: class 1 is 'class 1' in the cache, 'class 2' in this run"
+        "classes: class 1 is 'class 1' in the cache and 'class 2' in this run"
     ]
-    assert changed(classes=("a",)) == ["classes: the cache has 5, this run 1"]
+    assert changed(classes=("a",)) == ["classes: 5 in the cache and 1 in this run"]
 
 
 def test_differences_name_the_first_differing_shards():

@@ -228,7 +228,7 @@ def rewritten(**fields):
         (rewritten(decoder="pyav 18.1.0"), r'decoder: the cache has "decord 0\.6\.0", this run wants "pyav 18\.1\.0"'),
         (rewritten(policy=ViewPolicy(seed=5, num_frames=2)), r"policy\.seed: the cache has 0, this run wants 5"),
         (rewritten(codec="float16"), r"targets\.logits\.codec"),
-        (rewritten(classes=tuple("abcde")), "classes: class 0 is 'class 0' in the cache, 'a' in this run"),
+        (rewritten(classes=tuple("abcde")), "classes: class 0 is 'class 0' in the cache and 'a' in this run"),
         (Manifest(identity_of({SHARD: 4}), 2), rf"shards: 1 of 1 changed: {SHARD}: clips 3 in the cache, 4"),
     ],
 )

@@ -95,34 +95,34 @@ def test_half_a_source_pixel_shifts_the_picture_by_half_a_pixel():
 
 
 @settings(max_examples=10, deadline=None)
-@given(box=boxes, via=st.sampled_from([None, 112]))
-def test_a_flip_mirrors_the_finished_picture(box, via):
+@given(box=boxes, render_via=st.sampled_from([None, 112]))
+def test_a_flip_mirrors_the_finished_picture(box, render_via):
     frames = scene(90, 120)
-    straight = render(frames, a_view(box), 56, via=via)
-    mirrored = render(frames, a_view(box, flip=True), 56, via=via)
+    straight = render(frames, a_view(box), 56, render_via=render_via)
+    mirrored = render(frames, a_view(box, flip=True), 56, render_via=render_via)
     assert np.array_equal(mirrored, straight[..., ::-1])
 
 
 def test_the_seeds_way_is_plain_bilinear_of_the_teachers_picture():
     frames, view = scene(256, 340), a_view((0.1, 0.07, 0.875, 0.66), flip=True)
     teacher = torch.from_numpy(render(frames, view, 224)).float()
-    half = render(frames, view, 112, via=224)
+    half = render(frames, view, 112, render_via=224)
     assert differences(half, avg_pool2d(teacher, 2).numpy()).max() < 0.501
     plain = interpolate(teacher, size=(72, 72), mode="bilinear", align_corners=False).numpy()
-    assert differences(render(frames, view, 72, via=224), plain).max() < 0.501
+    assert differences(render(frames, view, 72, render_via=224), plain).max() < 0.501
 
 
 def test_the_seeds_way_aliases_and_ours_does_not():
     stripes = np.tile(np.array([0, 0, 255], dtype=np.uint8), 120)[None, None, :, None]
     frames = np.broadcast_to(stripes, (1, 360, 360, 3)).copy()
     view = a_view((0, 0, 1, 1), t=1)
-    assert render(frames, view, 72)[..., 2:-2].std() < 25 < render(frames, view, 72, via=360)[..., 2:-2].std()
+    assert render(frames, view, 72)[..., 2:-2].std() < 25 < render(frames, view, 72, render_via=360)[..., 2:-2].std()
 
 
 def test_output_is_contiguous_whatever_the_view():
     for flip in (False, True):
-        for via in (None, 48):
-            out = render(scene(60, 80), a_view((0, 0, 1, 1), flip), 24, via=via)
+        for render_via in (None, 48):
+            out = render(scene(60, 80), a_view((0, 0, 1, 1), flip), 24, render_via=render_via)
             assert out.flags.c_contiguous and out.dtype == np.uint8 and out.shape == (2, 3, 24, 24)
 
 

@@ -98,7 +98,7 @@ def test_a_teacher_in_the_loop_answers_once_for_all(data, teacher, tmp_path, mon
     import stages.student.online_teacher as online
 
     calls, teacher_outputs = [], online.teacher_outputs
-    monkeypatch.setattr(online, "emit", lambda *a: calls.append(1) or teacher_outputs(*a))
+    monkeypatch.setattr(online, "teacher_outputs", lambda *a: calls.append(1) or teacher_outputs(*a))
     changes = [f"teacher.checkpoint={teacher}", "losses.feature_mse=2", "schedule.epochs=1"]
     shared = train_config(tmp_path / "a", data, *changes)
     other = train_config(tmp_path / "b", data, *changes, "size=24", "losses.logit_kl=1", "seed=1", "data.order_seed=0")

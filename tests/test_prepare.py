@@ -538,7 +538,7 @@ def test_two_at_once_are_refused(tmp_path):
     source, output = class_folders(tmp_path / "videos", "x"), tmp_path / "out"
     make(source, tmp_path / "other")
     arguments = json.loads((tmp_path / "other/prepare.json").read_bytes())
-    with claimed(output, arguments, among_tars=False), pytest.raises(ReskdError, match="another `prepare` is at work"):
+    with claimed(output, arguments, among_tars=False), pytest.raises(ReskdError, match="is in use by another process"):
         make(source, output)
     assert len(make(source, output).shards) == 1
 

@@ -20,8 +20,8 @@ from stages.models.config import ModelConfig
 from stages.prepare.prepare import prepare
 from stages.shards.dataset import open_dataset
 from stages.stream.all_views import AllViews, Work
+from stages.teacher import batch_norm_pass
 from stages.teacher import cache_teacher as stage
-from stages.teacher import view_batches as passes
 from stages.teacher.cache_teacher import cache_teacher
 from stages.teacher.recalibrate import batch_norms, recalibrate
 from tests.runs import NET, POLICY, cache_config, tree
@@ -184,14 +184,14 @@ def test_workers_and_reruns_change_nothing(made, data, teacher, tmp_path, monkey
     cache_teacher(recalibrated(tmp_path / "t.zarr", data, teacher, "loader.workers=0"))
     whole = tree(config.output)
     assert tree(tmp_path / "t.zarr") == whole
-    monkeypatch.setattr(passes, "recalibrate", None)  # not called again
+    monkeypatch.setattr(batch_norm_pass, "recalibrate", None)  # not called again
     assert cache_teacher(config)["clip_views"] == 0 and tree(config.output) == whole
 
 
 def test_more_views_keep_the_statistics(made, data, teacher, tmp_path, monkeypatch):
     config, _ = made
     shutil.copytree(config.output, tmp_path / "t.zarr")
-    monkeypatch.setattr(passes, "recalibrate", None)
+    monkeypatch.setattr(batch_norm_pass, "recalibrate", None)
     grown = recalibrated(tmp_path / "t.zarr", data, teacher, "views=3")
     assert cache_teacher(grown)["clip_views"] == 40
     after, before = tree(grown.output), tree(config.output)
@@ -200,23 +200,23 @@ def test_more_views_keep_the_statistics(made, data, teacher, tmp_path, monkeypat
 
 def test_killed_during_the_pass_it_is_made_again_and_afterwards_it_is_not(made, data, teacher, tmp_path, monkeypatch):
     config = recalibrated(tmp_path / "t.zarr", data, teacher)
-    real = passes.recalibrate
+    real = batch_norm_pass.recalibrate
 
     def killed(model, batches, *rest):
         next(batches)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(passes, "recalibrate", killed)
+    monkeypatch.setattr(batch_norm_pass, "recalibrate", killed)
     with pytest.raises(KeyboardInterrupt):
         cache_teacher(config)
     assert not config.output.exists()
-    monkeypatch.setattr(passes, "recalibrate", real)
+    monkeypatch.setattr(batch_norm_pass, "recalibrate", real)
     monkeypatch.setattr(stage, "create_cache", killed_later)
     with pytest.raises(KeyboardInterrupt):
         cache_teacher(config)
     assert [p.name for p in config.output.iterdir()] == [KEPT]
     monkeypatch.undo()
-    monkeypatch.setattr(passes, "recalibrate", None)
+    monkeypatch.setattr(batch_norm_pass, "recalibrate", None)
     written = (config.output / KEPT).stat().st_mtime_ns
     cache_teacher(config)
     assert (config.output / KEPT).stat().st_mtime_ns == written

@@ -267,7 +267,7 @@ def upset_by(upsetting: torch.Tensor, answer: float, monkeypatch) -> None:
             name: v if name == "logits" else v.index_fill(0, bad.nonzero()[:, 0], answer) for name, v in given.items()
         }
 
-    monkeypatch.setattr(teachers, "emit", upset)
+    monkeypatch.setattr(teachers, "teacher_outputs", upset)
 
 
 NOT_FINITE = [("float16", float("nan")), ("float16", float("inf"))] + [
@@ -401,7 +401,7 @@ def test_a_reduced_grid_trains_the_same_student_and_refuses_what_it_does_not_ser
         with pytest.raises(ReskdError, match=match):
             train_student(train_config(tmp_path / "run", few, f"data.cache={config.output}", *changes))
 
-    refuses(r"feature_mse: .*reduced to 2×2 for students of that grid, this one's is 3×3: .*targets\.features\.grid",
+    refuses(r"feature_mse: .*reduced to 2×2 for students of that grid, but .* 3×3: .*targets\.features\.grid",
             "size=24", "losses.feature_mse=1")  # fmt: skip
     refuses(
         r"logit_map_kl: .*reduced from 4×4 to 2×2.*feature_mse alone.*targets\.features\.grid", "losses.logit_map_kl=1"

@@ -236,7 +236,7 @@ def test_refuses_another_runs_folder(distilled, data, cached, tmp_path):
     config, _ = distilled
     refuses(config, "--resume.*--overwrite")
     changed = config.model_copy(update={"batch_size": 8})
-    refuses(changed, "batch_size: 16 there, 8 now", resume=True)
+    refuses(changed, "batch_size: the run has 16, this config 8", resume=True)
     (tmp_path / "notes.txt").write_text("mine")
     refuses(train_config(tmp_path, data), "not an empty folder")
     assert (tmp_path / "notes.txt").read_text() == "mine"

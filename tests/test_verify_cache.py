@@ -11,7 +11,7 @@ from cache.group import load_manifest
 from pipeline import cli
 from stages.models.checkpoints import load_model, save_model
 from stages.prepare.prepare import prepare
-from stages.student import run_folder as state
+from stages.runtime import lock
 from stages.student.train_student import train_student
 from stages.teacher.cache_teacher import cache_teacher
 from stages.teacher.verify_cache import verify_cache
@@ -170,10 +170,10 @@ def test_what_is_no_cache_and_a_manifest_that_is_none(copy, tmp_path):
 
 
 def test_repair_waits_for_no_one(copy, monkeypatch):
-    monkeypatch.setattr(state, "LOCK_PATIENCE", 0)
+    monkeypatch.setattr(lock, "PATIENCE", 0)
     flip(copy / "000001.tar/logits/c.0.0.0")
     before = tree(copy)
-    with state.in_use(copy):
+    with lock.in_use(copy):
         status, said = run(copy, "--repair")
     assert status == 1 and "in use by another process" in said and tree(copy) == before
 

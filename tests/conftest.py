@@ -1,11 +1,19 @@
-"""Small real data, made once a session: H.264 clips, prepared shards, a trained teacher, its cache."""
+"""Small real data, made once a session: H.264 clips, prepared shards, a trained teacher, its cache.
+
+The tests run in several processes (pytest-xdist, see pyproject.toml), with one thread each. A module's tests stay in one
+process, so that its fixtures are made once; modules that take long begin first.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import contextlib
 import faulthandler
-import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +26,7 @@ from stages.prepare.prepare import prepare
 from stages.student.train_student import train_student
 from stages.teacher.cache_teacher import cache_teacher
 from tests.runs import POLICY, cache_config, train_config
+from tests.zygote import Zygote
 
 settings.register_profile("house", deadline=None)  # a busy machine fails no test
 settings.load_profile("house")
@@ -29,9 +38,19 @@ def pytest_configure(config):
     os.environ[MARK] = str(os.getpid())
 
 
+LONG = ("bench/test_fidelity", "e2e/", "test_stored_maps", "test_train_student", "bench/", "test_cohorts", "cache/test_kills",
+        "test_prepare", "test_configs", "test_pack", "models/", "test_sweep")  # modules, the longest first  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Long modules first: the last process is not to be alone with one of them."""
+    items.sort(key=lambda item: next((i for i, part in enumerate(LONG) if part in item.nodeid), len(LONG)))
+
+
 def pytest_sessionfinish(session, exitstatus):
     """No process outlives the tests, and an interpreter that does not end says where it hangs, and ends."""
-    for process in psutil.process_iter():
+    leads = bool(session.config.getoption("numprocesses", None)) and not hasattr(session.config, "workerinput")
+    for process in [] if leads else psutil.process_iter():  # who leads the others has started nothing else
         with contextlib.suppress(psutil.Error):
             ours = process.pid != os.getpid() and process.environ().get(MARK) == str(os.getpid())
             if ours and "resource_tracker" not in " ".join(process.cmdline()):  # which ends with us
@@ -69,6 +88,15 @@ def cached(data, teacher, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("cache") / "teacher.zarr"
     cache_teacher(cache_config(output, data, teacher))
     return output
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory) -> Iterator[Zygote]:
+    """Runs commands in processes of their own, without paying the imports each time."""
+    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
+    zygote.run(["--help"])  # once its imports are done
+    yield zygote
+    zygote.close()
 
 
 @pytest.fixture(scope="session")

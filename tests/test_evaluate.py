@@ -38,7 +38,6 @@ from stages.stream.loading import in_order
 from stages.video.decode import decode_frames
 from stages.video.render import render
 from tests.media import encode_video, moving_square
-from tests.zygote import Zygote
 
 CLASSES = ("[a] thing", "b", "c")
 STILL = ViewPolicy(num_frames=4, jitter=False, crop="center", flip=0.0)
@@ -178,14 +177,12 @@ def test_any_protocol_runs(small, protocol):
     assert result["views"] == np.prod([int(n) for n in protocol.split("x")]) and result["clips"] == 8
 
 
-def test_one_and_two_processes_write_the_same(small, tmp_path):
+def test_one_and_two_processes_write_the_same(small, tmp_path, zygote):
     """By the command line; the odd rank out has fewer videos, and nothing is padded."""
-    zygote = Zygote(tmp_path / "said")
     command = ["evaluate", small.net, "--data", small.data, "--protocol", "2x3", "--average", "logit", "--size", "16",
                "--set", "loader.workers=0", "--set", "batch_size=7", "--output"]  # fmt: skip
     zygote.run([*command, tmp_path / "1.json"])
     zygote.run_ranks([*command, tmp_path / "2.json"], 2)
-    zygote.close()
     for name in ("json", "classes.csv", "confusion.png"):
         assert (tmp_path / f"1.{name}").read_bytes() == (tmp_path / f"2.{name}").read_bytes()
     assert json.loads((tmp_path / "2.json").read_text())["clips"] == 8

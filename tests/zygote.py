@@ -43,24 +43,26 @@ class Command:
 
 
 class Zygote:
-    def __init__(self, folder: Path, cwd: Path = ROOT):
+    def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.commands = folder, []
         with open(folder / "zygote.txt", "w") as said:  # a file: a process that is left behind holds nobody's pipe open
-            self.process = subprocess.Popen([sys.executable, __file__], cwd=cwd, stdin=subprocess.PIPE,
+            self.process = subprocess.Popen([sys.executable, __file__], cwd=ROOT, stdin=subprocess.PIPE,
                                             stdout=subprocess.PIPE, stderr=said, text=True)  # fmt: skip
 
-    def start(self, arguments: list[str], **environment: str) -> Command:
+    def start(self, arguments: list[str], cwd: Path = ROOT, **environment: str) -> Command:
         name = str(len(self.commands))
         output, status = self.folder / f"{name}.txt", self.folder / f"{name}.status"
-        self.process.stdin.write(json.dumps([list(map(str, arguments)), environment, str(output), str(status)]) + "\n")
+        self.process.stdin.write(
+            json.dumps([list(map(str, arguments)), str(cwd), environment, str(output), str(status)]) + "\n"
+        )
         self.process.stdin.flush()
         self.commands.append(Command(int(self.process.stdout.readline()), output, status))
         return self.commands[-1]
 
-    def run(self, arguments: list[str], expect: int = 0) -> str:
+    def run(self, arguments: list[str], expect: int = 0, cwd: Path = ROOT) -> str:
         """Run to the end; returns what it said."""
-        command = self.start(arguments)
+        command = self.start(arguments, cwd)
         status = command.wait()
         assert status == expect, command.said()
         return command.said()
@@ -87,8 +89,9 @@ class Zygote:
         self.process.wait(60)
 
 
-def _child(arguments: list[str], environment: dict[str, str], output: str) -> None:
+def _child(arguments: list[str], cwd: str, environment: dict[str, str], output: str) -> None:
     os.setpgid(0, 0)
+    os.chdir(cwd)
     os.environ.update(environment)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
@@ -111,18 +114,26 @@ def _child(arguments: list[str], environment: dict[str, str], output: str) -> No
 
 def _serve() -> None:
     sys.path.insert(0, str(ROOT))
+    import importlib
+    import pkgutil
+
     import torch
+
+    import stages
+
+    for module in pkgutil.walk_packages(stages.__path__, "stages."):  # all that any command imports
+        importlib.import_module(module.name)
 
     torch.set_num_threads(1)  # OpenMP's threads don't survive a fork; and one thread adds in one order
     waiting = {}
     for line in sys.stdin:
-        arguments, environment, output, status = json.loads(line)
+        arguments, cwd, environment, output, status = json.loads(line)
         pid = os.fork()
         if pid == 0:
             # A grandchild does the work, so that its parent can wait for it while this process reads on.
             worker = os.fork()
             if worker == 0:
-                _child(arguments, environment, output)
+                _child(arguments, cwd, environment, output)
             print(worker, flush=True)
             _, code = os.waitpid(worker, 0)
             Path(status + ".part").write_text(str(os.waitstatus_to_exitcode(code)))

@@ -17,14 +17,6 @@ from tests.runs import POLICY, QUICK, committed_views, rows_of, tree
 from tests.zygote import Zygote
 
 
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory):
-    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
-    zygote.run(["--help"])  # once its imports are done
-    yield zygote
-    zygote.close()
-
-
 def options(*values: str) -> list[str]:
     return [part for value in values for part in ("--set", value)]
 

@@ -11,17 +11,8 @@ import torch
 from cache.group import load_manifest
 from stages.models.checkpoints import load_model
 from tests.runs import POLICY, QUICK, rows_of
-from tests.zygote import Zygote
 
 WIDE = "model.args={channels: [8, 16, 16, 24], layers: [1, 1, 1, 1], output_stride: 8}"
-
-
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory):
-    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
-    zygote.run(["--help"])
-    yield zygote
-    zygote.close()
 
 
 def options(*values: str) -> list[str]:

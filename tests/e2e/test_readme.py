@@ -13,7 +13,6 @@ from click.testing import CliRunner
 from pipeline import cli
 from stages.demo.digits import make_digits
 from tests.runs import command
-from tests.zygote import Zygote
 
 ROOT = Path(__file__).parents[2]
 MAIN = ROOT / "README.md"
@@ -93,19 +92,17 @@ def test_the_zoos_table_is_what_the_command_prints():
     assert "\n".join(line.rstrip() for line in printed.strip().splitlines()) in (ROOT / "configs/README.md").read_text()
 
 
-def test_your_own_videos(own_videos, tmp_path, monkeypatch):
+def test_your_own_videos(own_videos, tmp_path, monkeypatch, zygote):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    zygote = Zygote(tmp_path / "said", cwd=tmp_path)
     for section, names in RUN.items():
         steps = blocks(MAIN, section)
         assert [step[0] for step in steps] == names
         for step in steps:
             if section == "Your own videos":
-                zygote.run(step)
+                zygote.run(step, cwd=tmp_path)
             else:  # in this process, which has its imports already
                 command(*step, *(["--dry-run"] if section in DRY else []))
-    zygote.close()
     for step in table():
         if step[0] in LOOKS or "--dry-run" in step:
             command(*step)

@@ -14,13 +14,13 @@ from stages.student.command import train_student
 from stages.sweep.command import sweep
 from stages.teacher.command import cache_teacher, inspect_cache, verify_cache
 
-# In the order of the work. Each command stands in its stage's command.py, which imports click alone.
+# In the order of the work. Each command is in command.py of its stage. These files import click alone, so help is quick.
 COMMANDS = (demo, models, prepare, import_checkpoint, cache_teacher, inspect_cache, verify_cache, pack, train_student, sweep,
             evaluate, bench)  # fmt: skip
 
 
 class Pipeline(click.Group):
-    """An error that the user can mend is a message, not a traceback."""
+    """Shows an error that the user can mend as a message, without a traceback."""
 
     def list_commands(self, ctx):
         return [command.name for command in COMMANDS]
@@ -35,7 +35,7 @@ class Pipeline(click.Group):
 
 
 def print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    """The version in pyproject.toml, which stands beside this file."""
+    """Print the name and the version in pyproject.toml, and exit."""
     if wanted and not ctx.resilient_parsing:
         import tomllib
         from pathlib import Path
@@ -49,21 +49,23 @@ def print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version,
               help="Show the version and exit.")  # fmt: skip
 def cli():
-    """Cross-resolution knowledge distillation for video, offline: the teacher is paid for once.
+    """Train low-resolution video students on the stored outputs of a high-resolution teacher, which runs once.
 
     \b
+    command            input               -> output
     prepare            videos, annotations -> WebDataset shards and an index
     train-student      shards              -> a teacher (high resolution, no cache)
-    import-checkpoint  a published one     -> a teacher
+    import-checkpoint  a published model   -> a teacher
     cache-teacher      shards, teacher     -> a Zarr cache of soft targets and features
-    inspect-cache      cache               -> what is in it, what it takes, what a clip's views show
-    verify-cache       cache               -> whether it is whole; what to redo where it isn't
-    pack               shards, cache       -> their frames as small JPEGs, so that students decode no video
-    train-student      shards, cache       -> any number of low-resolution students
-    sweep              shards, cache       -> a whole grid of them, their Pareto front, what the teacher cost
+    inspect-cache      cache               -> its content, its size on disk, the views of a clip
+    verify-cache       cache               -> damaged or missing files, and what to do about them
+    pack               shards, cache       -> frames as small JPEGs, so that students decode no video
+    train-student      shards, cache       -> one or many low-resolution students
+    sweep              shards, cache       -> a grid of students, their Pareto front, the teacher time
     evaluate           checkpoint, shards  -> accuracy, without the teacher
 
-    Begin with `pipeline.py demo`: all of it on a small real data set, in minutes.
+    Begin with `pipeline.py demo`: it runs all stages on a small real data set, in minutes.
+    `pipeline.py COMMAND --help` explains a command. `pipeline.py bench --help` lists the benchmarks.
     """
 
 

@@ -17,7 +17,7 @@ from cache.reader import CacheReader
 from cache.view import ViewPolicy, sample_view
 from stages.models.checkpoints import load_model, save_model
 from stages.prepare.prepare import prepare
-from stages.runtime.lock import in_use
+from stages.runtime.lock import locked
 from stages.shards.dataset import open_dataset
 from stages.student.train_student import train_student
 from stages.teacher import cache_teacher as stage
@@ -223,7 +223,7 @@ def test_refuses_before_work(data, teacher, tmp_path, monkeypatch):
 
 
 def test_refuses_a_folder_in_use(data, teacher, tmp_path):
-    with in_use(tmp_path / "t.zarr"):
+    with locked(tmp_path / "t.zarr"):
         refuses(cache_config(tmp_path / "t.zarr", data, teacher), "in use by another process")
 
 

@@ -24,7 +24,7 @@ def config(data, teacher, tmp_path):
 def test_teacher_time_is_noted_shown_and_added_up(config, capfd):
     result = cache_teacher(config)
     paid = load_manifest(config.output).notes["paid"]
-    assert result["paid"] == paid and paid["clip_views"] == 80
+    assert result["teacher_time"] == paid and paid["clip_views"] == 80
     assert 0 < paid["forward_seconds"] < paid["seconds"] < result["seconds"]
     assert "for 80 clip·views" in " ".join(capfd.readouterr().err.split())
     before = contents(config.output)
@@ -38,15 +38,15 @@ def test_teacher_time_is_noted_shown_and_added_up(config, capfd):
 
 
 def test_what_a_stopped_run_spent_is_not_forgotten(config, monkeypatch):
-    write, batches = stage.Store.write, []
+    write, batches = stage.TargetWriter.write, []
 
-    def stopped(self, part, answer):
-        write(self, part, answer)
+    def stopped(self, part, wait):
+        write(self, part, wait)
         batches.append(part.view)
         if len(batches) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage.Store, "write", stopped)
+    monkeypatch.setattr(stage.TargetWriter, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
         cache_teacher(config)
     monkeypatch.undo()
@@ -64,7 +64,7 @@ def test_a_cache_without_the_note_goes_on(config):
     del node["attributes"]["notes"]["paid"]
     file.write_text(json.dumps(node, sort_keys=True, separators=(",", ":")))
     before = contents(config.output)
-    assert cache_teacher(config)["paid"] is None and contents(config.output) == before
+    assert cache_teacher(config)["teacher_time"] is None and contents(config.output) == before
     inspect_cache(config.output)
     cache_teacher(config.model_copy(update={"views": 3}))
     assert load_manifest(config.output).notes["paid"]["clip_views"] == 40  # what is known

@@ -14,9 +14,9 @@ from pipeline import cli
 from stages.teacher import probe as probing
 from stages.teacher.cache_teacher import cache_teacher
 from stages.teacher.config import FeaturesConfig
-from stages.teacher.encodings import Maps, candidates, price_all
-from stages.teacher.reduction import Sample, error_of, estimate
-from stages.teacher.size_planner import parse_grid, parse_size, shown
+from stages.teacher.encodings import ProbeOutput, candidates, measure_prices
+from stages.teacher.reduction import Sample, encoding_error, estimate_constants
+from stages.teacher.size_planner import format_size, parse_grid, parse_size
 from stages.video.decode import DecodeError
 from tests.cache.small_caches import identity_of
 from tests.runs import cache_config, sets
@@ -51,7 +51,7 @@ def test_what_is_no_size(text):
 
 @pytest.mark.parametrize("size", [1, 999, 1000, 12_345, 999_600, 10**9, 3 * 10**15])
 def test_sizes_are_shown_as_they_are_read(size):
-    assert parse_size(shown(size)) == pytest.approx(size, rel=0.01)
+    assert parse_size(format_size(size)) == pytest.approx(size, rel=0.01)
 
 
 def test_grids():
@@ -95,9 +95,9 @@ def test_prices_are_those_of_the_estimate_itself():
     values = np.maximum(rng.normal(size=(20, 2, 4, 4, 16)) @ mix, 0).astype(np.float32)
     held = np.arange(20) % 5 == 4
     views = {"frames": np.zeros((20, 2), np.int32), "box": np.ones((20, 4), np.float32)}
-    maps = Maps(views, rng.normal(size=(20, 5)).astype(np.float32), torch.from_numpy(values), held)
+    maps = ProbeOutput(views, rng.normal(size=(20, 5)).astype(np.float32), torch.from_numpy(values), held)
     encodings = candidates((2, 4, 4, 16), FeaturesConfig(energy=0.9), (2, 2))
-    prices = {price.encoding.name: price for price in price_all(maps, encodings, identity_of({"a.tar": 3}))}
+    prices = {price.encoding.name: price for price in measure_prices(maps, encodings, identity_of({"a.tar": 3}))}
     for name, grid, codec, dims in (
         ("int8, 4 dims", (2, 4, 4), "int8", 4),
         ("int8, 2×2, 8 dims", (2, 2, 2), "int8", 8),
@@ -105,8 +105,8 @@ def test_prices_are_those_of_the_estimate_itself():
         sample = Sample(grid, moments=True)
         for low in range(0, 20, 16):
             sample.add(torch.from_numpy(values[low : low + 16]), held[low : low + 16])
-        constants = estimate(sample, codec, dims, None)
-        assert prices[name].error == pytest.approx(error_of(sample, constants), rel=1e-4)
+        constants = estimate_constants(sample, codec, dims, None)
+        assert prices[name].error == pytest.approx(encoding_error(sample, constants), rel=1e-4)
         assert prices[name].constants == 4 * (dims * 16 + 16 + 2 * dims + 5 * (dims + 1))
     assert 0.85 < prices["as configured"].error["channels"] < 0.99
     raw = encode_float16("features", values)["features"].nbytes / 20

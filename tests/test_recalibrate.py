@@ -97,10 +97,10 @@ def test_processes_that_share_the_batches_end_alike():
 
     for share in (batches[:3], batches[3:], []):
         with pytest.raises(TimeoutError):
-            recalibrate(small(), share, torch.float32, total=waits)
+            recalibrate(small(), share, torch.float32, sum_over_ranks=waits)
     for share in (batches[:3], []):
         model = small()
-        assert recalibrate(model, share, torch.float32, total=lambda t: sum(sums)) == 4
+        assert recalibrate(model, share, torch.float32, sum_over_ranks=lambda t: sum(sums)) == 4
         for name, value in statistics(alone).items():
             assert torch.allclose(statistics(model)[name], value, rtol=1e-6, atol=1e-7), name
 
@@ -254,7 +254,7 @@ def test_refuses_to_mix(made, data, teacher, tmp_path):
     refused("base_weights_sha256", teacher=tmp_path / "other.safetensors")
     assert tree(tmp_path / "t.zarr") == before
     (tmp_path / "t.zarr" / KEPT).unlink()
-    refused(r"weights_sha256.*\.teacher\.safetensors, which is not there")
+    refused(r"weights_sha256.*\.teacher\.safetensors, which is missing")
 
 
 def test_a_net_without_batchnorm_is_refused(data, tmp_path):

@@ -14,7 +14,7 @@ from cache.group import load_group, load_manifest, read_constants, write_attribu
 from cache.reader import CacheReader
 from cache.store import file_digest
 from cache.writer import ShardWriter
-from stages.models.checkpoints import load_model, save_model
+from stages.models.checkpoints import load_model, save_model, weights_sha256
 from stages.shards.dataset import open_dataset
 from stages.student.train_student import train_student
 from stages.teacher import teacher as teachers
@@ -179,7 +179,7 @@ def test_a_basis_of_another_teacher_or_of_other_maps_is_refused_naming_both(few,
     other = other_teacher(teacher, tmp_path / "other.safetensors", lambda net: torch.nn.init.ones_(net.head.fc.bias))
     whose = [
         load_manifest(small.output).identity.teacher["weights_sha256"],
-        teachers.weights_sha256(load_model(other)[0]),
+        weights_sha256(load_model(other)[0]),
     ]
 
     def refuses(match, *changes, by=teacher, basis=small.output):
@@ -187,13 +187,18 @@ def test_a_basis_of_another_teacher_or_of_other_maps_is_refused_naming_both(few,
         with pytest.raises(ReskdError, match=match):
             cache_teacher(cache_config(tmp_path / "t.zarr", few, by, *asked))
 
-    refuses(rf"basis .*small\.zarr: teacher\.weights_sha256 is {whose[0]} there and {whose[1]} here", by=other)
-    refuses(r"small\.zarr: teacher\.size is 32 there and 24 here", "teacher.size=24")
-    refuses(r"small\.zarr: targets\.features\.sample is .*8.* there and .*5.* here", "targets.features.dims=5")
     refuses(
-        r"small\.zarr: targets\.features\.grid is .*4, 4, 4.* there and .*4, 2, 2.* here", "targets.features.grid=[2,2]"
+        rf"basis .*small\.zarr: teacher\.weights_sha256: this cache has {whose[0]}, this run wants {whose[1]}", by=other
     )
-    refuses(r"raw\.zarr: targets\.features\.codec is float16 there and int8 here", basis=raw)
+    refuses(r"small\.zarr: teacher\.size: this cache has 32, this run wants 24", "teacher.size=24")
+    refuses(
+        r"small\.zarr: targets\.features\.sample: this cache has .*8.*, this run wants .*5.*", "targets.features.dims=5"
+    )
+    refuses(
+        r"small\.zarr: targets\.features\.grid: this cache has .*4, 4, 4.*, this run wants .*4, 2, 2.*",
+        "targets.features.grid=[2,2]",
+    )
+    refuses(r"raw\.zarr: targets\.features\.codec: this cache has float16, this run wants int8", basis=raw)
     refuses("nowhere is not a cache", basis=tmp_path / "nowhere")
     assert not (tmp_path / "t.zarr").exists()
 
@@ -332,7 +337,7 @@ def test_a_teacher_whose_answer_is_never_finite_is_an_error(few, teacher, tmp_pa
 
     spoilt = other_teacher(teacher, tmp_path / "nan.safetensors", spoil)
     config = cache_config(tmp_path / "t.zarr", few, spoilt, f"targets.features={features}")
-    with pytest.raises(ReskdError, match=r"not finite for any of its 40 clips|answers aren't finite"):
+    with pytest.raises(ReskdError, match=r"not finite for any of its 40 clips|outputs are not finite"):
         cache_teacher(config)
     assert not list((tmp_path / "t.zarr").glob("*.tar"))
 

@@ -101,7 +101,11 @@ def test_a_lost_shard(data, teacher, cached, copy):
 
 def test_a_wrong_data_set_is_not_the_caches_fault(data, cached, copy, tmp_path):
     status, said = run(copy, "--data", data.val, "--repair")
-    assert status == 1 and "has other keys there: 40 clips, the cache 80" in said and "give the data set" in said
+    assert (
+        status == 1
+        and "has other keys than the cache: it has 40 clips, the cache has 80" in said
+        and "give the data set" in said
+    )
     prepare(data.videos / "train", tmp_path / "other", clips_per_shard=80, seed=7, workers=2)
     assert "other keys" in run(copy, "--data", tmp_path / "other", "--repair")[1]
     assert tree(copy) == tree(cached)
@@ -170,10 +174,10 @@ def test_what_is_no_cache_and_a_manifest_that_is_none(copy, tmp_path):
 
 
 def test_repair_waits_for_no_one(copy, monkeypatch):
-    monkeypatch.setattr(lock, "PATIENCE", 0)
+    monkeypatch.setattr(lock, "TIMEOUT", 0)
     flip(copy / "000001.tar/logits/c.0.0.0")
     before = tree(copy)
-    with lock.in_use(copy):
+    with lock.locked(copy):
         status, said = run(copy, "--repair")
     assert status == 1 and "in use by another process" in said and tree(copy) == before
 

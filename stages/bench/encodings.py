@@ -27,7 +27,7 @@ from stages.runtime.log import console
 from stages.shards.dataset import Dataset, open_dataset
 from stages.stream.clips import Clips
 from stages.stream.loading import raising
-from stages.teacher.encodings import Maps, candidates, price_all
+from stages.teacher.encodings import ProbeOutput, candidates, measure_prices
 from stages.video.decode import decoder_identity
 
 HELD_OUT = 5  # one of so many videos is left out of the sample
@@ -46,12 +46,12 @@ def run_encodings(
         data = open_dataset(videos) if (videos / "index.json").exists() else prepare(videos, Path(folder) / "data")
         maps, identity = _maps(data, model, size, views)
     nonzero = 100 * float((maps.features != 0).float().mean())
-    console.print(f"maps {'×'.join(map(str, maps.features.shape[1:]))} of {len(maps.held)} clip·views, {nonzero:.0f} % of the "
-                  f"numbers not zero; {int(maps.held.sum()) // views} of {len(maps.held) // views} videos held out",
+    console.print(f"maps {'×'.join(map(str, maps.features.shape[1:]))} of {len(maps.held_out)} clip·views, {nonzero:.0f} % of "
+                  f"the numbers not zero; {int(maps.held_out.sum()) // views} of {len(maps.held_out) // views} videos held out",
                   highlight=False)  # fmt: skip
     encodings = [e for e in candidates(tuple(maps.features.shape[1:]), None, grid) if e.features is not None]
-    held = price_all(maps, encodings, identity)
-    known = price_all(replace(maps, held=np.zeros_like(maps.held)), encodings, identity)
+    held = measure_prices(maps, encodings, identity)
+    known = measure_prices(replace(maps, held_out=np.zeros_like(maps.held_out)), encodings, identity)
     table = Table("encoding", "bytes a clip·view", "basis keeps %", "of the sample %", "grid keeps %", "rounding %")
     figures = []
     for out, same in zip(held, known, strict=True):
@@ -94,7 +94,7 @@ def _of_checkpoint(path: Path) -> tuple[VideoModel, int]:
     return model, card.size
 
 
-def _maps(data: Dataset, model: VideoModel, size: int, views: int) -> tuple[Maps, Identity]:
+def _maps(data: Dataset, model: VideoModel, size: int, views: int) -> tuple[ProbeOutput, Identity]:
     """The teacher's answers to so many views of each video, of which every fifth is held out; and of what cache."""
     policy = ViewPolicy(num_frames=model.num_frames)
     clips = Clips(data, size=size, num_classes=max(1, len(data.classes)), policy=policy)
@@ -112,4 +112,4 @@ def _maps(data: Dataset, model: VideoModel, size: int, views: int) -> tuple[Maps
                "flip": np.zeros(n, bool), "valid": np.ones(n, bool)}  # fmt: skip
     identity = Identity(FORMAT, {}, decoder_identity(), policy, tuple(data.shards), (),
                         {"logits": {"codec": "uint8", "width": logits.shape[1]}})  # fmt: skip
-    return Maps(columns, logits.numpy(), features, np.array(held)), identity
+    return ProbeOutput(columns, logits.numpy(), features, np.array(held)), identity

@@ -32,7 +32,7 @@ from stages.bench.config import StudyConfig
 from stages.bench.fidelity_runs import cache_of, make_data, run_arm, train_teacher
 from stages.bench.figures import Figure, show
 from stages.bench.outcomes import RESOLVED, Outcome, draw, labels_of, no_worse, paired, print_table, steps_to
-from stages.runtime.lock import in_use
+from stages.runtime.lock import locked
 from stages.runtime.log import console, progress_bar
 
 
@@ -41,7 +41,7 @@ def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
 
     `config.output`/study.json holds all of it, fidelity.png accuracy against bytes; `output` the figures.
     """
-    with in_use(config.output):
+    with locked(config.output):
         make_data(config)
         names = ["teacher"] if config.quick else ["teacher", "wide"]
         nets = dict(_in_processes(config, {name: partial(train_teacher, config, name) for name in names}))

@@ -20,7 +20,7 @@ from stages.models.video_model import VideoModel, model_stats
 from stages.packs.config import PackConfig
 from stages.packs.pack import pack
 from stages.prepare.prepare import prepare
-from stages.runtime.interrupt import AGAIN
+from stages.runtime.interrupt import RUN_AGAIN
 from stages.runtime.log import console, read_metrics
 from stages.student.config import TrainConfig
 from stages.student.train_student import train_student
@@ -54,7 +54,7 @@ def train_teacher(config: StudyConfig, name: str) -> Net:
     file, folder = CONFIGS / f"{name}.yaml", config.output / name
     changes = {"output": folder, "schedule.epochs": config.teacher_epochs,
                "schedule.warmup_epochs": min(1.0, config.teacher_epochs / 4), **_data(config)}  # fmt: skip
-    train_student(_config(TrainConfig, file, changes), resume=True, go_on=AGAIN)
+    train_student(_config(TrainConfig, file, changes), resume=True, go_on=RUN_AGAIN)
     student = _config(TrainConfig, CONFIGS / "student.yaml", {"output": folder, **_data(config)})
     grid = model_stats(_built(student), student.size).grid
     teacher = _config(TrainConfig, file, changes)
@@ -115,7 +115,7 @@ def run_arm(config: StudyConfig, arm: Arm, seed: int) -> dict:
         changes["data.mismatch"] = True
     if arm.teacher != "cached" or arm.mismatch:
         changes["policy"] = _config(CacheConfig, CONFIGS / "cache.yaml", {}).policy.to_json()
-    train_student(_config(TrainConfig, CONFIGS / "student.yaml", changes), resume=True, go_on=AGAIN)
+    train_student(_config(TrainConfig, CONFIGS / "student.yaml", changes), resume=True, go_on=RUN_AGAIN)
     curve = [(row["step"], row["top1"]) for row in read_metrics(folder) if row["kind"] == "val"]
     result = {"top1": _test(config, folder)["top1"], "curve": curve}
     write_atomically(done, json.dumps(result).encode())

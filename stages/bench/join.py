@@ -22,7 +22,7 @@ from stages.bench.clocks import cpu_seconds
 from stages.bench.figures import Figure, at_most, show
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
-from stages.teacher.reduction import Sample, estimate, reduce_features
+from stages.teacher.reduction import Sample, estimate_constants, reduce_features
 
 CLASSES, FRAMES, CLIPS = 400, 8, 1024
 MAP = (8, 4, 4, 128)  # 16 KB in int8
@@ -141,7 +141,7 @@ def _encoding() -> list[Figure]:
     for codec, dims, grid, most in WAYS:
         sample = Sample((8, grid, grid), moments=dims is not None)
         sample.add(maps, np.zeros(len(maps), bool))
-        constants = estimate(sample, codec, dims, None)
+        constants = estimate_constants(sample, codec, dims, None)
         tensors = {n: torch.from_numpy(constants[n]) for n in ("basis", "mean") if n in constants}
 
         def encode(codec=codec, tensors=tensors, constants=constants, grid=grid) -> int:

@@ -32,8 +32,9 @@ from stages.runtime.distributed import Ranks, join_ranks
 from stages.shards.dataset import Dataset
 from stages.stream.loading import decoding_workers
 from stages.teacher.config import CacheConfig
-from stages.teacher.forward import AT_ONCE
-from stages.teacher.teacher import Teacher, load_teacher
+from stages.teacher.forward import FORWARDS_ON_CPU
+from stages.teacher.load_teacher import load_teacher
+from stages.teacher.teacher import Teacher
 from stages.video.decode import decord
 
 FULL = Setup()
@@ -116,7 +117,7 @@ def _forward_rate(teacher: Teacher, setup: Setup, gpu: bool) -> float:
     """clip·views a second of the teacher over a batch that is there, in as many loops at once as stage one has forwards."""
     clips = torch.zeros(setup.batch_size, setup.model.num_frames, 3, setup.size, setup.size, dtype=torch.uint8)
     clips = clips.random_(generator=torch.Generator().manual_seed(0)).to(teacher.device)
-    loops, batches = (1, 50) if gpu else (AT_ONCE, max(1, setup.clips // setup.batch_size // AT_ONCE))
+    loops, batches = (1, 50) if gpu else (FORWARDS_ON_CPU, max(1, setup.clips // setup.batch_size // FORWARDS_ON_CPU))
 
     def loop(_: int) -> None:
         for _ in range(batches):

@@ -21,9 +21,10 @@ from stages.prepare.prepare import prepare
 from stages.runtime.distributed import Ranks, cores
 from stages.shards.dataset import Dataset
 from stages.stream.config import LoaderConfig
-from stages.teacher.cache_teacher import fill
+from stages.teacher.cache_teacher import compute_missing
 from stages.teacher.config import CacheConfig, TargetsConfig, TeacherConfig
-from stages.teacher.teacher import load_teacher, root_arrays
+from stages.teacher.constants import root_arrays
+from stages.teacher.load_teacher import load_teacher
 
 RESNET50 = ModelConfig(backbone="resnet50", num_frames=8)
 TINY = ModelConfig(backbone="resnet18", args={"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1]}, num_frames=8)
@@ -76,7 +77,7 @@ def filling(config: CacheConfig, data: Dataset, ranks: Ranks) -> Callable[[], No
 
     def run() -> None:
         shutil.rmtree(config.output, ignore_errors=True)
-        fill(config, data, teacher, create_cache(config.output, wanted, root_arrays(teacher)), ranks)
+        compute_missing(config, data, teacher, create_cache(config.output, wanted, root_arrays(teacher)), ranks)
 
     return run
 

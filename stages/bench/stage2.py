@@ -30,7 +30,7 @@ from stages.distill.student import Student, StudentOutput, build_student
 from stages.distill.targets import TargetDecoder, loss_terms, target_decoder
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
-from stages.models.video_model import place
+from stages.models.video_model import to_device
 from stages.runtime.distributed import join_ranks
 from stages.runtime.log import read_metrics
 from stages.shards.dataset import open_dataset
@@ -132,7 +132,7 @@ def _busy(bench: Bench, student: tuple[str, ModelConfig, int, int], device: torc
     """The step and its input, each alone, on one core; and stage two from a pack of crops against the step alone, by the wall."""
     name, model, size, _ = student
     packed, path = _clips(bench, size, "crops"), bench.packed("crops", size)
-    net, clips = place(_net(model), device), _batch(packed).clips.to(device)
+    net, clips = to_device(_net(model), device), _batch(packed).clips.to(device)
     optimizer = build_optimizer(net, _run(bench, "none", student).optim, BATCH)
     labels = torch.zeros(BATCH, dtype=torch.int64, device=device)
 

@@ -1,4 +1,4 @@
-"""Config files: YAML plus `--set a.b=c` in, a checked config out; an unknown key is told its nearest known one."""
+"""Config files: reads YAML and `--set a.b=c`, and returns a checked config."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ C = TypeVar("C", bound=Config)
 
 
 def load_config(model: type[C], file: Path | None = None, overrides: Sequence[str] = ()) -> C:
-    """Read a YAML file and the base files it names, apply `a.b=c` overrides (values are YAML) in order, validate.
+    """Read a YAML file and its base files, apply the overrides `a.b=c` (values are YAML) in order, and validate.
 
-    Raises ReskdError naming each offending key, its value, and the nearest known key.
+    Raises ReskdError that names each wrong key, its value, and the most similar known key.
     """
     return validated(model, *read_config(file, overrides))
 
 
 def read_config(file: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """The values of a file with the overrides applied, and what to call it in messages."""
+    """The values of a file after the overrides, and the name of the config for messages."""
     values = {} if file is None else read_values(Path(file))
     for override in overrides:
-        _apply(values, override)
+        _apply_override(values, override)
     return values, f"config {file}" if file is not None else "config"
 
 
 def validated(model: type[C], values: dict[str, Any], where: str) -> C:
+    """A config of `values`. Raises ReskdError as `load_config`; `where` names the config in the message."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -44,11 +45,11 @@ def validated(model: type[C], values: dict[str, Any], where: str) -> C:
 
 
 def read_values(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a YAML file, laid over those of its `base`: a file or a list of them, relative to this one.
+    """The values of a YAML file, merged over the values of its `base`: one file or a list, relative to this file.
 
-    Mappings are merged key by key; anything else (a list, a number, null) replaces what was there. Of several bases the
-    later one wins. Raises ReskdError for a file that isn't there, is no mapping, or is its own base, and for a `base`
-    that names no files.
+    Mappings are merged key by key. Other values (a list, a number, null) replace those of the base. A later base replaces
+    values of an earlier one. `above`: the files whose base this file is.
+    Raises ReskdError if a file doesn't exist, is no mapping, or is its own base, or if `base` doesn't name files.
     """
     if file.resolve() in above:
         raise ReskdError(f"config {file}: it is its own base, by way of {' -> '.join(p.name for p in above)}")
@@ -60,7 +61,7 @@ def read_values(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ReskdError(f"config {file} is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ReskdError(f"config {file} must be a mapping of keys to values, but is a {type(values).__name__}")
+        raise ReskdError(f"config {file} must be a mapping of keys to values, and is a {type(values).__name__}")
     bases = values.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -81,22 +82,22 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
-    """Nested mappings as one, of "a.b" to values."""
-    found = {}
+    """Nested mappings as one mapping of "a.b" to values."""
+    result = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}{separator}", separator)
+            result |= flat(value, f"{prefix}{key}{separator}", separator)
         else:
-            found[prefix + str(key)] = value
-    return found
+            result[prefix + str(key)] = value
+    return result
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved config, defaults included, as YAML that `load_config` reads back to an equal one."""
+    """Write the config with all defaults as YAML. `load_config` reads an equal config from it."""
     write_atomically(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
 
-def _apply(values: dict, override: str) -> None:
+def _apply_override(values: dict, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ReskdError(f"--set {override!r} is not of the form key=value (such as --set optim.lr=0.01)")
@@ -105,19 +106,20 @@ def _apply(values: dict, override: str) -> None:
     except yaml.YAMLError as error:
         raise ReskdError(f"--set {override}: the value is not YAML: {error}") from error
     *parents, last = key.split(".")
-    _below(values, parents, f"--set {override}")[last] = value
+    _section(values, parents, f"--set {override}")[last] = value
 
 
 def set_key(values: dict, key: str, value: Any, what: str) -> None:
-    """Lay a value over that of "a.b": mappings are merged."""
+    """Set "a.b" in nested mappings. A mapping is merged into the old one. `what` names the change in error messages."""
     *parents, last = key.split(".")
-    below = _below(values, parents, what)
-    old = below.get(last)
-    value = copy.deepcopy(value)  # lest two students share it by an alias
-    below[last] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    section = _section(values, parents, what)
+    old = section.get(last)
+    value = copy.deepcopy(value)  # so that two students never share one object, as YAML's aliases would
+    section[last] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
 
 
-def _below(values: dict, parents: Sequence[str], what: str) -> dict:
+def _section(values: dict, parents: Sequence[str], what: str) -> dict:
+    """The mapping at "a.b", created if it doesn't exist."""
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
@@ -128,7 +130,7 @@ def _below(values: dict, parents: Sequence[str], what: str) -> dict:
 def _explain(model: type[Config], error: dict) -> str:
     path = [str(part) for part in error["loc"]]
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _fields_at(model, path[:-1])
+        known = _known_keys(model, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"  {'.'.join(path)}: unknown key; {hint}"
@@ -140,13 +142,13 @@ def _explain(model: type[Config], error: dict) -> str:
     return f"  {'.'.join(path) or model.__name__}: {message}{shown}"
 
 
-def _fields_at(model: Any, path: Sequence[str]) -> list[str]:
-    """Names of the keys that the (sub-)config at `path` knows."""
+def _known_keys(model: Any, path: Sequence[str]) -> list[str]:
+    """The keys of the config, or of the part of the config, at `path`."""
     for part in path:
         hints = typing.get_type_hints(model)
-        options = [hints.get(part), *typing.get_args(hints.get(part))]
-        found = [o for o in options if dataclasses.is_dataclass(o) or hasattr(o, "model_fields")]
-        if not found:  # pydantic names the class of a union's member in the location
+        types = [hints.get(part), *typing.get_args(hints.get(part))]
+        configs = [t for t in types if dataclasses.is_dataclass(t) or hasattr(t, "model_fields")]
+        if not configs:  # for a union, pydantic puts the name of the class into the path
             continue
-        model = found[0]
+        model = configs[0]
     return [f.name for f in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else list(model.model_fields)

@@ -1,4 +1,4 @@
-"""Options that several commands have, and how they become keys of a config. Imports click alone, so that help is quick."""
+"""Command-line options that several commands share. This file imports click alone, so that help is quick."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,14 +7,20 @@ from typing import Any
 
 import click
 
-CONFIG = click.option("--config", "config_file", type=click.Path(path_type=Path), help="A YAML file; see configs/.")
-SET = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as optim.lr=0.1."
+CONFIG = click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="The config, a YAML file. configs/ has examples."
 )
-DRY_RUN = click.option("--dry-run", is_flag=True, help="Check everything, print what would be done, do nothing.")
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set a key of the config, such as optim.lr=0.1. Repeatable; the last one wins.",
+)
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Check everything and print the plan. Write nothing.")
 
 
 def with_options(options: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
-    """The options that were given, as overrides "key=value". Those of --set come last and win."""
-    # JSON is YAML: a path keeps its blanks, colons and hashes
+    """The options that were given, as overrides "key=value", then those of --set, so that --set wins."""
+    # JSON is YAML, and its quotes protect blanks, colons and hashes in paths.
     return [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None] + list(overrides)

@@ -1,4 +1,4 @@
-"""What every config is made of: a frozen model that knows its keys, and the types that its numbers have."""
+"""The base class of all configs, and types for their numbers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ Size = Annotated[int, Field(ge=8, le=1024)]  # pixels
 
 
 class Config(BaseModel):
-    """Each stage's own config is in the stage's folder. An unknown key is an error. Rules across keys are checked here
-    too, so that a run never fails after an hour for what its config already said."""
+    """The base class: frozen, and an unknown key is an error. The configs are in the folders of their stages.
+
+    Configs check rules across keys too, so that no run fails after an hour because of its config.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def check_deterministic(name: str, policy: ViewPolicy | None) -> None:
+    """Raises ValueError if views of `policy`, the config's key `name`, are drawn at random."""
     if policy and (policy.jitter or policy.flip or policy.crop not in ("center", "three_crop", "full")):
         raise ValueError(f"{name} must be deterministic: jitter: false, flip: 0, crop: center, three_crop or full")
 
 
 def formerly(**names: str) -> BeforeValidator:
-    """Reads an old value of a key as its new one: `Annotated[Literal["new"], formerly(old="new")]`.
+    """Reads an old value of a key as its new value: `Annotated[Literal["new"], formerly(old="new")]`.
 
-    Old configs, checkpoints, runs and caches are read by it, and compared by the new names.
+    So old configs, checkpoints, runs and caches can be read, and compare by the new values.
     """
     return BeforeValidator(lambda value: names.get(value, value) if isinstance(value, str) else value)

@@ -21,11 +21,11 @@ from stages.demo.plots import contact_sheet, learning_curves
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.prepare.prepare import prepare
-from stages.runtime.interrupt import AGAIN
-from stages.runtime.lock import in_use
+from stages.runtime.interrupt import RUN_AGAIN
+from stages.runtime.lock import locked
 from stages.runtime.log import console, read_metrics
 from stages.runtime.memory import peak_memory
-from stages.runtime.stopwatch import stopwatch
+from stages.runtime.stage_timer import stage_timer
 from stages.shards.classes import read_classes
 from stages.shards.dataset import open_dataset
 from stages.student.config import TrainConfig
@@ -69,9 +69,9 @@ def run_demo(config: DemoConfig) -> dict:
     that did the work, so a rerun prints the same ledger.
     """
     out = config.output
-    with in_use(out), _peak_memory(out / "memory.json") as peak:
+    with locked(out), _peak_memory(out / "memory.json") as peak:
         out.mkdir(parents=True, exist_ok=True)
-        timed, seconds = stopwatch(out / "seconds.json")
+        timed, seconds = stage_timer(out / "seconds.json")
         timed("draw and encode clips", lambda: _draw(config))
         timed("prepare", lambda: _prepare(config))
         teacher = _train(config, "teacher", 0, timed)
@@ -130,7 +130,7 @@ def _prepare(config: DemoConfig) -> None:
 def _train(config: DemoConfig, kind: str, seed: int, timed: Callable) -> Path:
     """Train one net and score it on the test split; returns its run folder."""
     run = _run_config(config, kind, seed)
-    timed(f"train {kind} {seed}", lambda: train_student(run, resume=True, go_on=AGAIN))
+    timed(f"train {kind} {seed}", lambda: train_student(run, resume=True, go_on=RUN_AGAIN))
     scored = EvaluateConfig(checkpoint=run.output / "last.safetensors", data=config.output / "data" / "test",
                           output=run.output / "test.json", batch_size=64)  # fmt: skip
     timed(f"evaluate {kind} {seed}", lambda: evaluate(scored))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from cache.errors import ReskdError
 from cache.manifest import Manifest
 from stages.distill.config import LossConfig
-from stages.models.video_model import Output
+from stages.models.video_model import ModelOutput
 
 
-def check_targets(manifest: Manifest, losses: LossConfig, output: Output, num_frames: int) -> None:
+def check_targets(manifest: Manifest, losses: LossConfig, output: ModelOutput, num_frames: int) -> None:
     """`output` is the student's for any one clip.
 
     Raises ReskdError for a target that the cache doesn't store, another number of frames or classes, a feature map of

@@ -23,7 +23,7 @@ from stages.evaluate.confusion_plot import confusion_matrix
 from stages.metrics.accuracy import confusion, measure, per_class
 from stages.metrics.scoring import collect
 from stages.models.checkpoints import load_model
-from stages.models.video_model import model_stats, place
+from stages.models.video_model import model_stats, to_device
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.log import console, progress_bar
 from stages.shards.dataset import open_dataset
@@ -64,7 +64,7 @@ def evaluate(config: EvaluateConfig) -> dict:
             in_order(clips, config.loader, config.batch_size, ranks), policy.views, data.usable_rows(), ranks
         )
         amp = config.amp == "auto" and ranks.device.type == "cuda"
-        scored = collect(place(model, ranks.device), batches, len(data.classes), ranks, amp,
+        scored = collect(to_device(model, ranks.device), batches, len(data.classes), ranks, amp,
                          average=config.average, forward=config.batch_size)  # fmt: skip
         gmacs, counts = model_stats(model, size).gmacs, None if scored.several else confusion(scored)
         result = {

@@ -12,9 +12,9 @@ from stages.import_checkpoint.config import ImportConfig
 from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, load_stored, save_model
 from stages.models.config import InitConfig, ModelConfig
-from stages.models.other_formats import recognise
+from stages.models.weight_names import recognise_format
 from stages.models.swin import ATTENTION
-from stages.models.torchfile import Stored, read_file
+from stages.models.weight_files import StoredWeights, read_weight_file
 from stages.models.video_model import VideoModel, model_stats
 from stages.runtime.log import console
 from stages.shards.classes import read_classes
@@ -30,7 +30,7 @@ def import_checkpoint(config: ImportConfig) -> ModelCard:
     """
     if config.output.exists():
         raise ReskdError(f"{config.output} is there already: move it away, or give another output")
-    stored = read_file(config.source)
+    stored = read_weight_file(config.source)
     if stored.card is not None:
         raise ReskdError(f"{config.source} is a checkpoint of this program already: use it as it is")
     classes = _class_names(config, stored)
@@ -50,9 +50,9 @@ def import_checkpoint(config: ImportConfig) -> ModelCard:
     return card
 
 
-def _doubts(config: ImportConfig, stored: Stored, model: VideoModel) -> Iterator[str]:
+def _doubts(config: ImportConfig, stored: StoredWeights, model: VideoModel) -> Iterator[str]:
     """What no file says of itself, and would be evaluated wrongly without a word."""
-    if recognise(stored.tensors) == ("rkd",) and config.part == "student" and config.render_via is None:
+    if recognise_format(stored.tensors) == ("rkd",) and config.part == "student" and config.render_via is None:
         yield ("the seed's students saw 112 px, shrunk from 224 without antialiasing: import it with --size 112 "
                "--set render_via=224")  # fmt: skip
     if config.model.arch == "swin" and config.model.rel_pos == "exact":
@@ -70,7 +70,7 @@ def default_policy(model: ModelConfig) -> ViewPolicy:
     return ViewPolicy(num_frames=model.num_frames, jitter=False, crop="center", flip=0.0, **dense)
 
 
-def _class_names(config: ImportConfig, stored: Stored) -> tuple[str, ...]:
+def _class_names(config: ImportConfig, stored: StoredWeights) -> tuple[str, ...]:
     """Those of `config.classes`, else the checkpoint's own."""
     given, own = read_classes(config.classes), stored.classes
     if given is None and own is None:

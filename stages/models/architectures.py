@@ -1,4 +1,4 @@
-"""The architectures, and `build_model`, which makes a model of any of them. A new one is one entry of the table."""
+"""The table of architectures, and `build_model`. A new architecture is one entry in the table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.models.video_model import Head, VideoModel
 if TYPE_CHECKING:  # the config reads this table
     from stages.models.config import ModelConfig
 
-ARCHITECTURES = {  # arch -> its backbone, and the function that runs it on clips
+ARCHITECTURES = {  # arch -> the function that builds its backbone, and the function that runs the backbone on clips
     "tsn": (build_backbone, encode_frames),
     "tsm": (build_tsm, encode_frames),
     "slowonly": (build_slowonly, encode_volume),
@@ -22,12 +22,12 @@ ARCHITECTURES = {  # arch -> its backbone, and the function that runs it on clip
 
 
 def build_model(config: ModelConfig, pretrained: bool = False) -> VideoModel:
-    """The model of a config, freshly initialised, on the CPU, in train mode; `pretrained` takes timm's weights.
+    """The model of a config, on the CPU, in train mode. Weights are random; with `pretrained` the backbone's are timm's.
 
-    `num_classes`, which a config may leave to the data set, must be set by now.
+    `config.num_classes` must not be None.
 
     Raises:
-        ReskdError: the backbone, its arguments, its pretrained weights or `shift_div` can't be had.
+        ReskdError: the backbone doesn't exist, its arguments or `shift_div` don't fit, or it has no pretrained weights.
     """
     assert config.num_classes is not None
     build, encode = ARCHITECTURES[config.arch]

@@ -4,9 +4,20 @@ import click
 
 
 @click.command()
-@click.option("--size", "sizes", type=int, multiple=True, default=(224, 112), show_default=True, help="px; repeatable.")
+@click.option(
+    "--size",
+    "sizes",
+    type=int,
+    multiple=True,
+    default=(224, 112),
+    show_default=True,
+    help="Size of the input in px. Repeatable.",
+)
 def models(sizes):
-    """List the networks of the zoo: parameters, GFLOPs a view and a video, feature maps."""
+    """List the networks of the zoo: parameters, GFLOPs of a view and of a video, shape of the feature map.
+
+    Nothing is downloaded. import-checkpoint --model takes these names.
+    """
     from stages.models.list_models import list_models
 
     list_models(sizes)

@@ -1,4 +1,4 @@
-"""What a model is, and where its first weights come from."""
+"""The configs of a model and of its first weights."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from stages.models.architectures import ARCHITECTURES
 
 
 class ModelConfig(Config):
-    """TSN over any timm backbone, TSM and SlowOnly over its ResNets, or torchvision's Video Swin."""
+    """A TSN with any backbone of timm, a TSM or SlowOnly with a ResNet of timm, or torchvision's Video Swin."""
 
     arch: Literal[tuple(ARCHITECTURES)] = "tsn"
-    backbone: str = Field("resnet50", description="a model of timm; swin: swin3d_t, swin3d_s or swin3d_b")
-    args: dict[str, Any] = Field({}, description="further arguments of that model, such as channels and layers")
-    num_classes: int | None = Field(None, gt=0, description="from the data set's classes where not given")
+    backbone: str = Field("resnet50", description="name of a timm model; swin: swin3d_t, swin3d_s or swin3d_b")
+    args: dict[str, Any] = Field({}, description="more arguments of the backbone, such as channels and layers")
+    num_classes: int | None = Field(None, gt=0, description="by default the number of the data set's classes")
     num_frames: Positive = Field(8, description="T, frames of one view")
     dropout: float = Field(0.5, ge=0, lt=1)
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block; it rises linearly to it")
-    shift_div: Positive = Field(8, description="tsm: 1/shift_div of the channels come from the next frame, as many "
-                                               "from the one before")  # fmt: skip
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="stochastic depth of the last block; linear from 0 at the first"
+    )
+    shift_div: Positive = Field(8, description="tsm: 1/shift_div of the channels come from the next frame, and "
+                                               "1/shift_div from the previous frame")  # fmt: skip
     rel_pos: Annotated[Literal["exact", "upstream"], formerly(seed="upstream")] = Field(
-        "exact", description="swin, on maps smaller than its window. exact: each pair of positions has its own bias. "
-        "upstream: the bias that upstream's code takes by mistake, for weights that were trained with it")  # fmt: skip
+        "exact", description="swin, for maps smaller than the window. exact: each pair of positions has its own bias. "
+        "upstream: the wrong bias that upstream's code takes, for weights that were trained with upstream")  # fmt: skip
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="of RGB in 0..1")
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -40,11 +42,11 @@ class InitConfig(Config):
     """Where a model's first weights come from."""
 
     source: Literal["scratch", "timm", "checkpoint"] = "scratch"
-    path: Path | None = Field(None, description="of a checkpoint; 2D weights are inflated where the model is 3D")
-    format: CheckpointFormat = Field("auto", description="of the checkpoint; recognised by its keys where auto")
-    part: Literal["student", "teacher"] = Field("student", description="rkd: which of the two nets in the container")
-    head: HeadPolicy = Field("keep", description="keep: a classifier of other classes is an error; reinit: such a one "
-                                                 "is replaced by a fresh one; drop: any is")  # fmt: skip
+    path: Path | None = Field(None, description="a checkpoint; a 3D model gets 2D weights inflated")
+    format: CheckpointFormat = Field("auto", description="of the checkpoint; auto: recognised by its keys")
+    part: Literal["student", "teacher"] = Field("student", description="rkd: which of the two networks in the file")
+    head: HeadPolicy = Field("keep", description="if its classifier has other classes: keep is an error, reinit takes "
+                                                 "a fresh one; drop always takes a fresh one")  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod
@@ -56,5 +58,5 @@ class InitConfig(Config):
     @model_validator(mode="after")
     def _path_iff_checkpoint(self) -> InitConfig:
         if (self.source == "checkpoint") != (self.path is not None):
-            raise ValueError("`path` goes with `source: checkpoint`, and only with it")
+            raise ValueError("`path` goes with `source: checkpoint` only, and `source: checkpoint` needs `path`")
         return self

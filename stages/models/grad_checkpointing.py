@@ -1,4 +1,4 @@
-"""Gradient checkpointing: less memory in training, for a second forward of each block."""
+"""Gradient checkpointing: training takes less memory and runs the forward pass of each block twice."""
 
 import copy
 from collections import Counter
@@ -14,13 +14,13 @@ from stages.models.video_model import VideoModel
 
 
 def enable_grad_checkpointing(model: VideoModel, compiled: bool) -> None:
-    """Keep the inputs of the backbone's blocks alone for the backward pass, which runs the blocks again.
+    """Keep only the inputs of the backbone's blocks for the backward pass, which runs the blocks again.
 
-    Gradients stay the same, and so do BatchNorm's running statistics: eager mode updates them on both runs, so there
-    the momentum m becomes 1 - sqrt(1 - m), twice of which is m once; a `compiled` model updates them on one run.
+    Gradients and BatchNorm's running statistics stay the same. Eager mode updates the statistics in both runs, so the
+    momentum m becomes 1 - sqrt(1 - m): two such updates equal one with m. A `compiled` model updates them once.
 
     Raises:
-        ReskdError: timm's network has no blocks to run again.
+        ReskdError: the network of timm doesn't support it.
     """
     blocks = [module for module in model.backbone.modules() if isinstance(module, Block)]
     for block in blocks:
@@ -38,11 +38,11 @@ def enable_grad_checkpointing(model: VideoModel, compiled: bool) -> None:
 
 
 def _norms_run_twice(model: VideoModel) -> list[nn.Module]:
-    """The BatchNorms that a forward and backward pass runs twice, found on shapes alone."""
+    """The BatchNorms that one forward and backward pass runs twice. A copy without data is run to find them."""
     runs = Counter()
-    twin = copy.deepcopy(model).to("meta").train()
-    for name, module in twin.named_modules():
+    shapes = copy.deepcopy(model).to("meta").train()
+    for name, module in shapes.named_modules():
         if isinstance(module, _BatchNorm):
             module.register_forward_pre_hook(partial(lambda name, *_: runs.update([name]), name))
-    twin.extract(torch.empty(2, model.num_frames, 3, 224, 224, dtype=torch.uint8, device="meta")).sum().backward()
+    shapes.extract(torch.empty(2, model.num_frames, 3, 224, 224, dtype=torch.uint8, device="meta")).sum().backward()
     return [model.get_submodule(name) for name, number in runs.items() if number == 2]

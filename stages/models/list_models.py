@@ -1,4 +1,4 @@
-"""`pipeline.py models`: what each network of the zoo costs, at each size."""
+"""`pipeline.py models`: the cost of each network of the zoo at each input size."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from stages.models.architectures import build_model
 from stages.models.video_model import model_stats
 from stages.models.zoo import PROTOCOLS, ZOO
 
-SMALLEST, LARGEST = 8, 1024  # px, as the configs' `size`
+SMALLEST, LARGEST = 8, 1024  # px, as for `size` in configs
 
 
 def list_models(sizes: tuple[int, ...] = (224, 112)) -> list[dict]:
-    """Print a row per network and size, and return the rows: {"name", "arch", "frames", "size", "parameters", "gmacs" of
-    one view, "protocol", "gmacs_video", "grid" (T', h, w), "width"}. Weights are neither made nor read.
+    """Print and return one row per network and size. Weights are neither created nor read.
+
+    A row: {"name", "arch", "frames", "size", "parameters", "gmacs" of one view, "protocol", "gmacs_video", "grid"
+    (T', h, w), "width"}.
 
     Raises:
-        ReskdError: a size that no config could have.
+        ReskdError: a size is not between SMALLEST and LARGEST.
     """
     for size in sizes:
         if not SMALLEST <= size <= LARGEST:
             raise ReskdError(f"size {size} must be from {SMALLEST} to {LARGEST} px")
     rows = [row for name in ZOO for row in _rows(name, sizes)]
-    table = Table(caption="GFLOPs: 10⁹ multiply-adds, as the literature counts. Views: clips × crops.")
+    table = Table(caption="GFLOPs: 10⁹ multiply-adds, as in the literature. Views: clips × crops.")
     for column in ("model", "input", "params", "GFLOPs\na view", "views", "GFLOPs\na video", "features"):
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for row in rows:
@@ -48,7 +50,7 @@ def list_models(sizes: tuple[int, ...] = (224, 112)) -> list[dict]:
 def _rows(name: str, sizes: tuple[int, ...]) -> list[dict]:
     config, protocol = ZOO[name], PROTOCOLS[name]
     views = math.prod(map(int, protocol.split("x")))
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # shapes without data
         model = build_model(config)
     rows = []
     for size in sizes:

@@ -1,7 +1,7 @@
 """SlowOnly (Feichtenhofer et al. 2019, "SlowFast Networks"): a ResNet of timm whose convolutions are inflated to 3D.
 
-The kernels look at one frame, but for `conv1` of every block of layer3 and layer4, which look at three; time is never
-strided. The keys stay those of the plain ResNet, so that a 2D checkpoint fits once `inflate_weight` gave it a depth.
+`conv1` of every block of layer3 and layer4 sees three frames, all other kernels see one. No convolution has a stride in
+time. The weights keep the names of the plain ResNet, so a 2D checkpoint fits after `inflate_weight`.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ from stages.models.tsn import build_resnet
 if TYPE_CHECKING:  # the config reads the table of architectures
     from stages.models.config import ModelConfig
 
-TEMPORAL = re.compile(r"layer[34]\.\d+\.conv1")  # the convolutions that look at three frames
+TEMPORAL = re.compile(r"layer[34]\.\d+\.conv1")  # the convolutions that see three frames
 _CONTAINERS = (ResNet, BasicBlock, Bottleneck, nn.Sequential)
 _POINTWISE = (nn.ReLU, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.Identity, DropPath)
 
 
 def inflate_weight(weight: Tensor, depth: int) -> Tensor:
-    """[O, I, k, k] -> [O, I, depth, k, k]: repeated in time and divided by `depth`, so that a still clip gives the same
-    (Carreira & Zisserman 2017, "Quo Vadis")."""
+    """[O, I, k, k] -> [O, I, depth, k, k]: repeated in time and divided by `depth`.
+
+    A clip of equal frames gives the same output as one frame before (Carreira & Zisserman 2017, "Quo Vadis").
+    """
     return weight.unsqueeze(2).repeat(1, 1, depth, 1, 1) / depth
 
 
 def build_slowonly(config: ModelConfig, pretrained: bool) -> ResNet:
-    """A ResNet of timm made 3D; from timm's weights inflated, or freshly initialised.
+    """A 3D ResNet with timm's inflated weights (`pretrained`) or with fresh ones.
 
     Raises:
-        ReskdError: as `build_resnet`, or the ResNet has a part that can't be inflated.
+        ReskdError: as `build_resnet`, or a part of the ResNet can't be inflated.
     """
     net = inflate(build_resnet(config, pretrained), config.backbone)
-    if not pretrained:  # three equal slices of a random kernel would only learn to differ
+    if not pretrained:  # a random kernel needs no three equal slices
         for name, module in net.named_modules():
             if TEMPORAL.fullmatch(name):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -52,14 +54,14 @@ def encode_volume(backbone: ResNet, clips: Tensor) -> Tensor:
 
 
 def inflate(net: ResNet, name: str) -> ResNet:
-    """Make a 2D ResNet, called `name` in messages, 3D in place, weights included.
+    """Replace the 2D modules of a ResNet by 3D modules, in place, with inflated weights. Messages call it `name`.
 
     Raises:
-        ReskdError: it has a part other than plain convolutions, BatchNorm, pooling and pointwise functions.
+        ReskdError: a part is not a plain convolution, BatchNorm, pooling or pointwise function.
     """
     for path, module in list(net.named_modules()):
         if path.split(".")[0] in ("global_pool", "fc"):
-            continue  # not run: VideoModel has its own head
+            continue  # never run: VideoModel has its own head
         children = next(module.children(), None) is not None
         if children and type(module) in _CONTAINERS:
             continue
@@ -75,8 +77,8 @@ def inflate(net: ResNet, name: str) -> ResNet:
 
 
 def _inflated(module: nn.Module, depth: int) -> nn.Module | None:
-    """The 3D module of a 2D one, with its weights; None where there is none."""
-    kind = type(module)  # exactly: a subclass may compute something else
+    """The 3D module of a 2D module, with inflated weights; None if the module can't be inflated."""
+    kind = type(module)  # no isinstance: a subclass may compute something else
     if kind in _POINTWISE:
         return module
     if kind is nn.Conv2d:
@@ -95,7 +97,7 @@ def _inflated(module: nn.Module, depth: int) -> nn.Module | None:
 
 
 def _conv3d(conv: nn.Conv2d, depth: int) -> nn.Conv3d:
-    made = nn.Conv3d(
+    inflated = nn.Conv3d(
         conv.in_channels,
         conv.out_channels,
         kernel_size=(depth, *conv.kernel_size),
@@ -104,11 +106,11 @@ def _conv3d(conv: nn.Conv2d, depth: int) -> nn.Conv3d:
         dilation=(1, *conv.dilation),
         groups=conv.groups,
         bias=False,
-        device="meta",  # no numbers drawn for weights that are replaced at once
+        device="meta",  # no random numbers: the weights are replaced below
     )
-    made.weight = nn.Parameter(inflate_weight(conv.weight.detach(), depth))
-    made.bias = conv.bias
-    return made
+    inflated.weight = nn.Parameter(inflate_weight(conv.weight.detach(), depth))
+    inflated.bias = conv.bias
+    return inflated
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

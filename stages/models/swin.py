@@ -1,8 +1,9 @@
-"""Video Swin (Liu et al. 2022, "Video Swin Transformer"): torchvision's, with the position bias of small maps put right.
+"""Video Swin (Liu et al. 2022, "Video Swin Transformer"): torchvision's, with a corrected position bias for small maps.
 
-Attention adds a learned bias to each pair of places in a window, found by their distance. Where the map is smaller than
-the window, as the last stage's is below 224 px, the window shrinks to the map; torchvision and the seed then take the
-first rows and columns of the whole window's table of pairs, which belong to other pairs. Here every pair keeps its own.
+Attention adds a learned bias to each pair of positions in a window. The distance of the two positions selects the bias. If
+the map is smaller than the window, as in the last stage below 224 px, the window shrinks to the map. torchvision and
+upstream then take the first rows and columns of the whole window's table of pairs. Those belong to other pairs. Here every
+pair keeps its own bias.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ SWINS: dict[str, dict[str, Any]] = {
 
 
 class ExactAttention(ShiftedWindowAttention3d):
-    """Torchvision's attention with each pair's own bias in windows of any size; the same at full windows."""
+    """Torchvision's attention, where each pair has its own bias in smaller windows too. Full windows compute the same."""
 
     def get_relative_position_bias(self, window_size: list[int]) -> Tensor:
-        """[1, heads, N, N] of a window of [d, h, w] = N places, cut from the whole window's."""
+        """The bias [1, heads, N, N] of a window of [d, h, w] = N positions, taken from the whole window's table."""
         d, h, w = window_size
         index = self.relative_position_index.view(*self.window_size, *self.window_size)
         index = index[:d, :h, :w, :d, :h, :w].flatten()
@@ -44,7 +45,7 @@ ATTENTION = {"exact": ExactAttention, "upstream": ShiftedWindowAttention3d}
 
 
 class Block(SwinTransformerBlock):
-    """Torchvision's block, which with `grad_checkpointing` keeps its input alone and runs again in the backward pass."""
+    """Torchvision's block. With `grad_checkpointing` it keeps only its input, and the backward pass runs it again."""
 
     def __init__(self, *args: Any, rel_pos: str, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "attn_layer": ATTENTION[rel_pos]})
@@ -57,10 +58,10 @@ class Block(SwinTransformerBlock):
 
 
 def build_swin(config: ModelConfig, pretrained: bool) -> SwinTransformer3d:
-    """A Video Swin without its classifier; `args` replace sizes of the named one.
+    """A Video Swin without its classifier. `config.args` replace sizes of the named Swin.
 
     Raises:
-        ReskdError: the backbone isn't one of SWINS, an argument is unknown or doesn't fit, or `pretrained`.
+        ReskdError: the backbone isn't one of SWINS, an argument is unknown or doesn't fit, or `pretrained` is set.
     """
     if config.backbone not in SWINS:
         raise ReskdError(f"backbone {config.backbone!r} is not a Video Swin; choose {', '.join(SWINS)}")
@@ -77,26 +78,28 @@ def build_swin(config: ModelConfig, pretrained: bool) -> SwinTransformer3d:
 
 
 def encode_swin(backbone: SwinTransformer3d, clips: Tensor) -> Tensor:
-    """Normalised clips [B, T, 3, H, W] -> feature map [B, T', h, w, D] after the last norm; T' is T / 2, rounded up."""
+    """Normalised clips [B, T, 3, H, W] -> feature map [B, T', h, w, D] after the last norm. T' is T / 2, rounded up."""
     patches = backbone.patch_embed(clips.transpose(1, 2))
     return backbone.norm(backbone.features(backbone.pos_drop(patches)))
 
 
 def _sizes(config: ModelConfig) -> dict[str, Any]:
-    """The sizes of the named Swin, those of `args` in their place."""
+    """The sizes of the named Swin, with those of `config.args` in their place."""
     sizes = SWINS[config.backbone]
     for name, value in config.args.items():
         if name not in sizes:
-            raise ReskdError(f"args.{name} is not one of a Swin's: {', '.join(sizes)}")
-        whole = [value] if isinstance(sizes[name], int) else value
-        if not isinstance(whole, list | tuple) or not all(type(v) is int and v > 0 for v in whole):
+            raise ReskdError(f"args.{name} is no argument of a Swin; known: {', '.join(sizes)}")
+        numbers = [value] if isinstance(sizes[name], int) else value
+        if not isinstance(numbers, list | tuple) or not all(type(v) is int and v > 0 for v in numbers):
             raise ReskdError(f"args.{name} {value!r} must be made of whole numbers above 0, like {sizes[name]}")
     sizes = sizes | {name: list(v) if isinstance(v, list | tuple) else v for name, v in config.args.items()}
     depths, heads, width = sizes["depths"], sizes["num_heads"], sizes["embed_dim"]
     if not len(sizes["window_size"]) == len(sizes["patch_size"]) == 3:
         raise ReskdError(f"window_size {sizes['window_size']} and patch_size {sizes['patch_size']} must be [t, h, w]")
     if len(depths) != len(heads) or sum(depths) < 2:
-        raise ReskdError(f"depths {depths} and num_heads {heads} must be one number a stage, and two blocks at least")
+        raise ReskdError(
+            f"depths {depths} and num_heads {heads} must have one number per stage, and two blocks or more"
+        )
     if any(width * 2**i % n for i, n in enumerate(heads)):
         raise ReskdError(
             f"num_heads {heads} must divide the stages' widths {[width * 2**i for i in range(len(heads))]}"

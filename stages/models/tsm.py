@@ -1,6 +1,6 @@
-"""TSM: a TSN whose residual blocks see a part of the neighbouring frames' channels (Lin et al. 2019, "Temporal Shift").
+"""TSM: a TSN whose residual blocks take some channels from the neighbouring frames (Lin et al. 2019, "Temporal Shift").
 
-The shift has no parameters and hangs on `conv1` of the blocks as a hook: the keys stay those of the plain ResNet.
+The shift has no parameters. It is a hook on `conv1` of the blocks, so the weights keep the names of the plain ResNet.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from stages.models.tsn import build_resnet
 if TYPE_CHECKING:  # the config reads the table of architectures
     from stages.models.config import ModelConfig
 
-DEEP = 23  # blocks in layer3 (ResNet-101 and deeper) from which on only every other block shifts, as in the seed
+DEEP = 23  # with so many blocks in layer3 (ResNet-101 and deeper) only every second block shifts, as in upstream
 
 
 def build_tsm(config: ModelConfig, pretrained: bool) -> ResNet:
-    """A ResNet of timm with the shift.
+    """A ResNet of timm with the temporal shift.
 
     Raises:
         ReskdError: as `build_resnet`, or `shift_div` is too large.
@@ -33,32 +33,32 @@ def build_tsm(config: ModelConfig, pretrained: bool) -> ResNet:
 
 
 def temporal_shift(frames: Tensor, num_frames: int, shift_div: int) -> Tensor:
-    """Shift channels of [B*T, C, h, w] in time: the first C // shift_div come from frame t+1, as many more from t-1.
+    """Shift channels of [B*T, C, h, w] in time: the first C // shift_div come from frame t+1, the next as many from t-1.
 
-    Zeros stand where there is no such frame; the other channels, the shape and the memory format stay as they are.
+    At the ends, where no such frame exists, they are zero. Other channels, the shape and the memory format don't change.
     """
     fold = frames.shape[1] // shift_div
-    before = frames.unflatten(0, (-1, num_frames))
-    after = torch.zeros_like(before)
-    after[:, :-1, :fold] = before[:, 1:, :fold]
-    after[:, 1:, fold : 2 * fold] = before[:, :-1, fold : 2 * fold]
-    after[:, :, 2 * fold :] = before[:, :, 2 * fold :]
-    return after.flatten(0, 1)
+    clips = frames.unflatten(0, (-1, num_frames))
+    shifted = torch.zeros_like(clips)
+    shifted[:, :-1, :fold] = clips[:, 1:, :fold]
+    shifted[:, 1:, fold : 2 * fold] = clips[:, :-1, fold : 2 * fold]
+    shifted[:, :, 2 * fold :] = clips[:, :, 2 * fold :]
+    return shifted.flatten(0, 1)
 
 
 def add_temporal_shift(backbone: ResNet, num_frames: int, shift_div: int) -> None:
-    """Make the residual blocks of a ResNet shift the input of their `conv1`; frames must come as whole clips.
+    """Make the residual blocks of a ResNet shift the input of their `conv1`. The frames must be those of whole clips.
 
     Raises:
-        ReskdError: a block has fewer channels than `shift_div`, so that nothing would be shifted.
+        ReskdError: a block has fewer channels than `shift_div`.
     """
     step = 2 if len(backbone.layer3) >= DEEP else 1
     for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
         for block in list(stage)[::step]:
             if block.conv1.in_channels < shift_div:
                 raise ReskdError(
-                    f"shift_div {shift_div} is more than the {block.conv1.in_channels} channels of a block, so that "
-                    "nothing would be shifted in time: lower shift_div or widen the backbone"
+                    f"shift_div {shift_div} is more than the {block.conv1.in_channels} channels of a block, and no "
+                    "channel would be shifted: lower shift_div or widen the backbone"
                 )
             block.conv1.register_forward_pre_hook(partial(_shift_input, num_frames, shift_div))
 

@@ -1,4 +1,4 @@
-"""TSN (Wang et al. 2016, "Temporal Segment Networks"): a 2D network of timm on every frame, averaged by the head."""
+"""TSN (Wang et al. 2016, "Temporal Segment Networks"): a 2D network of timm on each frame; the head averages."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ if TYPE_CHECKING:  # the config reads the table of architectures
 
 
 def build_backbone(config: ModelConfig, pretrained: bool) -> nn.Module:
-    """A network of timm whose `forward_features` gives [N, num_features, h, w], without its classifier.
+    """A network of timm without its classifier. Its `forward_features` returns a map [N, num_features, h, w].
 
-    Parameters that only timm's own head would use, such as MobileNetV3's `conv_head`, are frozen.
+    Parameters that only timm's own head uses, such as MobileNetV3's `conv_head`, are frozen.
 
     Raises:
-        ReskdError: timm has no such network, refuses an argument, can't give its pretrained weights, or the network
-            gives no such map.
+        ReskdError: timm has no such network or refuses an argument, the pretrained weights can't be loaded, or the
+            network returns no such map.
     """
     net = _create(config, timm.list_models())
-    unused = [] if isinstance(net, ResNet) else _behind_the_map(net, config.backbone)
+    unused = [] if isinstance(net, ResNet) else _unused_parameters(net, config.backbone)
     if pretrained:
         net = _create_pretrained(config)
     for name in unused:
-        net.get_parameter(name).requires_grad_(False)  # else DistributedDataParallel waits for its gradient
+        net.get_parameter(name).requires_grad_(False)  # or DistributedDataParallel waits for a gradient
     return net
 
 
 def build_resnet(config: ModelConfig, pretrained: bool) -> ResNet:
-    """The same for a network that must be a ResNet of timm.
+    """A ResNet of timm.
 
     Raises:
-        ReskdError: as `build_backbone`, or the network is another kind of one.
+        ReskdError: as `build_backbone`, or the network is no ResNet.
     """
     net = _create(config, timm.list_models(module="resnet"))
     if not isinstance(net, ResNet):
         raise ReskdError(
             f"backbone {config.backbone!r} is a {type(net).__name__}, and arch {config.arch} needs a ResNet: "
-            "choose one like 'resnet50', or arch tsn"
+            "choose a ResNet such as 'resnet50', or arch tsn"
         )
     return _create_pretrained(config) if pretrained else net
 
 
 def encode_frames(backbone: nn.Module, clips: Tensor) -> Tensor:
-    """Normalised clips [B, T, 3, H, W] -> feature map [B, T, h, w, D], frame by frame, in channels-last memory."""
+    """Normalised clips [B, T, 3, H, W] -> feature map [B, T, h, w, D] of each frame, in channels-last memory."""
     frames = clips.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     maps = backbone.forward_features(frames)
     return maps.permute(0, 2, 3, 1).unflatten(0, clips.shape[:2])
 
 
 def _arguments(config: ModelConfig) -> dict:
-    """For `timm.create_model`: lists, as YAML has them, as tuples."""
+    """The arguments for `timm.create_model`. YAML's lists become tuples."""
     if "drop_path_rate" in config.args:
         raise ReskdError(f"model.args has drop_path_rate {config.args['drop_path_rate']}: give it as model.drop_path")
     args = {key: tuple(value) if isinstance(value, list) else value for key, value in config.args.items()}
@@ -84,35 +84,35 @@ def _create(config: ModelConfig, known: list[str]) -> nn.Module:
 
 
 def _create_pretrained(config: ModelConfig) -> nn.Module:
-    try:  # whatever keeps the weights away (network, disk, other widths), the remedy is the same
+    try:  # all reasons (network, disk, other widths) have the same remedy
         return timm.create_model(config.backbone, pretrained=True, **_arguments(config))
     except Exception as error:
         raise ReskdError(
-            f"timm's pretrained weights of the backbone {config.backbone!r} (args {config.args}) can't be had: "
-            f"{type(error).__name__}: {error}; where the network is missing, download them once on another machine and "
-            "copy its Hugging Face cache (HF_HOME), or start from a local checkpoint, or from no weights"
+            f"timm's pretrained weights of the backbone {config.backbone!r} (args {config.args}) can't be loaded: "
+            f"{type(error).__name__}: {error}; without a network, download them on another machine and copy its Hugging "
+            "Face cache (HF_HOME), or start from a local checkpoint (init.path), or set init.source: scratch"
         ) from error
 
 
-def _behind_the_map(net: nn.Module, name: str) -> list[str]:
-    """Names of the parameters that the feature map doesn't depend on. Tried on shapes alone, at the net's usual size.
+def _unused_parameters(net: nn.Module, name: str) -> list[str]:
+    """The names of the parameters on which the feature map doesn't depend, found with a copy that has shapes but no data.
 
-    Raises ReskdError where `forward_features` gives no [N, num_features, h, w].
+    Raises ReskdError if `forward_features` returns no map [N, num_features, h, w] at the network's usual size.
     """
-    twin = copy.deepcopy(net).to("meta").eval()
+    shapes = copy.deepcopy(net).to("meta").eval()
     size = getattr(net, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
     try:
         with torch.enable_grad():
-            maps = twin.forward_features(torch.empty(2, *size, device="meta"))
+            maps = shapes.forward_features(torch.empty(2, *size, device="meta"))
     except Exception as error:
         raise ReskdError(f"backbone {name!r} gives no feature map at {size[-1]} px: {error}; choose another") from error
     if not isinstance(maps, Tensor) or maps.dim() != 4 or maps.shape[1] != net.num_features:
-        found = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        output = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
         raise ReskdError(
-            f"backbone {name!r} gives {found} for 2 frames, and a map [2, {net.num_features}, h, w] is needed: choose a "
+            f"backbone {name!r} gives {output} for 2 frames, and a map [2, {net.num_features}, h, w] is needed: choose a "
             "convolutional network, such as 'resnet50' or 'tf_efficientnet_lite0'"
         )
-    parameters = dict(twin.named_parameters())
+    parameters = dict(shapes.named_parameters())
     with torch.enable_grad():
         gradients = torch.autograd.grad(maps.sum(), list(parameters.values()), allow_unused=True)
     return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]

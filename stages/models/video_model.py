@@ -1,4 +1,4 @@
-"""A video model: a backbone, its head, where it is placed, and what it costs."""
+"""A video model: a backbone and a head; its move to a device; its cost."""
 
 import copy
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cache.errors import ReskdError
 
-FC_STD = 0.001  # of the classifier's initial weights, as upstream's
+FC_STD = 0.001  # standard deviation of the classifier's initial weights, as in upstream
 
 
-class Output(NamedTuple):
-    """logits [B, K], float32 under autocast too, and features [B, T', h, w, D], the map which the head averages."""
+class ModelOutput(NamedTuple):
+    """logits [B, K], float32 under autocast too; features [B, T', h, w, D], the map that the head averages."""
 
     logits: Tensor
     features: Tensor
@@ -33,13 +33,13 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         pooled = features.mean((1, 2, 3), dtype=self.fc.weight.dtype)
-        # bfloat16 would round a logit of 10 by up to 0.03, more than the cache's uint8 does, and saves nothing here.
+        # bfloat16 would round a logit of 10 by up to 0.03, more than the cache's uint8 does, and would save no time.
         with torch.autocast(features.device.type, enabled=False):
             return self.fc(self.dropout(pooled))
 
 
 class VideoModel(nn.Module):
-    """A backbone, the plain function that runs it on normalised clips, and the head."""
+    """A backbone, the function that runs it on normalised clips, and the head."""
 
     def __init__(
         self,
@@ -51,25 +51,25 @@ class VideoModel(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ) -> None:
-        """`encode(backbone, clips [B, T, 3, H, W])` gives the map [B, T', h, w, D]; mean and std of RGB are in 0..1."""
+        """`encode(backbone, clips [B, T, 3, H, W])` returns the map [B, T', h, w, D]. `mean` and `std` are of RGB in 0..1."""
         super().__init__()
         self.backbone, self.encode, self.head, self.num_frames = backbone, encode, head, num_frames
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def forward(self, clips: Tensor) -> Output:
-        """Clips uint8 [B, T, 3, H, W], RGB -> Output.
+    def forward(self, clips: Tensor) -> ModelOutput:
+        """Clips uint8 [B, T, 3, H, W], RGB -> ModelOutput.
 
         Raises:
-            ReskdError: the clips have another number of frames than the model.
+            ReskdError: the clips don't have `num_frames` frames.
         """
         features = self.extract(clips)
-        return Output(self.head(features), features)
+        return ModelOutput(self.head(features), features)
 
     def extract(self, clips: Tensor) -> Tensor:
-        """The feature map alone, [B, T', h, w, D]."""
+        """The feature map [B, T', h, w, D], without logits."""
         assert clips.dtype == torch.uint8
-        if clips.shape[1] != self.num_frames:  # a temporal shift would silently mix frames of different clips
+        if clips.shape[1] != self.num_frames:  # a temporal shift would mix frames of different clips
             raise ReskdError(
                 f"clips of {clips.shape[1]} frames for a model of num_frames {self.num_frames}: "
                 "give the model and the view policy the same number"
@@ -77,15 +77,15 @@ class VideoModel(nn.Module):
         return self.encode(self.backbone, (clips.to(self.mean.dtype) / 255 - self.mean) / self.std)
 
 
-def place(model: VideoModel, device: torch.device) -> VideoModel:
-    """The model on a device, in the memory layout that its convolutions are fast in there."""
+def to_device(model: VideoModel, device: torch.device) -> VideoModel:
+    """Move the model to `device`. On CUDA the weights get the layout channels-last, in which convolutions are fast."""
     model = model.to(device)
     return channels_last(model) if device.type == "cuda" else model
 
 
 def channels_last(model: VideoModel) -> VideoModel:
-    """Lay the convolutions' weights, 2D and 3D, out channels-last, in place."""
-    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}  # Module.to takes one layout for all
+    """Give the weights of 2D and 3D convolutions the memory layout channels-last, in place."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}  # Module.to would give all weights one layout
     for parameter in model.parameters():
         if parameter.dim() in layouts:
             parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.dim()])
@@ -94,11 +94,11 @@ def channels_last(model: VideoModel) -> VideoModel:
 
 @dataclass(frozen=True)
 class ModelStats:
-    """What a model costs on one clip.
+    """The cost of a model for one clip.
 
     grid: [T', h, w] of the feature map. width: its channels D. parameters: their number.
-    gmacs: 10^9 multiply-adds of convolutions, linear layers and attention per clip, the figure which the literature prints as
-        "GFLOPs" (one multiply-add counted once).
+    gmacs: 10^9 multiply-adds of convolutions, linear layers and attention. The literature calls them "GFLOPs" (one
+        multiply-add counts once).
     """
 
     grid: tuple[int, int, int]
@@ -108,12 +108,12 @@ class ModelStats:
 
 
 def model_stats(model: VideoModel, size: int) -> ModelStats:
-    """Cost on one clip of size x size pixels, counted in eval mode on shapes alone: nothing is computed or changed."""
-    twin = copy.deepcopy(model).to("meta").eval()
+    """The cost for one clip of size x size pixels, in eval mode. A copy that has shapes but no data is counted."""
+    shapes = copy.deepcopy(model).to("meta").eval()
     clips = torch.empty(1, model.num_frames, 3, size, size, dtype=torch.uint8, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        features = twin.extract(clips)
-    macs = counter.get_total_flops() // 2 + model.head.fc.weight.numel()  # autocast, and so the head, knows no "meta"
+        features = shapes.extract(clips)
+    macs = counter.get_total_flops() // 2 + model.head.fc.weight.numel()  # the head can't run: autocast has no "meta"
     return ModelStats(
         grid=tuple(features.shape[1:4]),
         width=features.shape[4],

@@ -1,4 +1,4 @@
-"""The seed's networks by name: their configs, and how many views of a video its protocol scores."""
+"""The networks of upstream by name: their configs, and the protocols that upstream evaluates them with."""
 
 import difflib
 
@@ -14,7 +14,7 @@ ZOO: dict[str, ModelConfig] = {
     "swin_b": ModelConfig(arch="swin", backbone="swin3d_b", num_classes=400, num_frames=32, drop_path=0.2),
 }
 
-PROTOCOLS: dict[str, str] = {  # temporal clips x spatial crops, as EvaluateConfig.protocol
+PROTOCOLS: dict[str, str] = {  # temporal clips x spatial crops, as in EvaluateConfig.protocol
     "tsn_r50": "1x1",
     "tsn_r152": "1x1",
     "tsm_r50": "2x3",
@@ -25,7 +25,7 @@ PROTOCOLS: dict[str, str] = {  # temporal clips x spatial crops, as EvaluateConf
 
 
 def named_model(name: str) -> ModelConfig:
-    """Raises ReskdError where the zoo has no such network."""
+    """The config of a network in the zoo. Raises ReskdError for an unknown name."""
     if name not in ZOO:
         near = difflib.get_close_matches(name, ZOO, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -21,7 +21,7 @@ from stages.packs.config import PackConfig
 from stages.packs.plan import Plan, plan_pack
 from stages.packs.writing import AllPictures, PackedClip, commit_shard
 from stages.runtime.distributed import Ranks, join_ranks
-from stages.runtime.lock import in_use
+from stages.runtime.lock import locked
 from stages.runtime.log import console, progress_bar
 from stages.shards.dataset import Dataset, open_dataset
 from stages.stream.loading import decoding_workers, identity, raising
@@ -39,17 +39,17 @@ def pack(config: PackConfig, *, dry_run: bool = False) -> dict:
     started = time.perf_counter()
     data = open_dataset(config.data)
     data.check_files()
-    with join_ranks(patience=timedelta(days=7)) as ranks:  # shards differ: the first to finish waits for the last
+    with join_ranks(timeout=timedelta(days=7)) as ranks:  # shards differ: the first to finish waits for the last
         if dry_run:
             return _show(config, data, plan_pack(config, data))
-        with in_use(config.output) if ranks.first else nullcontext(), _disk_errors(config.output, data):
+        with locked(config.output) if ranks.first else nullcontext(), _disk_errors(config.output, data):
             found: list[Plan | None] = [None]
 
             def begin() -> None:
                 found[0] = plan_pack(config, data)
                 _claim(config.output, found[0])
 
-            ranks.first_does(begin)
+            ranks.run_on_first(begin)
             plan = ranks.gather(found[0])[0]
             done = _fill(config, data, plan, ranks)
             ranks.barrier()

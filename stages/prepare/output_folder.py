@@ -11,7 +11,7 @@ from typing import Any
 from cache.errors import ReskdError
 from cache.identity import ShardEntry
 from cache.store import write_atomically
-from stages.runtime.lock import in_use
+from stages.runtime.lock import locked
 from stages.shards.index import INDEX, dump, rows_path
 
 ARGUMENTS = "prepare.json"  # what the folder is made from; kept, so that a rerun with anything else is refused
@@ -64,7 +64,7 @@ def refuse_other(output: Path, arguments: Mapping[str, Any], *, among_tars: bool
 @contextmanager
 def claimed(output: Path, arguments: Mapping[str, Any], *, among_tars: bool) -> Iterator[None]:
     """Holds the folder alone. The lock goes with the process, however that ends."""
-    with in_use(output, output / WORK / "lock"):
+    with locked(output, output / WORK / "lock"):
         refuse_other(output, arguments, among_tars=among_tars)  # somebody may have been quicker
         if not (output / ARGUMENTS).exists():
             write_atomically(output / ARGUMENTS, dump(arguments))

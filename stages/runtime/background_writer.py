@@ -1,4 +1,4 @@
-"""Work behind the main thread's: one thread, jobs in order, few of them at a time."""
+"""Jobs in a background thread: one after another, in order, a limited number at a time."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any
 
 @contextmanager
 def background_writer(limit: int) -> Iterator[Callable[..., None]]:
-    """`submit(job, *arguments)` hands a job to one thread, where jobs run one after another, and waits while `limit` of
-    them aren't done: what they hold is bounded.
+    """Gives `submit(job, *arguments)`, which hands a job to one background thread. The thread runs jobs one after another.
 
-    The first exception of a job is raised by the next `submit`, or at the end, and no later job runs. After an exception
-    of the caller those that were handed over are still done: a commit among them is not lost. When the context is left, none
-    is running.
+    `submit` waits while `limit` jobs aren't done, so the memory that jobs hold is bounded. The first exception of a job is
+    raised by a later `submit` or at the end, and no later job runs. If the caller raises, the submitted jobs are still
+    done, so that no commit is lost. No job runs any more when the context ends.
     """
     pending: deque[Future] = deque()
     failed: list[BaseException] = []
@@ -35,7 +34,7 @@ def background_writer(limit: int) -> Iterator[Callable[..., None]]:
             pending.popleft().result()
         pending.append(pool.submit(run, job, arguments))
 
-    with ThreadPoolExecutor(1, thread_name_prefix="behind") as pool:  # which waits for the jobs that it has
+    with ThreadPoolExecutor(1, thread_name_prefix="background") as pool:  # its end waits for the submitted jobs
         yield submit
         while pending:
             pending.popleft().result()

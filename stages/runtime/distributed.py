@@ -49,37 +49,39 @@ class Ranks:
         dist.all_gather_object(gathered, value)
         return gathered
 
-    def failed(self, mine: Mapping[int, Exception]) -> dict[int, Exception]:
-        """What failed on any rank, on every rank. Another rank's error comes as a ReskdError: not every kind can travel."""
+    def failed(self, own_errors: Mapping[int, Exception]) -> dict[int, Exception]:
+        """The errors of all ranks, on every rank. Errors of other ranks are ReskdErrors: some exceptions can't be sent."""
         if self.world == 1:
-            return dict(mine)
-        said = {i: e if type(e) is ReskdError else ReskdError(f"{type(e).__name__}: {e}") for i, e in mine.items()}
-        every = {i: error for theirs in self.gather(said) for i, error in theirs.items()}
-        return dict(sorted((every | mine).items()))
+            return dict(own_errors)
+        sent = {
+            i: e if type(e) is ReskdError else ReskdError(f"{type(e).__name__}: {e}") for i, e in own_errors.items()
+        }
+        all_errors = {i: error for errors in self.gather(sent) for i, error in errors.items()}
+        return dict(sorted((all_errors | own_errors).items()))
 
-    def first_does(self, work: Callable[[], None]) -> None:
-        """Rank 0 does it before any other goes on; what it refuses, every rank refuses."""
-        refused = None
+    def run_on_first(self, work: Callable[[], None]) -> None:
+        """Run `work` on rank 0 while the other ranks wait. Every rank raises the ReskdError that rank 0 raises."""
+        failure = None
         if self.first:
             try:
                 work()
             except ReskdError as error:
-                refused = error
-        refused = self.gather(refused)[0]
-        if refused is not None:
-            raise refused
+                failure = error
+        failure = self.gather(failure)[0]
+        if failure is not None:
+            raise failure
 
     def average_statistics(self, model: torch.nn.Module) -> None:
-        """BatchNorm's running statistics, which are each rank's own, averaged over the ranks."""
+        """Average BatchNorm's running statistics over the ranks. Each rank has its own until then."""
         if self.world > 1:
             distribute_bn(model, self.world, reduce=True)
 
     def any(self, flag: bool) -> bool:
-        """Whether it is set on any rank."""
+        """Whether `flag` is true on any rank."""
         return any(self.gather(flag))
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """DistributedDataParallel where there are several ranks. Buffers stay each rank's own."""
+        """`model` in DistributedDataParallel if there are several ranks. Buffers are not synchronised."""
         if self.world == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -88,22 +90,22 @@ class Ranks:
         )
 
     def without_sync(self, model: torch.nn.Module, skip: bool) -> AbstractContextManager:
-        """Leaves out the gradients' all-reduce of a micro-batch that isn't the last of its step."""
+        """With `skip`, gradients are not reduced over the ranks: for micro-batches before the last of a step."""
         return model.no_sync() if self.world > 1 and skip else nullcontext()
 
 
 def cores() -> int:
-    """Cores of this machine that this rank may use."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """The number of this machine's cores that one rank may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @contextmanager
-def join_ranks(patience: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
-    """Join the process group that torchrun describes in the environment, and leave it at the end; inside another such
-    context it is that one's group (torchrun's store can't make a second one in the same process).
+def join_ranks(timeout: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
+    """Join the process group that torchrun describes in the environment, and leave it at the end.
 
-    `patience`: how long one rank waits for another before the run is given up.
+    Inside another such context the outer group is used: torchrun's store can't make a second one in the same process.
+    `timeout`: a rank that waits longer for another one ends the run with an error.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = torch.device("cpu")
@@ -111,13 +113,13 @@ def join_ranks(patience: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
-        # Workers decode beside the net: threads for every core would wait for one another at each layer.
+        # Workers decode on the other cores: with a thread for every core, threads would wait for each other at each layer.
         torch.set_num_threads(max(1, cores() // 2))
-    mine = world > 1 and not dist.is_initialized()
-    if mine:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    joins = world > 1 and not dist.is_initialized()
+    if joins:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         yield Ranks(rank, world, device)
     finally:
-        if mine:
+        if joins:
             dist.destroy_process_group()

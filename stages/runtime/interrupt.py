@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while students are trained: they stop at the next step, saved, instead of dying in it."""
+"""SIGINT and SIGTERM in training: a run stops after the current step and saves its state."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from contextlib import contextmanager
 
 from cache.errors import ReskdError
 
-AGAIN = "run it again: it goes on"  # what commands that begin many runs say then
+RUN_AGAIN = "run it again: it goes on"  # the advice of commands that start several runs
 
 
 class Interrupted(ReskdError):
-    """A run was asked to stop, and has saved where it stands."""
+    """A run was asked to stop, and has saved its state."""
 
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM asked to stop; a second one kills.
+    """Gives a function that tells whether SIGINT or SIGTERM has come. The second signal ends the process at once.
 
-    One that nobody answers by Interrupted (it came too late, or with an error) has its usual effect when the context is
-    left: whoever would have gone on is stopped, too.
+    If the caller doesn't raise Interrupted after a signal (it came too late, or another error was raised), the signal has
+    its usual effect at the end of the context. So the code after the context is stopped too.
     """
-    asked = []
+    received = []
 
-    def ask(number, frame):
-        asked.append(number)
+    def receive(number, frame):
+        received.append(number)
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     try:
-        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: nobody sends it signals
+        old = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # only the main thread gets signals
         yield lambda: False
         return
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     except Interrupted:
-        asked.clear()
+        received.clear()
         raise
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-        if asked:
-            signal.raise_signal(asked[0])
+        if received:
+            signal.raise_signal(received[0])

@@ -1,4 +1,4 @@
-"""A lock on an output folder: one process at a time."""
+"""A lock on an output folder: one process at a time writes into it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from filelock import FileLock, Timeout
 
 from cache.errors import ReskdError
 
-PATIENCE = 7  # seconds: a DataLoader's worker inherits the lock, and notices within five that its parent was killed
+TIMEOUT = 7  # seconds: DataLoader workers inherit the lock, and end up to 5 s after their parent was killed
 
 
 @contextmanager
-def in_use(path: Path, file: Path | None = None) -> Iterator[None]:
-    """Hold the folder `path` for this process. The lock ends with the process, however that ends.
+def locked(path: Path, file: Path | None = None) -> Iterator[None]:
+    """Lock the folder `path` for this process. The lock ends with the process, even if the process is killed.
 
-    `file` is the lock's; a hidden file beside the folder where it isn't given.
-    Raises ReskdError where another process holds the folder, or the file can't be written.
+    `file`: the lock file; by default a hidden file beside the folder.
+    Raises ReskdError if another process holds the lock, or if the file can't be written.
     """
     file = file or path.parent / f".{path.name}.lock"
     lock = FileLock(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=PATIENCE)
+        lock.acquire(timeout=TIMEOUT)
     except Timeout:
-        raise ReskdError(f"{path} is in use by another process: wait for it, or give another output") from None
+        raise ReskdError(
+            f"{path} is in use by another process: wait until that has ended, or give another output"
+        ) from None
     except OSError as error:
         raise ReskdError(f"{path} can't be written: {error.strerror or error}; give another output") from error
     try:

@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, TensorBoard, and a progress bar."""
+"""The logs of a run: metrics.jsonl, TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ console = Console(stderr=True)
 
 
 def progress_bar(unit: str, *, disable: bool = False) -> Progress:
-    """A bar with count, rate in `unit` a second, elapsed and remaining time, and a free `note` field."""
+    """A bar with the count, the rate in `unit` per second, the elapsed and remaining time, and a `note`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -32,7 +32,7 @@ def progress_bar(unit: str, *, disable: bool = False) -> Progress:
 
 
 class RunLog:
-    """Appends rows to metrics.jsonl and their numbers to TensorBoard; rows past `step` are cut at a resume."""
+    """Appends rows to metrics.jsonl and their numbers to TensorBoard. Rows after `step`, where the run resumes, are cut."""
 
     def __init__(self, folder: Path, step: int):
         self.path = folder / "metrics.jsonl"
@@ -42,7 +42,7 @@ class RunLog:
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def row(self, kind: str, step: int, values: dict) -> None:
-        """One row `{"kind": kind, "step": step, …}`; nested numbers become TensorBoard's kind/a/b."""
+        """Append the row `{"kind": kind, "step": step, **values}`. TensorBoard gets nested numbers as kind/a/b."""
         self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         for name, value in flat(values, f"{kind}/", "/").items():
             if isinstance(value, (int, float)):
@@ -54,7 +54,7 @@ class RunLog:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The rows of metrics.jsonl; none where there is no such file. A line cut by a kill is left out."""
+    """The rows of metrics.jsonl, [] without such a file. The last line is left out if a kill has cut it."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,4 +1,4 @@
-"""The memory of this process and all below it."""
+"""The memory of a process and its children."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import psutil
 
 
 def memory_of_tree(pid: int | None = None) -> float:
-    """MB of a process (None: this one) and all below it. A page that several share counts once, by its shares (PSS);
-    where the system doesn't tell them, in each."""
+    """MB of a process (None: this one) and all its descendants.
+
+    A page that several processes share counts once (PSS). If the system doesn't give PSS, it counts in each of them.
+    """
     total, process = 0, psutil.Process(pid)
     for p in (process, *process.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -22,7 +24,10 @@ def memory_of_tree(pid: int | None = None) -> float:
 
 @contextlib.contextmanager
 def peak_memory(every: float = 1.0, so_far: float = 0.0) -> Iterator[Callable[[], float]]:
-    """Samples `memory_of_tree` each `every` seconds; gives the peak up to the time of the call, at least `so_far`."""
+    """Measures `memory_of_tree` every `every` seconds. Gives a function that returns the peak until now, in MB.
+
+    `so_far`: the peak of earlier runs, in MB.
+    """
     peak, stop = [so_far], threading.Event()
 
     def sample() -> None:

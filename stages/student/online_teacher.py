@@ -10,7 +10,7 @@ import torch
 from cache.errors import ReskdError
 from stages.distill.targets import TargetDecoder, teacher_outputs
 from stages.models.checkpoints import load_model
-from stages.models.video_model import VideoModel, model_stats, place
+from stages.models.video_model import VideoModel, model_stats, to_device
 from stages.shards.classes import check_classes
 from stages.shards.dataset import Dataset
 from stages.stream.batch import Batch
@@ -28,7 +28,7 @@ class OnlineTeacher:
 
     def teach(self, device: torch.device, names: Sequence[str], dtype: torch.dtype) -> Callable[[Batch], Batch]:
         """On `device`: gives a batch there the targets of these names."""
-        model = place(self.model, device).eval().requires_grad_(False)
+        model = to_device(self.model, device).eval().requires_grad_(False)
 
         def taught(batch: Batch) -> Batch:
             # Cloned: what inference mode makes can't be saved for a backward pass.

@@ -20,9 +20,9 @@ from cache.view import BLOCK
 from stages.distill.targets import TargetDecoder, target_decoder
 from stages.metrics.scoring import Net, score_each
 from stages.models.checkpoints import ModelCard, save_model
-from stages.models.video_model import model_stats, place
+from stages.models.video_model import model_stats, to_device
 from stages.runtime.distributed import Ranks, join_ranks
-from stages.runtime.lock import in_use
+from stages.runtime.lock import locked
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset
 from stages.shards.labels import check_labels
@@ -93,11 +93,11 @@ def train_cohort(
             return {name: _show_plan(setup, data, order, replay) for name, setup in setups.items()}
         for setup in setups.values():
             if ranks.first:
-                held.enter_context(in_use(setup.config.output))
+                held.enter_context(locked(setup.config.output))
         for setup in setups.values():  # all of them, before any is touched
-            ranks.first_does(partial(check, setup.config))
+            ranks.run_on_first(partial(check, setup.config))
         for setup in setups.values():
-            ranks.first_does(partial(open_run, setup.config, resume=resume, overwrite=overwrite))
+            ranks.run_on_first(partial(open_run, setup.config, resume=resume, overwrite=overwrite))
         results = {}
         for name, setup in list(setups.items()):
             if (result := _finished(setup.config)) is not None:
@@ -156,7 +156,7 @@ def _train(setups: Mapping[str, StudentSetup], data: Dataset, val: Dataset | Non
         run = start_run(
             config,
             ranks,
-            place(setup.student, ranks.device),
+            to_device(setup.student, ranks.device),
             load_state(last) if last.exists() else None,
             order=order.digest(),
             steps_per_epoch=order.steps_per_epoch(),

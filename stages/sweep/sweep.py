@@ -15,10 +15,10 @@ from cache.store import write_atomically
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.runtime.distributed import Ranks, join_ranks
-from stages.runtime.interrupt import AGAIN, Interrupted
-from stages.runtime.lock import in_use
+from stages.runtime.interrupt import RUN_AGAIN, Interrupted
+from stages.runtime.lock import locked
 from stages.runtime.log import console
-from stages.runtime.stopwatch import stopwatch
+from stages.runtime.stage_timer import stage_timer
 from stages.shards.dataset import open_dataset
 from stages.shards.labels import check_labels
 from stages.student.cohort import shared_keys
@@ -59,7 +59,7 @@ def run_sweep(
         if dry_run:
             return {"cohorts": [list(cohort) for cohort in cohorts]}
         out.mkdir(parents=True, exist_ok=True)
-        with in_use(out / "sweep.json") if ranks.first else nullcontext():
+        with locked(out / "sweep.json") if ranks.first else nullcontext():
             failed, seconds = _train(cohorts, out, ranks)
             rows = {}
             for name, config in students.items():
@@ -135,14 +135,14 @@ def _train(
 ) -> tuple[dict[str, str], dict[str, float]]:
     """Name -> reason of the students that failed, and the seconds of each cohort (rank 0's); notes the epochs that were
     decoded."""
-    timed, seconds = stopwatch(out / "seconds.json") if ranks.first else ((lambda _, stage: stage()), {})
+    timed, seconds = stage_timer(out / "seconds.json") if ranks.first else ((lambda _, stage: stage()), {})
     failed: dict[str, str] = {}
     for cohort in cohorts:
         pending = [name for name, config in cohort.items() if not (config.output / "result.json").exists()]
         if pending and ranks.first:
             _note_passes(out, " + ".join(pending), max(cohort[name].schedule.epochs for name in pending))
         try:
-            timed(" + ".join(cohort), partial(train_cohort, cohort, resume=True, go_on=AGAIN))
+            timed(" + ".join(cohort), partial(train_cohort, cohort, resume=True, go_on=RUN_AGAIN))
         except Interrupted:
             raise
         except Exception as error:  # of one alone, anything: the next cohort is not to suffer for it

@@ -11,47 +11,49 @@ from stages.config.options import CONFIG, DRY_RUN, SET, with_options
 @CONFIG
 @SET
 @click.option("--views", type=int, help="V, stored views of every clip; can be raised later.")
-@click.option("--verify", type=click.IntRange(1), default=None, help="Recompute so many random clip·views and compare.")
-@click.option("--strict", is_flag=True, help="Stop at the first unreadable clip instead of quarantining it.")
-@click.option("--budget", metavar="SIZE", help="With --dry-run: which encodings fit, such as 200GB, 1.5TB, 64GiB.")
-@click.option("--student-grid", "grid", metavar="HxW", help="With --dry-run: price this grid of a student's map, too.")
 @click.option(
-    "--probe", type=click.IntRange(0), help="With --dry-run: clip·views that are measured, 0 none.  [default: 32]"
+    "--verify", type=click.IntRange(1), default=None, help="Recompute this number of random clip·views and compare."
 )
+@click.option("--strict", is_flag=True, help="Stop at the first unreadable clip instead of quarantining it.")
+@click.option("--budget", metavar="SIZE", help="With --dry-run: show which encodings fit; such as 200GB, 1.5TB, 64GiB.")
+@click.option("--student-grid", "grid", metavar="HxW", help="With --dry-run: also price this grid of a student's map.")
+@click.option("--probe", type=click.IntRange(0), help="With --dry-run: clip·views to measure; 0: none.  [default: 32]")
 @DRY_RUN
-def cache_teacher(config_file, overrides, views, verify, strict, dry_run, **planned):
+def cache_teacher(config_file, overrides, views, verify, strict, dry_run, **plan_options):
     """Stage one: run the teacher once over V views of every clip.
 
-    Killed and run again, it redoes only what was not committed. A rerun with another teacher, policy, decoder or
-    shard list is refused; a rerun with more --views adds to the cache in place. Several processes (torchrun) share
-    the shards.
+    After a kill, run it again: it redoes only what was not committed. It refuses a rerun with another teacher, policy,
+    decoder or shard list. A rerun with more --views adds to the cache in place. Several processes (torchrun) share the
+    shards.
 
-    --dry-run is the size planner: from a short probe of the teacher on real clips, the hours it needs, and for each way
-    of storing feature maps the bytes of a clip·view and of the whole cache, what it keeps, and how to --set it. Where
-    nothing fits into --budget, it says what the smallest takes.
+    --dry-run is the size planner. It measures the teacher on a few real clips and shows the hours that it needs. For
+    each way to store feature maps it shows the bytes of a clip·view and of the whole cache, what it keeps, and how to
+    --set it. Where nothing fits into --budget, it says what the smallest takes.
     """
     from stages.config.file import load_config
     from stages.teacher.cache_teacher import cache_teacher
     from stages.teacher.config import CacheConfig
 
     config = load_config(CacheConfig, config_file, with_options({"views": views}, overrides))
-    cache_teacher(config, strict=strict, dry_run=dry_run, verify=verify or 0, **planned)
+    cache_teacher(config, strict=strict, dry_run=dry_run, verify=verify or 0, **plan_options)
 
 
 @click.command("inspect-cache")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="The data set that it was made of: the teacher's accuracy."
+    "--data", type=click.Path(path_type=Path), help="The data set that it was made of; shows the teacher's accuracy."
 )
-@click.option("--clip", metavar="KEY", help="Views and top-5 of this clip; SHARD/KEY where two shards have the key.")
-@click.option("--png", type=click.Path(path_type=Path), help="With --clip and --data: a picture of the clip's views.")
-@click.option("--json", "output", type=click.Path(path_type=Path), help="All figures in this file, too.")
+@click.option(
+    "--clip", metavar="KEY", help="Show views and top-5 of this clip; SHARD/KEY where two shards have the key."
+)
+@click.option("--png", type=click.Path(path_type=Path), help="With --clip and --data: draw the clip's views here.")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Also write all figures to this file.")
 def inspect_cache(path, **options):
-    """Show what the cache in PATH is, and what it takes.
+    """Show the contents and the size of the cache in PATH.
 
-    Teacher, decoder, view policy and targets (what it may not be mixed with); views planned and finished; bytes on disk
-    by array and for each clip·view; the encoding's error on clips that it wasn't fitted to; clips in quarantine. With
-    --data, the teacher's top-1 on its stored views, as a student will see them.
+    Shows the teacher, decoder, view policy and targets (a cache never mixes two of any of them), the planned and finished
+    views, the bytes on disk by array and for each clip·view, the encoding's error on held-out clips, and the clips in
+    quarantine. With --data, it shows the teacher's top-1 on the stored views.
 
     \b
     pipeline.py inspect-cache runs/demo/cache.zarr
@@ -64,24 +66,27 @@ def inspect_cache(path, **options):
 
 @click.command("verify-cache")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Hold its keys and frames against this data set.")
-@click.option("--recompute", type=click.IntRange(1), help="Let the teacher answer so many random clip·views again.")
-@click.option("--teacher", type=click.Path(path_type=Path), help="Its checkpoint, for --recompute.")
-@click.option("--repair", "mend", is_flag=True, help="Delete damaged groups and stray files, and nothing else.")
+@click.option("--data", type=click.Path(path_type=Path), help="Check its keys and frames against this data set.")
+@click.option("--recompute", type=click.IntRange(1), help="Compute this number of random clip·views again.")
+@click.option("--teacher", type=click.Path(path_type=Path), help="The cache's teacher, a checkpoint, for --recompute.")
+@click.option("--repair", "repair_damage", is_flag=True, help="Delete damaged groups and stray files, nothing else.")
 @click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), help="cache-teacher's: names data and teacher."
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="cache-teacher's config, which names data and teacher.",
 )
 @SET
 def verify_cache(path, recompute, config_file, overrides, **options):
-    """Check every byte of the cache in PATH; exit status 0: it is whole, 1: it is not.
+    """Check every byte of the cache in PATH; exit status 0: no problem, 1: problems.
 
-    Each shard's group against the manifest and its own list of files (size, sha256), the arrays' metadata, the keys, and
-    whether every clip's targets are there and finite. Prints what is wrong, and a plan: which shards to redo, because
-    of what.
+    Compares each shard's group with the manifest and with the group's list of files (size, sha256). Checks the arrays'
+    metadata, the keys, and that every clip has finite targets. Prints the problems, and which shards to redo because of
+    them.
 
-    --repair deletes the groups of damaged shards, and the manifest calls the cache unfinished until cache-teacher, run
-    again with the config that made it, has redone them; whole shards stay as they are, byte for byte. (The exit status
-    is 1 then, too.) A manifest or data set that doesn't fit is reported, never repaired.
+    --repair deletes the groups of damaged shards. The manifest then calls the cache unfinished until cache-teacher, run
+    again with the same config, has redone these shards. Whole shards stay byte for byte. The exit status is 1 in this
+    case, too. A manifest or data set that doesn't fit is reported, never repaired.
     """
     from stages.config.file import load_config
     from stages.teacher.config import CacheConfig

@@ -14,28 +14,32 @@ from stages.stream.config import LoaderConfig
 
 
 class TeacherConfig(Config):
-    checkpoint: Path = Field(description="a .safetensors of train-student")
-    size: Size | None = Field(None, description="px; the size it was trained at where not given")
+    checkpoint: Path = Field(description="a .safetensors file that train-student wrote")
+    size: Size | None = Field(None, description="px; null: the size it was trained at")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA, else float32")
-    batch_size: Positive = Field(16, description="clips of one forward; part of the cache's identity")
+    batch_size: Positive = Field(16, description="clips of one forward; a part of the cache's identity")
     compile: bool = False
-    bn: Literal["running", "recalibrate"] = Field("running", description="BatchNorm statistics: those of the "
-                                                  "checkpoint, or estimated anew on the views to be stored")  # fmt: skip
+    bn: Literal["running", "recalibrate"] = Field("running", description="BatchNorm statistics: the "
+                                                  "checkpoint's, or a new estimate on the views to be stored")  # fmt: skip
 
 
 class FeaturesConfig(Config):
-    """How feature maps are stored. Every part goes with every other; `float16` alone stands for the raw map."""
+    """How feature maps are stored. All keys can be combined. The string `float16` alone means the raw map."""
 
     codec: Literal[tuple(CODECS["features"])] = Field("float16", description="int8, int4, int3: 255, 15 or 7 steps "
-                                                              "of a range a channel, of the sample")  # fmt: skip
-    dims: Positive | None = Field(None, description="keep so many directions of the channels, the first of their PCA")
-    energy: float | None = Field(None, gt=0, lt=1, description="keep as many as hold this share of the variance")
-    grid: tuple[Positive, Positive] | None = Field(None, description="h, w of the student's map: the least that gives "
-                                                   "the same gradient, to students of that grid alone")  # fmt: skip
-    time: Positive | None = Field(None, description="T' of the student's map, where the teacher's is a multiple of it")
-    sample: Positive = Field(1024, description="clip·views that the basis and the ranges are estimated on; a fifth of "
-                                               "the clips is held out, to measure the error")  # fmt: skip
-    basis: Path | None = Field(None, description="a cache of the same teacher whose basis and ranges are taken")
+                                                              "over each channel's range in the sample")  # fmt: skip
+    dims: Positive | None = Field(None, description="keep this number of channel directions, the first of their PCA")
+    energy: float | None = Field(
+        None, gt=0, lt=1, description="keep the fewest directions that hold this share of the variance"
+    )
+    grid: tuple[Positive, Positive] | None = Field(None, description="h, w of the student's map: the smallest grid with "
+                                                   "the same gradient, but only for students of that grid")  # fmt: skip
+    time: Positive | None = Field(None, description="T' of the student's map; the teacher's T must be a multiple of it")
+    sample: Positive = Field(1024, description="clip·views that the basis and the ranges are estimated on; every fifth "
+                                               "clip is held out, to measure the error")  # fmt: skip
+    basis: Path | None = Field(
+        None, description="take the basis and the ranges of this cache, made with the same teacher"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -50,7 +54,7 @@ class FeaturesConfig(Config):
 
     @property
     def estimated(self) -> bool:
-        """Whether anything of it comes from a sample."""
+        """Whether a basis or ranges are estimated on a sample."""
         return codec_of("features", self.codec).levels is not None or self.has_basis
 
     @property
@@ -66,7 +70,7 @@ class TargetsConfig(Config):
 class CacheConfig(Config):
     """`pipeline.py cache-teacher`."""
 
-    data: Path = Field(description="a data set made by `prepare`")
+    data: Path = Field(description="a data set that `prepare` made")
     output: Path = Field(description="the cache, a folder NAME.zarr")
     teacher: TeacherConfig
     views: Positive = Field(8, description="V, stored views of every clip; can be raised later")

@@ -1,4 +1,4 @@
-"""Asking the teacher without waiting for its answer: input, forwards and answers overlap."""
+"""Start a forward of the teacher now and wait for its output later: decoding, forwards and writing overlap."""
 
 from __future__ import annotations
 
@@ -11,91 +11,92 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stages.teacher.teacher import Teacher, plain
+from stages.teacher.teacher import Teacher, uncompiled
 
-AT_ONCE = (
-    2  # forwards on a CPU, each with its share of the cores: while one's threads wait for one another, others work
+FORWARDS_ON_CPU = (
+    2  # at the same time, each with its share of the cores: one works while the other's threads synchronise
 )
 
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """`targets`: float32, as `Teacher.run` gives them. `seconds`: of forwards alone, none counted twice."""
+    """`targets`: float32, as `Teacher.run` returns them. `seconds`: spent in forwards alone; no second counts twice."""
 
     targets: dict[str, np.ndarray]
     seconds: float
 
 
-Forward = Callable[[torch.Tensor, Sequence[str]], Callable[[], TeacherOutput]]
+AsyncForward = Callable[[torch.Tensor, Sequence[str]], Callable[[], TeacherOutput]]
 
 
 @contextmanager
-def teacher_forwards(teacher: Teacher) -> Iterator[Forward]:
-    """`ask(clips, targets)` starts a forward over uint8 [B,T,3,S,S]; what it returns waits for the answer. Answers are to be
-    waited for in their order, in one thread, which may be another one than asks."""
+def async_forward(teacher: Teacher) -> Iterator[AsyncForward]:
+    """Yields `forward(clips, targets)`: it starts a forward over uint8 [B,T,3,S,S] and returns `wait`.
+
+    `wait()` blocks until the forward is done and returns its TeacherOutput. Call the `wait`s in the order of their
+    forwards, and all of them in one thread. This thread may be another one than the thread that calls `forward`.
+    """
     if teacher.device.type == "cuda":
         yield _on_gpu(teacher)
         return
-    compiled = teacher.model is not plain(teacher.model)  # whose first forward compiles, better alone
-    with ThreadPoolExecutor(1 if compiled else AT_ONCE, thread_name_prefix="teacher") as pool:
+    compiled = teacher.model is not uncompiled(teacher.model)  # the first forward compiles: no other may run beside it
+    with ThreadPoolExecutor(1 if compiled else FORWARDS_ON_CPU, thread_name_prefix="teacher") as pool:
         try:
             yield _on_cpu(teacher, pool)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _on_cpu(teacher: Teacher, pool: ThreadPoolExecutor) -> Forward:
-    until = 0.0  # when the last answer was there: forwards run beside each other
+def _on_cpu(teacher: Teacher, pool: ThreadPoolExecutor) -> AsyncForward:
+    last_end = 0.0  # of the forwards counted so far: forwards overlap, their common seconds count once
 
-    def timed(clips: torch.Tensor, targets: Sequence[str]) -> tuple[dict[str, np.ndarray], float, float]:
-        began = time.perf_counter()
-        return teacher.run(clips, targets), began, time.perf_counter()
+    def timed_run(clips: torch.Tensor, targets: Sequence[str]) -> tuple[dict[str, np.ndarray], float, float]:
+        start = time.perf_counter()
+        return teacher.run(clips, targets), start, time.perf_counter()
 
-    def ask(clips: torch.Tensor, targets: Sequence[str]) -> Callable[[], TeacherOutput]:
-        future = pool.submit(timed, clips, targets)
+    def forward(clips: torch.Tensor, targets: Sequence[str]) -> Callable[[], TeacherOutput]:
+        future = pool.submit(timed_run, clips, targets)
 
-        def answer() -> TeacherOutput:
-            nonlocal until
-            found, began, ended = future.result()
-            seconds, until = max(0.0, ended - max(began, until)), max(ended, until)
-            return TeacherOutput(found, seconds)
+        def wait() -> TeacherOutput:
+            nonlocal last_end
+            output, start, end = future.result()
+            seconds, last_end = max(0.0, end - max(start, last_end)), max(end, last_end)
+            return TeacherOutput(output, seconds)
 
-        return answer
+        return wait
 
-    return ask
+    return forward
 
 
-def _on_gpu(teacher: Teacher) -> Forward:
-    """Pinned clips are copied there while an earlier forward runs, answers back into pinned memory while a later one does.
+def _on_gpu(teacher: Teacher) -> AsyncForward:
+    """Copies overlap with forwards: pinned clips go to the GPU during an earlier forward, outputs come back during a later one.
 
-    Only who waits for an answer waits, for its event.
+    Only `wait` blocks, until the copy of its own output is done.
     """
     main = torch.cuda.current_stream(teacher.device)
-    up, down = torch.cuda.Stream(teacher.device), torch.cuda.Stream(teacher.device)
+    to_gpu, to_cpu = torch.cuda.Stream(teacher.device), torch.cuda.Stream(teacher.device)
 
-    def ask(clips: torch.Tensor, targets: Sequence[str]) -> Callable[[], TeacherOutput]:
-        began, ended, copied = (torch.cuda.Event(enable_timing=True) for _ in range(3))
-        with torch.cuda.stream(up):
+    def forward(clips: torch.Tensor, targets: Sequence[str]) -> Callable[[], TeacherOutput]:
+        start, end, copied = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+        with torch.cuda.stream(to_gpu):
             on_device = clips.to(teacher.device, non_blocking=True)
-        main.wait_stream(up)
-        on_device.record_stream(main)  # else `up` could give its memory to a later batch
-        began.record(main)
-        found = teacher.forward(on_device, targets)
-        ended.record(main)
-        down.wait_event(ended)
-        with torch.cuda.stream(down):
-            pinned = {name: torch.empty_like(value, device="cpu", pin_memory=True) for name, value in found.items()}
-            for name, value in found.items():
+        main.wait_stream(to_gpu)
+        on_device.record_stream(main)  # else `to_gpu` could give its memory to a later batch
+        start.record(main)
+        output = teacher.forward(on_device, targets)
+        end.record(main)
+        to_cpu.wait_event(end)
+        with torch.cuda.stream(to_cpu):
+            pinned = {name: torch.empty_like(value, device="cpu", pin_memory=True) for name, value in output.items()}
+            for name, value in output.items():
                 pinned[name].copy_(value, non_blocking=True)
-                value.record_stream(down)
-            copied.record(down)
+                value.record_stream(to_cpu)
+            copied.record(to_cpu)
 
-        def answer() -> TeacherOutput:
+        def wait() -> TeacherOutput:
             copied.synchronize()
-            return TeacherOutput(
-                {name: value.numpy() for name, value in pinned.items()}, began.elapsed_time(ended) / 1e3
-            )
+            return TeacherOutput({name: value.numpy() for name, value in pinned.items()}, start.elapsed_time(end) / 1e3)
 
-        return answer
+        return wait
 
-    return ask
+    return forward

@@ -1,8 +1,9 @@
-"""`pipeline.py inspect-cache`: what is in a cache, what it takes, and what a clip's views show."""
+"""`pipeline.py inspect-cache`: the contents of a cache, its size, and the views of a clip."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from cache.view import BLOCK, View
 from stages.shards.dataset import Dataset, open_dataset
 from stages.teacher.audit import teacher_accuracy
 from stages.teacher.clip_sheet import clip_sheet
-from stages.teacher.encodings import described_error
+from stages.teacher.encodings import describe_error
 
-TOP = 5  # classes of a view
+TOP_CLASSES = 5  # shown for each view
 
 
 def inspect_cache(
@@ -34,23 +35,24 @@ def inspect_cache(
     png: Path | None = None,
     output: Path | None = None,
 ) -> dict:
-    """Print what a cache is and what it takes; returns it (and writes it to `output`, JSON).
+    """Print the contents and the size of a cache; returns them (and writes them to `output`, JSON).
 
     {"identity", "views", "finished_views", "shards", "finished_shards", "clips", "clip_views": committed, "bytes": {"total",
     "by_array", "of_clip_view": by array, "constants", "metadata", "other"}, "notes", "quarantine": {"clips", "first"},
-    "top1": of the teacher in percent, None without `data`, or where nothing is labelled or finished, "clip": of `clip`}.
-    `data`: the data set that it was made of. `png`: a picture of the clip's views, which needs `data`.
-    Raises ReskdError for a clip that isn't there, or whose key is in two shards, and for a data set of other clips.
+    "top1": of the teacher in percent, None without `data`, or where nothing is labelled or finished, "clip": as `clip_views`
+    returns it, or None}.
+    `data`: the data set that the cache was made of. `png`: a picture of the clip's views, which needs `data`.
+    Raises ReskdError for an unknown clip, for a key that is in two shards, and for a data set of other clips.
     """
     if png is not None and (clip is None or data is None):
-        raise ReskdError("--png draws the views of one clip: give --clip KEY, and --data DATASET, which has its video")
+        raise ReskdError("--png draws the views of one clip: give --clip KEY, and --data DATASET, which has the video")
     manifest, dataset = load_manifest(path), open_dataset(data) if data is not None else None
     if dataset is not None:
         check_join(manifest, dataset.shards)
-    found = find_clip(path, manifest, clip) if clip is not None else None
+    place = find_clip(path, manifest, clip) if clip is not None else None  # shard, row
     result = summary(path, manifest)
     result["top1"] = _accuracy(path, manifest, dataset) if dataset is not None else None
-    result["clip"] = clip_views(path, manifest, *found) if found is not None else None
+    result["clip"] = clip_views(path, manifest, *place) if place is not None else None
     if png is not None:
         _draw(png, path, dataset, result["clip"], manifest.identity.teacher["size"])
     if output is not None:
@@ -83,7 +85,7 @@ def clip_views(path: Path, manifest: Manifest, shard: str, row: int) -> dict:
         view, logits = block.view_of(i), block.logits[i].astype(np.float64)
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
-        top = [[classes[c], 100 * float(shares[c])] for c in np.argsort(-shares, kind="stable")[:TOP]]
+        top = [[classes[c], 100 * float(shares[c])] for c in np.argsort(-shares, kind="stable")[:TOP_CLASSES]]
         views.append({"frames": view.frames.tolist(), "box": view.box.tolist(), "flip": view.flip, "top": top})
     key = group["keys"][row]
     return {"shard": shard, "row": row, "key": key, "quarantine": group["quarantine"].get(key), "views": views}
@@ -93,18 +95,18 @@ def _draw(png: Path, path: Path, data: Dataset, clip: dict, size: int) -> None:
     stored = [(number, view) for number, view in enumerate(clip["views"]) if view is not None]
     if not stored:
         raise ReskdError(
-            f"{path}: clip {clip['key']!r} is in quarantine ({clip['quarantine']}): there is nothing to draw"
+            f"{path}: clip {clip['key']!r} is in quarantine ({clip['quarantine']}): it has nothing to draw"
         )
     if clip["shard"] not in {entry.name for entry in data.shards}:
         raise ReskdError(f"{data.path} has no shard {clip['shard']}: give the data set that the cache was made of")
     views = [View(np.array(v["frames"], np.int32), np.array(v["box"], np.float32), v["flip"]) for _, v in stored]
-    titles = [f"view {number}: " + top_line(view["top"]) for number, view in stored]
+    titles = [f"view {number}: " + _format_top(view["top"]) for number, view in stored]
     row = data.rows(clip["shard"])[clip["row"]]
     truth = ", ".join(data.classes[label] for label in row.labels) or "unlabelled"
     clip_sheet(png, data, (clip["shard"], clip["row"]), views, titles, f"{row.key}: {truth}", size)
 
 
-def top_line(top: list) -> str:
+def _format_top(top: list) -> str:
     return ", ".join(f"{name} {share:.1f} %" for name, share in top)
 
 
@@ -135,13 +137,13 @@ def _show(path: Path, result: dict) -> None:
         table.add_row(f"({name})", f"{sizes[name] / 1e6:.3f}", "")
     table.add_row("total", f"{sizes['total'] / 1e6:.3f}", f"{sizes['total'] / max(1, result['clip_views']):.1f}")
     console.print(table)
-    if (paid := teacher_time_of(path, result["notes"])) is not None:
-        say(str(paid))
+    if (teacher_time := teacher_time_of(path, result["notes"])) is not None:
+        say(str(teacher_time))
     if "features" in result["notes"]:
-        say(f"features, {described_error(result['notes']['features'])}")
+        say(f"features, {describe_error(result['notes']['features'])}")
     say(
         f"quarantine: {result['quarantine']['clips']} clips"
-        + "".join(f"\n  {q}" for q in result["quarantine"]["first"])
+        + "".join(f"\n  {clip}" for clip in result["quarantine"]["first"])
     )
     if result["top1"] is not None:
         say(f"the teacher's top-1 on its cached views: {result['top1']:.2f} %")
@@ -149,13 +151,13 @@ def _show(path: Path, result: dict) -> None:
         _show_clip(result["clip"], say)
 
 
-def _show_clip(clip: dict, say) -> None:
+def _show_clip(clip: dict, say: Callable[[str], None]) -> None:
     say(f"clip {clip['key']}, shard {clip['shard']}, row {clip['row']}"
         + (f", in quarantine: {clip['quarantine']}" if clip["quarantine"] else ""))  # fmt: skip
     for number, view in enumerate(clip["views"]):
         if view is None:
             say(f"  view {number}: no targets")
             continue
-        box = ", ".join(f"{part:.3f}" for part in view["box"])
+        box = ", ".join(f"{value:.3f}" for value in view["box"])
         say(f"  view {number}: frames {view['frames']}, top, left, height, width {box}{', mirrored' * view['flip']}")
-        say(f"    {top_line(view['top'])}")
+        say(f"    {_format_top(view['top'])}")

@@ -1,4 +1,4 @@
-"""A sample of the teacher's maps, of which a basis and ranges are estimated."""
+"""A sample of the teacher's maps, on which a basis and ranges are estimated."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from stages.stream.clips import Clips
 from stages.stream.epoch_plan import hash_parts, splitmix64
 from stages.stream.loading import decoding_workers, identity, raising
 from stages.teacher.config import CacheConfig
-from stages.teacher.reduction import Sample, gather
+from stages.teacher.reduction import Sample, gather_sample
 from stages.teacher.teacher import Teacher
 
-FLOAT16_MAX = 65504.0  # beyond it a teacher is as good as not finite
-HELD_OUT = 5  # one of so many sampled clips measures the error
+FLOAT16_MAX = 65504.0  # a larger number can't be stored: it counts as not finite
+HOLD_OUT_EVERY = 5  # every fifth sampled clip is held out, to measure the error
 
 
 def sample_maps(config: CacheConfig, data: Dataset, teacher: Teacher, ranks: Ranks, clip_views: int) -> Sample:
-    """The teacher's maps of so many clip·views, spread over the clips and the views to be stored, gathered.
+    """A Sample of the teacher's maps of `clip_views` clip·views, spread over the clips and the views to be stored.
 
-    Which they are depends on the data set, the policy's seed and their number alone. Every fifth clip is held out.
+    The choice depends on the data set, the policy's seed and `clip_views` alone. Every fifth clip is held out.
     """
     clips = [(s, int(r)) for s, usable in enumerate(data.usable_rows()) for r in usable]
     order = np.argsort(splitmix64(hash_parts(config.policy.seed, len(clips)), len(clips)), kind="stable")
-    number = min(clip_views, len(clips) * config.views)
-    chosen = [(int(order[i % len(clips)]), i // len(clips)) for i in range(number)]
-    place = {clip: i for i, clip in enumerate(order.tolist())}
-    chosen.sort()  # as they lie on disk; views of one clip together
-    n = teacher.batch_size
-    batches = [[(*clips[c], (place[c] + v) % config.views) for c, v in chosen[i : i + n]] for i in range(0, number, n)]
-    held = [np.array([place[c] % HELD_OUT == HELD_OUT - 1 for c, _ in chosen[i : i + n]]) for i in range(0, number, n)]
-    drawn = Clips(data, size=teacher.size, num_classes=len(data.classes), policy=config.policy)
+    total = min(clip_views, len(clips) * config.views)
+    chosen = [(int(order[i % len(clips)]), i // len(clips)) for i in range(total)]
+    position = {clip: i for i, clip in enumerate(order.tolist())}
+    chosen.sort()  # the order on disk, with the views of a clip together
+    parts = [chosen[i : i + teacher.batch_size] for i in range(0, total, teacher.batch_size)]
+    batches = [[(*clips[c], (position[c] + v) % config.views) for c, v in part] for part in parts]
+    held_out = [np.array([position[c] % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1 for c, _ in part]) for part in parts]
+    views = Clips(data, size=teacher.size, num_classes=len(data.classes), policy=config.policy)
     workers = min(decoding_workers(config.loader), len(batches))
-    loader = DataLoader(drawn, batch_sampler=batches, num_workers=workers, collate_fn=identity, generator=torch.Generator(),
+    loader = DataLoader(views, batch_sampler=batches, num_workers=workers, collate_fn=identity, generator=torch.Generator(),
                         prefetch_factor=config.loader.prefetch if workers else None)  # fmt: skip
     with progress_bar("clip·views", disable=not ranks.first) as bar:
-        task, started = bar.add_task("basis and ranges", total=number, rate=0.0, note=""), time.perf_counter()
+        task, started = bar.add_task("basis and ranges", total=total, rate=0.0, note=""), time.perf_counter()
 
-        def maps() -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-            for batch, out in zip(raising(loader), held, strict=True):
-                found = teacher.maps(batch.clips)
-                finite = (found.flatten(1).abs() <= FLOAT16_MAX).all(1).cpu() & batch.usable
-                yield found[finite.to(found.device)], out[finite.numpy()]
-                bar.advance(task, len(out))
+        def finite_maps() -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+            for batch, held in zip(raising(loader), held_out, strict=True):
+                maps = teacher.maps(batch.clips)
+                finite = (maps.flatten(1).abs() <= FLOAT16_MAX).all(1).cpu() & batch.usable
+                yield maps[finite.to(maps.device)], held[finite.numpy()]
+                bar.advance(task, len(held))
                 bar.update(task, rate=bar.tasks[0].completed / (time.perf_counter() - started))
 
-        return gather(maps(), teacher.grid, moments=teacher.features.has_basis)
+        return gather_sample(finite_maps(), teacher.grid, moments=teacher.features.has_basis)

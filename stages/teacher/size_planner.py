@@ -1,4 +1,4 @@
-"""What a cache will cost, before it is made: bytes of each encoding and hours of the teacher, from a short probe."""
+"""What a cache will cost: bytes of each encoding and hours of the teacher, from a short probe before the run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from stages.models.video_model import model_stats
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset
 from stages.teacher.config import CacheConfig, FeaturesConfig
-from stages.teacher.encodings import Price, bound_all, candidates, own_of, price_all
+from stages.teacher.encodings import Price, bound_prices, candidates, encoding_settings, measure_prices
 from stages.teacher.probe import Probe, run_probe, teacher_hours
-from stages.teacher.teacher import Teacher, plain
+from stages.teacher.teacher import Teacher, uncompiled
 
-PROBE = 32  # clip·views
+PROBE = 32  # clip·views, by default
 UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20,
          "GiB": 2**30, "TiB": 2**40}  # fmt: skip
 
@@ -53,48 +53,50 @@ def plan_sizes(
 ) -> dict:
     """Measure `probe` clip·views (0: none), and print what each encoding would take.
 
-    `missing`: clip·views that the teacher hasn't seen. Returns {"probe": {"clip_views", "failed", "forward_ms" and
+    `missing`: clip·views that the teacher still has to compute. Returns {"probe": {"clip_views", "failed", "forward_ms" and
     "decode_ms" of a clip·view} or None, "teacher_hours": of one rank, or None, "encodings": [{"name", "setting",
-    "configured", "bytes_of_clip_view", "bytes": of the whole cache, "channels", "grid", "rounding": shares as `error_of`
-    has them, or None, "fits": None without a budget}], "budget": bytes or None}.
-    Raises ReskdError for a budget that nothing fits, after it printed the table.
+    "configured", "bytes_of_clip_view", "bytes": of the whole cache, "channels", "grid", "rounding": shares of
+    `encoding_error`, or None, "fits": None without a budget}], "budget": bytes or None}.
+    Raises ReskdError where no encoding fits the budget, after the table is printed.
     """
-    allowed = parse_size(budget) if budget is not None else None
-    asked = parse_grid(grid) if grid is not None else None
-    stats = model_stats(plain(teacher.model), teacher.size)
-    whole, own = (*stats.grid, stats.width), config.targets.features
-    encodings = candidates(whole, own, asked)
+    budget_bytes = parse_size(budget) if budget is not None else None
+    student_grid = parse_grid(grid) if grid is not None else None
+    stats = model_stats(uncompiled(teacher.model), teacher.size)
+    shape, configured = (*stats.grid, stats.width), config.targets.features
+    encodings = candidates(shape, configured, student_grid)
     measured = run_probe(config, data, teacher, probe) if probe else None
     identity, clips = wanted.identity, sum(entry.clips for entry in wanted.identity.shards)
-    prices = price_all(measured.maps, encodings, identity) if measured else bound_all(encodings, identity, whole)
-    rows = [_row(price, own, clips * wanted.views, allowed) for price in prices]
+    prices = (
+        measure_prices(measured.output, encodings, identity) if measured else bound_prices(encodings, identity, shape)
+    )
+    rows = [_row(price, configured, clips * wanted.views, budget_bytes) for price in prices]
     plan = {
         "probe": _figures(measured) if measured else None,
         "teacher_hours": teacher_hours(config, measured, missing, teacher) if measured else None,
         "encodings": rows,
-        "budget": allowed,
+        "budget": budget_bytes,
     }
-    _show(plan, missing, clips, wanted.views, whole)
-    if allowed is not None and not any(row["fits"] for row in rows):
-        raise _nothing_fits(min(prices, key=lambda price: price.bytes), clips, wanted.views, allowed)
+    _show(plan, missing, clips, wanted.views, shape)
+    if budget_bytes is not None and not any(row["fits"] for row in rows):
+        raise _nothing_fits(min(prices, key=lambda price: price.bytes), clips, wanted.views, budget_bytes)
     return plan
 
 
 def _figures(probe: Probe) -> dict:
     return {
-        "clip_views": len(probe.maps.logits),
+        "clip_views": len(probe.output.logits),
         "failed": probe.failed,
         "forward_ms": 1e3 * probe.forward,
         "decode_ms": 1e3 * probe.decode,
     }
 
 
-def _row(price: Price, own: FeaturesConfig | None, clip_views: int, budget: int | None) -> dict:
+def _row(price: Price, configured: FeaturesConfig | None, clip_views: int, budget: int | None) -> dict:
     size = round(price.bytes * clip_views) + price.constants
     return {
         "name": price.encoding.name,
         "setting": price.encoding.setting,
-        "configured": price.encoding.features == own_of(own),
+        "configured": price.encoding.features == encoding_settings(configured),
         "bytes_of_clip_view": price.bytes,
         "bytes": size,
         **{name: price.error[name] if price.error else None for name in ("channels", "grid", "rounding")},
@@ -102,18 +104,18 @@ def _row(price: Price, own: FeaturesConfig | None, clip_views: int, budget: int 
     }
 
 
-def _show(plan: dict, missing: int, clips: int, views: int, whole: tuple[int, ...]) -> None:
+def _show(plan: dict, missing: int, clips: int, views: int, shape: tuple[int, ...]) -> None:
     probe, budget, rows = plan["probe"], plan["budget"], plan["encodings"]
     if probe:
         failed = f" ({probe['failed']} more can't be decoded)" if probe["failed"] else ""
         console.print(f"probe of {probe['clip_views']} clip·views{failed}: the teacher takes {probe['forward_ms']:.1f} ms for "
                       f"one, decoding {probe['decode_ms']:.1f} ms of a core; {missing} clip·views: about "
                       f"{plan['teacher_hours']:.2f} hours on one such machine", highlight=False)  # fmt: skip
-    title = f"{clips} clips × {views} views, maps of {'×'.join(map(str, whole))}; *: as configured"
-    caption = "bytes before zstd, unmeasured: the most that it can be"
+    title = f"{clips} clips × {views} views, maps of {'×'.join(map(str, shape))}; *: as configured"
+    caption = "bytes before zstd, not measured: an upper bound"
     if probe:
-        caption = ("bytes: as compressed on the probe's maps; basis and grid: % of the energy that they keep on its held-out "
-                   "clips; error: rounding, in % of the energy kept")  # fmt: skip
+        caption = ("bytes: compressed, on the probe's maps; basis and grid: % of the energy that they keep, on its held-out "
+                   "clips; error: rounding, in % of the kept energy")  # fmt: skip
     table = Table(title=title, caption=caption)
     table.add_column("features", no_wrap=True)
     for column in ("B each", "cache", "basis", "grid", "error"):
@@ -125,26 +127,26 @@ def _show(plan: dict, missing: int, clips: int, views: int, whole: tuple[int, ..
         cells = ["" if share is None else f"{100 * share:.2f}" for share in shares]
         name = row["name"] + "*" * row["configured"]
         fits = [] if budget is None else ["yes" if row["fits"] else "no"]
-        table.add_row(name, f"{row['bytes_of_clip_view']:.0f}", shown(row["bytes"]), *cells, *fits)
+        table.add_row(name, f"{row['bytes_of_clip_view']:.0f}", format_size(row["bytes"]), *cells, *fits)
     console.print(table)
     for row in rows:
         if row["fits"] or (budget is None and row["configured"]):
             console.print(f"{row['name']}: --set '{row['setting']}'", markup=False, highlight=False, soft_wrap=True)
     if any("×" in row["name"] for row in rows):
-        console.print("a grid serves the students of that grid, and no loss but feature_mse")
+        console.print("a grid serves the students of that grid, and feature_mse is the only loss for it")
 
 
-def shown(size: float) -> str:
-    """Bytes, as `parse_size` takes them."""
+def format_size(size: float) -> str:
+    """Bytes in words that `parse_size` reads, such as "1.5 TB"."""
     unit = next((unit for unit in ("TB", "GB", "MB", "kB") if size >= UNITS[unit]), "B")
     return f"{size / UNITS[unit]:.3g} {unit}" if size < 999.5 * UNITS[unit] else f"{size / UNITS[unit]:.0f} {unit}"
 
 
 def _nothing_fits(smallest: Price, clips: int, views: int, budget: int) -> ReskdError:
-    need, one_view = smallest.bytes * clips * views + smallest.constants, smallest.bytes * clips
-    fewer = int((budget - smallest.constants) // one_view)
-    remedy = (f"or lower `views` to {fewer}" if fewer >= 1
-              else f"or give fewer clips than {clips}: one view of them takes {shown(one_view)}")  # fmt: skip
-    return ReskdError(f"--budget {shown(budget)}: nothing fits. The smallest, {smallest.encoding.name}, takes {shown(need)} "
-                      f"for {clips} clips in {views} views ({smallest.bytes:.0f} bytes a clip·view): raise the budget, "
-                      f"{remedy}")  # fmt: skip
+    needed, one_view = smallest.bytes * clips * views + smallest.constants, smallest.bytes * clips
+    fitting_views = int((budget - smallest.constants) // one_view)
+    remedy = (f"or lower `views` to {fitting_views}" if fitting_views >= 1
+              else f"or give fewer clips than {clips}: one view of them takes {format_size(one_view)}")  # fmt: skip
+    return ReskdError(f"--budget {format_size(budget)}: nothing fits. The smallest, {smallest.encoding.name}, takes "
+                      f"{format_size(needed)} for {clips} clips in {views} views ({smallest.bytes:.0f} bytes a clip·view): "
+                      f"raise the budget, {remedy}")  # fmt: skip

@@ -1,4 +1,4 @@
-"""One shard's targets on their way into its group: what follows the teacher's forward."""
+"""Writes the teacher's targets into a shard's group, in a thread beside the forwards."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from stages.stream.all_views import Work
 from stages.teacher.forward import TeacherOutput
 from stages.teacher.sample_maps import FLOAT16_MAX
 
-AHEAD = 2  # answers of the teacher that are written or wait for it, beside the forward at work
-NOT_FINITE = "the teacher's answer is not finite"
+QUEUED = 2  # jobs that are running or waiting in the writer's thread
+NOT_FINITE = "the teacher's answer is not finite"  # stored as a clip's reason
 
 
 @dataclass(frozen=True)
-class Rows:
+class ViewRows:
     """Rows of a shard in one view, without their pixels."""
 
     view: int
@@ -34,66 +34,67 @@ class Rows:
     quarantine: dict[str, str]  # key -> reason, of the rows that can't be decoded
 
 
-class Store:
-    """Writes what shards lack, one shard after the other; all of it in the thread of `storing`."""
+class TargetWriter:
+    """Writes the missing targets of shards, one shard after the other. All methods run in the thread of `target_writer`."""
 
-    def __init__(self, path: Path, manifest: Manifest, spend: Callable[[float, int], None]):
-        self.path, self.manifest, self.spend = path, manifest, spend
-        self.writer: ShardWriter | None = None  # of the shard at work, until it is committed
+    def __init__(self, path: Path, manifest: Manifest, record: Callable[[float, int], None]):
+        self.path, self.manifest, self.record = path, manifest, record
+        self.shard_writer: ShardWriter | None = None  # of the open shard, until it is committed
 
     def open(self, work: Work, keys: list[str]) -> None:
-        """Begin a shard; `keys` are all of its own."""
+        """Begin a shard; `keys` are the keys of all its rows."""
         self.work, self.keys = work, keys
         self.reasons: dict[str, dict[str, str]] = {"quarantined": {}, "fallback": {}}
-        self.writer = ShardWriter(self.path, self.manifest, work.shard, keys, work.views)
-        assert self.writer.targets == work.targets
+        self.shard_writer = ShardWriter(self.path, self.manifest, work.shard, keys, work.views)
+        assert self.shard_writer.targets == work.targets
 
-    def write(self, part: Rows, answer: Callable[[], TeacherOutput]) -> None:
-        """Wait for the teacher's answer and hand it in; a row whose answer isn't finite is quarantined."""
+    def write(self, part: ViewRows, wait: Callable[[], TeacherOutput]) -> None:
+        """Wait for the teacher's output and write it; a row whose output isn't finite is quarantined."""
         n, keys = len(part.frames), self.keys[part.rows]
-        answered = answer()
-        targets = {name: value[:n] for name, value in answered.targets.items()}
+        output = wait()
+        targets = {name: value[:n] for name, value in output.targets.items()}
         valid = np.array([key not in part.quarantine for key in keys])
-        self.spend(answered.seconds, int(valid.sum()))
-        lost = _not_finite(targets, keys, valid, part.view)
-        finite = np.array([key not in lost for key in keys])
-        seen = {"frames": part.frames, "box": part.box, "flip": part.flip, "valid": valid}
-        self.writer.write(part.view, part.rows, finite=finite, **seen, **targets)
-        self.note("quarantined", lost)
+        self.record(output.seconds, int(valid.sum()))
+        not_finite = _not_finite(targets, keys, valid, part.view)
+        finite = np.array([key not in not_finite for key in keys])
+        drawn = {"frames": part.frames, "box": part.box, "flip": part.flip, "valid": valid}
+        self.shard_writer.write(part.view, part.rows, finite=finite, **drawn, **targets)
+        self.note("quarantined", not_finite)
 
-    def note(self, what: str, reasons: dict[str, str]) -> None:
-        """Add "quarantined" or "fallback" clips, key -> reason. The last reason is stored, the first one is said."""
-        for key in [key for key in reasons if key not in self.reasons[what]]:
-            console.print(f"[yellow]{what}[/] {self.work.shard}/{key}: {reasons[key]}", highlight=False)
-        self.reasons[what] |= reasons
+    def note(self, kind: str, reasons: dict[str, str]) -> None:
+        """Add "quarantined" or "fallback" clips, key -> reason. A clip's last reason is stored, its first one is printed."""
+        for key in [key for key in reasons if key not in self.reasons[kind]]:
+            console.print(f"[yellow]{kind}[/] {self.work.shard}/{key}: {reasons[key]}", highlight=False)
+        self.reasons[kind] |= reasons
 
     def commit(self) -> None:
-        """End the shard. Raises ReskdError where no answer at all was finite."""
+        """End the shard. Raises ReskdError where the teacher's output is finite for none of its clips."""
         _refuse_if_all(self.path, self.work.shard, self.keys, self.reasons["quarantined"])
-        self.writer.commit(self.reasons["quarantined"], self.reasons["fallback"])
-        self.writer = None
+        self.shard_writer.commit(self.reasons["quarantined"], self.reasons["fallback"])
+        self.shard_writer = None
 
 
 @contextmanager
-def storing(
-    path: Path, manifest: Manifest, spend: Callable[[float, int], None]
-) -> Iterator[tuple[Store, Callable[..., None]]]:
-    """A store and `submit` of `behind`, whose thread it works in: `submit(store.write, part, answer)`.
+def target_writer(
+    path: Path, manifest: Manifest, record: Callable[[float, int], None]
+) -> Iterator[tuple[TargetWriter, Callable[..., None]]]:
+    """Yields a TargetWriter, and `submit` of `background_writer`: `submit(writer.write, part, wait)` writes in its thread.
 
-    When the context is left, all is committed, or an exception is raised and the shard at work is given up.
+    `record(seconds, clip_views)` is called for each written part. At the end of the context all shards are committed. An
+    exception is raised again, and the shard that is open is given up.
     """
-    store = Store(path, manifest, spend)
+    writer = TargetWriter(path, manifest, record)
     try:
-        with background_writer(AHEAD) as submit:
-            yield store, submit
+        with background_writer(QUEUED) as submit:
+            yield writer, submit
     except BaseException:
-        if store.writer is not None:
-            store.writer.abort()
+        if writer.shard_writer is not None:
+            writer.shard_writer.abort()
         raise
 
 
 def _not_finite(targets: dict[str, np.ndarray], keys: list[str], valid: np.ndarray, view: int) -> dict[str, str]:
-    """key -> reason of the rows whose targets hold NaN or infinity, or what float16 can't hold."""
+    """key -> reason, of the rows whose targets hold NaN, infinity, or a number too large for float16."""
     bad = np.zeros(len(keys), bool)
     for values in targets.values():
         flat = values.reshape(len(values), -1)
@@ -102,8 +103,8 @@ def _not_finite(targets: dict[str, np.ndarray], keys: list[str], valid: np.ndarr
 
 
 def _refuse_if_all(path: Path, shard: str, keys: list[str], quarantine: dict[str, str]) -> None:
-    """One clip may upset a teacher; a teacher that every clip upsets is the fault."""
-    seen = [key for key in keys if quarantine.get(key, NOT_FINITE).startswith(NOT_FINITE)]  # all that could be decoded
-    if seen and all(key in quarantine for key in seen):
-        raise ReskdError(f"{path}, shard {shard}: {NOT_FINITE} for any of its {len(seen)} clips: look into its checkpoint, "
-                         "or set teacher.dtype=float32")  # fmt: skip
+    """One clip may upset a teacher. Where every clip does, the teacher is at fault."""
+    decoded = [key for key in keys if quarantine.get(key, NOT_FINITE).startswith(NOT_FINITE)]
+    if decoded and all(key in quarantine for key in decoded):
+        raise ReskdError(f"{path}, shard {shard}: {NOT_FINITE} for any of its {len(decoded)} clips: look into its "
+                         "checkpoint, or set teacher.dtype=float32")  # fmt: skip

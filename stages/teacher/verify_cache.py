@@ -1,4 +1,4 @@
-"""`pipeline.py verify-cache`: is a cache what it was committed as, of these videos, and of this teacher?"""
+"""`pipeline.py verify-cache`: does a cache hold what was committed, of these videos and this teacher?"""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from cache.store import METADATA
 from cache.verify import repair, verify
 from cache.verify_group import DATA, HAND, REDO, RERUN, TIDY, Problem
 from stages.models.checkpoints import load_model, weights_sha256
-from stages.models.video_model import VideoModel, place
+from stages.models.video_model import VideoModel, to_device
 from stages.runtime.distributed import join_ranks
-from stages.runtime.lock import in_use
+from stages.runtime.lock import locked
 from stages.runtime.log import progress_bar
 from stages.shards.dataset import Dataset, open_dataset
 from stages.teacher.audit import verify_targets
 from stages.teacher.config import CacheConfig, FeaturesConfig
-from stages.teacher.teacher import RECALIBRATED, Teacher
+from stages.teacher.load_teacher import RECALIBRATED
+from stages.teacher.teacher import Teacher
 
-SHOWN = 40  # rows of the table
+TABLE_ROWS = 40  # of the printed table
 REMEDIES = {
     REDO: "--repair deletes the shard's group, cache-teacher computes it again",
     RERUN: "cache-teacher, run again, restores it",
     TIDY: "--repair deletes these files, which nothing reads",
-    DATA: "give the data set that the cache was made of; the cache is left as it is",
-    HAND: "look into it: it is left as it is",
+    DATA: "give the data set that the cache was made of; the cache stays as it is",
+    HAND: "check it yourself: the cache stays as it is",
 }
 
 
@@ -47,27 +48,27 @@ def verify_cache(
     recompute: int = 0,
     teacher: Path | None = None,
     config: CacheConfig | None = None,
-    mend: bool = False,
+    repair_damage: bool = False,
 ) -> dict:
-    """Check all of a cache, print what is wrong and what to do, and with `mend` remove what is damaged.
+    """Check all of a cache and print its problems and what to do; with `repair_damage`, delete what is damaged.
 
-    Returns {"problems": [...], "redo": shards whose groups are damaged, "lost": those that are finished by the manifest
-    and aren't there, "unfinished": shards that aren't committed yet, "verified": largest difference of a recomputed logit,
-    None where nothing was recomputed}; whole is a cache without problems. `config`: whence `data` and the teacher's
-    checkpoint are taken where they aren't given.
-    Raises ReskdError where there is no cache, its manifest is unreadable, or the teacher is another one.
+    Returns {"problems": [...], "redo": shards whose groups are damaged, "lost": shards that the manifest calls finished
+    and that are missing, "unfinished": number of shards that aren't committed yet, "verified": largest difference of a
+    recomputed logit, None where nothing was recomputed}. `config` gives `data` and the teacher's checkpoint where they are
+    not given.
+    Raises ReskdError where `path` is no cache, its manifest is unreadable, or the teacher is not the cache's.
     """
-    manifest = _manifest(path)
+    manifest = _load_manifest(path)
     data, teacher = data or (config and config.data), teacher or (config and config.teacher.checkpoint)
     dataset = open_dataset(data) if data is not None else None
-    with join_ranks() as ranks, in_use(path) if mend else nullcontext():
-        model = _model(path, manifest, teacher, dataset) if recompute else None
-        problems, worst = _of_data(manifest, dataset) + _verified(path, manifest, dataset), None
+    with join_ranks() as ranks, locked(path) if repair_damage else nullcontext():
+        model = _load_teacher_model(path, manifest, teacher, dataset) if recompute else None
+        problems, worst = _data_problems(manifest, dataset) + _cache_problems(path, manifest, dataset), None
         if model is not None and not problems:
-            problems, worst = _recomputed(path, manifest, dataset, place(model, ranks.device).eval(), recompute)
+            problems, worst = _recompute(path, manifest, dataset, to_device(model, ranks.device).eval(), recompute)
         _show(path, manifest, problems)
-        _advise(path, manifest, problems, mend)
-        if mend and problems:
+        _show_plan(path, manifest, problems, repair_damage)
+        if repair_damage and problems:
             repair(path, manifest, problems)
     return {
         "problems": [vars(problem) for problem in problems],
@@ -78,26 +79,26 @@ def verify_cache(
     }
 
 
-def _manifest(path: Path) -> Manifest:
+def _load_manifest(path: Path) -> Manifest:
     try:
         return load_manifest(path)
     except ReskdError as error:
         if not (path / METADATA).exists() or "damaged" not in str(error):
             raise
         raise ReskdError(f"{path / METADATA}, the cache's manifest, is damaged: put it back from a copy. The shards' groups "
-                         "are not touched, but nothing else says what they are of; without it, cache-teacher must make "
-                         "the cache anew in another folder") from error  # fmt: skip
+                         "are not touched, but only the manifest says what they hold. Without it, make the cache anew in "
+                         "another folder with cache-teacher") from error  # fmt: skip
 
 
-def _verified(path: Path, manifest: Manifest, data: Dataset | None) -> list[Problem]:
-    """Under a progress bar; frames are held against the videos of the shards that the data set has."""
+def _cache_problems(path: Path, manifest: Manifest, data: Dataset | None) -> list[Problem]:
+    """The problems of the cache's files, under a progress bar. Frames are compared with the data set's videos."""
     known = {e.name: e.keys_sha256 for e in data.shards} if data is not None else {}
     same = {e.name for e in manifest.identity.shards if known.get(e.name) == e.keys_sha256}
 
     def lengths(shard: str) -> np.ndarray | None:
         if shard not in same:
             return None
-        rows = data.rows(shard)  # a quarantined row has no frames, and no targets either
+        rows = data.rows(shard)  # a quarantined row has no targets: any length is right
         return np.array([row.frames if row.error is None else np.iinfo(np.int32).max for row in rows])
 
     with progress_bar("shards") as bar:
@@ -110,19 +111,21 @@ def _verified(path: Path, manifest: Manifest, data: Dataset | None) -> list[Prob
         return verify(path, manifest, lengths, progress)
 
 
-def _of_data(manifest: Manifest, data: Dataset | None) -> list[Problem]:
-    """What of the data set isn't what the cache was made of. It may have fewer shards."""
+def _data_problems(manifest: Manifest, data: Dataset | None) -> list[Problem]:
+    """Where the data set differs from the one that the cache was made of. It may have fewer shards."""
     if data is None:
         return []
-    stored, problems = {entry.name: entry for entry in manifest.identity.shards}, []
+    cached_shards, problems = {entry.name: entry for entry in manifest.identity.shards}, []
     if tuple(data.classes) != tuple(manifest.identity.classes):
         problems.append(Problem("", f"{data.path} has other classes than the cache", DATA))
     for entry in data.shards:
-        there = stored.get(entry.name)
-        if there is None:
+        cached = cached_shards.get(entry.name)
+        if cached is None:
             problems.append(Problem(entry.name, f"in {data.path} and not in the cache", DATA))
-        elif (there.clips, there.keys_sha256) != (entry.clips, entry.keys_sha256):
-            what = f"{data.path} has other keys there: {entry.clips} clips, the cache {there.clips}"
+        elif (cached.clips, cached.keys_sha256) != (entry.clips, entry.keys_sha256):
+            what = (
+                f"{data.path} has other keys than the cache: it has {entry.clips} clips, the cache has {cached.clips}"
+            )
             problems.append(Problem(entry.name, what, DATA))
     try:
         data.check_files()
@@ -131,11 +134,11 @@ def _of_data(manifest: Manifest, data: Dataset | None) -> list[Problem]:
     return problems
 
 
-def _model(path: Path, manifest: Manifest, checkpoint: Path | None, data: Dataset | None) -> VideoModel:
-    """The cache's own teacher; raises ReskdError where the checkpoint is of another, or something isn't given."""
-    for what, given in (("--data DATASET", data), ("--teacher CHECKPOINT", checkpoint)):
-        if given is None:
-            raise ReskdError(f"--recompute needs {what}, or --config FILE that names it")
+def _load_teacher_model(path: Path, manifest: Manifest, checkpoint: Path | None, data: Dataset | None) -> VideoModel:
+    """The cache's teacher. Raises ReskdError where the checkpoint is of another teacher, or an option is missing."""
+    for option, value in (("--data DATASET", data), ("--teacher CHECKPOINT", checkpoint)):
+        if value is None:
+            raise ReskdError(f"--recompute needs {option}, or --config FILE that names it")
     if manifest.finalised < 1 or _unfinished(path, manifest):
         raise ReskdError(f"{path} is not finished: run cache-teacher to the end before --recompute")
     wanted, (model, _) = manifest.identity.teacher, load_model(checkpoint)
@@ -152,17 +155,17 @@ def _model(path: Path, manifest: Manifest, checkpoint: Path | None, data: Datase
     return model
 
 
-def _recomputed(
+def _recompute(
     path: Path, manifest: Manifest, data: Dataset, model: VideoModel, count: int
 ) -> tuple[list[Problem], float | None]:
-    """The problem, where targets are not the teacher's; the largest difference of a logit, where they are."""
-    run, maps = manifest.identity.teacher, manifest.identity.targets.get("features")
+    """Recompute `count` clip·views. Returns the problem if they are not the teacher's, else the largest difference of a logit."""
+    settings, maps = manifest.identity.teacher, manifest.identity.targets.get("features")
     reader = CacheReader(path, tuple(manifest.identity.targets))
     constants = reader.constants() if maps else {}
     constants = {name: values for name, values in constants.items() if not name.startswith("classifier")}
     features, grid = (FeaturesConfig(codec=maps["codec"]), tuple(maps["grid"])) if maps else (None, None)
-    dtype = getattr(torch, run["dtype"])
-    teacher = Teacher(model, run["size"], dtype, run["batch_size"], features, grid=grid, constants=constants)
+    dtype = getattr(torch, settings["dtype"])
+    teacher = Teacher(model, settings["size"], dtype, settings["batch_size"], features, grid=grid, constants=constants)
     try:
         return [], verify_targets(data, replace(manifest, views=manifest.finalised), reader, teacher, count)
     except ReskdError as error:
@@ -170,7 +173,7 @@ def _recomputed(
 
 
 def _unfinished(path: Path, manifest: Manifest) -> int:
-    """Shards that the manifest doesn't call finished, or that aren't there."""
+    """The number of shards that the manifest doesn't call finished, or that are missing."""
     finished = manifest.identity.shards[: manifest.finalised_shards]
     return len(manifest.identity.shards) - sum((path / e.name / METADATA).exists() for e in finished)
 
@@ -187,25 +190,25 @@ def _show(path: Path, manifest: Manifest, problems: list[Problem]) -> None:
         _say("no problems", style="green")
         return
     table = Table("where", "what", "remedy", title=f"{len(problems)} problems")
-    for problem in problems[:SHOWN]:
+    for problem in problems[:TABLE_ROWS]:
         table.add_row(escape(problem.shard or "the root"), escape(problem.what), problem.remedy)
-    if len(problems) > SHOWN:
-        table.add_row("…", f"and {len(problems) - SHOWN} more", "")
+    if len(problems) > TABLE_ROWS:
+        table.add_row("…", f"and {len(problems) - TABLE_ROWS} more", "")
     Console().print(table)
 
 
-def _advise(path: Path, manifest: Manifest, problems: list[Problem], mend: bool) -> None:
-    """The plan: which shards go, because of what, and the command that brings them back."""
+def _show_plan(path: Path, manifest: Manifest, problems: list[Problem], repair_damage: bool) -> None:
+    """The plan: which shards are deleted, because of what, and the command that computes them again."""
     for remedy, count in Counter(p.remedy for p in problems).items():
         _say(f"{remedy} ({count}): {REMEDIES[remedy]}")
     damaged = {p.shard for p in problems if p.remedy == REDO}
-    because = {p.shard: p.what for p in reversed(problems) if p.shard and p.remedy in (REDO, RERUN)}
-    for shard, what in sorted(because.items()):
-        deed = ("deleting" if mend else "to redo") if shard in damaged else "to finish"
-        _say(f"{deed}: {shard}, because of {what}")
+    reasons = {p.shard: p.what for p in reversed(problems) if p.shard and p.remedy in (REDO, RERUN)}
+    for shard, reason in sorted(reasons.items()):
+        action = ("deleting" if repair_damage else "to redo") if shard in damaged else "to finish"
+        _say(f"{action}: {shard}, because of {reason}")
     if any(p.remedy in (REDO, RERUN) for p in problems):
-        first = f"verify-cache {path} --repair, then " if damaged and not mend else ""
+        first = f"verify-cache {path} --repair, then " if damaged and not repair_damage else ""
         _say(f"next: {first}pipeline.py cache-teacher --config FILE --set output={path}, with the config that made it: it "
-             "does what is missing, and nothing else")  # fmt: skip
+             "computes what is missing, and nothing else")  # fmt: skip
     elif not problems and _unfinished(path, manifest):
-        _say("not finished: cache-teacher, run again, does what is missing")
+        _say("not finished: cache-teacher, run again, computes what is missing")

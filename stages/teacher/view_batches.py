@@ -1,4 +1,4 @@
-"""Passes of the teacher over every view of a data set: its input, and the one that estimates its statistics."""
+"""The teacher's input: every view of a data set in batches, for the cache and for the BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ def view_batches(
     config: CacheConfig, data: Dataset, work: list[Work], teacher: Teacher, ranks: Ranks, strict: bool, title: str
 ) -> Iterator[Iterator[ViewBatch]]:
     """All views of `work`, decoded in workers, under a progress bar. `strict`: an unreadable clip is a ReskdError."""
-    batches = AllViews(data, work, config.policy, teacher.size, teacher.batch_size)
-    workers = min(decoding_workers(config.loader), len(batches))
-    clip = config.policy.num_frames * 3 * teacher.size**2
-    each = max((len(w.views) for w in work), default=0) * teacher.batch_size * clip
-    fits = psutil.virtual_memory().available // 8 // max(1, each * workers)  # batches of all views, in shared memory
+    views = AllViews(data, work, config.policy, teacher.size, teacher.batch_size)
+    workers = min(decoding_workers(config.loader), len(views))
+    clip_bytes = config.policy.num_frames * 3 * teacher.size**2
+    batch_bytes = max((len(w.views) for w in work), default=0) * teacher.batch_size * clip_bytes
+    fitting = (
+        psutil.virtual_memory().available // 8 // max(1, batch_bytes * workers)
+    )  # batches a worker, in shared memory
     loader = DataLoader(
-        batches,
+        views,
         batch_size=None,
         num_workers=workers,
-        prefetch_factor=max(1, min(config.loader.prefetch, fits)) if workers else None,
+        prefetch_factor=max(1, min(config.loader.prefetch, fitting)) if workers else None,
         pin_memory=ranks.device.type == "cuda",
         generator=torch.Generator(),
     )
@@ -42,7 +44,7 @@ def view_batches(
     with progress_bar("clip·views", disable=not ranks.first) as bar:
         task, started = bar.add_task(title, total=total, rate=0.0, note=""), time.perf_counter()
 
-        def served() -> Iterator[ViewBatch]:
+        def checked_batches() -> Iterator[ViewBatch]:
             for batch in raising(loader):
                 for key, reason in batch.quarantine.items() if strict else ():
                     raise ReskdError(f"{data.path}: shard {batch.work.shard}, clip {key!r}: {reason} (--strict)")
@@ -50,4 +52,4 @@ def view_batches(
                 bar.advance(task, batch.frames.shape[0] * batch.frames.shape[1])
                 bar.update(task, rate=bar.tasks[0].completed / (time.perf_counter() - started), note=batch.work.shard)
 
-        yield served()
+        yield checked_batches()

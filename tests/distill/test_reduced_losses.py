@@ -20,7 +20,8 @@ from stages.distill.targets import loss_terms, target_decoder
 from stages.models.architectures import build_model
 from stages.stream.batch import Batch
 from stages.teacher.config import FeaturesConfig
-from stages.teacher.teacher import Teacher, root_arrays
+from stages.teacher.constants import root_arrays
+from stages.teacher.teacher import Teacher
 
 B, T, SIDE, SMALL, WIDTH, CLASSES = 3, 2, 7, 4, 16, 5
 MASK = torch.tensor([True, False, True])

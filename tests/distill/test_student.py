@@ -14,7 +14,7 @@ from stages.distill.config import LossConfig
 from stages.distill.student import build_student
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
-from stages.models.video_model import Output
+from stages.models.video_model import ModelOutput
 from stages.student.config import OptimConfig
 from stages.student.optim import param_groups
 
@@ -96,7 +96,7 @@ def manifest_of(grid=(2, 7, 7), width=24, classes=5, features=True) -> Manifest:
     return Manifest(Identity(FORMAT, {}, "pyav", ViewPolicy(num_frames=2), (), (), targets), views=1)
 
 
-OUTPUT = Output(torch.empty(1, 5), torch.empty(1, 2, 4, 4, 16))
+OUTPUT = ModelOutput(torch.empty(1, 5), torch.empty(1, 2, 4, 4, 16))
 
 
 def test_grids_and_widths_may_differ_times_and_classes_may_not():

@@ -79,7 +79,7 @@ def test_class_names_in_a_foreign_file_are_compared(meta, tmp_path):
     _, kept, said = run(path, config)
     assert kept and "taken to be" not in said
     other = ("a", "b", "d", "c", "e")
-    with pytest.raises(ReskdError, match=f"class 2 is 'c' there and 'd' here.*{BOTH}"):
+    with pytest.raises(ReskdError, match=f"class 2 is 'c' in the checkpoint and 'd' in the data set.*{BOTH}"):
         run(path, config, other)
     assert not run(path, config, other, head="reinit")[1]
 
@@ -93,7 +93,7 @@ def test_our_own_file_comes_back_whole_and_its_class_names_count(tmp_path):
         assert all(
             torch.equal(a, b) for a, b in zip(model.state_dict().values(), saved.state_dict().values(), strict=True)
         )
-    with pytest.raises(ReskdError, match=f"class 0 is 'a' there and 'e' here.*{BOTH}"):
+    with pytest.raises(ReskdError, match=f"class 0 is 'a' in the checkpoint and 'e' in the data set.*{BOTH}"):
         run(path, config, NAMES[::-1])
     assert not run(path, config, NAMES[::-1], head="reinit")[1]
     with pytest.raises(ReskdError, match="not of the format mmaction2: by its keys it is of reskd"):

@@ -12,7 +12,7 @@ from cache.errors import ReskdError
 from stages.models.architectures import build_model
 from stages.models.checkpoints import initialise
 from stages.models.config import InitConfig, ModelConfig
-from stages.models.other_formats import recognise, to_ours
+from stages.models.weight_names import recognise_format, to_our_names
 from tests.foreign_files import (
     SWIN,
     as_mmaction2,
@@ -218,8 +218,8 @@ def test_full_nets_have_as_many_tensors_as_the_published_files_and_the_same_shap
     with torch.device("meta"):
         theirs = as_mmaction2(net(num_classes=400), shift=config.arch == "tsm")
         model = build_model(config)
-    assert len(theirs) == count and recognise(theirs) == ("mmaction2",)
-    ours = to_ours(theirs, "mmaction2", "student", config, model.backbone)
+    assert len(theirs) == count and recognise_format(theirs) == ("mmaction2",)
+    ours = to_our_names(theirs, "mmaction2", "student", config, model.backbone)
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
@@ -267,11 +267,13 @@ def bad_swin():
     "arch, state, message",
     [
         ("tsn", lambda: torchvision.models.resnet18().state_dict(), r"(?s)doesn't fit.*missing .*and \d+ more$"),
-        ("tsn", lambda: as_mmaction2(inflated(resnet(), True)), r"conv1.weight is \[64, 3, 1, 7, 7\] there and \[64, 3, 7"),
+        ("tsn", lambda: as_mmaction2(inflated(resnet(), True)),
+         r"conv1.weight: the checkpoint has shape \[64, 3, 1, 7, 7\], the model \[64, 3, 7"),
         ("tsn", lambda: without(as_mmaction2(resnet()), "backbone.conv1.bn.weight"), "missing backbone.bn1.weight$"),
         ("tsn", lambda: as_mmaction2(resnet()) | {"neck.x": torch.zeros(1)}, "unexpected neck.x$"),
         ("tsn", lambda: as_mmaction2(resnet()) | {"backbone.layer1.0.conv1.weight": torch.zeros(1)}, "two namings"),
-        ("tsn", lambda: {k: v.int() for k, v in resnet().state_dict().items()}, "torch.int32 there and torch.float32"),
+        ("tsn", lambda: {k: v.int() for k, v in resnet().state_dict().items()},
+         "the checkpoint has torch.int32, the model torch.float32"),
         ("tsn", lambda: as_mmaction2(resnet(), shift=True), "is a TSM.*set model.arch to tsm, not tsn"),
         ("tsn", lambda: swin().state_dict(), r"(?s)missing .*and \d+ more$"),
         ("swin", lambda: resnet().state_dict(), r"(?s)missing .*and \d+ more$"),

@@ -181,7 +181,7 @@ def test_stochastic_depth_rises_to_the_last_block():
     [
         ("swin3d_l", {}, "'swin3d_l' is not a Video Swin; choose swin3d_t, swin3d_s, swin3d_b"),
         ("resnet50", {}, "'resnet50' is not a Video Swin"),
-        ("swin3d_t", {"embed_dims": 8}, "args.embed_dims is not one of a Swin's: embed_dim, depths"),
+        ("swin3d_t", {"embed_dims": 8}, "args.embed_dims is no argument of a Swin; known: embed_dim, depths"),
         ("swin3d_t", {"depths": 2}, r"args.depths 2 must be made of whole numbers above 0, like \[2, 2, 6, 2\]"),
         ("swin3d_t", {"embed_dim": [96]}, r"args.embed_dim \[96\] must"),
         ("swin3d_t", {"window_size": [8, 7, 0]}, r"args.window_size \[8, 7, 0\] must"),

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from cache.errors import ReskdError
-from stages.models.torchfile import read_file
+from stages.models.weight_files import read_weight_file
 
 STATE = {"a.weight": torch.arange(600.0).view(20, 30), "a.bias": torch.ones(3)}
 
@@ -50,7 +50,7 @@ def test_code_in_a_checkpoint_is_refused_by_name_and_never_run(where, legacy, tm
     }[where]
     torch.save(content, tmp_path / "net.pth", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(ReskdError, match=rf"would look up {os.system.__module__}\.system.*export the weights alone"):
-        read_file(tmp_path / "net.pth")
+        read_weight_file(tmp_path / "net.pth")
     assert not (tmp_path / "run").exists()
 
 
@@ -68,13 +68,13 @@ def test_code_in_a_checkpoint_is_refused_by_name_and_never_run(where, legacy, tm
 def test_other_calls_and_whole_modules_are_refused_by_name(attack, name, tmp_path):
     torch.save({"state_dict": STATE, "meta": attack}, tmp_path / "net.pth")
     with pytest.raises(ReskdError, match=rf"would look up {name}, .*nothing in a checkpoint is run"):
-        read_file(tmp_path / "net.pth")
+        read_weight_file(tmp_path / "net.pth")
 
 
 def test_a_harmless_name_runs_nothing_whatever_it_is_called_with(tmp_path):
     """`getattr` stands in files of mmengine; here it is a name for nothing."""
     torch.save({"state_dict": STATE, "meta": Calls(getattr, "text", "upper")}, tmp_path / "net.pth")
-    equal(read_file(tmp_path / "net.pth"))
+    equal(read_weight_file(tmp_path / "net.pth"))
 
 
 class Buffer:
@@ -134,7 +134,7 @@ def test_what_trainers_leave_beside_the_weights_is_passed_over(foreign_types, le
     torch.save(content, tmp_path / "net.pth", _use_new_zipfile_serialization=not legacy)
     for module in foreign_types:  # their packages aren't there
         monkeypatch.delitem(sys.modules, module)
-    stored = read_file(tmp_path / "net.pth")
+    stored = read_weight_file(tmp_path / "net.pth")
     equal(stored)
     assert stored.classes == ("x", "y")
 
@@ -142,22 +142,22 @@ def test_what_trainers_leave_beside_the_weights_is_passed_over(foreign_types, le
 @pytest.mark.parametrize("prefixes", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_wrappers_are_taken_off_where_all_have_them(prefixes, tmp_path):
     torch.save({prefixes + name: tensor for name, tensor in STATE.items()}, tmp_path / "net.bin")
-    equal(read_file(tmp_path / "net.bin"))
+    equal(read_weight_file(tmp_path / "net.bin"))
     torch.save({**STATE, "module.b": torch.zeros(1)}, tmp_path / "net.bin")
-    assert "module.b" in read_file(tmp_path / "net.bin").tensors
+    assert "module.b" in read_weight_file(tmp_path / "net.bin").tensors
 
 
 @pytest.mark.parametrize("key", ["state_dict_ema", "model_ema"])
 def test_averaged_weights_beside_those_taken_are_named(key, tmp_path):
     torch.save({"state_dict": STATE, key: {name: 2 * tensor for name, tensor in STATE.items()}}, tmp_path / "net.pth")
-    stored = read_file(tmp_path / "net.pth")
+    stored = read_weight_file(tmp_path / "net.pth")
     equal(stored)
     assert stored.averaged == key
 
 
 def test_safetensors_are_known_by_their_content_too(tmp_path):
     safetensors.torch.save_file(STATE, tmp_path / "net.bin")
-    equal(read_file(tmp_path / "net.bin"))
+    equal(read_weight_file(tmp_path / "net.bin"))
 
 
 def bytes_of(content, **kwargs):
@@ -217,13 +217,13 @@ LEGACY = {"_use_new_zipfile_serialization": False}
 def test_a_file_that_is_damaged_or_something_else_is_named_with_a_remedy(content, message, tmp_path):
     (tmp_path / "net.pth").write_bytes(content())
     with pytest.raises(ReskdError, match=f"net.pth.*({message})"):
-        read_file(tmp_path / "net.pth")
+        read_weight_file(tmp_path / "net.pth")
 
 
 @pytest.mark.parametrize("name", ["none.pth", "."])
 def test_a_file_that_is_not_there_is_named(name, tmp_path):
     with pytest.raises(ReskdError, match="does not exist, or is not a file"):
-        read_file(tmp_path / name)
+        read_weight_file(tmp_path / name)
 
 
 def test_every_cut_of_a_file_is_refused(tmp_path):
@@ -231,4 +231,4 @@ def test_every_cut_of_a_file_is_refused(tmp_path):
     for length in range(1, len(whole), 97):
         (tmp_path / "net.pth").write_bytes(whole[:length])
         with pytest.raises(ReskdError):
-            read_file(tmp_path / "net.pth")
+            read_weight_file(tmp_path / "net.pth")

@@ -1,4 +1,4 @@
-"""Seconds of the parts of a long piece of work, kept over reruns."""
+"""The seconds of each stage of a long run, kept over reruns."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from cache.store import write_atomically
 from stages.runtime.log import console
 
 
-def stopwatch(path: Path) -> tuple[Callable[[str, Callable[[], Any]], Any], dict[str, float]]:
-    """`timed(name, stage)`, and the seconds of each stage, its interrupted calls included, kept over reruns."""
+def stage_timer(path: Path) -> tuple[Callable[[str, Callable[[], Any]], Any], dict[str, float]]:
+    """Returns `timed(name, stage)`, which runs a stage and returns its result, and the seconds of each stage by name.
+
+    The seconds are stored in `path`. Calls that were interrupted count. Calls after the first complete one do not.
+    """
     stored = json.loads(path.read_text()) if path.exists() else {"seconds": {}, "done": []}
     seconds, done = stored["seconds"], stored["done"]
 

@@ -15,7 +15,7 @@ from stages.distill.student import Student, build_student
 from stages.models.architectures import build_model
 from stages.models.checkpoints import initialise
 from stages.models.grad_checkpointing import enable_grad_checkpointing
-from stages.models.video_model import Output, VideoModel, model_stats
+from stages.models.video_model import ModelOutput, VideoModel, model_stats
 from stages.runtime.distributed import Ranks
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset
@@ -97,10 +97,10 @@ def _student(
     return student
 
 
-def _shapes(model: VideoModel, config: TrainConfig) -> Output:
+def _shapes(model: VideoModel, config: TrainConfig) -> ModelOutput:
     """The student's output for one clip, as shapes alone."""
     stats = model_stats(model, config.size)
-    return Output(
+    return ModelOutput(
         torch.empty(1, config.model.num_classes, device="meta"),
         torch.empty(1, *stats.grid, stats.width, device="meta"),
     )

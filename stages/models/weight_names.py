@@ -1,0 +1,203 @@
+"""The names of weights in checkpoints of other programs, and their names in this program.
+
+In this program: `backbone.` and timm's name (tsn, tsm, slowonly) or torchvision's name (swin); `head.fc.` (classifier).
+
+| other program                                               | this program                                        |
+|-------------------------------------------------------------|-----------------------------------------------------|
+| mmaction2 `backbone.X`, `cls_head.fc_cls.`                  | `backbone.X`, `head.fc.`                            |
+| rkd `backbone.low_res_path.X`, `cls_head.fc_cls.`           | the student, as mmaction2                           |
+| rkd `backbone.high_res_path.X`, `cls_head.fc_cls_t.` (Swin) | the teacher, as mmaction2                           |
+| `conv1.conv.`, `conv1.conv.net.` (TSM), `conv1.bn.`         | `conv1.`, `conv1.`, `bn1.`; the same for 2 and 3    |
+| `downsample.conv.`, `downsample.bn.`                        | `downsample.0.`, `downsample.1.`                    |
+| `layers.i.blocks.j.`, with `mlp.fc1.`, `mlp.fc2.`           | `features.2i.j.`, `mlp.0.`, `mlp.3.`                |
+| `layers.i.downsample.` (Microsoft, mmaction2, old timm)     | `features.2i+1.`                                    |
+| `layers.i.downsample.` (timm, where layer 0 has none)       | `features.2i-1.`                                    |
+| `norm3.` (mmaction2 1.x)                                    | `norm.`                                             |
+| torchvision's 2D Swin `features.0.0.`, `.0.2.`, `features.k`| `patch_embed.proj.`, `.norm.`, `features.k-1.`      |
+| torchvision, timm `X`; `fc.`, `head.fc.`, `head.`, ...      | `backbone.X`; `head.fc.`                            |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from cache.errors import ReskdError
+from stages.models.config import ModelConfig
+from stages.models.slowonly import inflate_weight
+
+CONV_MODULE = (
+    (re.compile(r"\bdownsample\.conv\."), "downsample.0."),
+    (re.compile(r"\bdownsample\.bn\."), "downsample.1."),
+    (re.compile(r"\bconv(\d)\.conv\.(net\.)?"), r"conv\1."),
+    (re.compile(r"\bconv(\d)\.bn\."), r"bn\1."),
+)
+INDEX, MASK = ".attn.relative_position_index", ".attn_mask"  # computed from the window's size, not learned
+
+
+def recognise_format(names: Collection[str]) -> tuple[str, ...]:
+    """The formats that have tensors with these names, the more likely first."""
+    if any(name.startswith(("backbone.low_res_path.", "backbone.high_res_path.")) for name in names):
+        return ("rkd",)
+    if any(name.startswith(("backbone.", "cls_head.")) for name in names):
+        return ("mmaction2",)
+    if "layer1.0.conv1.weight" in names:
+        return ("torchvision", "timm")  # both have the same names
+    if any(re.fullmatch(r"features\.\d+\.\d+\.attn\.qkv\.weight", name) for name in names):
+        return ("torchvision",)
+    return ("timm",)
+
+
+def has_temporal_shift(names: Collection[str]) -> bool:
+    """Whether these are mmaction2's names for a network with a temporal shift."""
+    return any(re.search(r"\bconv\d\.conv\.net\.", name) for name in names)
+
+
+def to_our_names(tensors: dict[str, Tensor], format: str, part: str, config: ModelConfig, net: nn.Module) -> dict:
+    """The tensors of another program's file under this program's names. A name without a rule stays, and a strict loader
+    refuses it.
+
+    `net`: the backbone of the model of `config`. A network of timm knows the name of its classifier.
+    Raises ReskdError if the file was trained with another normalisation, or if two tensors get one name.
+    """
+    if format in ("mmaction2", "rkd"):
+        tensors = _rkd_part(tensors, part) if format == "rkd" else tensors
+        tensors = _check_normalisation(tensors, config)
+        body, fc = "backbone.", "cls_head.fc_cls."
+    else:
+        body, fc = "", _classifier(tensors, net)
+    backbone = {name.removeprefix(body) for name in tensors if name.startswith(body) and not name.startswith(fc)}
+    table = _backbone_names(backbone, tensors, config.arch == "swin")
+    renamed = {}
+    for name, tensor in tensors.items():
+        if name.startswith(fc):
+            new = "head.fc." + name.removeprefix(fc)
+        else:
+            new = "backbone." + table[name.removeprefix(body)] if name.startswith(body) else name
+        if new in renamed:
+            raise ReskdError(f"two tensors of the checkpoint become {new}, one of them is {name}: it mixes two namings")
+        renamed[new] = tensor
+    return renamed
+
+
+def _rkd_part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """One of the two networks of an rkd container, with the names of a checkpoint of mmaction2."""
+    wanted, other = ("low", "high") if part == "student" else ("high", "low")
+    fc = {"student": "cls_head.fc_cls.", "teacher": "cls_head.fc_cls_t."}
+    kept = {}
+    for name, tensor in tensors.items():
+        if name.startswith((f"backbone.{other}_res_path.", fc["teacher" if part == "student" else "student"])):
+            continue
+        name = name.replace(f"backbone.{wanted}_res_path.", "backbone.").replace(fc[part], "cls_head.fc_cls.")
+        kept[name] = tensor
+    return kept
+
+
+def _check_normalisation(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The tensors without the pixel statistics of mmengine's models. ReskdError if the statistics aren't the config's."""
+    for what in ("mean", "std"):
+        stored = tensors.get(f"data_preprocessor.{what}")
+        if stored is not None:
+            stored = tuple(round(v / 255, 4) for v in stored.flatten().tolist())
+            check_normalisation(what, stored, getattr(config, what))
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("data_preprocessor.")}
+
+
+def check_normalisation(what: str, stored: tuple[float, ...], config: tuple[float, ...]) -> None:
+    """ReskdError unless the checkpoint's `what` ("mean" or "std" of RGB in 0..1) is that of the config."""
+    if len(stored) != 3 or any(abs(a - b) > 1e-3 for a, b in zip(stored, config, strict=True)):
+        raise ReskdError(
+            f"the checkpoint was trained with {what} {list(stored)} of the pixels, model.{what} is {list(config)}: "
+            f"set model.{what} to the checkpoint's"
+        )
+
+
+def _classifier(names: Collection[str], net: nn.Module) -> str:
+    """The prefix of the classifier in a file of torchvision or timm. A file without one gets a prefix that no name has."""
+    timm_config = getattr(net, "pretrained_cfg", None) or {}
+    for name in (timm_config.get("classifier"), "fc", "head.fc", "head", "classifier"):
+        if isinstance(name, str) and f"{name}.weight" in names and f"{name}.weight" not in net.state_dict():
+            return f"{name}."
+    return "no classifier."
+
+
+def _backbone_names(names: set[str], tensors: Collection[str], swin: bool) -> dict[str, str]:
+    """Name in the file -> name in this program, both without `backbone.`."""
+    if "conv1.conv.weight" in names:  # mmcv's ConvModule
+        return {name: _from_conv_module(name) for name in names}
+    if not swin:
+        return {name: name for name in names}
+    if "features.0.2.weight" in names:  # torchvision's 2D Swin
+        return {name: _from_swin_2d(name) for name in names}
+    at_end = any(name.startswith("layers.0.downsample.") for name in names)
+    last = max((int(name.split(".")[1]) for name in names if re.match(r"layers\.\d+\.", name)), default=0)
+    return {name: _from_swin(name, at_end, last) for name in names}
+
+
+def _from_conv_module(name: str) -> str:
+    for pattern, new in CONV_MODULE:
+        name = pattern.sub(new, name)
+    return name
+
+
+def _from_swin_2d(name: str) -> str:
+    for old, new in (("features.0.0.", "patch_embed.proj."), ("features.0.2.", "patch_embed.norm.")):
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return re.sub(r"^features\.(\d+)\.", lambda m: f"features.{int(m[1]) - 1}.", name)
+
+
+def _from_swin(name: str, at_end: bool, last: int) -> str:
+    """`at_end`: a layer ends with its downsampling, and doesn't begin with it. `last`: the number of the last layer."""
+    if match := re.fullmatch(r"layers\.(\d+)\.blocks\.(.*)", name):
+        rest = match[2].replace(".mlp.fc1.", ".mlp.0.").replace(".mlp.fc2.", ".mlp.3.")
+        return f"features.{2 * int(match[1])}.{rest}"
+    if match := re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name):
+        return f"features.{2 * int(match[1]) + (1 if at_end else -1)}.{match[2]}"
+    return re.sub(rf"^norm{last}\.", "norm.", name)
+
+
+def fit_to_model(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """The tensors in the shapes of the model, and whether 2D weights were inflated. A tensor that doesn't fit stays.
+
+    Convolutions are repeated in time and divided by their length in time. The position biases of a 2D Swin are repeated for
+    each distance in time. The position indices and masks in a file must be those of the model's windows, but may be
+    absent. BatchNorm's `num_batches_tracked` may be absent from the whole file, as before torch 0.4.1: no average uses it.
+    """
+    wanted, patch = model.state_dict(), "backbone.patch_embed.proj.weight"
+    swin_2d = patch in wanted and wanted[patch].dim() == 5 and patch in tensors and tensors[patch].dim() == 4
+    fitted, inflated = {}, swin_2d
+    for name, tensor in tensors.items():
+        target = wanted.get(name)
+        if name.endswith(MASK) and set(tensor.unique().tolist()) <= {0.0, -100.0}:
+            continue
+        if name.endswith(INDEX) and target is not None:
+            _check_index(name, tensor, model, swin_2d)
+            tensor = target
+        elif swin_2d and name.endswith(".relative_position_bias_table") and target is not None:
+            t, h, w = model.get_submodule(name.rpartition(".")[0]).window_size
+            if len(tensor) == (2 * h - 1) * (2 * w - 1):
+                tensor = tensor.repeat(2 * t - 1, 1)
+        elif tensor.dim() == 4 and target is not None and target.dim() == 5:
+            tensor, inflated = inflate_weight(tensor, target.shape[2]), True
+        fitted[name] = tensor
+    untracked = not any(name.endswith(".num_batches_tracked") for name in fitted)
+    absent = {
+        n: v for n, v in wanted.items() if n.endswith(INDEX) or (untracked and n.endswith(".num_batches_tracked"))
+    }
+    return absent | fitted, inflated
+
+
+def _check_index(name: str, tensor: Tensor, model: nn.Module, swin_2d: bool) -> None:
+    """ReskdError unless the index of relative positions is that of the model's window, or, of a 2D Swin, of one frame."""
+    attention = model.get_submodule(name.rpartition(".")[0])
+    t, h, w = attention.window_size
+    wanted = attention.relative_position_index.view(t, h * w, t, h * w)
+    wanted = wanted[0, :, 0] - (t - 1) * (2 * h - 1) * (2 * w - 1) if swin_2d else wanted
+    if tensor.numel() != wanted.numel() or not torch.equal(tensor.flatten().to(wanted), wanted.flatten()):
+        raise ReskdError(
+            f"{name} of the checkpoint is not the index of a window of {[t, h, w]}: the checkpoint is of another Swin"
+        )

@@ -1,1 +1,1 @@
-"""The contract between the stages: views, targets, their storage. numpy and zarr only."""
+"""What stage one writes and stage two reads: views, targets and their storage. Needs numpy and zarr alone."""

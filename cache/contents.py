@@ -1,4 +1,4 @@
-"""What is in a cache, and what it takes on disk: figures for people, of whole and of unfinished caches."""
+"""What a cache contains and how much disk it takes: figures for people, for finished and unfinished caches."""
 
 import difflib
 from collections import Counter
@@ -12,11 +12,11 @@ from cache.identity import CONSTANTS
 from cache.manifest import Manifest
 from cache.store import METADATA
 
-REASONS = 3  # clips in quarantine that are named
+SHOWN = 3  # how many clips in quarantine are named
 
 
 def summary(path: Path, manifest: Manifest) -> dict[str, Any]:
-    """All of the result that the cache alone knows. A group that is damaged counts as not committed."""
+    """What inspect-cache tells about a cache without its data set. A damaged group counts as not committed."""
     identity, groups = manifest.identity, {}
     for entry in identity.shards:
         try:
@@ -24,7 +24,7 @@ def summary(path: Path, manifest: Manifest) -> dict[str, Any]:
         except ReskdError:
             groups[entry.name] = None
     keys = {name: group["keys"] for name, group in groups.items() if group}
-    named = [f"{shard}/{keys[shard][row] if shard in keys else row}: {reason}"
+    quarantined = [f"{shard}/{keys[shard][row] if shard in keys else row}: {reason}"
              for shard, rows in manifest.quarantine.items() for row, reason in rows.items()]  # fmt: skip
     return {
         "path": str(path),
@@ -39,12 +39,12 @@ def summary(path: Path, manifest: Manifest) -> dict[str, Any]:
         "bytes": sizes_on_disk(path, manifest, groups),
         "packages": manifest.packages,
         "notes": manifest.notes,
-        "quarantine": {"clips": len(named), "first": named[:REASONS]},
+        "quarantine": {"clips": len(quarantined), "first": quarantined[:SHOWN]},
     }
 
 
 def sizes_on_disk(path: Path, manifest: Manifest, groups: Mapping[str, Mapping | None]) -> dict[str, Any]:
-    """Of the files on disk: chunks by array, in all and for each committed clip·view; the root's arrays; the rest."""
+    """Bytes on disk: of each array, in total and for each committed clip·view; of the root's arrays; of the other files."""
     sizes, shards = Counter(), {entry.name for entry in manifest.identity.shards}
     specs = array_specs(manifest.identity)
     for file in path.rglob("*"):
@@ -60,41 +60,44 @@ def sizes_on_disk(path: Path, manifest: Manifest, groups: Mapping[str, Mapping |
         elif shard in shards and array in specs:
             kind = array
         sizes[kind] += file.stat().st_size
-    of_target = {name: t for t in manifest.identity.targets for name in array_specs(manifest.identity, [t])}
-    count = Counter()
+    target_of = {name: t for t in manifest.identity.targets for name in array_specs(manifest.identity, [t])}
+    clip_views = Counter()
     for group in groups.values():
         for name in specs if group else ():
-            if name not in of_target or of_target[name] in group["targets"]:
-                count[name] += len(group["keys"]) * group["views"]
+            if name not in target_of or target_of[name] in group["targets"]:
+                clip_views[name] += len(group["keys"]) * group["views"]
     return {
         "total": sum(sizes.values()),
         "by_array": {name: sizes[name] for name in specs},
-        "of_clip_view": {name: sizes[name] / count[name] for name in specs if count[name]},
+        "of_clip_view": {name: sizes[name] / clip_views[name] for name in specs if clip_views[name]},
         **{kind: sizes[kind] for kind in ("constants", "metadata", "other")},
     }
 
 
 def find_clip(path: Path, manifest: Manifest, wanted: str) -> tuple[str, int]:
-    """Shard and row of a clip by KEY or SHARD/KEY. Raises ReskdError where there is none, naming near ones, or two."""
-    found, known = [], []
+    """Shard and row of the clip that `wanted` names, as KEY or SHARD/KEY.
+
+    Raises ReskdError if no clip has this name (the message offers similar names), or if several shards have such a clip.
+    """
+    matches, known = [], []
     for entry in manifest.identity.shards:
         group = load_group(path, entry.name)
         for row, key in enumerate(group["keys"] if group else ()):
             known.append((entry.name, key))
             if wanted in (key, f"{entry.name}/{key}"):
-                found.append((entry.name, row))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(f"{shard}/{wanted}" for shard, _ in found[:3])
-        raise ReskdError(f"{path}: clip {wanted!r} is in {len(found)} shards: give one as SHARD/KEY, such as {names}")
+                matches.append((entry.name, row))
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = ", ".join(f"{shard}/{wanted}" for shard, _ in matches[:3])
+        raise ReskdError(f"{path}: clip {wanted!r} is in {len(matches)} shards: name it as SHARD/KEY, such as {names}")
     forms = {form for shard, key in known for form in (key, f"{shard}/{key}")}
-    near = difflib.get_close_matches(wanted, forms, n=3, cutoff=0.5)
+    similar = difflib.get_close_matches(wanted, forms, n=3, cutoff=0.5)
     hint = (
-        f"near are {', '.join(near)}"
-        if near
-        else f"{len(known)} clips, such as {known[0][1]}"
+        f"similar names are {', '.join(similar)}"
+        if similar
+        else f"the cache has {len(known)} clips, such as {known[0][1]}"
         if known
-        else "it is empty"
+        else "the cache is empty"
     )
-    raise ReskdError(f"{path}: no clip {wanted!r} in it; {hint}")
+    raise ReskdError(f"{path}: no clip {wanted!r} in this cache; {hint}")

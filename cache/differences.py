@@ -1,4 +1,4 @@
-"""How two identities, configs or lists differ: a line for each difference, which names both sides."""
+"""How two identities, configs or lists differ: one line for each difference. A line names both sides."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,25 +8,25 @@ from typing import Any
 from cache.identity import Identity, ShardEntry
 
 Translate = Callable[[dict[str, Any]], dict[str, Any]]
-SHOWN = 3  # shards that are named
+SHOWN = 3  # how many shards are named
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], sides: tuple[str, str]) -> list[str]:
-    """A line for each key in which two nested mappings differ; empty where they agree.
+    """One line for each key in which two nested mappings differ; empty if they agree.
 
-    `sides` name the two in the message: ("the cache has", "this run wants").
+    `sides` name the two in the lines, such as ("the cache has", "this run wants").
     """
-    left, right = dict(flattened(stored)), dict(flattened(wanted))
+    flat = dict(flattened(stored)), dict(flattened(wanted))
     lines = []
-    for name in dict.fromkeys([*left, *right]):
-        a, b = (json.dumps(side[name], ensure_ascii=False) if name in side else "nothing" for side in (left, right))
+    for name in dict.fromkeys([*flat[0], *flat[1]]):
+        a, b = (json.dumps(values[name], ensure_ascii=False) if name in values else "nothing" for values in flat)
         if a != b:
             lines.append(f"{name}: {sides[0]} {a}, {sides[1]} {b}")
     return lines
 
 
 def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("a.b", value) of each value in nested mappings."""
+    """("a.b", value) for each value of nested mappings."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from flattened(item, f"{prefix}.{key}" if prefix else str(key))
@@ -35,23 +35,23 @@ def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differing_identities(stored: Identity, wanted: Identity, translate: Translate = dict) -> list[str]:
-    """A line for each field in which two caches' identities differ; empty where they agree.
+    """One line for each field in which two caches' identities differ; empty if they agree.
 
-    `translate` takes an identity's JSON to today's names and fills in the defaults of keys that an older version didn't
-    have, so that a cache of that version is known again.
+    An older version may have written other names and fewer keys. `translate` takes an identity's JSON, replaces old names
+    by today's, and fills in the defaults of absent keys.
     """
-    left, right = translate(stored.comparable()), translate(wanted.comparable())
+    stored_fields, wanted_fields = translate(stored.comparable()), translate(wanted.comparable())
     lines = differing_shards(stored.shards, wanted.shards, ("the cache", "this run"))
-    classes = left.pop("classes"), right.pop("classes")
+    classes = stored_fields.pop("classes"), wanted_fields.pop("classes")
     if classes[0] != classes[1]:
         lines.append(f"classes: {first_difference(*classes, ('in the cache', 'in this run'))}")
-    return lines + differences(left, right, ("the cache has", "this run wants"))
+    return lines + differences(stored_fields, wanted_fields, ("the cache has", "this run wants"))
 
 
 def differing_shards(stored: Sequence[ShardEntry], wanted: Sequence[ShardEntry], sides: tuple[str, str]) -> list[str]:
-    """Lines on shards that only one side has, that have other content, or that come in another order.
+    """Lines about shards that only one side has, that differ in content, or that come in another order.
 
-    `sides` name the two in the message: ("the cache", "this run").
+    `sides` name the two in the lines, such as ("the cache", "this run").
     """
     a, b = {e.name: e for e in stored}, {e.name: e for e in wanted}
     gone, new = [name for name in a if name not in b], [name for name in b if name not in a]
@@ -70,10 +70,13 @@ def differing_shards(stored: Sequence[ShardEntry], wanted: Sequence[ShardEntry],
     return lines
 
 
-def first_difference(theirs: Sequence[str], ours: Sequence[str], sides: tuple[str, str] = ("there", "here")) -> str:
-    """Where two lists of class names, which aren't equal, differ. `sides` name the two in the message."""
+def first_difference(first: Sequence[str], second: Sequence[str], sides: tuple[str, str]) -> str:
+    """Where two lists of class names, which aren't equal, differ first.
+
+    `sides` name the two in the message, such as ("in the cache", "in this run").
+    """
     a, b = sides
-    if len(theirs) != len(ours):
-        return f"{len(theirs)} {a} and {len(ours)} {b}"
-    number = next(i for i, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
-    return f"class {number} is {theirs[number]!r} {a} and {ours[number]!r} {b}"
+    if len(first) != len(second):
+        return f"{len(first)} {a} and {len(second)} {b}"
+    number = next(i for i, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1])
+    return f"class {number} is {first[number]!r} {a} and {second[number]!r} {b}"

@@ -1,5 +1,5 @@
-"""The one exception that a user is meant to read."""
+"""The one exception whose message is written for the user."""
 
 
 class ReskdError(ValueError):
-    """Something the user can mend. The message names the offender (file, value) and the remedy."""
+    """An error that the user can mend. The message names the file or value at fault, and what to do."""

@@ -1,26 +1,20 @@
-"""Declaring a cache finished."""
+"""Declaring a cache finished, so that students may read it."""
 
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from cache.errors import ReskdError
-from cache.group import (
-    TEMPORARY,
-    check_fingerprint,
-    load_group,
-    load_manifest,
-    write_attributes,
-)
+from cache.group import TEMPORARY, check_fingerprint, load_group, load_manifest, write_attributes
 from cache.growth import missing_work
 from cache.manifest import Manifest
 from cache.teacher_time import close_time_logs, with_teacher_time
 
 
 def finalise(path: str | Path) -> Manifest:
-    """Declare the planned views finished: gathers every shard's quarantine, and what was paid, into the root, atomically.
+    """Declare the planned views finished. The root's manifest takes in the quarantine of all shards and the teacher time.
 
-    Raises ReskdError where a shard lacks views, or was made by another run.
+    The manifest is replaced atomically. Raises ReskdError if a shard lacks views, or was made by another run.
     """
     path = Path(path)
     manifest = load_manifest(path)
@@ -39,7 +33,7 @@ def finalise(path: str | Path) -> Manifest:
         raise ReskdError(
             f"{path} is not finished: {len(unfinished)} of {len(manifest.identity.shards)} shards lack some of "
             f"{manifest.views} views: {', '.join(unfinished[:3])}{' …' if len(unfinished) > 3 else ''}. "
-            "Run cache-teacher again: it does what is missing."
+            "Run cache-teacher again: it computes what is missing."
         )
     manifest = replace(
         manifest,

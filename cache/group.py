@@ -1,4 +1,4 @@
-"""What lies inside a cache: the root's manifest, and a shard's group with its attributes and arrays."""
+"""Reading and making the parts of a cache: the root's manifest and arrays, a shard's group with its attributes and arrays."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from cache.manifest import FORMAT, Manifest
 from cache.store import METADATA, file_digest, write_atomically
 from cache.view import BLOCK
 
-TEMPORARY = ".tmp"  # inside the cache: groups that are not committed yet
+TEMPORARY = ".tmp"  # a folder in the cache, for groups that are not committed yet
 
 
 def write_attributes(folder: Path, attributes: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ def write_attributes(folder: Path, attributes: Mapping[str, Any]) -> None:
 
 
 def read_attributes(folder: Path) -> dict[str, Any] | None:
-    """The attributes of a zarr group, None where there is no group. Raises ReskdError for a damaged one."""
+    """The attributes of the zarr group `folder`; None if it is no group. Raises ReskdError for a damaged group."""
     try:
         text = (folder / METADATA).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -45,7 +45,10 @@ def read_attributes(folder: Path) -> dict[str, Any] | None:
 
 
 def load_manifest(path: str | Path) -> Manifest:
-    """The manifest of the cache at `path`. Raises ReskdError where there is none, or one of another format."""
+    """The manifest of the cache at `path`.
+
+    Raises ReskdError if there is no cache, or if its manifest is damaged or written by a version with another format.
+    """
     path = Path(path)
     attributes = read_attributes(path)
     if attributes is None:
@@ -60,7 +63,7 @@ def load_manifest(path: str | Path) -> Manifest:
 
 
 def load_group(path: Path, shard: str) -> dict[str, Any] | None:
-    """Attributes of a shard's group, None where it isn't committed. Raises ReskdError for a damaged one."""
+    """The attributes of a shard's group; None if it isn't committed. Raises ReskdError for a damaged group."""
     attributes = read_attributes(path / shard)
     if attributes is None:
         return None
@@ -73,22 +76,22 @@ def load_group(path: Path, shard: str) -> dict[str, Any] | None:
 
 
 def check_fingerprint(path: Path, identity: Identity, shard: str, attributes: Mapping[str, Any]) -> None:
-    """Raises ReskdError for a group that another teacher, policy, decoder, shard or encoding made."""
+    """Raises ReskdError for a group that was made with another teacher, policy, decoder, shard or encoding."""
     targets = attributes["targets"]
-    other = [t for t in targets if t in identity.targets and targets[t] != identity.target_fingerprint(t)]
-    if attributes["fingerprint"] != identity.fingerprint(shard) or other:
+    differing = [t for t in targets if t in identity.targets and targets[t] != identity.target_fingerprint(t)]
+    if attributes["fingerprint"] != identity.fingerprint(shard) or differing:
         raise ReskdError(
-            f"{path / shard} was made by another run than the cache's manifest says (another teacher, view policy, "
+            f"{path / shard} was made by another run than the cache's manifest (another teacher, view policy, "
             "decoder, shard or encoding): delete that folder and run cache-teacher again."
         )
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a group: [N, V, *tail], in chunks of one view and `rows` rows (None: all).
+    """One array of a group: [N, V, *tail], in chunks of one view and `rows` rows (None: all rows).
 
-    The tail of maps is (d, T', g, g'): after a ReLU most channels are 0 nearly everywhere, and channel by channel zstd
-    makes half as much of them as position by position.
+    The tail of feature maps is (d, T', g, g'). After a ReLU most channels are 0 almost everywhere, so zstd files are half
+    as large when maps are stored channel by channel.
     """
 
     tail: tuple[int, ...]
@@ -98,7 +101,7 @@ class ArraySpec:
 
 
 def array_specs(identity: Identity, targets: Sequence[str] | None = None) -> dict[str, ArraySpec]:
-    """Every array of a shard's group, by name; of `targets`, theirs alone."""
+    """The arrays of a shard's group, by name: all of them, or those of `targets` alone."""
     views = {
         "frames": ArraySpec((identity.policy.num_frames,), "int32", -1),
         "box": ArraySpec((4,), "float32", float("nan")),
@@ -129,21 +132,33 @@ def _create(store: LocalStore | MemoryStore, name: str, spec: ArraySpec, clips: 
         chunks=(min(spec.rows or clips, clips), 1, *spec.tail),
         dtype=spec.dtype,
         fill_value=spec.fill,
-        filters=None,
-        # Explicit byte shuffle: left to itself, zarr takes bits for single bytes. Level 1: features are many.
-        compressors=[
-            BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=np.dtype(spec.dtype).itemsize),
-            Crc32cCodec(),
-        ],
-        # One flat folder an array: with "/", each chunk of a map would lie five folders deep.
-        chunk_key_encoding={"name": "default", "separator": "."},
-        zarr_format=3,
+        **_file_format(np.dtype(spec.dtype).itemsize),
     )
 
 
+def _file_format(itemsize: int) -> dict[str, Any]:
+    """How the values of every array of a cache become chunk files; `itemsize` in bytes."""
+    return {
+        "filters": None,
+        # Byte shuffle is set, since zarr's default for one-byte items is bit shuffle. Level 1 is fast: maps are large.
+        "compressors": [BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=itemsize), Crc32cCodec()],
+        # All chunks of an array lie in one folder: with "/", each chunk of a map would lie five folders deep.
+        "chunk_key_encoding": {"name": "default", "separator": "."},
+        "zarr_format": 3,
+    }
+
+
+def chunk_files(spec: ArraySpec, clips: int, views: range) -> list[str]:
+    """Names of an array's chunk files that hold `views`."""
+    blocks = range(-(-clips // min(spec.rows or clips, clips)))
+    return [".".join(map(str, ("c", block, view, *(0 for _ in spec.tail)))) for block in blocks for view in views]
+
+
 def compressed_bytes(values: np.ndarray) -> int:
-    """Bytes on disk of values [N, ...] stored as a cache's are: blocks of rows, byte shuffle, zstd, checksum; maps
-    [N,T',g,g',d] channel by channel."""
+    """Bytes on disk of values [N, ...], if a cache stores them: in blocks of rows, with byte shuffle, zstd and checksum.
+
+    Values with 5 axes are feature maps [N,T',g,g',d], and are stored channel by channel.
+    """
     files: dict[str, Any] = {}
     values = np.moveaxis(values, -1, 1) if values.ndim == 5 else values
     spec = ArraySpec(values.shape[1:], str(values.dtype), 0, BLOCK)
@@ -154,23 +169,23 @@ def compressed_bytes(values: np.ndarray) -> int:
 
 
 def resize_array(folder: Path, views: int) -> None:
-    """Set the number of views of an array. Raises ReskdError where its metadata is damaged.
+    """Set the number of views of an array. Raises ReskdError if its metadata are damaged.
 
-    Not by zarr, whose writes are not durable: the committed views hang on this file too.
+    zarr's own resize isn't durable, and the committed views can't be read without this file.
     """
     try:
         node = json.loads((folder / METADATA).read_bytes())
-        grown, node["shape"][1] = node["shape"][1] != views, views
+        changed, node["shape"][1] = node["shape"][1] != views, views
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ReskdError(
             f"{folder / METADATA} is damaged: delete {folder.parent} and run cache-teacher again."
         ) from error
-    if grown:
+    if changed:
         write_atomically(folder / METADATA, json.dumps(node, indent=2).encode())
 
 
 def constant_files(constants: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-    """The files, by their names below the root, of its arrays, float32. The same values give the same bytes."""
+    """The files of the root's arrays (float32): path below the root -> content. The same values give the same bytes."""
     files = {}
     with zarr.config.set({"array.write_empty_chunks": True}):
         for name, values in constants.items():
@@ -180,18 +195,15 @@ def constant_files(constants: Mapping[str, np.ndarray]) -> dict[str, bytes]:
                 data=np.ascontiguousarray(values, dtype=np.float32),
                 chunks=values.shape,
                 fill_value=float("nan"),
-                filters=None,
-                compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=4), Crc32cCodec()],
-                chunk_key_encoding={"name": "default", "separator": "."},
-                zarr_format=3,
+                **_file_format(itemsize=4),
             )
-    return {name: buffer.to_bytes() for name, buffer in files.items() if name != METADATA}  # zarr makes the root, too
+    return {name: buffer.to_bytes() for name, buffer in files.items() if name != METADATA}  # without zarr's own root
 
 
 def read_constants(path: Path, manifest: Manifest, names: Sequence[str] = CONSTANTS) -> dict[str, np.ndarray]:
-    """Those of the arrays at the root that are there, by name; none where no features are stored.
+    """The root's arrays by name, float32: those of `names` that the cache has. Without stored features it has none.
 
-    Raises ReskdError for a file of them that is missing or not the one written.
+    Raises ReskdError if one of their files is missing, or is not the one that was written.
     """
     listed = {file: digest for file, digest in manifest.constants.items() if file.partition("/")[0] in names}
     for name, digest in listed.items():
@@ -199,14 +211,18 @@ def read_constants(path: Path, manifest: Manifest, names: Sequence[str] = CONSTA
         if not file.is_file() or file_digest(file) != digest:
             what = "is not the one that was written" if file.is_file() else "is missing"
             raise ReskdError(
-                f"{file}, by which the cache's features are read, {what}: run cache-teacher again, which restores it."
+                f"{file}, which is needed to read the cache's features, {what}: run cache-teacher again, which restores it."
             )
-    found = [file.removesuffix(f"/{METADATA}") for file in listed if file.endswith(METADATA)]
+    present = [file.removesuffix(f"/{METADATA}") for file in listed if file.endswith(METADATA)]
     store = LocalStore(path, read_only=True)
-    return {name: np.asarray(zarr.open_array(store, path=name, mode="r", zarr_format=3)[:]) for name in found}
+    return {name: np.asarray(open_for_reading(store, name)[:]) for name in present}
+
+
+def open_for_reading(store: LocalStore, name: str) -> zarr.Array:
+    return zarr.open_array(store, path=name, mode="r", zarr_format=3)
 
 
 def open_for_writing(folder: Path, name: str) -> zarr.Array:
-    """An array whose chunks are all written, those that equal the fill value too (else they would be missing files)."""
+    """An array that writes all its chunks. By default, zarr writes no file for a chunk of fill values."""
     with zarr.config.set({"array.write_empty_chunks": True}):
         return zarr.open_array(LocalStore(folder), path=name, mode="r+", zarr_format=3)

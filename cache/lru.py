@@ -1,4 +1,4 @@
-"""The most recently used values, by key: what one process holds open or in memory."""
+"""A cache of the most recently used values: the files that a process holds open, and the arrays it keeps in memory."""
 
 import os
 import threading
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class LRU:
-    """At most `capacity` values. Threads may share it. Each process has its own: a forked or pickled copy begins empty.
+    """At most `capacity` values by key. Threads may share an LRU. A forked or pickled copy begins empty in its process.
 
-    A value that leaves is dropped and never closed, since another thread may be reading from it.
+    A value that is dropped is never closed, since another thread may still read from it.
     """
 
     def __init__(self, capacity: int):
@@ -21,8 +21,8 @@ class LRU:
         return LRU, (self.capacity,)
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The value of `key`, made where it isn't held. Threads that miss at once all make it, and one value is kept."""
-        if self._process != os.getpid():  # forked: a thread of the parent may have held the lock just then
+        """The value of `key`; `make` is called if it is absent. Several threads may make it at once; one value is kept."""
+        if self._process != os.getpid():  # forked: the copied lock may be locked forever by a thread of the parent
             self.__init__(self.capacity)
         with self._lock:
             if key in self._values:

@@ -1,24 +1,26 @@
-"""What a cache is: the identity that no two runs may mix, and the state of the work. Kept as the root's attributes."""
+"""The manifest of a cache: its identity and the state of the work. It is stored as the root's attributes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from cache.codecs import codec_of
 from cache.errors import ReskdError
-from cache.identity import Identity
+from cache.identity import Identity, ShardEntry
+from cache.view import ViewPolicy
 
 FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The root's attributes. `views` are planned (V), `finalised` of them are finished (0: none yet): in all of
-    `finalised_targets`, on the first `finalised_shards` of the shard list, to which a growing cache adds at its end.
+    """The root's attributes.
 
-    `quarantine`: shard -> row -> reason, of the finalised views. `packages` and `notes` (the measured error of an encoding,
-    what the cache was paid with) are recorded and never compared.
-    `constants`: file -> [size, sha256] of the arrays at the root; empty where no features are stored.
+    `views`: how many views are planned (V). `finalised`: how many are finished (0: none yet), in all `finalised_targets` and
+    on the first `finalised_shards` of the shard list. A growing cache adds new shards at the end of that list.
+    `quarantine`: shard -> row -> reason, for the finished views. `packages` and `notes` (the measured error of an encoding,
+    the teacher time) are recorded and never compared.
+    `constants`: file -> [size, sha256] of the arrays at the root; empty if no features are stored.
     """
 
     identity: Identity
@@ -47,7 +49,7 @@ class Manifest:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Manifest":
-        """Raises ReskdError for another format version, and for a manifest with fields missing or unknown."""
+        """Raises ReskdError for another format version, for keys that this version doesn't know, and for missing keys."""
         version = data.get("format")
         if version != FORMAT:
             raise ReskdError(
@@ -55,6 +57,11 @@ class Manifest:
                 "make the cache anew with cache-teacher, or use the version of reskd that wrote it."
             )
         try:
+            if unknown := _unknown_keys(data):
+                raise ReskdError(
+                    f"a newer version of reskd wrote the cache: this version doesn't know {', '.join(unknown)} in its manifest. "
+                    "Use the newer version, or make the cache anew with cache-teacher."
+                )
             return Manifest(
                 identity=Identity.from_json(data["identity"]),
                 views=data["views"],
@@ -70,9 +77,24 @@ class Manifest:
             raise ReskdError(f"the cache's manifest is damaged ({error!r}): make the cache anew.") from error
 
 
+def _unknown_keys(data: Mapping[str, Any]) -> list[str]:
+    """Keys of a manifest's JSON that this version doesn't know, such as "identity.colour"."""
+    identity = data["identity"]
+    parts = {
+        "": (Manifest, [data]),
+        "identity.": (Identity, [identity]),
+        "identity.policy.": (ViewPolicy, [identity["policy"]]),
+        "identity.shards.": (ShardEntry, identity["shards"]),
+    }
+    unknown = {}
+    for prefix, (kind, mappings) in parts.items():
+        known = {"format", *(f.name for f in fields(kind) if f.compare)}  # `as_read` isn't compared, and isn't stored
+        unknown |= {f"{prefix}{key}": None for mapping in mappings for key in mapping.keys() - known}
+    return sorted(unknown)
+
+
 def bytes_of_clip_view(identity: Identity, targets: Sequence[str] | None = None) -> int:
-    """Bytes of one clip in one view, before zstd: the view itself and the targets named (all where None)."""
-    named = identity.targets if targets is None else targets
-    settings = [(name, identity.targets[name]) for name in named]
-    size = sum(codec_of(n, s["codec"]).bytes([*s.get("grid", ()), s["width"]]) for n, s in settings)
+    """Bytes of one clip in one view, before zstd: the view and its `targets` (None: all)."""
+    settings = {name: identity.targets[name] for name in (identity.targets if targets is None else targets)}
+    size = sum(codec_of(n, s["codec"]).bytes([*s.get("grid", ()), s["width"]]) for n, s in settings.items())
     return 4 * identity.policy.num_frames + 16 + 2 + size  # frames, box, flip and valid

@@ -1,4 +1,4 @@
-"""Reading a cache: blocks of rows, verified, opened lazily inside the process that reads."""
+"""Reading a cache: blocks of rows, verified. Files are opened in the process that reads them, when it first needs them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,15 @@ import zarr
 
 from cache.codecs import codec_of, is_finite
 from cache.errors import ReskdError
-from cache.group import ArraySpec, array_specs, check_fingerprint, load_group, load_manifest, read_constants
+from cache.group import (
+    ArraySpec,
+    array_specs,
+    check_fingerprint,
+    load_group,
+    load_manifest,
+    open_for_reading,
+    read_constants,
+)
 from cache.identity import ShardEntry, keys_digest
 from cache.lru import LRU
 from cache.manifest import Manifest
@@ -19,12 +27,13 @@ from cache.view import BLOCK, View
 
 __all__ = ["Block", "CacheReader", "check_join", "load_manifest"]
 
-_SHARDS, _VIEWS = 256, 32  # open groups, and views whose small arrays are held: some MB each at the most
+_OPEN_GROUPS = 256
+_HELD_VIEWS = 32  # views whose small arrays are kept in memory: a few MB each at most
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Consecutive rows of one view of one shard; arrays are read only. Where `valid` is False, targets are zeros."""
+    """Consecutive rows of one view of one shard. Arrays are read-only. If `valid` of a row is False, its targets are zeros."""
 
     keys: tuple[str, ...]
     frames: np.ndarray  # [n,T] int32
@@ -32,7 +41,7 @@ class Block:
     flip: np.ndarray  # [n] bool
     valid: np.ndarray  # [n] bool
     logits: np.ndarray | None  # [n,K] float32
-    features: np.ndarray | None  # [n,T',g,g',d], float16 or int8 codes; in memory channel by channel, as on disk
+    features: np.ndarray | None  # [n,T',g,g',d] float16 or int8 codes; in memory channel by channel, as on disk
 
     def view_of(self, i: int) -> View:
         """The stored view of row `i` of the block."""
@@ -42,9 +51,9 @@ class Block:
 class CacheReader:
     """The stored views and targets of a cache. Cheap to make and to pickle; usable after fork, forkserver and spawn.
 
-    `targets` are those to read besides the views. At most `capacity_blocks` blocks stay in memory, the least recently
-    used go first; the default is what an order of 64 streams and windows of 16 keeps in use. The manifest is the one
-    at the time of making: a cache which grows meanwhile doesn't change the reader.
+    `targets`: which targets to read with the views. At most `capacity_blocks` blocks stay in memory, and the least recently
+    used one is dropped first; the default suffices for an order of 64 streams and windows of 16. The manifest is read once:
+    a cache that grows later doesn't change the reader.
 
     Raises ReskdError, naming shard and array, for a chunk that is missing, empty, exchanged or damaged, for views that
     are not committed, and for targets that are not finite.
@@ -57,25 +66,25 @@ class CacheReader:
         absent = [target for target in self.targets if target not in stored]
         if absent:
             raise ReskdError(
-                f"{path} holds no {' and no '.join(absent)}, only {', '.join(stored) or 'views'}: train with losses "
-                f"of what is there, or add it: cache-teacher again, with targets.{absent[0]}."
+                f"{path} holds no {' and no '.join(absent)}, only {', '.join(stored) or 'views'}: train with losses that need "
+                f"only these, or add the target: run cache-teacher again with targets.{absent[0]}."
             )
         self._specs = array_specs(self.manifest.identity)
-        self._shards, self._views, self._blocks = LRU(_SHARDS), LRU(_VIEWS), LRU(capacity_blocks)
+        self._groups, self._views, self._blocks = LRU(_OPEN_GROUPS), LRU(_HELD_VIEWS), LRU(capacity_blocks)
 
     def block(self, shard: str, view: int, block: int) -> Block:
-        """Rows [64 * block, 64 * block + 64) of a view, fewer at the shard's end."""
+        """Rows [64 * block, 64 * block + 64) of a view; the last block of a shard may have fewer."""
         return self._blocks.get((shard, view, block), lambda: self._read_block(shard, view, block))
 
     def view(self, shard: str, view: int) -> Block:
-        """All rows of a view, without features; not kept in memory."""
+        """All rows of a view, without features. The result isn't kept in memory."""
         group = self._group(shard, view)
         return self._decoded(group, view, slice(0, len(group.keys)), [t for t in self.targets if t != "features"])
 
     def constants(self) -> dict[str, np.ndarray]:
-        """The arrays at the root by which features are read, by name; see `manifest.CONSTANTS`.
+        """The root's arrays by name, which are needed to read features; see `identity.CONSTANTS`.
 
-        Raises ReskdError for a file of them that is missing or not the one written.
+        Raises ReskdError if one of their files is missing, or is not the one that was written.
         """
         return read_constants(self.path, self.manifest)
 
@@ -83,14 +92,16 @@ class CacheReader:
         group = self._group(shard, view)
         rows = slice(block * BLOCK, min(block * BLOCK + BLOCK, len(group.keys)))
         if not 0 <= rows.start < rows.stop:
-            raise ReskdError(f"{self.path}, shard {shard}: no block {block} in {len(group.keys)} rows.")
+            raise ReskdError(
+                f"{self.path}, shard {shard}: no block {block} in {len(group.keys)} rows; blocks have {BLOCK} rows."
+            )
         return self._decoded(group, view, rows, self.targets)
 
-    def _group(self, shard: str, view: int) -> "_Group":
-        group = self._shards.get(shard, lambda: _Group(self.path, self.manifest, self._specs, shard))
+    def _group(self, shard: str, view: int) -> "_OpenGroup":
+        group = self._groups.get(shard, lambda: _OpenGroup(self.path, self.manifest, self._specs, shard))
         if not 0 <= view < group.views:
             raise ReskdError(
-                f"{self.path}, shard {shard}: view {view} is not committed, there are {group.views}: "
+                f"{self.path}, shard {shard}: view {view} is not committed, the shard has {group.views} views: "
                 "run cache-teacher to the end."
             )
         absent = [target for target in self.targets if target not in group.targets]
@@ -100,7 +111,7 @@ class CacheReader:
             )
         return group
 
-    def _decoded(self, group: "_Group", view: int, rows: slice, targets: Sequence[str]) -> Block:
+    def _decoded(self, group: "_OpenGroup", view: int, rows: slice, targets: Sequence[str]) -> Block:
         names = ("frames", "box", "flip", "valid")
         columns: dict[str, Any] = {name: self._column(group, name, view, rows) for name in names}
         valid = columns["valid"]
@@ -110,21 +121,23 @@ class CacheReader:
             columns[target][~valid] = 0
         for values in columns.values():
             if values is not None:
-                values.flags.writeable = False  # they are shared by all who ask
+                values.flags.writeable = False  # all callers share the block
         return Block(keys=group.keys[rows], **columns)
 
-    def _target(self, group: "_Group", target: str, view: int, rows: slice, valid: np.ndarray) -> np.ndarray:
-        """A row that is valid and lacks this target, since it was added and the teacher's answer wasn't finite, is made
-        invalid in `valid`, where the quarantine has it."""
+    def _target(self, group: "_OpenGroup", target: str, view: int, rows: slice, valid: np.ndarray) -> np.ndarray:
+        """Decoded rows of a target. `valid` is changed: a row becomes invalid if it lacks this target and is in quarantine.
+
+        Such a row exists if the target was added later and the teacher's answer wasn't finite.
+        """
         codec = codec_of(target, self.manifest.identity.targets[target]["codec"])
         values = codec.decode({name: self._column(group, name, view, rows) for name in codec.arrays})
         if not valid.all():
             values[~valid] = 0
         if not is_finite(values):
             bad = np.array([not is_finite(row) for row in values])
-            known = np.isin(group.keys[rows], list(group.quarantine))
-            if (bad & ~known).any():
-                first = int(np.argmax(bad & ~known))
+            quarantined = np.isin(group.keys[rows], list(group.quarantine))
+            if (bad & ~quarantined).any():
+                first = int(np.argmax(bad & ~quarantined))
                 raise ReskdError(
                     f"{self.path}, shard {group.shard}, view {view}, row {rows.start + first} "
                     f"({group.keys[rows][first]!r}): array {' or '.join(codec.arrays)} holds NaN, infinity or nothing for "
@@ -133,31 +146,31 @@ class CacheReader:
             valid &= ~bad
         return np.moveaxis(values, 1, -1) if target == "features" else values
 
-    def _column(self, group: "_Group", name: str, view: int, rows: slice) -> np.ndarray:
-        """Rows of an array: maps by blocks as they lie on disk, small arrays out of the whole view."""
+    def _column(self, group: "_OpenGroup", name: str, view: int, rows: slice) -> np.ndarray:
+        """Rows of an array. A feature map is read block by block; a small array is read for the whole view and kept."""
         if self._specs[name].rows is not None:
             return group.read(name, view, rows)
         small = self._views.get((group.shard, view), dict)
         if name not in small:
             small[name] = group.read(name, view, slice(0, len(group.keys)))
-        return small[name][rows].copy()  # a copy, lest a block keep the whole view in memory
+        return small[name][rows].copy()  # a slice would keep the whole view in memory as long as the block
 
 
 def check_join(manifest: Manifest, entries: Sequence[ShardEntry]) -> None:
-    """Whether the shards of a data set are those which the cache was made for: names, clip counts, keys.
+    """Check that the cache has every shard of a data set, with the same name, number of clips and keys.
 
-    Bytes may differ (a companion at another resolution has the same keys), and the cache may have more shards.
-    Raises ReskdError naming the first offender and how many there are.
+    Bytes may differ (a data set at another resolution has the same keys), and the cache may have more shards.
+    Raises ReskdError, which names the first shard that doesn't fit, and how many don't.
     """
     stored = {entry.name: entry for entry in manifest.identity.shards}
     problems = []
     for entry in entries:
-        other = stored.get(entry.name)
-        if other is None:
+        cached = stored.get(entry.name)
+        if cached is None:
             problems.append(f"shard {entry.name} is in the data set and not in the cache")
-        elif other.clips != entry.clips:
-            problems.append(f"shard {entry.name} has {entry.clips} clips in the data set, {other.clips} in the cache")
-        elif other.keys_sha256 != entry.keys_sha256:
+        elif cached.clips != entry.clips:
+            problems.append(f"shard {entry.name} has {entry.clips} clips in the data set, {cached.clips} in the cache")
+        elif cached.keys_sha256 != entry.keys_sha256:
             problems.append(f"shard {entry.name} has other keys, or another order, in the data set than in the cache")
     if problems:
         raise ReskdError(
@@ -166,14 +179,14 @@ def check_join(manifest: Manifest, entries: Sequence[ShardEntry]) -> None:
         )
 
 
-class _Group:
-    """One shard's group, open: attributes at once, arrays when first read."""
+class _OpenGroup:
+    """One shard's group: its attributes are read at once, an array is opened when it is first read."""
 
     def __init__(self, path: Path, manifest: Manifest, specs: Mapping[str, ArraySpec], shard: str):
         entry = manifest.identity.shard(shard)
         attributes = load_group(path, shard)
         if attributes is None:
-            raise ReskdError(f"{path}: shard {shard} is not there (not committed, or lost): run cache-teacher.")
+            raise ReskdError(f"{path}: shard {shard} is missing (not committed, or lost): run cache-teacher.")
         check_fingerprint(path, manifest.identity, shard, attributes)
         self.shard, self.folder, self.specs = shard, path / shard, specs
         self.keys, self.views, self.targets = tuple(attributes["keys"]), attributes["views"], attributes["targets"]
@@ -184,26 +197,25 @@ class _Group:
         self._arrays: dict[str, zarr.Array] = {}
 
     def read(self, name: str, view: int, rows: slice) -> np.ndarray:
-        """[n, *tail] of one view. Raises ReskdError for anything that isn't as it was committed."""
+        """Rows of one view, [n, *tail]. Raises ReskdError for anything that isn't as it was committed."""
         try:
             if name not in self._arrays:
                 self._arrays[name] = self._open(name)
             return np.asarray(self._arrays[name][rows, view])
         except (ReskdError, MemoryError, PermissionError):
             raise
-        except Exception as error:  # whatever zarr and its codecs raise for damaged metadata
+        except Exception as error:  # zarr and its codecs raise many types for damaged files
             raise ReskdError(
                 f"{self.folder}: array {name}, view {view} can't be read ({type(error).__name__}: {error}). "
                 f"Delete {self.folder} and run cache-teacher again."
             ) from error
 
     def _open(self, name: str) -> zarr.Array:
-        array, spec = zarr.open_array(self._store, path=name, mode="r", zarr_format=3), self.specs[name]
-        clips = len(self.keys)
-        wanted = (clips, *spec.tail), (min(spec.rows or clips, clips), 1, *spec.tail), np.dtype(spec.dtype)
-        if ((array.shape[0], *array.shape[2:]), array.chunks, array.dtype) != wanted or array.shape[1] < self.views:
+        array, spec, clips = open_for_reading(self._store, name), self.specs[name], len(self.keys)
+        expected = (clips, *spec.tail), (min(spec.rows or clips, clips), 1, *spec.tail), np.dtype(spec.dtype)
+        if ((array.shape[0], *array.shape[2:]), array.chunks, array.dtype) != expected or array.shape[1] < self.views:
             raise ReskdError(
                 f"{self.folder}: array {name} is {array.dtype} {list(array.shape)} in chunks {list(array.chunks)}, "
-                f"not what the manifest says: delete {self.folder} and run cache-teacher again."
+                f"which isn't what the manifest says: delete {self.folder} and run cache-teacher again."
             )
         return array

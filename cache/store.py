@@ -1,4 +1,4 @@
-"""Files of a cache: durable writes, and the zarr store which verifies what it reads."""
+"""Files of a cache: durable writes, and a zarr store that verifies what it reads."""
 
 import hashlib
 import os
@@ -13,9 +13,9 @@ METADATA = "zarr.json"
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file so that a kill or a power cut at any instant leaves the old one or the new one, whole.
+    """Write a file. A kill or a power cut at any instant leaves the whole old file or the whole new one.
 
-    Makes the folder where it isn't there.
+    Makes the folder if it is missing.
     """
     path = Path(path)
     make_folders(path.parent)
@@ -28,18 +28,18 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 
 def partial_file(path: Path) -> Path:
-    """Where a file is written before it is moved into place. The name is fixed, so that the next run overwrites it."""
+    """The path at which a file is written before its rename. The name is fixed, so that the next run overwrites it."""
     return path.with_name(f".{path.name}.partial")
 
 
 def move_into_place(partial: Path, path: str | Path) -> None:
-    """Rename a file, which is synced already, to its own name, durably."""
+    """Rename a file, which is fsynced already, to its final path, durably."""
     os.replace(partial, path)
     sync(Path(path).parent)
 
 
 def sync(path: str | Path) -> None:
-    """fsync a file or a folder (a folder's names are durable only then)."""
+    """fsync a file or a folder. Without the folder's fsync, new and renamed files in it may be lost in a power cut."""
     if os.name == "nt" and os.path.isdir(path):
         return  # Windows has no fsync of folders
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
@@ -66,9 +66,9 @@ def file_digest(path: Path) -> list:
 
 
 class VerifiedStore(LocalStore):
-    """One shard's group, read only, whose chunk files are checked against the commit's list when first read.
+    """One shard's group, read-only. A chunk file is checked against the committed list when it is first read.
 
-    To zarr a chunk which isn't there is a chunk of fill values, and any file under a chunk's name is that chunk.
+    zarr itself reads a missing chunk as fill values, and doesn't notice an exchanged one.
     """
 
     def __init__(self, root: Path | str, files: Mapping[str, Sequence]):
@@ -88,14 +88,14 @@ class VerifiedStore(LocalStore):
         array, _, chunk = key.rpartition("/")
         listed = self.files.get(key)
         if listed is None:
-            self._fail(array, chunk, "the commit doesn't list it")
+            self._fail(array, chunk, "the shard's attributes don't list it")
         if buffer is None:
-            self._fail(array, chunk, f"it is missing (the commit lists {listed[0]} bytes)")
+            self._fail(array, chunk, f"it is missing ({listed[0]} bytes were committed)")
         if len(buffer) != listed[0]:
-            self._fail(array, chunk, f"it has {len(buffer)} bytes, the commit lists {listed[0]}")
+            self._fail(array, chunk, f"it has {len(buffer)} bytes, {listed[0]} were committed")
         if key not in self.verified:
             if hashlib.sha256(buffer.as_numpy_array()).hexdigest() != listed[1]:
-                self._fail(array, chunk, "its sha256 is not the commit's: it was exchanged or damaged")
+                self._fail(array, chunk, "its sha256 is not the committed one: the file was exchanged or damaged")
             self.verified.add(key)
         return buffer
 

@@ -434,7 +434,7 @@ def test_one_step_of_each_family_moves_its_student(name):
     watched = [next(student.model.backbone.parameters()), student.model.head.fc.weight, student.model.head.fc.bias]
     before = [p.detach().clone() for p in watched]
     decoder = TargetDecoder(
-        whole=(*there.grid[1:], there.width),
+        map_shape=(*there.grid[1:], there.width),
         scale=torch.full((width,), 0.1),
         offset=torch.full((width,), 0.7),
         classifier=(torch.randn(classes, width), torch.zeros(classes)),

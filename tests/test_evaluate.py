@@ -21,10 +21,10 @@ from cache.view import View, ViewPolicy, sample_view
 from pipeline import cli
 from stages.config.file import load_config
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.confusion_plot import confusion_matrix
+from stages.evaluate.confusion_plot import plot_confusion
 from stages.evaluate.evaluate import evaluate, most_confused, protocol_policy
-from stages.metrics.accuracy import Scored, confusion, measure
-from stages.metrics.scoring import collect
+from stages.metrics.accuracy import ScoredVideos, confusion, measure
+from stages.metrics.scoring import score_videos
 from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, load_model, save_model
 from stages.models.config import ModelConfig
@@ -32,9 +32,9 @@ from stages.models.video_model import model_stats
 from stages.prepare.prepare import prepare
 from stages.runtime.distributed import Ranks
 from stages.shards.dataset import open_dataset
-from stages.stream.clips import Clips
+from stages.stream.clips import ClipDataset
 from stages.stream.config import LoaderConfig
-from stages.stream.loading import in_order
+from stages.stream.loading import batches_in_order
 from stages.video.decode import decode_frames
 from stages.video.render import render
 from tests.media import encode_video, moving_square
@@ -146,10 +146,10 @@ def test_two_clips_in_three_crops_are_a_loop_by_hand(small, batch_size):
     logits, labels = by_hand(dataset, net, twice_three, size, card.render_via)
     assert logits.shape == (8, 6, 3) and np.abs(logits - logits[:, :1]).max() > 0.1
     policy = protocol_policy(STILL, "2x3")
-    clips = Clips(dataset, size=size, render_via=card.render_via, num_classes=3, policy=policy)
+    clips = ClipDataset(dataset, size=size, render_via=card.render_via, num_classes=3, policy=policy)
     alone = Ranks(0, 1, torch.device("cpu"))
-    batches = in_order(clips, LoaderConfig(workers=0), batch_size, alone)
-    scored = collect(net, batches, 3, alone, False, forward=batch_size)
+    batches = batches_in_order(clips, LoaderConfig(workers=0), batch_size, alone)
+    scored = score_videos(net, batches, 3, alone, False, forward=batch_size)
     assert scored.probabilities == pytest.approx(softmax(logits).mean(1), abs=1e-5)
     assert scored.failed == 1 and scored.truth.argmax(1).tolist() == [label for (label,) in labels]
 
@@ -223,7 +223,7 @@ def test_the_most_confused_pairs():
 
 
 def test_of_one_class_all_are_taken_for_it():
-    scored = Scored(np.zeros((3, 2), np.int64), np.ones((3, 1)), np.ones((3, 1), bool), 0, 0)
+    scored = ScoredVideos(np.zeros((3, 2), np.int64), np.ones((3, 1)), np.ones((3, 1), bool), 0, 0)
     assert confusion(scored).tolist() == [[3]] and measure(scored)["top1"] == 100
 
 
@@ -231,7 +231,7 @@ def test_of_one_class_all_are_taken_for_it():
 def test_confusion_matrices_of_few_and_many_classes(classes, tmp_path):
     counts = np.eye(classes, dtype=int) * 3
     counts[0] = 0  # a class without clips
-    confusion_matrix(tmp_path / "c.png", counts, ["$x$ [y]"] * classes)
+    plot_confusion(tmp_path / "c.png", counts, ["$x$ [y]"] * classes)
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -239,7 +239,7 @@ def test_confusion_matrices_of_few_and_many_classes(classes, tmp_path):
 
 
 def test_refuses_other_classes(data, small):
-    with pytest.raises(ReskdError, match=r"other classes than .* has \(3 there and .*prepare --class-order"):
+    with pytest.raises(ReskdError, match=r"other classes than .* has \(3 in the checkpoint and .*prepare --class-order"):
         evaluate(config_of(small.net, data.val))
 
 

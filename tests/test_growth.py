@@ -163,7 +163,7 @@ def test_students_of_what_is_finished_train_while_the_cache_grows(
     assert all(torch.equal(nets[0][name], nets[1][name]) for name in nets[1])
     refuses(r"not finished \(it lacks 1 shards, a\.tar first\).*--allow-partial", two.both, *distilled)
     refuses(r"not finished \(2 of 3 views\)", two.one, *distilled, "data.views=3")
-    refuses(r"not finished \(its features are not there yet\)", two.one, "losses.feature_mse=1")
+    refuses(r"not finished \(it lacks the features of some shards\)", two.one, "losses.feature_mse=1")
     partial = student(two.both, "losses.feature_mse=1", "data.views=3")
     assert train_student(partial, allow_partial=True)["steps"] == 2
     assert "leaves out 1 of 2 shards (40 clips) that lack some of 3 views: b.tar" in " ".join(

@@ -11,7 +11,7 @@ from cache.view import sample_view
 from stages.models.checkpoints import load_model, save_model
 from stages.shards.dataset import open_dataset
 from stages.stream import clips as join
-from stages.stream.clips import Clips, decode_kept
+from stages.stream.clips import ClipDataset, decode_row_in_memory
 from stages.student.train_student import train_student
 from stages.teacher.cache_teacher import cache_teacher
 from tests.runs import POLICY, cache_config, cut_at, rows_of, train_config
@@ -70,7 +70,7 @@ def test_it_sees_fresh_views_each_epoch_and_stays_as_it_is(few, teacher, tmp_pat
     train_student(config)
     after = load_model(teacher)[0].state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    clips = Clips(open_dataset(few.train), size=16, num_classes=40, policy=config.policy, other_renderings=[(32, None)])
+    clips = ClipDataset(open_dataset(few.train), size=16, num_classes=40, policy=config.policy, other_renderings=[(32, None)])
     batches = [clips.__getitems__([(0, 5, epoch)]) for epoch in range(2)]
     assert batches[0].clips.shape == (1, 4, 3, 16, 16) and batches[0].other_renderings[32, None].shape == (
         1,
@@ -120,9 +120,9 @@ def test_refuses_a_teacher_that_does_not_fit(few, teacher, tmp_path):
 def test_mismatched_views_are_fresh_and_their_targets_the_stored_ones(data, cached):
     dataset, reader = open_dataset(data.train), CacheReader(cached, ("logits", "features"))
     policy = load_manifest(cached).identity.policy
-    mismatched = Clips(dataset, size=16, num_classes=40, cache=reader, policy=policy)
-    replayed = Clips(dataset, size=16, num_classes=40, cache=reader)
-    fresh = Clips(dataset, size=16, num_classes=40, policy=policy)
+    mismatched = ClipDataset(dataset, size=16, num_classes=40, cache=reader, policy=policy)
+    replayed = ClipDataset(dataset, size=16, num_classes=40, cache=reader)
+    fresh = ClipDataset(dataset, size=16, num_classes=40, policy=policy)
     for epoch in range(4):
         asked = [(0, 3, epoch), (2, 30, epoch)]
         ours, theirs = mismatched.__getitems__(asked), replayed.__getitems__([(s, r, v % 2) for s, r, v in asked])
@@ -168,11 +168,11 @@ def test_a_resident_clip_is_read_and_decoded_once(few, tmp_path, monkeypatch):
     monkeypatch.setattr(join, "decode_frames", counted)
     join._whole_clip.cache_clear()
     data, policy = open_dataset(few.train), train_config(tmp_path, few, f"policy={POLICY}").policy
-    clips = Clips(data, size=16, num_classes=40, policy=policy, decode=decode_kept)
+    clips = ClipDataset(data, size=16, num_classes=40, policy=policy, decode=decode_row_in_memory)
     batches = [clips.__getitems__([(0, 7, view)]) for view in range(5)]
     row = data.rows("000000.tar")[7]
     assert asked == [row.frames]
-    plain = Clips(data, size=16, num_classes=40, policy=policy)
+    plain = ClipDataset(data, size=16, num_classes=40, policy=policy)
     assert all(torch.equal(b.clips, plain.__getitems__([(0, 7, v)]).clips) for v, b in enumerate(batches))
     view = sample_view(policy, shard="000000.tar", key=row.key, index=2, num_frames=row.frames, aspect=row.aspect)
     assert len(view.frames) == 4 and asked[1:] == [4] * 5

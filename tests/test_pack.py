@@ -25,7 +25,7 @@ from stages.packs.config import PackConfig
 from stages.packs.pack import pack
 from stages.prepare.prepare import prepare
 from stages.shards.dataset import open_dataset
-from stages.stream.clips import Clips
+from stages.stream.clips import ClipDataset
 from stages.stream.pack_reader import open_pack
 from stages.student.train_student import train_cohort, train_student
 from stages.teacher.cache_teacher import cache_teacher
@@ -87,16 +87,16 @@ def test_what_stored_views_need_is_packed_and_nothing_else(small):
 def test_what_the_cache_has_in_quarantine_is_in_the_packs(small):
     data, reader = open_dataset(small.train), CacheReader(small.cache, ())
     reader.manifest = dataclasses.replace(reader.manifest, quarantine={"000001.tar": {3: "not finite"}})
-    wanted = packing.Wanted(reader, 2)
+    wanted = packing.WantedPictures(reader, 2)
     (clips, *_) = list(packing.AllPictures(data, ["000001.tar"], wanted, 20, 90))
-    assert [len(frames) == 0 for frames in wanted.of(data, "000001.tar")] == [r == 3 for r in range(12)]
+    assert [len(frames) == 0 for frames in wanted.frames_of_rows(data, "000001.tar")] == [r == 3 for r in range(12)]
     assert [clip.error for clip in clips] == [None] * 3 + ["in the cache: not finite"] and clips[3].jpegs == ()
 
 
 def test_a_students_picture_of_a_stored_view_is_that_of_the_video(small):
     """At 20 px, the auto height for 16, and quality 90: 27 dB at the least (a JPEG's block is half of such a picture)."""
     data, made, reader = open_dataset(small.train), open_pack(small.views), CacheReader(small.cache)
-    here, there = (Clips(data, size=16, num_classes=2, cache=reader, decode=d) for d in (None, made.decode))
+    here, there = (ClipDataset(data, size=16, num_classes=2, cache=reader, decode=d) for d in (None, made.decode))
     asked = [(s, r, v) for s, e in enumerate(data.shards) for r in range(e.clips) for v in range(2)]
     ours, theirs = here.__getitems__(asked), there.__getitems__(asked)
     assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.index, theirs.index)
@@ -109,7 +109,7 @@ def test_a_crop_is_the_picture_of_the_stored_view_and_of_no_other(small, tmp_pat
     data, made, reader = open_dataset(small.train), open_pack(small.crops), CacheReader(small.cache)
     assert (made.manifest.identity.height, made.manifest.identity.views) == (16, 2)
     common = {"size": 16, "num_classes": 2, "cache": reader, "other_renderings": [(12, None)]}
-    here, there = Clips(data, **common), Clips(data, **common, crops=made.crop)
+    here, there = ClipDataset(data, **common), ClipDataset(data, **common, crops=made.crop)
     asked = [(s, r, v) for s, e in enumerate(data.shards) for r in range(e.clips) for v in range(2)]
     ours, theirs = there.__getitems__(asked), here.__getitems__(asked)
     assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.index, theirs.index)
@@ -146,7 +146,7 @@ def test_the_same_videos_give_the_same_bytes_whoever_packs_them(small, tmp_path,
 
 @pytest.mark.parametrize("frames", ["views", "crops"])
 def test_a_long_clip_is_decoded_in_pieces(small, tmp_path, monkeypatch, frames):
-    monkeypatch.setattr(packing, "PIECE", 3 * 3 * 64 * 48)  # bytes: of three frames
+    monkeypatch.setattr(packing, "MAX_DECODED_BYTES", 3 * 3 * 64 * 48)  # bytes: of three frames
     pack(config_of(small, tmp_path / "again", frames=frames))
     assert tree(tmp_path / "again") == tree(getattr(small, frames))
 
@@ -369,7 +369,7 @@ def test_frames_shrunk_on_the_device_are_those_shrunk_by_workers(small, tmp_path
     on = [evaluate(score(loader={"workers": 0, "render": where}))["map"] for where in ("workers", "device")]
     assert on[0] == pytest.approx(on[1], abs=2)
 
-    clips = partial(Clips, open_dataset(small.train), num_classes=2, policy=ViewPolicy(**POLICY), size=16,
+    clips = partial(ClipDataset, open_dataset(small.train), num_classes=2, policy=ViewPolicy(**POLICY), size=16,
                     other_renderings=[(12, None), (12, 16)], decode=open_pack(small.all).decode)  # fmt: skip
     rows = [(0, 0, 0), (0, 0, 1), (0, 3, 2)]
     there, here = (clips(on_device=device).__getitems__(rows) for device in (True, False))
@@ -395,7 +395,7 @@ def test_what_does_not_fit_is_refused_before_work(small, tmp_path, capsys):
     refused("fresh views of data.train may need any", f"data.pack={small.views}")
     refused("fresh views", f"data.pack={small.views}", *distil, "data.mismatch=true", f"policy={POLICY}")
     pack(config_of(small, tmp_path / "one", views=1))
-    refused("has the frames of 1 stored views, 2 of .* are asked for", f"data.pack={tmp_path / 'one'}", *distil)
+    refused("has the frames of 1 stored views, the run replays 2 of .*run `pack` with views=2", f"data.pack={tmp_path / 'one'}", *distil)
     other = cache_config(tmp_path / "o.zarr", small, small.teacher, "policy.seed=7", "loader.workers=0")
     cache_teacher(other)
     refused("packed for views of another policy", f"data.pack={small.views}", f"data.cache={other.output}", *DISTIL)
@@ -405,7 +405,7 @@ def test_what_does_not_fit_is_refused_before_work(small, tmp_path, capsys):
     refused("data.val_pack is a pack of data.val", f"data.val_pack={small.all_val}")
     refused("needs no decoded videos in memory", f"data.pack={small.all}", "loader.resident=true")
     online = f"teacher={{mode: online, checkpoint: {small.teacher}}}"
-    refused("a teacher in the loop looks at the videos in full", f"data.pack={small.all}", online, *DISTIL)
+    refused("a teacher in the loop reads the videos themselves", f"data.pack={small.all}", online, *DISTIL)
     with pytest.raises(ReskdError, match="evaluation may need any"):
         evaluate(EvaluateConfig(checkpoint=small.teacher, data=small.train, pack=small.views))
     with pytest.raises(ValidationError, match="needs no decoded videos"):
@@ -416,7 +416,7 @@ def test_what_does_not_fit_is_refused_before_work(small, tmp_path, capsys):
     assert "without enlarging" not in capsys.readouterr().err
     train_student(train_config(tmp_path / "run", small, *plan, "size=24"), dry_run=True)
     said = " ".join(capsys.readouterr().err.split())
-    assert "frames of 20 px serve students of up to 16 px without enlarging any crop, this one has 24 px" in said
+    assert "frames of 20 px serve students of up to 16 px without enlarging any crop, this student has 24 px" in said
     train_student(train_config(tmp_path / "run", small, f"data.pack={small.crops}", *distil, "size=24"), dry_run=True)
     assert "frames of 16 px serve students of up to 16 px" in " ".join(capsys.readouterr().err.split())
 
@@ -428,7 +428,7 @@ def test_crops_serve_stored_views_of_their_own_cache_alone(small, tmp_path):
         with pytest.raises(ReskdError, match=said):
             train_student(train_config(tmp_path / "run", small, *changes))
 
-    refused("has the frames of 2 stored views alone, and fresh views of data.train", f"data.pack={small.crops}")
+    refused("has the frames of 2 stored views only, and fresh views of data.train", f"data.pack={small.crops}")
     refused("render_via 32: .* has finished pictures", f"data.pack={small.crops}", *distil, "render_via=32")
     other = cache_config(tmp_path / "o.zarr", small, small.teacher, "policy.seed=7", "loader.workers=0")
     cache_teacher(other)

@@ -19,7 +19,7 @@ from stages.models.checkpoints import ModelCard, load_model, save_model, weights
 from stages.models.config import ModelConfig
 from stages.prepare.prepare import prepare
 from stages.shards.dataset import open_dataset
-from stages.stream.all_views import AllViews, Work
+from stages.stream.all_views import AllViews, ShardWork
 from stages.teacher import batch_norm_pass
 from stages.teacher import cache_teacher as stage
 from stages.teacher.cache_teacher import cache_teacher
@@ -143,7 +143,7 @@ def test_the_statistics_are_of_the_caches_own_forwards(made, data, teacher):
     config, result = made
     assert result["verified"] < 0.01
     net, expected = load_model(config.output / KEPT)[0], load_model(teacher)[0]
-    views = AllViews(open_dataset(data.val), [Work("000000.tar", range(2))], config.policy, 32, 16)
+    views = AllViews(open_dataset(data.val), [ShardWork("000000.tar", range(2))], config.policy, 32, 16)
     update_bn([clips[: len(batch.frames)] for batch in views for clips in batch.clips], expected)
     for name, value in statistics(expected).items():
         assert torch.allclose(statistics(net)[name], value, rtol=1e-5, atol=1e-6), name
@@ -157,7 +157,7 @@ def test_targets_are_the_kept_teachers_and_its_identity_the_caches(made, data, t
     assert identity["bn"] == "recalibrate" and identity["weights_sha256"] == weights_sha256(net)
     assert identity["base_weights_sha256"] == weights_sha256(load_model(teacher)[0])
     assert card.notes["recalibrated"]["weights_sha256"] == identity["base_weights_sha256"] and card.notes["views"] == 2
-    views = AllViews(open_dataset(data.val), [Work("000000.tar", range(2))], config.policy, 32, 16)
+    views = AllViews(open_dataset(data.val), [ShardWork("000000.tar", range(2))], config.policy, 32, 16)
     reader = CacheReader(config.output, ("logits", "features"))
     for batch in views:
         for view, clips in enumerate(batch.clips):
@@ -292,7 +292,7 @@ def test_unreadable_clips_are_left_out_or_fatal(data, teacher, tmp_path):
     assert not config.output.exists()
     assert cache_teacher(config)["quarantined"] == 1
     expected = load_model(teacher)[0]
-    (first, second) = AllViews(open_dataset(bad.val), [Work("a.tar", range(1))], config.policy, 32, 4)
+    (first, second) = AllViews(open_dataset(bad.val), [ShardWork("a.tar", range(1))], config.policy, 32, 4)
     update_bn([first.clips[0][[0, 1, 2]], second.clips[0][:3]], expected)  # clip0, 1, 2 | 3, 4, 5
     kept = statistics(load_model(config.output / KEPT)[0])
     assert all(torch.allclose(kept[n], v, rtol=1e-5, atol=1e-6) for n, v in statistics(expected).items())

@@ -1,4 +1,4 @@
-"""A grid of students over one cache: in as few streams as they fit into, resumable, with a ledger."""
+"""A grid of students over one cache: in as few streams as they fit into, resumable, with its cost."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ import pytest
 from cache.errors import ReskdError
 from cache.group import load_manifest
 from cache.teacher_time import open_time_log, teacher_time_of
+from stages.metrics.spread import SeedScores
 from stages.runtime.interrupt import Interrupted
 from stages.student import loop
 from stages.sweep.config import load_sweep
@@ -45,17 +46,17 @@ def test_a_grid_is_trained_scored_and_told(file, data, tmp_path):
         assert point["score_std"] == pytest.approx(np.std(scores, ddof=1))
     assert result["points"][0]["gflops"] < result["points"][1]["gflops"]
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    ledger = result["ledger"]
-    assert ledger["teacher_clip_views"] == 400 and ledger["in_loop_clip_views"] == 4 * 192
-    assert ledger["decode_passes"] == 1 and ledger["decode_passes_alone"] == 4
+    cost = result["cost"]
+    assert cost["teacher_clip_views"] == 400 and cost["in_loop_clip_views"] == 4 * 192
+    assert cost["decode_passes"] == 1 and cost["decode_passes_alone"] == 4
     scored = {name: (out / name / "test.json").stat().st_mtime_ns for name in result["students"]}
     before = {name: (out / name / "last.pt").stat().st_mtime_ns for name in result["students"]}
 
     command("sweep", "--config", file, *sets, "--grid", "size=16,24", "--grid", "seed=0,1,2", "--test", data.val)
     again = json.loads((out / "sweep.json").read_text())  # two more students, nothing done twice
-    assert len(again["students"]) == 6 and again["ledger"]["in_loop_clip_views"] == 6 * 192
+    assert len(again["students"]) == 6 and again["cost"]["in_loop_clip_views"] == 6 * 192
     assert {name: again["students"][name] for name in result["students"]} == result["students"]
-    assert again["ledger"]["decode_passes"] == 2 and again["ledger"]["decode_passes_alone"] == 6
+    assert again["cost"]["decode_passes"] == 2 and again["cost"]["decode_passes_alone"] == 6
     assert {name: (out / name / "last.pt").stat().st_mtime_ns for name in before} == before
     assert {name: (out / name / "test.json").stat().st_mtime_ns for name in scored} == scored
     assert "sweep.png" in said
@@ -165,13 +166,14 @@ def test_a_teachers_hours_are_those_of_each_cache(cached, tmp_path):
         spent = teacher_time_of(cache, load_manifest(cache).notes)
         assert spent.forward_seconds > seconds and spent.clip_views == 400
         hours, loop = hours + spent.forward_seconds / 3600, loop + seen * spent.forward_seconds / 400 / 3600
-    ledger = teacher_cost(runs)
-    assert ledger["teacher_clip_views"] == 800 and ledger["in_loop_clip_views"] == 100_100
-    assert ledger["teacher_hours"] == pytest.approx(hours) and ledger["in_loop_hours"] == pytest.approx(loop)
+    cost = teacher_cost(runs)
+    assert cost["teacher_clip_views"] == 800 and cost["in_loop_clip_views"] == 100_100
+    assert cost["teacher_hours"] == pytest.approx(hours) and cost["in_loop_hours"] == pytest.approx(loop)
     assert teacher_cost({}) == {"teacher_clip_views": 0, "in_loop_clip_views": 0, "teacher_hours": None,
                                   "in_loop_hours": None}  # fmt: skip
 
 
 def test_the_front_holds_what_nothing_beats_for_less():
-    points = [Point(n, g, (t,)) for n, g, t in (("a", 1, 50), ("b", 2, 40), ("c", 2, 60), ("d", 3, 60), ("e", 9, 61))]
+    scores = (("a", 1, 50), ("b", 2, 40), ("c", 2, 60), ("d", 3, 60), ("e", 9, 61))
+    points = [Point(name, gflops, SeedScores((top1,))) for name, gflops, top1 in scores]
     assert [p.name for p in pareto_front(points)] == ["a", "c", "e"]

@@ -1,4 +1,4 @@
-"""The arms of the fidelity study: what each of its students is trained on."""
+"""The arms of the fidelity study. An arm is one way to train the student."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import Any
 
 FEATURES, LOGITS = {"feature_mse": 2.0}, {"logit_kl": 1.0}
 VIEWS = (1, 2, 4, 8)
-FRACTIONS = (2, 4, 8, 16)  # of the teacher's width that a basis keeps
-SCHEDULES = (0.5, 1.0, 2.0, 4.0)
+FRACTIONS = (2, 4, 8, 16)  # a basis keeps 1/2, 1/4, ... of the teacher's channels
+SCHEDULES = (0.5, 1.0, 2.0, 4.0)  # in units of the study's epochs
 RAW: dict[str, Any] = {"codec": "float16"}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train the student. `teacher`: None (labels alone), "online" or "cached", of the net `of`."""
+    """One way to train the student."""
 
     name: str
     losses: dict[str, float] = field(default_factory=dict)
-    teacher: str | None = None
-    of: str = "teacher"
+    teacher: str | None = None  # None (labels only), "online" or "cached"
+    net: str = "teacher"  # the teacher's network: "teacher" or "wide"
     views: int = 0  # stored views that are replayed
-    features: dict[str, Any] | None = None  # how maps are stored
-    mismatch: bool = False  # a stored centre view under fresh views of the student
-    packed: str | None = None  # what a pack has, from which its frames come in place of the videos
-    height: float = 1.0  # of frames in the pack, in units of the lowest that enlarges no crop
+    features: dict[str, Any] | None = None  # the encoding of the stored maps
+    mismatch: bool = False  # the targets of a stored centre view, with fresh views for the student
+    packed: str | None = None  # the frames of a pack ("views", "crops") that replaces the videos; None: videos
+    height: float = 1.0  # of the pack's frames, in units of the lowest height that enlarges no crop
     schedule: float = 1.0  # in units of the study's epochs
 
     @property
     def cache(self) -> str | None:
-        """The name of the cache that it reads; arms that store alike share one."""
+        """The name of the arm's cache. Arms with the same stored targets share a cache."""
         if self.teacher != "cached":
             return None
         parts = [f"{key}{value}" for key, value in (self.features or RAW).items() if key != "sample"]
         text = "-".join(part.replace("[", "").replace("]", "").replace(", ", "x") for part in parts)
-        return f"{self.of}-{'centre' if self.mismatch else 'views'}-{text}"
+        return f"{self.net}-{'centre' if self.mismatch else 'views'}-{text}"
 
     @property
     def compared(self) -> bool:
-        """Whether it is held against others that differ in views, encodings or packs alone: small differences."""
-        return self.losses == FEATURES and self.of == "teacher" and self.schedule == 1.0
+        """Whether it differs from other arms only in views, encodings or packs. Such differences are small."""
+        return self.losses == FEATURES and self.net == "teacher" and self.schedule == 1.0
 
 
 LABELS = Arm("labels alone")
@@ -48,7 +48,7 @@ ONLINE = Arm("in the loop, features", FEATURES, "online")
 
 
 def first_arms(quick: bool) -> list[Arm]:
-    """Labels; the teacher in the loop; replay of V views; and what a naive cache does."""
+    """Labels only; the teacher in the loop; replay of V views; the targets of one centre view, as in a naive cache."""
     logits = [Arm("in the loop, logits", LOGITS, "online"), Arm("in the loop, both", FEATURES | LOGITS, "online")]
     return [
         LABELS,
@@ -60,7 +60,7 @@ def first_arms(quick: bool) -> list[Arm]:
 
 
 def encoding_arms(views: int, width: int, grid: tuple[int, int], quick: bool) -> list[Arm]:
-    """Encodings of the maps at so many views: rounding, bases, the student's grid, and together."""
+    """Encodings of the maps of `views` views: rounding, bases, the student's grid, and combinations."""
     base = Arm("", FEATURES, "cached", views=views)
     codecs, fractions = (("int4",), FRACTIONS[1:2]) if quick else (("int8", "int4", "int3"), FRACTIONS)
     encodings: dict[str, dict[str, Any]] = {codec: {"codec": codec} for codec in codecs}
@@ -69,27 +69,27 @@ def encoding_arms(views: int, width: int, grid: tuple[int, int], quick: bool) ->
     encodings |= {
         f"grid, PCA 1/{f}, int8": {"codec": "int8", "grid": list(grid), "dims": width // f} for f in fractions[:3]
     }
-    if not quick:  # as small as 50 kB and 20 kB are for maps of 8×7×7×2048
+    if not quick:  # as few bits per number as 50 kB and 20 kB for maps of 8×7×7×2048
         encodings["PCA 1/8, int4"] = {"codec": "int4", "dims": width // 8}
         encodings["grid, PCA 1/8, int4"] = {"codec": "int4", "grid": list(grid), "dims": width // 8}
     return [replace(base, name=name, features=features) for name, features in encodings.items()]
 
 
 def wide_arms(views: int, width: int, grid: tuple[int, int]) -> list[Arm]:
-    """A teacher of another width, so that an adapter is trained along: in the loop, raw, in bases, and on the grid."""
-    base = Arm("", FEATURES, "cached", of="wide", views=views)
+    """A teacher of another width, which needs an adapter: in the loop, float16, codecs, bases, and the student's grid."""
+    base = Arm("", FEATURES, "cached", net="wide", views=views)
     bases: dict[str, dict[str, Any]] = {f"wide teacher, {codec}": {"codec": codec} for codec in ("int8", "int4")}
     bases |= {f"wide teacher, PCA 1/{f}, int8": {"codec": "int8", "dims": width // f} for f in (4, 16)}
     bases["wide teacher, grid, PCA 1/16, int8"] = {"codec": "int8", "grid": list(grid), "dims": width // 16}
     return [
-        replace(ONLINE, name="wide teacher, in the loop", of="wide"),
+        replace(ONLINE, name="wide teacher, in the loop", net="wide"),
         replace(base, name="wide teacher, float16", features=RAW),
         *[replace(base, name=name, features=features) for name, features in bases.items()],
     ]
 
 
 def packed_arms(best: Arm, quick: bool) -> list[Arm]:
-    """The same from packs: of crops, and of the frames at two heights."""
+    """The arm `best` with packs in place of videos: of crops, and of frames at two heights."""
     crops = replace(best, name=f"{best.name}, from a pack of crops", packed="crops")
     frames = replace(best, name=f"{best.name}, from a pack", packed="views")
     higher = replace(frames, name=f"{frames.name} of 1.5 × the height", height=1.5)
@@ -103,19 +103,21 @@ def schedule_arms(arms: Sequence[Arm]) -> list[Arm]:
     ]
 
 
-def plain(arm: Arm) -> str | None:
-    """The name of the arm that differs in one thing alone: without the pack, or the same views of the same teacher in
-    float16; None where that is no other one."""
+def plain_arm(arm: Arm) -> str | None:
+    """The name of the arm that differs in one thing: it has no pack, or the same maps are stored as float16.
+
+    None if `arm` has neither a pack nor an encoding.
+    """
     if arm.packed:
         return arm.name.partition(", from")[0]
     if arm.features in (None, RAW) or arm.schedule != 1.0:
         return None
-    return "wide teacher, float16" if arm.of == "wide" else f"replay, V = {arm.views}"
+    return "wide teacher, float16" if arm.net == "wide" else f"replay, V = {arm.views}"
 
 
-def reference(arm: Arm) -> Arm:
-    """The arm that another one is compared with, seed by seed: the same teacher in the loop, as many epochs."""
-    online = replace(ONLINE, name="wide teacher, in the loop", of="wide") if arm.of == "wide" else ONLINE
+def reference_arm(arm: Arm) -> Arm:
+    """The arm with the same teacher in the loop and the same epochs. `arm` is compared with it, seed by seed."""
+    online = replace(ONLINE, name="wide teacher, in the loop", net="wide") if arm.net == "wide" else ONLINE
     if arm.schedule == 1.0:
         return online
     return replace(online, name=f"{online.name}, {arm.schedule:g} × the epochs", schedule=arm.schedule)

@@ -1,4 +1,4 @@
-"""Clocks of the benches that leave other programs out."""
+"""The clocks of the benches. They don't count the time of other programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RUNS = 5
 
 
 def cpu_seconds(work: Callable[[], object], runs: int = RUNS) -> list[float]:
-    """CPU seconds of so many runs, of all threads of this process together, after one that isn't counted."""
+    """The CPU seconds of each of `runs` runs, summed over the threads of this process. One run before is not counted."""
     work()
     times = []
     for _ in range(runs):
@@ -23,14 +23,14 @@ def cpu_seconds(work: Callable[[], object], runs: int = RUNS) -> list[float]:
 
 
 def core_seconds() -> float:
-    """A clock of seconds of cores: those that this process and its children, once they have ended, computed on, and those
-    in which a core that they may use had nothing to do; in hundredths, as the system counts these.
+    """A clock in core seconds: the CPU seconds of this process and its ended children, plus the idle seconds of the cores
+    that they may use. The system counts these in hundredths of a second.
 
-    Of work that leaves no core idle it counts the CPU seconds; on a machine of its own, the wall clock times the cores.
-    Other programs' seconds count nowhere, but what they do to caches and to threads that wait for one another does.
+    If no core is idle, this is CPU time. On a machine without other programs it is wall time times cores. Seconds of
+    other programs don't count. Yet other programs slow the work down: they fill CPU caches and delay waiting threads.
     """
-    ended = os.times()
-    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = [times for core, times in enumerate(psutil.cpu_times(percpu=True)) if core in mine]
+    times = os.times()
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = [core for number, core in enumerate(psutil.cpu_times(percpu=True)) if number in allowed]
     idle = sum(core.idle + getattr(core, "iowait", 0.0) for core in cores)
-    return time.process_time() + ended.children_user + ended.children_system + idle
+    return time.process_time() + times.children_user + times.children_system + idle

@@ -1,7 +1,7 @@
-"""A cohort against single runs: eight students on one stream, and one after another, each decoding for itself.
+"""A cohort against single runs: eight students on one stream, against eight runs that each decode all clips.
 
-Both are counted in seconds of cores (see `clocks.core_seconds`). Alone, a clip costs a student its input and its step; in a
-cohort of n the input is paid once: bound = (input + n steps) / (n (input + step)).
+Both are measured in core seconds (see `clocks.core_seconds`). A single run computes the input and a step for each clip. A
+cohort of n computes the input once and n steps: bound = (input + n step) / (n (input + step)).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from stages.bench.clocks import RUNS, core_seconds
 from stages.bench.figures import Figure, at_most, measured, profiled, show
 from stages.bench.parts import input_ms, step_ms
-from stages.bench.students import DEMO, Bench, bench_of
+from stages.bench.students import DEMO, Bench, make_bench
 from stages.bench.videos import SMALL
 from stages.models.config import ModelConfig
 from stages.runtime.distributed import join_ranks
@@ -26,7 +26,7 @@ WITHIN = 1.10  # of the bound
 
 @dataclass(frozen=True)
 class Setup:
-    """`students` of one net at `size` px, on `clips` videos, each `times` under other names."""
+    """`students` of one network at `size` px. The data set has `clips` videos, each under `times` names."""
 
     model: ModelConfig = DEMO
     size: int = 56
@@ -43,10 +43,10 @@ QUICK = Setup(students=4, times=4, epochs=1)
 
 
 def run_cohort(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
-    """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept, from the videos and from their pack."""
+    """Measure with 340x256 clips of GOP 12, from videos and from a pack. The videos are made in `folder` and kept."""
     setup, figures = QUICK if quick else FULL, []
     with tempfile.TemporaryDirectory() as temporary, join_ranks():
-        bench = bench_of(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds)
+        bench = make_bench(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds)
         for source, data in (("the videos", {}), ("the pack", {"pack": bench.packed("all", setup.size)})):
             figures += _figures(bench, source, data, setup)
         with profiled(trace):
@@ -57,7 +57,7 @@ def run_cohort(quick: bool, output: Path | None, trace: Path | None, folder: Pat
 
 
 def _figures(bench: Bench, source: str, data: dict, setup: Setup) -> list[Figure]:
-    """A single run costs its start, too; so the input and the step are read off cohorts of one, and of all."""
+    """A run has a start too. So the costs are computed from cohorts of one student and of all students."""
     one, all_, number = [], [], count()
     train_cohort(_students(bench, f"{source}-warm", 1, data, setup))
     clips = setup.clips * setup.times * setup.epochs
@@ -80,10 +80,10 @@ def _figures(bench: Bench, source: str, data: dict, setup: Setup) -> list[Figure
 def _bound(bench: Bench, source: str, data: dict, ratio: list[float], setup: Setup) -> list[Figure]:
     n = setup.students
     student = _students(bench, "parts", 1, data, setup)["seed=0"]
-    taken, step = input_ms(student, setup.runs), step_ms(student, setup.runs)
-    bound = (taken + n * step) / (n * (taken + step))
+    input_time, step = input_ms(student, setup.runs), step_ms(student, setup.runs)
+    bound = (input_time + n * step) / (n * (input_time + step))
     return [
-        Figure(f"from {source}: bound, of {taken:.1f} ms of input and {step:.1f} ms of step", bound, ""),
+        Figure(f"from {source}: bound, of {input_time:.1f} ms of input and {step:.1f} ms of step", bound, ""),
         at_most(f"from {source}: cohort ÷ bound", [r / bound for r in ratio], "", WITHIN),
     ]
 

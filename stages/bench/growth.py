@@ -1,4 +1,4 @@
-"""How cost grows with the data: time a clip of every stage, and a student's memory, over more and more clips."""
+"""The growth of cost with the data: the time per clip of each stage, and a student's memory, for more and more clips."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Picture
 from stages.bench.clocks import RUNS, core_seconds
 from stages.bench.figures import Figure, at_most, measured, median_of, profiled, show
 from stages.bench.stage1_growth import FLAT
-from stages.bench.students import DEMO, DISTILLED, Bench, bench_of
+from stages.bench.students import DEMO, DISTILLED, Bench, make_bench
 from stages.bench.videos import SMALL
 from stages.packs.pack import pack
 from stages.prepare.prepare import prepare
@@ -30,10 +30,10 @@ STAGES = ("prepare", "cache-teacher", "pack", "train-student")
 
 @dataclass(frozen=True)
 class Setup:
-    """`clips` videos, each under 1, 2, 4, … names; the student's memory over `memory` times as many."""
+    """Data sets of `clips` videos under `times` names each; under `memory` names for the student's memory."""
 
     clips: int = 8
-    times: tuple[int, ...] = (2, 4, 8, 16)  # a start of processes is a large part of less
+    times: tuple[int, ...] = (2, 4, 8, 16)  # with fewer clips most of the time is the start of processes
     memory: tuple[int, int] = (4, 40)
     seconds: float = 10.0
     runs: int = RUNS
@@ -44,32 +44,34 @@ QUICK = Setup(clips=4, times=(2, 4, 8), memory=(4, 16), runs=3)
 
 
 def run_growth(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
-    """Measure with tiny nets on 340x256 clips of GOP 12, which are made in `folder` and kept; a plot lies beside `output`,
-    or in `folder`."""
+    """Measure tiny networks with 340x256 clips of GOP 12. The clips are made in `folder` and kept.
+
+    The plot is beside `output`, or in `folder`.
+    """
     setup = QUICK if quick else FULL
     with tempfile.TemporaryDirectory() as temporary, join_ranks():
-        each: dict[int, list[dict[str, float]]] = {times: [] for times in setup.times}
+        seconds: dict[int, list[dict[str, float]]] = {times: [] for times in setup.times}
         _stages(_bench(Path(temporary) / "warm", folder, setup.times[0], setup))
         for run in range(setup.runs):
-            for times, taken in each.items():
-                taken.append(_stages(_bench(Path(temporary) / f"{times}-{run}", folder, times, setup)))
+            for times, stage_seconds in seconds.items():
+                stage_seconds.append(_stages(_bench(Path(temporary) / f"{times}-{run}", folder, times, setup)))
         peaks = [_peak(_bench(Path(temporary) / f"memory-{times}", folder, times, setup)) for times in setup.memory]
         with profiled(trace):
             if trace is not None:
                 _stages(_bench(Path(temporary) / "traced", folder, setup.times[0], setup))
-    figures = _figures(each, peaks, setup)
-    draw((output or folder / "growth.json").with_suffix(".png"), each, setup)
+    figures = _figures(seconds, peaks, setup)
+    draw((output or folder / "growth.json").with_suffix(".png"), seconds, setup)
     show("growth", figures, output)
     return figures
 
 
 def _bench(temporary: Path, folder: Path, times: int, setup: Setup) -> Bench:
-    return bench_of(temporary, folder, SMALL[0], setup.clips, times, setup.seconds)
+    return make_bench(temporary, folder, SMALL[0], setup.clips, times, setup.seconds)
 
 
 def _stages(bench: Bench) -> dict[str, float]:
-    """Core seconds of each stage on a fresh data set, which is removed."""
-    taken, output = {}, bench.folder / "pack"
+    """The core seconds of each stage on a new data set, which is removed afterwards."""
+    stage_seconds, output = {}, bench.folder / "pack"
     works: dict[str, Callable[[], object]] = {
         "prepare": lambda: prepare(bench.videos, bench.folder / "data"),
         "cache-teacher": lambda: cache_teacher(bench.cache_config()),
@@ -79,9 +81,9 @@ def _stages(bench: Bench) -> dict[str, float]:
     for name in STAGES:
         began = core_seconds()
         works[name]()
-        taken[name] = core_seconds() - began
+        stage_seconds[name] = core_seconds() - began
     shutil.rmtree(bench.folder)
-    return taken
+    return stage_seconds
 
 
 def _student(bench: Bench, packed: Path) -> TrainConfig:
@@ -90,24 +92,28 @@ def _student(bench: Bench, packed: Path) -> TrainConfig:
 
 
 def _peak(bench: Bench) -> float:
-    """MB of a student's process tree at most, training in a fresh process."""
+    """The peak memory in MB of a student's process tree. The student trains in a new process."""
     config = _student(bench, bench.packed("views", 32))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_train, config).result()
 
 
 def _train(config: TrainConfig) -> float:
-    multiprocessing.set_start_method(None, force=True)  # the platform's for workers, not that of this process
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # workers start by the platform's default, not as this process did
     with peak_memory(every=0.25) as peak:
         train_student(config)
         return peak()
 
 
-def _figures(each: Mapping[int, Sequence[dict[str, float]]], peaks: Sequence[float], setup: Setup) -> list[Figure]:
+def _figures(seconds: Mapping[int, Sequence[dict[str, float]]], peaks: Sequence[float], setup: Setup) -> list[Figure]:
     figures = []
     for name in STAGES:
-        ms = {times: [1e3 * run[name] / (setup.clips * times) for run in runs] for times, runs in each.items()}
-        figures += [measured(f"{name}: {setup.clips * times} clips", of, "core ms a clip") for times, of in ms.items()]
+        ms = {times: [1e3 * run[name] / (setup.clips * times) for run in runs] for times, runs in seconds.items()}
+        figures += [
+            measured(f"{name}: {setup.clips * times} clips", runs, "core ms a clip") for times, runs in ms.items()
+        ]
         first, last = setup.times[0], setup.times[-1]
         growth = [b / a for a, b in zip(ms[first], ms[last], strict=True)]
         figures.append(at_most(f"{name}: {last // first} times the clips ÷ once, a clip", growth, "", FLAT))
@@ -120,13 +126,15 @@ def _figures(each: Mapping[int, Sequence[dict[str, float]]], peaks: Sequence[flo
     ]
 
 
-def draw(path: Path, each: Mapping[int, Sequence[dict[str, float]]], setup: Setup) -> None:
-    """Milliseconds of a core a clip over the clips, a line a stage: flat is right."""
+def draw(path: Path, seconds: Mapping[int, Sequence[dict[str, float]]], setup: Setup) -> None:
+    """Plot the core milliseconds per clip over the number of clips, a line for each stage. A flat line is the goal."""
     picture = Picture(figsize=(7, 4.5), layout="constrained")
     axes = picture.subplots()
     for name in STAGES:
-        clips = [setup.clips * times for times in each]
-        ms = [median_of([1e3 * run[name] / n for run in runs])[0] for n, runs in zip(clips, each.values(), strict=True)]
+        clips = [setup.clips * times for times in seconds]
+        ms = [
+            median_of([1e3 * run[name] / n for run in runs])[0] for n, runs in zip(clips, seconds.values(), strict=True)
+        ]
         axes.plot(clips, ms, marker="o", label=name)
     axes.set(
         xscale="log", yscale="log", xlabel="clips", ylabel="core milliseconds a clip", xticks=clips, xticklabels=clips

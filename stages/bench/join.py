@@ -1,4 +1,4 @@
-"""The cost of a cache to a student and to stage one: joining, opening, encoding, and the size on disk."""
+"""The cost of a cache for a student and for stage one: joining, opening, encoding, and the size on disk."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from stages.teacher.reduction import Sample, estimate_constants, reduce_features
 
 CLASSES, FRAMES, CLIPS = 400, 8, 1024
 MAP = (8, 4, 4, 128)  # 16 KB in int8
-# Encodings of maps of 8×7×7×2048: codec, dimensions, a student's grid, and the bytes that they may take. Of random maps in a
-# basis no number is zero: they take the most that they can.
-WAYS = (("int8", None, 7, None), ("int4", None, 7, None), ("int8", 128, 7, None), ("int4", 256, 7, 50_000),
+# Encodings of maps of 8×7×7×2048: codec, dimensions, side of the student's grid, bytes allowed. Random maps in a basis have
+# no zeros, so they take as many bytes as maps can take.
+ENCODINGS = (("int8", None, 7, None), ("int4", None, 7, None), ("int8", 128, 7, None), ("int4", 256, 7, 50_000),
         ("int4", 256, 4, 20_000))  # fmt: skip
 
 
 def run_join(quick: bool, output: Path | None) -> list[Figure]:
-    """Measure, on one core and in the page cache, what a clip costs; caches of 400 classes are made for it."""
+    """Measure the cost of a clip on one core, with caches of 400 classes that are in the page cache."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -60,7 +60,7 @@ def _identity(shards: dict[str, int], features: bool) -> Identity:
 
 
 def _make(path: Path, clips: int, features: bool) -> Path:
-    """A finished cache of one shard and two views, with drawn views and targets like a teacher's."""
+    """A finished cache of one shard and two views, with sampled views and random targets."""
     random, shard = np.random.default_rng(0), "000000.tar"
     manifest = Manifest(_identity({shard: clips}, features), 2)
     constants = {"scale": np.full(MAP[3], 0.05, np.float32), "offset": np.zeros(MAP[3], np.float32)}
@@ -71,20 +71,20 @@ def _make(path: Path, clips: int, features: bool) -> Path:
         rows = slice(low, min(low + BLOCK, clips))
         n = rows.stop - rows.start
         for view in range(2):
-            drawn = [sample_view(manifest.identity.policy, shard=shard, key=key, index=view, num_frames=300, aspect=4 / 3)
-                     for key in keys[rows]]  # fmt: skip
+            sampled = [sample_view(manifest.identity.policy, shard=shard, key=key, index=view, num_frames=300, aspect=4 / 3)
+                       for key in keys[rows]]  # fmt: skip
             targets = {"logits": random.normal(0, 3, (n, CLASSES))}
             if features:
                 targets["features"] = random.normal(0, 1, (n, *MAP))
-            writer.write(view, rows, frames=np.stack([v.frames for v in drawn]), box=np.stack([v.box for v in drawn]),
-                         flip=np.array([v.flip for v in drawn]), valid=np.ones(n, bool), **targets)  # fmt: skip
+            writer.write(view, rows, frames=np.stack([v.frames for v in sampled]), box=np.stack([v.box for v in sampled]),
+                         flip=np.array([v.flip for v in sampled]), valid=np.ones(n, bool), **targets)  # fmt: skip
     writer.commit({}, {})
     finalise(path)
     return path
 
 
 def _joining(path: Path) -> list[Figure]:
-    """Every row of a view in a shuffled order, as a worker takes them: the block, its row, its view."""
+    """Read every row of a view in random order, as a worker does: the block, the row, the view."""
     figures = []
     for name, features, goal in (("logits + view", False, 30), ("logits + view + 16 KB of features", True, 100)):
         cache = _make(path / name.replace(" ", ""), CLIPS, features)
@@ -112,7 +112,7 @@ def _opening(path: Path, shards: int) -> Figure:
 
 
 def _memory(path: Path) -> Figure:
-    """What a reader's process grows by over a cache of four times the clips: its blocks are bounded."""
+    """The additional memory of a reader for a cache with four times the clips. A reader keeps a bounded number of blocks."""
     grown = []
     for clips in (CLIPS, 4 * CLIPS):
         cache, process = _make(path / f"memory-{clips}", clips, True), psutil.Process()
@@ -130,7 +130,7 @@ def _logits_on_disk(path: Path) -> Figure:
 
 
 def _encoding() -> list[Figure]:
-    """Maps 8×7×7×2048 like a ResNet-50's (positive, 15 % of them not zero): milliseconds beside the teacher's own, bytes."""
+    """The time and the bytes of encoding maps like those of a ResNet-50: 8×7×7×2048, positive, 15 % not zero."""
     random = torch.Generator().manual_seed(0)
     maps = torch.randn(16, 8, 7, 7, 2048, generator=random).sub(1.04).relu()
     model = build_model(ModelConfig(backbone="resnet50", num_classes=CLASSES)).eval()
@@ -138,7 +138,7 @@ def _encoding() -> list[Figure]:
     with torch.inference_mode():
         teacher = float(np.median(cpu_seconds(lambda: model(clip))))
     figures = [Figure("ResNet-50 at 224, 8 frames, one core", 1e3 * teacher, "ms a clip·view")]
-    for codec, dims, grid, most in WAYS:
+    for codec, dims, grid, most in ENCODINGS:
         sample = Sample((8, grid, grid), moments=dims is not None)
         sample.add(maps, np.zeros(len(maps), bool))
         constants = estimate_constants(sample, codec, dims, None)

@@ -1,4 +1,4 @@
-"""Stage one over more and more clips: its pace and its memory should stay as they are."""
+"""Stage one with more and more clips. The time per clip and the memory should not grow."""
 
 from __future__ import annotations
 
@@ -7,44 +7,47 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from stages.bench.figures import Figure, at_most, measured
-from stages.bench.stage1_runs import TINY, Setup, config_for, filling, prepared, rate_of
+from stages.bench.stage1_runs import TINY, Setup, cache_filler, make_dataset, measure_rate, stage_one_config
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.memory import peak_memory
 from stages.shards.dataset import open_dataset
 from stages.stream.loading import decoding_workers
 from stages.teacher.config import CacheConfig
 
-FLAT = 1.10  # what grows by more over more clips isn't flat
+FLAT = 1.10  # the goal: with more clips, a cost grows by 10 % at most
 
 
 def over_more_clips(folder: Path, videos: Path, setup: Setup, ranks: Ranks) -> list[Figure]:
-    """Milliseconds of a clip·view with a tiny teacher, over 1, 2, 4, … times the clips."""
+    """The time of a clip·view with a tiny teacher, for 1, 2, 4, … times the clips."""
     runs, figures = {}, []
     for times in setup.times:
-        data = prepared(folder / f"x{times}", videos, setup.few * times)
-        runs[times] = filling(config_for(folder, data, TINY, 112, setup, f"x{times}.zarr"), data, ranks)
+        data = make_dataset(folder / f"x{times}", videos, setup.few * times)
+        runs[times] = cache_filler(stage_one_config(folder, data, TINY, 112, setup, f"x{times}.zarr"), data, ranks)
     runs[setup.times[0]]()
-    each = {times: [] for times in runs}
+    times_ms = {times: [] for times in runs}
     for _ in range(setup.runs):
         for times, run in runs.items():
-            each[times].append(1e3 / rate_of(run, setup.few * times * setup.views, ranks.device.type == "cuda"))
-    for times, taken in each.items():
-        figures.append(measured(f"stage one, tiny teacher, {setup.few * times} clips", taken, "ms a clip·view"))
+            times_ms[times].append(
+                1e3 / measure_rate(run, setup.few * times * setup.views, ranks.device.type == "cuda")
+            )
+    for times, ms in times_ms.items():
+        figures.append(measured(f"stage one, tiny teacher, {setup.few * times} clips", ms, "ms a clip·view"))
     first, last = setup.times[0], setup.times[-1]
-    growth = [b / a for a, b in zip(each[first], each[last], strict=True)]
+    growth = [b / a for a, b in zip(times_ms[first], times_ms[last], strict=True)]
     return [*figures, at_most(f"time a clip·view, {last} times the clips ÷ once", growth, "", FLAT)]
 
 
 def memory_over_more_clips(folder: Path, videos: Path, setup: Setup) -> list[Figure]:
-    """Peak of the process tree, in a fresh process for each number of clips; shards stay as large, so they are more.
+    """The peak memory, in a new process for each number of clips. More clips are more shards of the same size.
 
-    Its size is sampled, each page once. Growth is held against the kernel's own high-water marks, of this process and of
-    its largest worker, in which shared pages count twice: a peak of samples is higher the more there are.
+    The peak in MB is the highest sample of the process tree's memory, each page counted once. With more samples that peak
+    rises by chance. So growth is computed from the kernel's high-water marks of the process and of its largest worker,
+    which count shared pages twice.
     """
     peaks = {}
     for times in setup.sizes:
-        data = prepared(folder / f"m{times}", videos, setup.many * times, shard=setup.many)
-        config = config_for(folder, data, TINY, 112, setup, f"m{times}.zarr")
+        data = make_dataset(folder / f"m{times}", videos, setup.many * times, shard=setup.many)
+        config = stage_one_config(folder, data, TINY, 112, setup, f"m{times}.zarr")
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             peaks[times] = pool.submit(_peak, config).result()
     first, last = setup.sizes[0], setup.sizes[-1]
@@ -54,11 +57,13 @@ def memory_over_more_clips(folder: Path, videos: Path, setup: Setup) -> list[Fig
 
 
 def _peak(config: CacheConfig) -> tuple[float, float]:
-    import resource  # not on Windows, where `bench` has other commands
+    import resource  # Windows doesn't have it, and the other benches run there
 
-    multiprocessing.set_start_method(None, force=True)  # the platform's for workers, not that of this process
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # workers start by the platform's default, not as this process did
     data = open_dataset(config.data)
     with join_ranks() as ranks, peak_memory(every=0.25) as peak:
-        filling(config, data, ranks)()
+        cache_filler(config, data, ranks)()
         marks = [resource.getrusage(whose).ru_maxrss for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         return peak(), marks[0] + decoding_workers(config.loader) * marks[1]

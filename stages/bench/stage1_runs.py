@@ -1,4 +1,4 @@
-"""Stage one as `bench stage1` runs it, and how long it takes."""
+"""Runs stage one for `bench stage1`, and measures rates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from cache.create import create_cache
 from cache.view import ViewPolicy
 from stages.bench.clocks import RUNS, core_seconds
-from stages.bench.videos import linked
+from stages.bench.videos import link_videos
 from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, save_model
 from stages.models.config import ModelConfig
@@ -32,8 +32,8 @@ TINY = ModelConfig(backbone="resnet18", args={"channels": [8, 8, 16, 16], "layer
 
 @dataclass(frozen=True)
 class Setup:
-    """`clips` go through the whole teacher in each of `runs`; a tiny one takes `few` clips, times each of `times`, and
-    `many` clips, enough to fill every queue, times each of `sizes` for the memory."""
+    """The ResNet-50 processes `clips` clips in each of `runs`. A tiny teacher processes `few` clips times each of `times`,
+    and, for the memory, `many` clips (enough to fill all queues) times each of `sizes`."""
 
     model: ModelConfig = RESNET50
     size: int = 224
@@ -48,13 +48,15 @@ class Setup:
     runs: int = RUNS
 
 
-def prepared(folder: Path, videos: Path, clips: int, shard: int = 1000) -> Dataset:
-    """So many clips as a data set."""
-    return prepare(linked(videos, folder / "videos", clips), folder / "data", clips_per_shard=shard, workers=0)
+def make_dataset(folder: Path, videos: Path, clips: int, shard: int = 1000) -> Dataset:
+    """A data set of `clips` clips: the videos under several names."""
+    return prepare(link_videos(videos, folder / "videos", clips), folder / "data", clips_per_shard=shard, workers=0)
 
 
-def config_for(folder: Path, data: Dataset, model: ModelConfig, size: int, setup: Setup, output: str) -> CacheConfig:
-    """Of stage one as its users run it, but for a batch that few clips fill."""
+def stage_one_config(
+    folder: Path, data: Dataset, model: ModelConfig, size: int, setup: Setup, output: str
+) -> CacheConfig:
+    """The config of stage one with its defaults and a small batch. The teacher has random weights."""
     checkpoint, policy = folder / f"{model.backbone}.safetensors", ViewPolicy(num_frames=model.num_frames)
     if not checkpoint.exists():
         torch.manual_seed(0)
@@ -71,8 +73,8 @@ def config_for(folder: Path, data: Dataset, model: ModelConfig, size: int, setup
     )
 
 
-def filling(config: CacheConfig, data: Dataset, ranks: Ranks) -> Callable[[], None]:
-    """Fills a fresh cache, each time."""
+def cache_filler(config: CacheConfig, data: Dataset, ranks: Ranks) -> Callable[[], None]:
+    """A function that runs stage one into a new cache at each call."""
     teacher, wanted = load_teacher(config, data, ranks.device)
 
     def run() -> None:
@@ -82,8 +84,9 @@ def filling(config: CacheConfig, data: Dataset, ranks: Ranks) -> Callable[[], No
     return run
 
 
-def rate_of(work: Callable[[], object], count: int, gpu: bool) -> float:
-    """Of the whole machine, in so many things a second: by the wall clock beside a GPU, else by the seconds of its cores."""
+def measure_rate(work: Callable[[], object], count: int, gpu: bool) -> float:
+    """How many of the `count` items of `work` the whole machine does per second: in wall time with a GPU, else in core
+    seconds."""
     clock, share = (time.perf_counter, 1) if gpu else (core_seconds, cores())
     began = clock()
     work()

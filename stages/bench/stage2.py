@@ -1,8 +1,8 @@
-"""Stage two: what distillation adds to plain training, and how much of training is the student's own step.
+"""Stage two: the time that distillation adds to plain training, and the share of the student's step in training.
 
-What distillation adds is small beside the step of a large net, and lost in the noise of a difference of two runs. So its
-parts are measured where they are, in seconds of one core: joining (stored views and targets, beyond drawing a view), and
-the losses with their gradient down to the student's answer (through its adapter), beyond those of plain training.
+Distillation adds little to the step of a large network: less than the noise in the difference of two runs. So its parts
+are measured alone, in seconds of one core: reading stored views and targets, minus sampling a view; and the losses with
+their gradient for the student's outputs (through its adapter), minus those of plain training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cache.reader import CacheReader
 from cache.view import ViewPolicy
 from stages.bench.clocks import RUNS, cpu_seconds
 from stages.bench.figures import Figure, at_least, at_most, measured, median_of, profiled, show
-from stages.bench.students import DEMO, FRAMES, R18, R50, Bench, bench_of
+from stages.bench.students import DEMO, FRAMES, R18, R50, Bench, make_bench
 from stages.bench.videos import SMALL
 from stages.distill.config import LossConfig
 from stages.distill.student import Student, StudentOutput, build_student
@@ -35,9 +35,9 @@ from stages.runtime.distributed import join_ranks
 from stages.runtime.log import read_metrics
 from stages.shards.dataset import open_dataset
 from stages.stream.batch import Batch
-from stages.stream.clips import Clips
+from stages.stream.clips import ClipDataset
 from stages.stream.config import LoaderConfig
-from stages.stream.frame_source import frames_by
+from stages.stream.frame_source import frame_options
 from stages.stream.pack_reader import open_pack
 from stages.student.config import TrainConfig
 from stages.student.optim import build_optimizer
@@ -52,7 +52,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Setup:
-    """`students`: (name, net, px, epochs). A data set is `clips` videos, each `times` under other names."""
+    """`students`: (name, network, px, epochs). The data set has `clips` videos, each under `times` names."""
 
     students: tuple[tuple[str, ModelConfig, int, int], ...]
     clips: int = 8
@@ -66,16 +66,16 @@ QUICK = Setup(FULL.students[:1], times=4)
 
 
 def run_stage2(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
-    """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept; their pack has all frames."""
+    """Measure with 340x256 clips of GOP 12, and with a pack of all frames. The clips are made in `folder` and kept."""
     setup = QUICK if quick else FULL
     with tempfile.TemporaryDirectory() as temporary, join_ranks() as ranks:
-        bench = bench_of(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds)
+        bench = make_bench(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds)
         joining = {name: _joining(bench, targets, setup) for name, targets in
                    (("drawn", None), (LOGITS, ("logits",)), (FEATURES, ("logits", "features")))}  # fmt: skip
         figures = [measured(f"input: views and targets, {name}", ms, "ms a clip") for name, ms in joining.items()]
         for student in setup.students:
-            figures += _adding(bench, student, joining, setup)
-            figures += _busy(bench, student, ranks.device, setup)
+            figures += _added_times(bench, student, joining, setup)
+            figures += _step_shares(bench, student, ranks.device, setup)
         figures.append(_distilled_over_plain(bench, setup.students[0], setup))
         if trace is not None:
             with profiled(trace):
@@ -85,51 +85,53 @@ def run_stage2(quick: bool, output: Path | None, trace: Path | None, folder: Pat
 
 
 def _joining(bench: Bench, targets: Sequence[str] | None, setup: Setup) -> list[float]:
-    """Milliseconds a clip of one core: its view, drawn, or stored and joined with targets."""
+    """The time per clip on one core to sample a view (`targets` None), or to read a stored view with its targets."""
     data, reader = open_dataset(bench.data()), None if targets is None else CacheReader(bench.cache(), targets)
-    clips = Clips(data, size=112, num_classes=2, cache=reader,
+    clips = ClipDataset(data, size=112, num_classes=2, cache=reader,
                   policy=ViewPolicy(num_frames=FRAMES) if reader is None else None)  # fmt: skip
     rows = [(s, int(r), 0) for s, usable in enumerate(data.usable_rows()) for r in usable]
     chunks = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)] * max(1, 256 // len(rows))
 
     def join() -> None:
         for chunk in chunks:
-            clips.joined(chunk, [data.rows(data.shards[s].name)[r] for s, r, _ in chunk])
+            clips.views_and_targets(chunk, [data.rows(data.shards[s].name)[r] for s, r, _ in chunk])
 
     return _ms(join, sum(map(len, chunks)), setup)
 
 
-def _adding(
+def _added_times(
     bench: Bench, student: tuple[str, ModelConfig, int, int], joining: dict[str, list[float]], setup: Setup
 ) -> list[Figure]:
-    """What each way to distil adds to a clip's plain training."""
+    """The time per clip that each kind of distillation adds to plain training."""
     name, model, size, _ = student
     net, batch, reader = _net(model), _batch(_clips(bench, size)), CacheReader(bench.cache(), ("logits", "features"))
     constants = reader.constants()
     decoder = target_decoder(reader.manifest, constants, torch.device("cpu"))
     with torch.no_grad():
-        answer = net(batch.clips)
-    plain, figures = _ms(partial(_gradient, PLAIN, Student(net), answer, batch, decoder), BATCH, setup), []
-    for way, losses in LOSSES.items():
+        outputs = net(batch.clips)
+    plain, figures = _ms(partial(_gradient, PLAIN, Student(net), outputs, batch, decoder), BATCH, setup), []
+    for kind, losses in LOSSES.items():
         adapted = build_student(net, losses, bench.teacher.args["channels"][-1], constants)
-        taken = _ms(partial(_gradient, losses, adapted, answer, batch, decoder), BATCH, setup)
-        added = np.subtract(joining[way], joining["drawn"]) + np.subtract(taken, plain)
-        figures.append(at_most(f"{name}: {way} adds", added.tolist(), "ms a clip", GOALS[way]))
+        distilled = _ms(partial(_gradient, losses, adapted, outputs, batch, decoder), BATCH, setup)
+        added = np.subtract(joining[kind], joining["drawn"]) + np.subtract(distilled, plain)
+        figures.append(at_most(f"{name}: {kind} adds", added.tolist(), "ms a clip", GOALS[kind]))
     return figures
 
 
 def _gradient(
-    losses: LossConfig, student: Student, answer: tuple[Tensor, Tensor], batch: Batch, decoder: TargetDecoder
+    losses: LossConfig, student: Student, outputs: tuple[Tensor, Tensor], batch: Batch, decoder: TargetDecoder
 ) -> None:
-    """The weighted terms, and their gradient down to the student's logits and map."""
-    logits, features = (part.detach().requires_grad_() for part in answer)
-    met = features if student.adapter is None else student.adapter(features)
-    terms, weights = loss_terms(StudentOutput(logits, met), batch, losses, decoder), losses.weights()
+    """Compute the weighted losses and their gradient for the student's logits and map."""
+    logits, features = (output.detach().requires_grad_() for output in outputs)
+    adapted = features if student.adapter is None else student.adapter(features)
+    terms, weights = loss_terms(StudentOutput(logits, adapted), batch, losses, decoder), losses.weights()
     sum(weights[name] * term for name, term in terms.items()).backward()
 
 
-def _busy(bench: Bench, student: tuple[str, ModelConfig, int, int], device: torch.device, setup: Setup) -> list[Figure]:
-    """The step and its input, each alone, on one core; and stage two from a pack of crops against the step alone, by the wall."""
+def _step_shares(
+    bench: Bench, student: tuple[str, ModelConfig, int, int], device: torch.device, setup: Setup
+) -> list[Figure]:
+    """The step and the input, each alone, on one core. Stage two from a pack of crops against the step alone, in wall time."""
     name, model, size, _ = student
     packed, path = _clips(bench, size, "crops"), bench.packed("crops", size)
     net, clips = to_device(_net(model), device), _batch(packed).clips.to(device)
@@ -142,7 +144,7 @@ def _busy(bench: Bench, student: tuple[str, ModelConfig, int, int], device: torc
         optimizer.step()
 
     alone = _ms(step, BATCH, setup)
-    taken = _ms(partial(_batch, packed), BATCH, setup)
+    input_times = _ms(partial(_batch, packed), BATCH, setup)
     began, steps = time.perf_counter(), max(3, round(0.5 / (BATCH * median_of(alone)[0] / 1e3)))
     for _ in range(steps):
         step()
@@ -150,17 +152,17 @@ def _busy(bench: Bench, student: tuple[str, ModelConfig, int, int], device: torc
     run = _run(bench, f"busy-{model.backbone}-{size}", student, data={"cache": bench.cache(), "pack": path},
                losses=LOSSES[LOGITS].model_dump())  # fmt: skip
     trained = [r / rate for r in _rates(run)]
-    share = 100 * median_of(taken)[0] / (median_of(taken)[0] + median_of(alone)[0])
+    share = 100 * median_of(input_times)[0] / (median_of(input_times)[0] + median_of(alone)[0])
     return [
         measured(f"{name}: step", alone, "ms a clip"),
-        measured(f"{name}: input from a pack of crops", taken, "ms a clip"),
+        measured(f"{name}: input from a pack of crops", input_times, "ms a clip"),
         Figure(f"{name}: the input's share of both", share, "%"),
         at_least(f"{name}: stage two from it ÷ the step alone", trained, "", 0.9),
     ]
 
 
 def _distilled_over_plain(bench: Bench, student: tuple[str, ModelConfig, int, int], setup: Setup) -> Figure:
-    """Clips a second with features and logits, over those of plain training; runs of either in turn."""
+    """The clips per second with features and logits, divided by those of plain training. Both kinds of run alternate."""
     size, ratios, number = student[2], [], count()
     distilled = {
         "data": {"cache": bench.cache(), "pack": bench.packed(size=size)},
@@ -168,7 +170,9 @@ def _distilled_over_plain(bench: Bench, student: tuple[str, ModelConfig, int, in
     }
     plain = {"data": {"pack": bench.packed(size=size)}}
     for _ in range(setup.runs):
-        pair = [median_of(_rates(_run(bench, f"pair-{next(number)}", student, **way)))[0] for way in (distilled, plain)]
+        pair = [
+            median_of(_rates(_run(bench, f"pair-{next(number)}", student, **keys)))[0] for keys in (distilled, plain)
+        ]
         ratios.append(pair[0] / pair[1])
     return at_least(f"{student[0]}: distilled ÷ plain training, clips a second", ratios, "", 0.97)
 
@@ -182,7 +186,7 @@ def _run(bench: Bench, output: str, student: tuple[str, ModelConfig, int, int], 
 
 
 def _rates(config: TrainConfig) -> list[float]:
-    """Clips a second of a run, over each few steps, but for the first quarter, in which the workers start."""
+    """Train, and return the clips per second of each row in the log. The first quarter, when workers start, is left out."""
     train_student(config)
     rates = [row["clips_per_s"] for row in read_metrics(config.output) if row["kind"] == "train"]
     return rates[len(rates) // 4 :]
@@ -192,15 +196,15 @@ def _net(model: ModelConfig) -> torch.nn.Module:
     return build_model(model.model_copy(update={"num_classes": 2}))
 
 
-def _clips(bench: Bench, size: int, frames: str = "all") -> Clips:
-    """From a pack of them, with all targets."""
+def _clips(bench: Bench, size: int, frames: str = "all") -> ClipDataset:
+    """Clips from a pack of `frames`, with all targets."""
     pack = open_pack(bench.packed(frames, size))
-    return Clips(open_dataset(bench.data()), size=size, num_classes=2, **frames_by(pack, LoaderConfig()),
+    return ClipDataset(open_dataset(bench.data()), size=size, num_classes=2, **frame_options(pack, LoaderConfig()),
                  cache=CacheReader(bench.cache(), ("logits", "features")))  # fmt: skip
 
 
-def _batch(clips: Clips) -> Batch:
-    """The first clips, in their stored view 0."""
+def _batch(clips: ClipDataset) -> Batch:
+    """The first clips with stored view 0."""
     return clips.__getitems__([(0, r, 0) for r in range(BATCH)])
 
 

@@ -1,4 +1,4 @@
-"""What the benches of stage two train, and on what: videos, a teacher that was drawn, its cache, packs."""
+"""The students of the benches of stage two, and their data: videos, a teacher of random weights, its cache, packs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cache.view import ViewPolicy
-from stages.bench.videos import Kind, linked, make_videos
+from stages.bench.videos import Kind, link_videos, make_videos
 from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, save_model
 from stages.models.config import ModelConfig
@@ -23,11 +23,11 @@ from stages.teacher.config import CacheConfig
 FRAMES = 8
 SMALL_NET = {"channels": [16, 32, 64, 64], "layers": [1, 1, 1, 1], "stem_type": "deep", "stem_width": 8,
              "output_stride": 8, "zero_init_last": False}  # fmt: skip
-# The demo's net, on eight frames.
+# The demo's network, with eight frames.
 DEMO = ModelConfig(arch="tsm", backbone="resnet18", args=SMALL_NET, num_frames=FRAMES, dropout=0.0)
 R18 = ModelConfig(arch="tsm", backbone="resnet18", num_frames=FRAMES)
 R50 = ModelConfig(arch="tsm", backbone="resnet50", num_frames=FRAMES)
-# A teacher of the demo's width, whose maps are 8x4x4x64 at 64 px: 16 KB in float16.
+# A teacher of the same width as the demo's. At 64 px its maps are 8x4x4x64: 16 KB in float16.
 TEACHER = ModelConfig(backbone="resnet18", args={"channels": [8, 16, 32, 64], "layers": [1, 1, 1, 1], "output_stride": 16},
                       num_frames=FRAMES)  # fmt: skip
 
@@ -36,10 +36,10 @@ DISTILLED = {"logit_kl": 1.0, "feature_mse": 1.0}
 
 @dataclass(frozen=True)
 class Bench:
-    """The files of a bench, each made when it is first asked for."""
+    """The files of a bench. Each is made at the first call of its method."""
 
     folder: Path
-    videos: Path  # class folders
+    videos: Path  # a folder of class folders
     teacher: ModelConfig = TEACHER
     teacher_size: int = 64
     views: int = 2
@@ -51,7 +51,7 @@ class Bench:
         return path
 
     def checkpoint(self) -> Path:
-        """Of a teacher with its first weights: what it says is nonsense, and takes as long as sense."""
+        """The checkpoint of a teacher with random weights. It takes as long as a trained one."""
         path = self.folder / "teacher.safetensors"
         if not path.exists():
             torch.manual_seed(0)
@@ -76,7 +76,7 @@ class Bench:
         return PackConfig.model_validate({"data": self.data(), "output": self.folder / name, **changes})
 
     def packed(self, frames: str = "all", size: int = 112, psnr: float | None = None) -> Path:
-        """A pack; one of all frames serves plain training, too."""
+        """A pack. One with all frames serves plain training too."""
         config = self.pack_config(
             f"pack-{frames}-{size}-{psnr}", frames=frames, size=size, cache=self.cache(), psnr=psnr
         )
@@ -85,7 +85,7 @@ class Bench:
         return config.output
 
     def student(self, output: str, model: ModelConfig, size: int, **changes: Any) -> TrainConfig:
-        """Plain training on fresh views, unless `changes` give it a cache."""
+        """The config of plain training on fresh views, or with the cache in `changes`."""
         fixed = {"output": self.folder / output, "data": {"train": self.data()}, "model": model, "size": size,
                  "batch_size": 8, "schedule": {"epochs": 1}, "log_every": 20, "optim": {"name": "sgd", "lr": 0.001}}  # fmt: skip
         return TrainConfig.model_validate(fixed | changes)
@@ -93,7 +93,7 @@ class Bench:
     def cohort(
         self, output: str, students: int, model: ModelConfig, size: int, **changes: Any
     ) -> dict[str, TrainConfig]:
-        """Students that are distilled and differ in their seeds alone."""
+        """The configs of distilled students that differ only in their seeds."""
         fixed = {"losses": DISTILLED, **changes}
         return {
             f"seed={seed}": self.student(f"{output}/seed={seed}", model, size, seed=seed, **fixed)
@@ -101,8 +101,10 @@ class Bench:
         }
 
 
-def bench_of(
+def make_bench(
     folder: Path, kept: Path, kind: Kind, clips: int, times: int = 1, seconds: float = 10.0, **teacher: Any
 ) -> Bench:
-    """A bench in `folder`, of so many videos of a kind (which are made in `kept`), each so many times."""
-    return Bench(folder, linked(make_videos(kept, kind, clips, seconds), folder / "videos", clips * times), **teacher)
+    """A bench in `folder` with `clips` videos of a kind, each under `times` names. The videos are made in `kept`."""
+    return Bench(
+        folder, link_videos(make_videos(kept, kind, clips, seconds), folder / "videos", clips * times), **teacher
+    )

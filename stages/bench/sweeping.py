@@ -1,9 +1,10 @@
-"""A sweep of students with the teacher in their loops against ours: stage one, the pack, and one cohort.
+"""A sweep with the teacher in the loop against "ours": stage one, the pack, and one cohort. Both in core seconds.
 
-In the loop every student decodes every clip and asks the teacher in every epoch; that is measured over one epoch of one
-student and multiplied, since nothing in it changes. Ours is measured whole. Both in seconds of cores.
-The bound is computed from parts measured alone, with d, D the milliseconds to decode one view's frames and all stored
-views', k these and to pack their crops, t the teacher's forward of a view, s a student's step, p its input from the pack:
+In the loop, each student decodes every clip and runs the teacher in every epoch. All epochs take the same time, so one
+epoch of one student is measured and multiplied. Ours is measured completely.
+The bound is computed from parts that are measured alone, in milliseconds: d to decode one view, D to decode all stored
+views, k to decode these and pack their crops, t a teacher's forward of a view, s a student's step, p its input from the
+pack. For n students, e epochs and V stored views a clip takes:
   in the loop  n e (d + t + s)        ours  (D + V t) + k + e p + n e s
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from stages.bench.clocks import RUNS, core_seconds
 from stages.bench.figures import Figure, at_least, measured, profiled, show
 from stages.bench.parts import forward_ms, input_ms, source_ms, step_ms
-from stages.bench.students import DEMO, DISTILLED, Bench, bench_of
+from stages.bench.students import DEMO, DISTILLED, Bench, make_bench
 from stages.bench.videos import SMALL
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
@@ -34,7 +35,7 @@ from stages.teacher.config import CacheConfig
 
 @dataclass(frozen=True)
 class Setup:
-    """`students` of `epochs`, at `size` px; the teacher is the same net at `teacher_size`."""
+    """`students` of `epochs` epochs at `size` px. The teacher is the same network at `teacher_size` px."""
 
     model: ModelConfig = DEMO
     size: int = 32
@@ -53,13 +54,13 @@ QUICK = Setup(epochs=6, times=2, runs=1)
 
 
 def run_sweeping(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
-    """Measure on 340x256 clips of GOP 12, which are made in `folder` and kept."""
+    """Measure with 340x256 clips of GOP 12. The clips are made in `folder` and kept."""
     setup = QUICK if quick else FULL
     ours, loops = [], []
     with join_ranks():
         for _ in range(setup.runs):
             with tempfile.TemporaryDirectory() as temporary:
-                bench = bench_of(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds,
+                bench = make_bench(Path(temporary), folder, SMALL[0], setup.clips, setup.times, setup.seconds,
                                  teacher=setup.model, teacher_size=setup.teacher_size)  # fmt: skip
                 bench = replace(bench, views=setup.views)
                 bench.checkpoint(), bench.data()
@@ -74,7 +75,7 @@ def run_sweeping(quick: bool, output: Path | None, trace: Path | None, folder: P
 
 
 def _in_the_loop(bench: Bench, setup: Setup) -> float:
-    """Core seconds of all students and epochs, from those of one epoch of one."""
+    """The core seconds of all students and epochs, computed from one epoch of one student."""
     teacher = {"checkpoint": bench.checkpoint()}
     config = bench.student("loop", setup.model, setup.size, teacher=teacher, losses=DISTILLED)
     began = core_seconds()
@@ -83,12 +84,12 @@ def _in_the_loop(bench: Bench, setup: Setup) -> float:
 
 
 def _ours(bench: Bench, setup: Setup) -> dict[str, float]:
-    """Core seconds of each stage."""
-    clock, taken = core_seconds(), {}
+    """The core seconds of each stage."""
+    clock, seconds = core_seconds(), {}
 
     def lap(name: str) -> None:
         nonlocal clock
-        taken[name], clock = core_seconds() - clock, core_seconds()
+        seconds[name], clock = core_seconds() - clock, core_seconds()
 
     cache_teacher(_cache_config(bench, setup))
     lap("stage one")
@@ -96,11 +97,11 @@ def _ours(bench: Bench, setup: Setup) -> dict[str, float]:
     lap("pack")
     run_sweep(_students(bench, setup))
     lap("students")
-    return taken
+    return seconds
 
 
 def _cache_config(bench: Bench, setup: Setup) -> CacheConfig:
-    """Maps at the students' grid, in int8."""
+    """The config of a cache with maps at the students' grid, in int8."""
     grid = model_stats(build_model(setup.model.model_copy(update={"num_classes": 2})), setup.size).grid
     return bench.cache_config(targets={"features": {"codec": "int8", "grid": grid[1:], "sample": 32}})
 
@@ -116,11 +117,11 @@ def _students(bench: Bench, setup: Setup) -> dict[str, TrainConfig]:
 
 
 def _parts(bench: Bench, setup: Setup) -> dict[str, float]:
-    """Milliseconds of a core a clip: see the module's docstring."""
-    student, made = _students(bench, setup)["seed=0"], open_pack(bench.folder / "pack").manifest.identity
+    """The parts in milliseconds of one core per clip: see the module's docstring."""
+    student, identity = _students(bench, setup)["seed=0"], open_pack(bench.folder / "pack").manifest.identity
     sizes = setup.size, setup.teacher_size
     return {
-        **source_ms(open_dataset(bench.data()), made.policy, setup.views, sizes, made.quality),
+        **source_ms(open_dataset(bench.data()), identity.policy, setup.views, sizes, identity.quality),
         "t": forward_ms(setup.model, setup.teacher_size),
         "s": step_ms(student, RUNS),
         "p": input_ms(student, RUNS),
@@ -130,12 +131,12 @@ def _parts(bench: Bench, setup: Setup) -> dict[str, float]:
 def _figures(ours: list[dict[str, float]], loops: list[float], parts: dict[str, float], setup: Setup) -> list[Figure]:
     n, e, v, clips = setup.students, setup.epochs, setup.views, setup.clips * setup.times
     loop = n * e * (parts["d"] + parts["t"] + parts["s"])
-    mine = parts["D"] + v * parts["t"] + parts["k"] + e * parts["p"] + n * e * parts["s"]
+    ours_bound = parts["D"] + v * parts["t"] + parts["k"] + e * parts["p"] + n * e * parts["s"]
     ratios = [a / sum(b.values()) for a, b in zip(loops, ours, strict=True)]
     names = ("d", "D", "k", "t", "s", "p")
     return [
         *(
-            measured(f"ours: {name}", [1e3 * taken[name] / clips for taken in ours], "core ms a clip")
+            measured(f"ours: {name}", [1e3 * seconds[name] / clips for seconds in ours], "core ms a clip")
             for name in ours[0]
         ),
         measured("in the loop, from one epoch of one student", [1e3 * s / clips for s in loops], "core ms a clip"),
@@ -144,8 +145,8 @@ def _figures(ours: list[dict[str, float]], loops: list[float], parts: dict[str, 
             "the teacher's FLOPs ÷ a student's", _gmacs(setup, setup.teacher_size) / _gmacs(setup, setup.size), "times"
         ),
         at_least(f"{n} students, {e} epochs: in the loop ÷ ours", ratios, "times", 10),
-        Figure("its bound", loop / mine, "times"),
-        at_least("÷ its bound", [ratio / (loop / mine) for ratio in ratios], "", 0.9),
+        Figure("its bound", loop / ours_bound, "times"),
+        at_least("÷ its bound", [ratio / (loop / ours_bound) for ratio in ratios], "", 0.9),
     ]
 
 

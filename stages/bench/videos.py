@@ -1,8 +1,9 @@
-"""The benches' fixed input: ten-second H.264 clips that look natural enough to a codec, each drawn from its number.
+"""The input of the benches: synthetic ten-second H.264 clips that are as hard for a codec as natural ones.
 
-A scene is a wall of leaves (discs of all sizes that hide one another, as edges of natural pictures do) under a 1/f texture;
-a camera pans and zooms over it, discs of other textures cross it, and every frame has a sensor's noise. libx264, preset
-medium, CRF 23, one thread, no key frames at scene cuts: 340x256 clips come out at 500 kB (GOP 12) and 260 kB (GOP 250).
+A scene has discs of many sizes that cover each other, as leaves do, under a 1/f texture. A camera pans and zooms over it,
+discs of other textures cross it, and every frame has sensor noise. The number of a clip determines its content. libx264
+has preset medium, CRF 23, one thread, and no key frames at scene cuts. 340x256 clips have 500 kB (GOP 12) and 260 kB (GOP
+250).
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from PIL import Image, ImageDraw
 from stages.demo.digits import generator
 
 FPS = 30
-WORLD = 1.6  # sides of the scene, in those of the frame
+WORLD = 1.6  # width and height of the scene, in units of the frame's
 OBJECTS = 4
-NOISE = 1.5  # standard deviation of the sensor's noise, in levels of 255
+NOISE = 1.5  # standard deviation of the sensor noise, in grey levels of 255
 ENCODER = {"preset": "medium", "crf": "23", "sc_threshold": "0", "threads": "1"}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a clip is encoded; `gop`: frames from one key frame to the next."""
+    """The size of a clip in px, and `gop`: the number of frames from one key frame to the next."""
 
     width: int
     height: int
@@ -43,9 +44,9 @@ LARGE = (Kind(1280, 720, 12), Kind(1280, 720, 250))
 
 
 def make_videos(folder: Path, kind: Kind, clips: int, seconds: float = 10.0, seed: int = 0) -> Path:
-    """A folder of two class folders with so many clips of a kind, in turn; what is there already is kept.
+    """Make `clips` clips of a kind, in two class folders in turn. Existing files are kept.
 
-    Returns it: `folder/WIDTHxHEIGHT-gopN-Ss`, of which a clip depends on its number and the seed alone.
+    Returns the folder, `folder/WIDTHxHEIGHT-gopN-SECONDSs-SEED`. A clip's content depends on its number and on `seed`.
     """
     root = folder / f"{kind.width}x{kind.height}-gop{kind.gop}-{seconds:g}s-{seed}"
     for number in range(clips):
@@ -59,11 +60,11 @@ def make_videos(folder: Path, kind: Kind, clips: int, seconds: float = 10.0, see
     return root
 
 
-def linked(videos: Path, output: Path, clips: int) -> Path:
-    """So many clips: those of a folder under ever new names, without their bytes; for data sets that differ in length alone."""
-    there = sorted(videos.rglob("*.mp4"), key=lambda path: path.name)
+def link_videos(videos: Path, output: Path, clips: int) -> Path:
+    """Fill `output` with `clips` symbolic links to the videos of a folder, several to each video if needed."""
+    files = sorted(videos.rglob("*.mp4"), key=lambda path: path.name)
     for number in range(clips):
-        path = there[number % len(there)]
+        path = files[number % len(files)]
         target = output / path.parent.name / f"{number:06d}.mp4"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(path.absolute())
@@ -71,47 +72,48 @@ def linked(videos: Path, output: Path, clips: int) -> Path:
 
 
 def draw_scene(seed: int, number: int, width: int, height: int, frames: int) -> Iterator[np.ndarray]:
-    """uint8 [height, width, 3] for each frame."""
+    """Yield the frames, uint8 [height, width, 3]."""
     rng = generator("scene", seed, number)
     world = _world(rng, round(WORLD * width), round(WORLD * height))
-    objects = [_Object.drawn(rng, width, height) for _ in range(OBJECTS)]
-    start, end = rng.uniform(0, 1, 2), rng.uniform(0, 1, 2)  # of the room that the camera has
+    objects = [_Disc.random(rng, width, height) for _ in range(OBJECTS)]
+    start, end = rng.uniform(0, 1, 2), rng.uniform(0, 1, 2)  # of the camera, in units of its free space
     zoom = rng.uniform(0.7, 1.0, 2)
     noise = np.rint(rng.normal(0, NOISE, (height + 64, width + 64, 3))).astype(np.int16)
     for i in range(frames):
-        at = (1 - np.cos(np.pi * i / max(1, frames - 1))) / 2
-        scale = WORLD * (zoom[0] + (zoom[1] - zoom[0]) * at) / 1.2
+        progress = (1 - np.cos(np.pi * i / max(1, frames - 1))) / 2
+        scale = WORLD * (zoom[0] + (zoom[1] - zoom[0]) * progress) / 1.2
         w, h = width * scale, height * scale
-        left, top = (start + (end - start) * at) * (world.width - w, world.height - h)
+        left, top = (start + (end - start) * progress) * (world.width - w, world.height - h)
         picture = world.resize((width, height), Image.Resampling.BILINEAR, (left, top, left + w, top + h))
-        for thing in objects:
-            picture.paste(thing.picture, thing.place(i / FPS), thing.mask)
+        for disc in objects:
+            picture.paste(disc.picture, disc.position(i / FPS), disc.mask)
         y, x = rng.integers(0, 64, 2)
         yield (np.asarray(picture) + noise[y : y + height, x : x + width]).clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
-class _Object:
-    """A textured disc that goes round a centre."""
+class _Disc:
+    """A textured disc that moves around a centre."""
 
     picture: Image.Image
     mask: Image.Image
     centre: np.ndarray  # x, y in pixels
-    reach: np.ndarray
+    radius: np.ndarray  # of the path, in x and in y
     speed: np.ndarray  # rounds a second, in x and in y
     phase: np.ndarray
 
     @staticmethod
-    def drawn(rng: np.random.Generator, width: int, height: int) -> _Object:
+    def random(rng: np.random.Generator, width: int, height: int) -> _Disc:
         side = round(height * rng.uniform(0.1, 0.35))
         mask = Image.new("L", (side, side))
         ImageDraw.Draw(mask).ellipse((0, 0, side - 1, side - 1), fill=255)
         room = np.array([width, height])
-        return _Object(_world(rng, side, side, leaves=12), mask, room * rng.uniform(0.2, 0.8, 2) - side / 2,
-                       room * rng.uniform(0.1, 0.4, 2), rng.uniform(0.05, 0.25, 2), rng.uniform(0, 6, 2))  # fmt: skip
+        return _Disc(_world(rng, side, side, leaves=12), mask, room * rng.uniform(0.2, 0.8, 2) - side / 2,
+                     room * rng.uniform(0.1, 0.4, 2), rng.uniform(0.05, 0.25, 2), rng.uniform(0, 6, 2))  # fmt: skip
 
-    def place(self, seconds: float) -> tuple[int, int]:
-        x, y = self.centre + self.reach * np.sin(2 * np.pi * self.speed * seconds + self.phase)
+    def position(self, seconds: float) -> tuple[int, int]:
+        """The left upper corner in px."""
+        x, y = self.centre + self.radius * np.sin(2 * np.pi * self.speed * seconds + self.phase)
         return round(x), round(y)
 
 
@@ -119,7 +121,7 @@ def _world(rng: np.random.Generator, width: int, height: int, leaves: int = 300)
     picture = Image.new("RGB", (width, height))
     draw = ImageDraw.Draw(picture)
     side = min(width, height)
-    for radius in np.sort(side / 2 * rng.uniform(0.1, 1, leaves) ** 2)[::-1]:  # the small ones in front
+    for radius in np.sort(side / 2 * rng.uniform(0.1, 1, leaves) ** 2)[::-1]:  # small discs in front
         x, y = rng.uniform(0, width), rng.uniform(0, height)
         squeeze, colour = rng.uniform(0.4, 1.0), tuple(int(c) for c in rng.uniform(50, 200) + rng.uniform(-30, 30, 3))
         draw.ellipse((x - radius, y - radius * squeeze, x + radius, y + radius * squeeze), fill=colour)

@@ -10,21 +10,32 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo" / "demo.yaml"
 
 
 @click.command()
-@click.option("--model", type=click.Choice(["tsm", "tsn", "slowonly", "swin"]), help="Of all nets.  [default: tsm]")
-@click.option("--output", help="Everything goes there.  [default: runs/demo, or runs/demo-MODEL]")
 @click.option(
-    "--seeds", type=click.IntRange(1), help="Students of each kind; 3 gives a mean and a spread.  [default: 1]"
+    "--model",
+    type=click.Choice(["tsm", "tsn", "slowonly", "swin"]),
+    help="Architecture of all networks.  [default: tsm]",
+)
+@click.option("--output", help="Folder for all files.  [default: runs/demo, or runs/demo-MODEL]")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    help="Students of each kind. With 3, results have a mean and a spread.  [default: 1]",
 )
 @click.option(
-    "--unlabelled", is_flag=True, help="Students have the labels of a quarter of the clips: what do the others bring?"
+    "--unlabelled",
+    is_flag=True,
+    help="Only a quarter of the clips have labels. One more student is distilled from all clips.",
 )
 @CONFIG
 @SET
 def demo(model, output, seeds, unlabelled, config_file, overrides):
-    """Make a small data set and take it through every stage.
+    """Make a small data set and run every stage on it.
 
-    Moving handwritten digits, encoded as H.264: a teacher is trained at high resolution and cached once; one student
-    learns from labels alone, one from the cache. Writes summary.json, curves.png, views.png; a rerun resumes.
+    The clips are H.264 videos of moving handwritten digits. A teacher is trained at high resolution, and its outputs are
+    cached once. One student learns from labels only, the other from the cache too. The table at the end compares them.
+
+    Writes summary.json, curves.png (validation during training) and views.png (what teacher and student see). After an
+    interruption run the same command again.
     """
     from stages.config.file import load_config
     from stages.demo.config import DemoConfig

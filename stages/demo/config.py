@@ -11,7 +11,7 @@ from stages.config.schema import Config, Positive
 
 
 class DemoClips(Config):
-    """Clips of each split; no handwriting is in two of them."""
+    """The number of clips of each split. No handwriting is in two splits."""
 
     train: Positive
     val: Positive
@@ -19,14 +19,14 @@ class DemoClips(Config):
 
 
 class DemoConfig(Config):
-    """`pipeline.py demo`. The stages' configs are the files beside it, those of the nets in the folder `model`;
-    `teacher`, `cache`, `baseline` and `distilled` hold keys to change in them."""
+    """The config of `pipeline.py demo`. The configs of the stages are beside its file, those of the networks in the folder
+    `model`. `teacher`, `cache`, `baseline` and `distilled` replace keys in them."""
 
     output: Path
     model: Literal["tsm", "tsn", "slowonly", "swin"] = "tsm"
     seeds: Positive = Field(1, description="students of each kind, with seeds 0, 1, ...")
-    unlabelled: bool = Field(False, description="students have the labels of a quarter of the clips; one is distilled from "
-                                                "the others too")  # fmt: skip
+    unlabelled: bool = Field(False, description="only a quarter of the clips have labels; one more student is distilled "
+                                                "from all clips")  # fmt: skip
     clips: DemoClips
     video_size: Positive = Field(description="px of the clips, which are square")
     video_frames: Positive

@@ -1,10 +1,9 @@
-"""The demo: a small real data set through every stage, by the functions that the commands call."""
+"""The demo: every stage on a small real data set, with the functions that the commands call."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from stages.demo.digits import make_digits
 from stages.demo.plots import contact_sheet, learning_curves
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
+from stages.metrics.spread import SeedScores
 from stages.prepare.prepare import prepare
 from stages.runtime.interrupt import RUN_AGAIN
 from stages.runtime.lock import locked
@@ -34,7 +34,7 @@ from stages.sweep.cost import teacher_cost
 from stages.teacher.cache_teacher import cache_teacher
 from stages.teacher.config import CacheConfig
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
+CONFIGS = Path(__file__).parents[2] / "configs" / "demo"
 SPLITS = ("train", "val", "test")
 # A TSN's mean over frames is the same for opposite directions; a Swin this small finds no digits in so few epochs.
 LABELS = {"tsn": "digit", "swin": "direction"}
@@ -42,17 +42,17 @@ LABELS = {"tsn": "digit", "swin": "direction"}
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of student: the config file that it has, and what it is trained on."""
+    """One kind of student: its config file, its training data and its cache."""
 
-    file: str  # beside demo.yaml, in the folder of the net
-    data: str  # the data set
+    file: str  # config file, in the folder of the network
+    data: str
     cache: str | None = None
-    epochs: int = 1  # times the file's, so that a smaller data set has as many steps
+    epochs: int = 1  # multiplies the file's, so that a smaller data set has as many steps
 
 
 KINDS = {"baseline": Kind("baseline", "train"), "distilled": Kind("distilled", "train", "teacher.zarr")}
-LABELLED = 4  # one clip of so many keeps its label, with `unlabelled`
-# Labels are dear, clips are not: what a teacher says of clips without labels is worth as much as of the others.
+LABELLED = 4  # with `unlabelled`, one clip in 4 keeps its label
+# Labels cost more than clips. The teacher's outputs for clips without a label teach as much as those for the others.
 UNLABELLED_KINDS = {
     "baseline": Kind("baseline", "few", None, LABELLED),
     "distilled": Kind("distilled", "few", "few.zarr", LABELLED),
@@ -61,12 +61,12 @@ UNLABELLED_KINDS = {
 
 
 def run_demo(config: DemoConfig) -> dict:
-    """Run what isn't done yet, and return (and write) summary.json; curves.png and views.png lie beside it.
+    """Run the stages that aren't done yet. Write summary.json, curves.png and views.png. Returns the summary:
 
-    {"teacher" | "baseline" | "distilled" (| "unlabelled": distilled from all clips, of which most have no label; the others
-    see the labelled ones alone): {"top1", "top1_std", "per_seed": in percent, "gflops": per clip},
-    "ledger", "wall_s", "peak_rss_mb": of the whole process tree, "seeds"}. A stage's seconds are those of the calls
-    that did the work, so a rerun prints the same ledger.
+    {"teacher" | "baseline" | "distilled": {"top1", "top1_std", "per_seed": in percent, "gflops": per clip}, "cost",
+    "wall_s", "peak_rss_mb": of the whole process tree, "seeds"}. With `config.unlabelled`, "unlabelled" is a student that is
+    distilled from all clips; the other students see only the labelled clips. A rerun reports the seconds of the first
+    run, because finished stages are not timed again.
     """
     out = config.output
     with locked(out), _peak_memory(out / "memory.json") as peak:
@@ -79,17 +79,15 @@ def run_demo(config: DemoConfig) -> dict:
         caches = [_cache_config(config, kind) for kind in kinds.values() if kind.cache]
         cached = [timed(f"cache-teacher {stored.output.stem}", partial(cache_teacher, stored)) for stored in caches]
         runs = {kind: [_train(config, kind, seed, timed) for seed in range(config.seeds)] for kind in kinds}
-        curves = {f"{kind} {s}": read_metrics(r) for kind, rs in runs.items() for s, r in enumerate(rs)}
+        curves = {f"{kind} {s}": read_metrics(run) for kind, folders in runs.items() for s, run in enumerate(folders)}
         learning_curves(out / "curves.png", curves, read_metrics(teacher))
         size = _run_config(config, "distilled", 0).size
         contact_sheet(out / "views.png", open_dataset(caches[-1].data), caches[-1].output, size)
-        scores = {kind: _scores(rs) for kind, rs in {"teacher": [teacher], **runs}.items()}
+        scores = {kind: _scores(folders) for kind, folders in {"teacher": [teacher], **runs}.items()}
         summary = {
             **scores,
-            "ledger": {
-                **teacher_cost(
-                    {out / k.cache: runs[kind] for kind, k in kinds.items() if k.cache},
-                ),
+            "cost": {
+                **teacher_cost({out / kind.cache: runs[name] for name, kind in kinds.items() if kind.cache}),
                 "cache_bytes": sum(result["bytes"] for result in cached),
                 "seconds": seconds,
             },
@@ -98,7 +96,7 @@ def run_demo(config: DemoConfig) -> dict:
             "seeds": config.seeds,
         }
         write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-    _show(summary, out)
+    _print_summary(summary, out)
     return summary
 
 
@@ -113,7 +111,7 @@ def _draw(config: DemoConfig) -> None:
 
 
 def _prepare(config: DemoConfig) -> None:
-    """The splits; with `unlabelled` also `few`, the labelled training clips, and `mixed`, all of them."""
+    """Prepare the splits. With `unlabelled`, also `few` (the labelled training clips) and `mixed` (all training clips)."""
     videos, data = config.output / "videos", config.output / "data"
     for split in SPLITS:
         prepare(videos / split, data / split)
@@ -122,18 +120,18 @@ def _prepare(config: DemoConfig) -> None:
     names = sorted(path.relative_to(videos).as_posix() for path in (videos / "train").glob("*/*"))
     kept = {name for i, name in enumerate(names) if i % LABELLED == 0}
     label = {name: name.split("/")[1] if name in kept else "" for name in names}
-    for listed, chosen in (("few", sorted(kept)), ("mixed", names)):
-        write_atomically(videos / f"{listed}.csv", "".join(f"{name},{label[name]}\n" for name in chosen).encode())
-        prepare(videos / f"{listed}.csv", data / listed, classes=read_classes(data / "train"))
+    for subset, chosen in (("few", sorted(kept)), ("mixed", names)):
+        write_atomically(videos / f"{subset}.csv", "".join(f"{name},{label[name]}\n" for name in chosen).encode())
+        prepare(videos / f"{subset}.csv", data / subset, classes=read_classes(data / "train"))
 
 
 def _train(config: DemoConfig, kind: str, seed: int, timed: Callable) -> Path:
-    """Train one net and score it on the test split; returns its run folder."""
+    """Train one network and evaluate it on the test split. Returns its run folder."""
     run = _run_config(config, kind, seed)
     timed(f"train {kind} {seed}", lambda: train_student(run, resume=True, go_on=RUN_AGAIN))
-    scored = EvaluateConfig(checkpoint=run.output / "last.safetensors", data=config.output / "data" / "test",
+    evaluation = EvaluateConfig(checkpoint=run.output / "last.safetensors", data=config.output / "data" / "test",
                           output=run.output / "test.json", batch_size=64)  # fmt: skip
-    timed(f"evaluate {kind} {seed}", lambda: evaluate(scored))
+    timed(f"evaluate {kind} {seed}", lambda: evaluate(evaluation))
     return run.output
 
 
@@ -158,7 +156,7 @@ def _cache_config(config: DemoConfig, kind: Kind) -> CacheConfig:
 
 
 def _stage_config(model: type[C], file: Path, changes: dict, paths: dict[str, Any]) -> C:
-    """A stage's config file with the demo's paths and the user's changes, by the rules of --set."""
+    """The config in `file` with the demo's paths and the user's changes, which follow the rules of --set."""
     values = {key: value if isinstance(value, int) else str(value) for key, value in paths.items()}
     overrides = [f"{key}={json.dumps(value)}" for key, value in (values | flat(changes)).items()]
     return load_config(model, file, overrides)
@@ -166,16 +164,16 @@ def _stage_config(model: type[C], file: Path, changes: dict, paths: dict[str, An
 
 def _scores(runs: list[Path]) -> dict:
     results = [json.loads((run / "test.json").read_text()) for run in runs]
-    top1 = [result["top1"] for result in results]
+    top1 = SeedScores(tuple(result["top1"] for result in results))
     return {
-        "top1": statistics.mean(top1),
-        "top1_std": statistics.stdev(top1) if len(top1) > 1 else 0.0,
-        "per_seed": top1,
+        "top1": top1.mean,
+        "top1_std": top1.std,
+        "per_seed": list(top1.values),
         "gflops": results[0]["gmacs"],
     }
 
 
-def _show(summary: dict, out: Path) -> None:
+def _print_summary(summary: dict, out: Path) -> None:
     table = Table("", "top-1 %", "per seed", "GFLOPs a clip", title="on fresh handwriting")
     for kind in (kind for kind in ("teacher", *UNLABELLED_KINDS) if kind in summary):
         s = summary[kind]
@@ -184,21 +182,21 @@ def _show(summary: dict, out: Path) -> None:
             kind, f"{s['top1']:.2f}{spread}", " ".join(f"{t:.1f}" for t in s["per_seed"]), f"{s['gflops']:.4f}"
         )
     console.print(table)
-    ledger = summary["ledger"]
-    table = Table(title="ledger", show_header=False)
-    table.add_row("teacher clip·views computed, once", f"{ledger['teacher_clip_views']:,}")
-    table.add_row("the same students with the teacher in the loop", f"{ledger['in_loop_clip_views']:,}")
-    table.add_row("cache", f"{ledger['cache_bytes'] / 1e6:.1f} MB")
-    for name, seconds in ledger["seconds"].items():
+    cost = summary["cost"]
+    table = Table(title="cost", show_header=False)
+    table.add_row("teacher, clip·views", f"{cost['teacher_clip_views']:,}")
+    table.add_row("clip·views with the teacher in the loop", f"{cost['in_loop_clip_views']:,}")
+    table.add_row("cache", f"{cost['cache_bytes'] / 1e6:.1f} MB")
+    for name, seconds in cost["seconds"].items():
         table.add_row(name, f"{seconds:.1f} s")
-    table.add_row("all", f"{summary['wall_s']:.1f} s, at most {summary['peak_rss_mb']:.0f} MB")
+    table.add_row("all", f"{summary['wall_s']:.1f} s, peak memory {summary['peak_rss_mb']:.0f} MB")
     console.print(table)
     console.print(f"written: {out}/summary.json, curves.png, views.png")
 
 
 @contextlib.contextmanager
 def _peak_memory(path: Path) -> Iterator[Callable[[], float]]:
-    """The peak of the process tree in MB, sampled once a second and kept over reruns."""
+    """Gives a function that returns the peak memory of the process tree in MB. The peak is kept in `path` over reruns."""
     with peak_memory(so_far=json.loads(path.read_text()) if path.exists() else 0.0) as peak:
         try:
             yield peak

@@ -1,8 +1,8 @@
-"""The demo's data set: a handwritten digit moves over clutter; the class is the digit × the direction of its motion.
+"""The demo's data set: a handwritten digit moves over clutter. The class is the digit and the direction of its motion.
 
-The digits are scikit-learn's `load_digits` (1,797 real 8×8 pictures from the test set of UCI's "Optical Recognition of
-Handwritten Digits"), split by picture, so validation and test show handwriting that no training clip has. Opposite
-directions show the same frames in the opposite order, so nothing but the order tells them apart.
+The digits are scikit-learn's `load_digits`: 1,797 real 8×8 pictures from the test set of UCI's "Optical Recognition of
+Handwritten Digits". The splits have different pictures, so validation and test show handwriting that no training clip
+has. Opposite directions show the same frames in opposite order. Only the order distinguishes them.
 """
 
 import hashlib
@@ -20,19 +20,19 @@ from sklearn.datasets import load_digits
 DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}  # y, x per unit of time
 CLASSES = tuple(f"{digit}-{direction}" for digit in range(10) for direction in DIRECTIONS)
 SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}  # of the pictures of each digit
-FRAGMENTS = 5  # pieces of other digits that lie in the background of a clip
+FRAGMENTS = 5  # pieces of other digits in the background of a clip
 FPS = 8
 
 
 def generator(*key: object) -> np.random.Generator:
-    """A counter-based generator for this key alone, whatever was drawn before."""
+    """A counter-based random generator. Its numbers depend on `key` only."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 @lru_cache
 def handwriting(split: str) -> tuple[np.ndarray, ...]:
-    """The pictures of one split, per digit: ten arrays [n, 8, 8] of ink from 0 to 1. No picture is in two."""
+    """The pictures of one split: for each digit an array [n, 8, 8] of ink from 0 to 1. No picture is in two splits."""
     pictures, labels = load_digits(return_X_y=True)
     names = list(SHARES)
     edges = np.cumsum([0.0, *SHARES.values()])
@@ -46,9 +46,9 @@ def handwriting(split: str) -> tuple[np.ndarray, ...]:
 
 
 def _stretch(picture: np.ndarray, centers: np.ndarray, cell: float, size: int) -> np.ndarray:
-    """Ink [h, w] → [N, size, size]: enlarged linearly, a cell to `cell` pixels, around each of `centers` [N, 2] (y, x).
+    """Ink [h, w] → [N, size, size]: enlarged linearly, one cell to `cell` pixels, around each of `centers` [N, 2] (y, x).
 
-    In float64: a last bit, which the matrix product may round either way, then never decides a pixel's grey level.
+    float64: machines round the last bit of a matrix product differently, and this must not change a grey level.
     """
     pixels = np.arange(size) + 0.5
 
@@ -60,10 +60,10 @@ def _stretch(picture: np.ndarray, centers: np.ndarray, cell: float, size: int) -
 
 
 def draw_clip(*, split: str, label: int, seed: int, index: int, size: int = 40, frames: int = 8) -> np.ndarray:
-    """One clip uint8 [frames, size, size, 3], a pure function of its arguments; `label` counts in CLASSES.
+    """One clip uint8 [frames, size, size, 3]. It depends on the arguments only. `label` is an index into CLASSES.
 
-    `seed` and `index` choose handwriting, clutter, colours, place and speed; of these only the handwriting depends on
-    the digit, and none on the direction. The place is that of the digit in the middle of the clip.
+    `seed` and `index` choose handwriting, clutter, colours, position and speed. Only the handwriting depends on the digit
+    too. Nothing of it depends on the direction. The position is that of the digit in the middle of the clip.
     """
     rng = generator("clip", seed, split, index)
     digits = handwriting(split)
@@ -89,10 +89,10 @@ def draw_clip(*, split: str, label: int, seed: int, index: int, size: int = 40, 
 
 
 def encode_clip(clip: np.ndarray, crf: int = 18) -> bytes:
-    """uint8 [N, H, W, 3] → an H.264 mp4 (yuv420p, even H and W), the same bytes for the same pictures and library."""
+    """uint8 [N, H, W, 3] → an H.264 mp4 (yuv420p, even H and W). Equal pictures give equal bytes with one libx264."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        # zerolatency has no lookahead: with it, encoders in several threads now and then wrote other bytes (cause not proven).
+        # zerolatency has no lookahead. With lookahead, encoders in several threads sometimes wrote other bytes (cause unknown).
         options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency", "threads": "1"}
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.height, stream.width = clip.shape[1:3]
@@ -113,11 +113,11 @@ def make_digits(
     workers: int = 2,
     labels: Literal["digit-direction", "digit", "direction"] = "digit-direction",
 ) -> None:
-    """Writes `folder/<split>/<digit>-<direction>/<index>.mp4`; the classes take turns, so they are equally many.
+    """Write `folder/<split>/<digit>-<direction>/<index>.mp4`. The class changes with each index, in turn.
 
-    By other `labels` the same clips lie in `<digit>` or `<direction>` folders: ten classes, or four.
-    A file that is there already is kept (each is written whole or not at all): a call goes on where a killed one ended.
-    Its content depends on the arguments, never on `workers` or on which other clips were asked for.
+    With other `labels` the same clips are in folders `<digit>` (ten classes) or `<direction>` (four classes).
+    Files are written atomically, and existing files are kept, so a call goes on after a kill. The content of a file
+    depends neither on `workers` nor on the number of clips.
     """
 
     parts = {"digit": slice(0, 1), "direction": slice(1, 2)}.get(labels, slice(2))

@@ -1,4 +1,4 @@
-"""The demo's pictures: learning curves, and what the teacher saw beside what the student sees."""
+"""The demo's pictures: learning curves, and the views of the teacher and the student."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOURS = {"baseline": "tab:gray", "distilled": "tab:blue", "unlabelled": "tab:g
 
 
 def learning_curves(path: Path, runs: Mapping[str, Sequence[dict]], teacher: Sequence[dict]) -> None:
-    """Validation top-1 over epochs of each run ("KIND SEED" -> rows of its metrics.jsonl), under the teacher's last."""
+    """Plot the validation top-1 of each run ("KIND SEED" -> rows of metrics.jsonl) over epochs, and the teacher's last."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     labelled = set()
@@ -29,7 +29,7 @@ def learning_curves(path: Path, runs: Mapping[str, Sequence[dict]], teacher: Seq
         axes.plot(*zip(*points, strict=True), color=COLOURS[kind], label=label, alpha=0.8)
         labelled.add(kind)
     plateau = [row["top1"] for row in teacher if row["kind"] == "val"][-1]
-    axes.axhline(plateau, color="tab:red", linestyle="--", label="teacher, at its end")
+    axes.axhline(plateau, color="tab:red", linestyle="--", label="teacher, last epoch")
     axes.set(xlabel="epoch", ylabel="validation top-1, %", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
@@ -37,30 +37,26 @@ def learning_curves(path: Path, runs: Mapping[str, Sequence[dict]], teacher: Seq
 
 
 def contact_sheet(path: Path, data: Dataset, cache: Path, student_size: int, clips: int = 4) -> None:
-    """What the teacher saw and what the student sees: stored view 0 of some usable clips, frame by frame."""
+    """Draw the frames that the teacher and the student see: stored view 0 of the first usable clips."""
     reader = CacheReader(cache, ("logits",))
     teacher_size, classes = reader.manifest.identity.teacher["size"], reader.manifest.identity.classes
-    found = [(e.name, int(r)) for e, rows in zip(data.shards, data.usable_rows(), strict=True) for r in rows][:clips]
+    shown = [(e.name, int(r)) for e, rows in zip(data.shards, data.usable_rows(), strict=True) for r in rows][:clips]
     time = reader.manifest.identity.policy.num_frames
-    figure = Figure(figsize=(1.5 * 2 * time + 1, 1.9 * len(found)), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.93), hspace=0.12)  # room for what is written
-    grid = figure.subplots(len(found), 2 * time, squeeze=False)
-    for line, (shard, r) in zip(grid, found, strict=True):
+    figure = Figure(figsize=(1.5 * 2 * time + 1, 1.9 * len(shown)), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.93), hspace=0.12)  # room for the text
+    grid = figure.subplots(len(shown), 2 * time, squeeze=False)
+    for line, (shard, r) in zip(grid, shown, strict=True):
         block, i, row = reader.block(shard, 0, r // BLOCK), r % BLOCK, data.rows(shard)[r]
         view = block.view_of(i)
         pictures, _ = decode_frames(data.read(shard, r), row.start + view.frames, row.decoder)
-        shown = [*render(pictures, view, teacher_size), *render(pictures, view, student_size)]
-        for axes, picture in zip(line, shown, strict=True):
+        images = [*render(pictures, view, teacher_size), *render(pictures, view, student_size)]
+        for axes, picture in zip(line, images, strict=True):
             axes.imshow(np.moveaxis(picture, 0, -1), interpolation="nearest")
             axes.set_axis_off()
         truth = classes[row.labels[0]] if row.labels else "unlabelled"
         guess = classes[int(block.logits[i].argmax())]
         line[0].set_title(f"{truth}, teacher says {guess}", fontsize=8, loc="left").set_in_layout(False)
-    for place, who in (
-        (0, f"what the teacher saw: {teacher_size} px"),
-        (time, f"what the student sees: {student_size} px"),
-    ):
-        grid[-1][place].text(0, -0.08, who, transform=grid[-1][place].transAxes, va="top", fontsize=9).set_in_layout(
-            False
-        )
+    for column, text in ((0, f"the teacher: {teacher_size} px"), (time, f"the student: {student_size} px")):
+        axes = grid[-1][column]
+        axes.text(0, -0.08, text, transform=axes.transAxes, va="top", fontsize=9).set_in_layout(False)
     figure.savefig(path, dpi=130)

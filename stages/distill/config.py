@@ -1,4 +1,4 @@
-"""The config of the losses, which follows from the table `LOSSES`: a weight for each, and the options of all."""
+"""The config of the losses, made from the table `LOSSES`: a weight for each loss, and the options of all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Losses(Config):
         return {name: getattr(self, name) for name in self.used}
 
     @property
-    def distilled(self) -> list[str]:
+    def with_teacher(self) -> list[str]:
         """The losses in the sum that need a teacher's targets."""
         return [name for name, loss in self.used.items() if loss.teacher]
 
@@ -35,19 +35,19 @@ class _Losses(Config):
 
     @property
     def stored_targets(self) -> tuple[str, ...]:
-        """Names of the cache's targets which the losses in the sum read. A class map is computed of the features."""
+        """Names of the cache's targets that the losses in the sum read. Class maps are computed from the features."""
         maps = self.teacher_reads("features") or self.teacher_reads("class_map")
         return (*(["features"] if maps else []), *(["logits"] if self.teacher_reads("logits") else []))
 
     @property
     def takes_one_label(self) -> bool:
-        """Whether a clip that has several labels is an error."""
+        """Whether a clip with several labels is an error."""
         return "cross_entropy" in self.used and not self.random_label
 
     @model_validator(mode="after")
-    def _some_loss(self) -> _Losses:
+    def _has_a_loss(self) -> _Losses:
         if not self.used:
-            raise ValueError("every weight is 0: nothing to train on")
+            raise ValueError("every weight is 0: give at least one loss a weight")
         return self
 
 

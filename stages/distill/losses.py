@@ -1,9 +1,9 @@
-"""The losses: pure functions, and the table `LOSSES` by which the rest of the program knows them.
+"""The losses: pure functions, and the table `LOSSES` from which the rest of the program knows them.
 
 Each function gives one number in float32: the mean over the rows that have a target. Inputs of any float type become
 float32 first (float64 stays), so autocast changes nothing. A row without a target (a clip that can't be decoded, or has
-no label) adds nothing to the value and to the gradient, whatever stands in its place, NaN too. Where no row has a target,
-the loss is exactly 0 and still has a gradient.
+no label) adds nothing to the value and the gradient, even if its numbers are NaN. If no row has a target, the loss is
+exactly 0 and still has a gradient.
 
 README.md beside this file shows how to add a loss.
 """
@@ -35,67 +35,75 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     With smoothing s the target is (1 - s) on the label plus s / K on every class.
     """
     per_row = F.cross_entropy(
-        _wide(logits), labels, ignore_index=UNLABELLED, reduction="none", label_smoothing=label_smoothing
+        _at_least_float32(logits), labels, ignore_index=UNLABELLED, reduction="none", label_smoothing=label_smoothing
     )
-    return _mean(per_row, labels != UNLABELLED)
+    return _masked_mean(per_row, labels != UNLABELLED)
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Multi-label, mean over classes: logits [B, K], targets [B, K] multi-hot, mask [B] bool (True = labelled).
+    """Binary cross entropy of each class, mean over classes, for clips with several labels.
+
+    Args:
+        logits: [B, K].
+        targets: [B, K] multi-hot.
+        mask: [B] bool, True = labelled.
 
     Raises:
         ReskdError: the shapes differ.
     """
     _check_classes("labels", logits, targets)
-    logits = _wide(logits)
+    logits = _at_least_float32(logits)
     targets = targets.to(logits.dtype).masked_fill(~mask[:, None], 0)
     per_class = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return _mean(per_class.mean(1), mask)
+    return _masked_mean(per_class.mean(1), mask)
 
 
 def logit_kl(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor) -> Tensor:
     """T^2 * KL(teacher || student) at temperature T, summed over classes (Hinton et al. 2015); logits [B, K], mask [B].
 
-    T^2 keeps the gradient's size where the temperature changes.
+    T^2 keeps the size of the gradient at every temperature.
 
     Raises:
         ReskdError: the shapes differ.
     """
     _check_classes("the teacher's logits", student, teacher)
-    teacher = _wide(teacher).masked_fill(~mask[:, None], 0)
+    teacher = _at_least_float32(teacher).masked_fill(~mask[:, None], 0)
     log_p = F.log_softmax(teacher / temperature, dim=1)
-    log_q = F.log_softmax(_wide(student) / temperature, dim=1)
+    log_q = F.log_softmax(_at_least_float32(student) / temperature, dim=1)
     per_row = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
-    return temperature**2 * _mean(per_row, mask)
+    return temperature**2 * _masked_mean(per_row, mask)
 
 
-def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor, whole: tuple[int, int, int] | None = None) -> Tensor:
-    """Mean squared error between a teacher's map and a student's, resized bilinearly to its grid (upstream: weight 100).
+def feature_mse(
+    student: Tensor, teacher: Tensor, mask: Tensor, map_shape: tuple[int, int, int] | None = None
+) -> Tensor:
+    """Mean squared error between a teacher's map and a student's map, which is resized bilinearly (upstream: weight 100).
 
     Args:
-        student: [B, T', h, w, d]. Any grid: it is interpolated (align_corners False) up or down to the teacher's.
-        teacher: [B, T', g, g', d], as it is stored: in a basis of d of the D channels, or reduced to the student's grid.
+        student: [B, T', h, w, d]. Any grid: it is interpolated (align_corners False) to the grid g x g'.
+        teacher: [B, T', g, g', d], as it is stored: the whole map, or in a basis of d of the D channels, or reduced to the
+            student's grid.
         mask: [B] bool, True = the row has a target.
-        whole: H, W, D of the teacher's own map, of which `teacher` is; its own where None. The squared error is taken on
-            H x W positions, summed and divided by T' * H * W * D, so that the weight of this loss means the same for all
-            grids and encodings. Where g x g' is smaller, the error is what is interpolated: |U (s - z)|^2, whose gradient
-            with z = pinv(U) t is that of |U s - t|^2.
+        map_shape: H, W, D of the teacher's whole map; None: that of `teacher`. The squared error is taken on H x W
+            positions, summed and divided by T' * H * W * D, so that a weight of this loss means the same for all grids and
+            encodings. If g x g' is smaller than H x W, the error is interpolated: |U (s - z)|^2. With z = pinv(U) t it has
+            the gradient of |U s - t|^2.
 
     Raises:
         ReskdError: T' or d of the two differ.
     """
-    if not _alike(student, teacher):
+    if not _same_time_and_channels(student, teacher):
         raise ReskdError(
             f"feature_mse: the student's map [T, h, w, D] = {list(student.shape[1:])} doesn't fit the teacher's "
-            f"{list(teacher.shape[1:])}: times T and channels D must agree; give the student as many frames as the "
+            f"{list(teacher.shape[1:])}: T and D must be equal; give the student as many frames as the "
             "cache's views have, and a map as wide as the teacher's"
         )
-    height, width, channels = whole or teacher.shape[2:]
-    resized = _resize(_wide(student), teacher.shape[2:4])
-    error = torch.where(mask[:, None, None, None, None], resized - _wide(teacher), 0)
+    height, width, channels = map_shape or teacher.shape[2:]
+    resized = _resize(_at_least_float32(student), teacher.shape[2:4])
+    error = torch.where(mask[:, None, None, None, None], resized - _at_least_float32(teacher), 0)
     error = _resize(error, torch.Size((height, width)))
     per_row = error.square().flatten(1).sum(1) / (error.shape[1] * height * width * channels)
-    return _mean(per_row, mask)
+    return _masked_mean(per_row, mask)
 
 
 def logit_map_kl(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor) -> Tensor:
@@ -103,36 +111,38 @@ def logit_map_kl(student: Tensor, teacher: Tensor, temperature: float, mask: Ten
 
     Args:
         student: class maps [B, T', h, w, K] of `classify`. Any grid: they are interpolated bilinearly to the teacher's.
-            Classifying and interpolating commute, since the weights of an interpolation sum to 1, and K maps at the
-            low resolution are fewer numbers than D maps at the high one.
+            To classify before the interpolation gives the same (its weights sum to 1) with less work: K channels at
+            the low resolution are fewer numbers than D channels at the high one.
         teacher: class maps [B, T', H, W, K].
-        temperature: T. With T = 2 and 400 classes upstream's 200 * T^2 * KLDivLoss("mean") is 0.5 of this: it divides
-            by the classes too.
+        temperature: T. With T = 2 and 400 classes, upstream's 200 * T^2 * KLDivLoss("mean") is 0.5 times this loss:
+            KLDivLoss("mean") divides by the number of classes too.
         mask: [B] bool, True = the row has a target.
 
     Raises:
         ReskdError: T' or K of the two differ.
     """
-    if not _alike(student, teacher):
+    if not _same_time_and_channels(student, teacher):
         raise ReskdError(
             f"logit_map_kl: the student's class map [T, h, w, K] = {list(student.shape[1:])} doesn't fit the teacher's "
-            f"{list(teacher.shape[1:])}: times T and classes K must agree; give the student as many frames as the "
+            f"{list(teacher.shape[1:])}: T and K must be equal; give the student as many frames as the "
             "cache's views have, and the classes of the data set"
         )
-    resized = _resize(_wide(student), teacher.shape[2:4])
-    log_p = F.log_softmax(_wide(teacher).masked_fill(~mask[:, None, None, None, None], 0) / temperature, dim=-1)
+    resized = _resize(_at_least_float32(student), teacher.shape[2:4])
+    log_p = F.log_softmax(
+        _at_least_float32(teacher).masked_fill(~mask[:, None, None, None, None], 0) / temperature, dim=-1
+    )
     log_q = F.log_softmax(resized / temperature, dim=-1)
     per_position = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
-    return temperature**2 * _mean(per_position.flatten(1).mean(1), mask)
+    return temperature**2 * _masked_mean(per_position.flatten(1).mean(1), mask)
 
 
-def _alike(student: Tensor, teacher: Tensor) -> bool:
-    """Whether maps [B, T, h, w, D] differ in their grids alone."""
+def _same_time_and_channels(student: Tensor, teacher: Tensor) -> bool:
+    """Whether two maps [B, T, h, w, D] have the same T and D."""
     return student.shape[1] == teacher.shape[1] and student.shape[4] == teacher.shape[4]
 
 
 def _resize(maps: Tensor, grid: torch.Size) -> Tensor:
-    """[B, T, h, w, D] -> [B, T, *grid, D]."""
+    """Interpolate maps [B, T, h, w, D] bilinearly to [B, T, *grid, D]."""
     if maps.shape[2:4] == grid:
         return maps
     images = maps.flatten(0, 1).permute(0, 3, 1, 2)
@@ -140,34 +150,34 @@ def _resize(maps: Tensor, grid: torch.Size) -> Tensor:
     return images.permute(0, 2, 3, 1).unflatten(0, maps.shape[:2])
 
 
-def _wide(x: Tensor) -> Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _mean(per_row: Tensor, mask: Tensor) -> Tensor:
-    """Mean of [B] over the rows of the mask; 0 where there are none. No synchronisation with the device."""
+def _masked_mean(per_row: Tensor, mask: Tensor) -> Tensor:
+    """Mean of [B] over the rows of the mask; 0 if it has none. The host doesn't wait for the device."""
     return torch.where(mask, per_row, 0).sum() / mask.sum().clamp(min=1)
 
 
-def _check_classes(what: str, logits: Tensor, targets: Tensor) -> None:
+def _check_classes(target: str, logits: Tensor, targets: Tensor) -> None:
     if logits.shape != targets.shape:
         raise ReskdError(
-            f"the model's logits [B, K] = {list(logits.shape)} don't fit {what} {list(targets.shape)}: "
+            f"the model's logits [B, K] = {list(logits.shape)} don't fit {target} {list(targets.shape)}: "
             "give the model as many classes (num_classes) as the data set and the cache have"
         )
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What the rest of the program must know of a loss.
+    """What the rest of the program must know about a loss.
 
-    compute: of the student's output, the targets and the options, one number; usually one of the functions above.
-    student: which fields of `StudentOutput` it reads. A student computes `class_map` only for a loss that reads it, has an
-        adapter only for one that reads `features`, and trains its classifier only for one that reads another field.
-    teacher: which fields of the teacher's `Targets` it reads: "logits", "features", "class_map"; none: labels alone.
-    reduced_grid: whether it gives the same gradient on maps that are reduced to the student's grid.
-    weight: the weight that it has where a config doesn't say; 0: it is left out.
-    options: further keys of `losses` that it reads: name -> (type, pydantic's Field).
+    compute: a function of the student's output, the targets and the config of the losses; it gives one number.
+    student: the fields of `StudentOutput` that the loss reads. A student computes `class_map` only if a loss reads it, has
+        an adapter only if a loss reads `features`, and trains its classifier only if a loss reads another field.
+    teacher: the teacher's fields of `Targets` that the loss reads: "logits", "features", "class_map"; none: labels alone.
+    reduced_grid: whether the gradient is the same on maps that are reduced to the student's grid.
+    weight: the default weight; 0: the loss is left out.
+    options: further keys of `losses` that the loss reads: name -> (type, pydantic's Field).
     """
 
     compute: Callable[[StudentOutput, Targets, LossConfig], Tensor]
@@ -203,7 +213,7 @@ LOSSES = {
         options=TEMPERATURE,
     ),
     "feature_mse": Loss(
-        lambda student, targets, o: feature_mse(student.features, targets.features, targets.usable, targets.whole),
+        lambda student, targets, o: feature_mse(student.features, targets.features, targets.usable, targets.map_shape),
         student=("features",),
         teacher=("features",),
         reduced_grid=True,

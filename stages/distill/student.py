@@ -1,4 +1,4 @@
-"""What is trained: a video model, and beside it what only its distillation needs."""
+"""The student: a video model, and the parts that only distillation needs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from stages.models.video_model import VideoModel
 
 
 class StudentOutput(NamedTuple):
-    """What the losses read of a student."""
+    """The student's output, as the losses read it."""
 
     logits: Tensor  # [B,K] float32
-    features: Tensor  # [B,T',h,w,d], in the channels of the targets where a loss compares the two
-    class_map: Tensor | None = None  # [B,T',h,w,K] float32; None where no loss reads it
+    features: Tensor  # [B,T',h,w,d]; in the channels of the targets if a loss reads it
+    class_map: Tensor | None = None  # [B,T',h,w,K] float32; None if no loss reads it
 
 
 class Student(nn.Module):
-    """All that has parameters in one forward, so that whatever wraps it (DDP, compile) sees each of them used.
+    """One forward uses all parameters, as the wrappers (DistributedDataParallel, compile) need it.
 
-    `model` is what is evaluated, averaged and exported. `adapter` is a linear map of the student's channels to those of
+    `model` is what is evaluated, averaged and exported. `adapter` is a linear map from the student's channels to those of
     the targets, the same at every position. If the teacher has another width, the adapter is trained (a 1x1 convolution:
-    FitNets, Romero et al. 2015). If the widths are equal and the cache has a basis, it is the fixed projection onto the
-    basis. It is None where the channels are the same, or no loss reads features. The loss interpolates after the adapter;
-    the two commute.
+    FitNets, Romero et al. 2015). If the widths are equal and the cache has a basis, the adapter is the fixed projection
+    onto the basis. It is None if the channels are the same, or no loss reads features. The loss interpolates after the
+    adapter; the other order would give the same.
     """
 
     def __init__(self, model: VideoModel, adapter: nn.Linear | None = None, with_class_map: bool = False):
@@ -46,11 +46,11 @@ class Student(nn.Module):
 def build_student(
     model: VideoModel, losses: LossConfig, teacher_width: int | None, constants: Constants | None = None
 ) -> Student:
-    """`model` with what `losses` need. `teacher_width` is D of the teacher's own map, None where there are no maps.
+    """A student of `model` with what `losses` need. `teacher_width` is D of the teacher's whole map, None without maps.
 
-    `constants` are those of the cache. If they hold a basis [D,d], d channels are compared. A trained adapter maps to the
-    d channels at once: since the basis is orthonormal, the gradient is that of an adapter to D channels followed by the
-    projection.
+    `constants` are the arrays at the cache's root. If they have a basis [D,d], d channels are compared. A trained adapter
+    maps to the d channels directly: the basis is orthonormal, so the gradient is the same as with an adapter to D channels
+    and a projection after it.
     """
     width, with_class_map = model.head.fc.in_features, losses.student_reads("class_map")
     basis = (constants or {}).get("basis")
@@ -66,10 +66,10 @@ def build_student(
 
 
 def classify(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The class map of a feature map: a classifier (weight [K, D], bias [K]) at each position, without dropout.
+    """The class map of a feature map: the classifier (weight [K, D], bias [K]) at each position, without dropout.
 
     [B, T', h, w, D] -> [B, T', h, w, K], in float32 under autocast too (float64 stays).
     """
-    wide = torch.promote_types(features.dtype, torch.float32)
+    dtype = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
-        return F.linear(features.to(wide), weight.to(wide), bias.to(wide))
+        return F.linear(features.to(dtype), weight.to(dtype), bias.to(dtype))

@@ -1,4 +1,4 @@
-"""The teacher's targets as the losses read them: numbers of a cache, or of a teacher in the loop, in float32."""
+"""The targets as the losses read them: float32 numbers, from a cache or from a teacher in the loop."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ from stages.stream.batch import Batch
 
 @dataclass(frozen=True)
 class Targets:
-    """What the losses read beside the student's output, on the student's device. Of the teacher: what a loss reads."""
+    """What the losses read beside the student's output, on the student's device. Teacher's fields that no loss reads are None."""
 
     usable: Tensor  # bool [B], False where the clip could not be decoded
-    label: Tensor  # int64 [B], -1 where there is none or the clip is not usable
+    label: Tensor  # int64 [B], -1 if there is none or the clip is not usable
     multi_hot: Tensor  # float32 [B,K]
     logits: Tensor | None = None  # float32 [B,K]
     features: Tensor | None = None  # float32 [B,T',g,g',d]
     class_map: Tensor | None = None  # float32 [B,T',g,g',K]
-    whole: tuple[int, int, int] | None = None  # H, W, D of the teacher's own map, of which `features` are
+    map_shape: tuple[int, int, int] | None = (
+        None  # H, W, D of the teacher's whole map, before it was reduced for storage
+    )
 
 
 @dataclass(frozen=True)
 class TargetDecoder:
-    """How stored targets become numbers, on the student's device."""
+    """Makes float32 numbers of stored targets, on the student's device."""
 
-    whole: tuple[int, int, int] | None = None  # H, W, D of the teacher's own map; None where no features are stored
-    scale: Tensor | None = None  # [d] float32, where features are stored as codes
-    offset: Tensor | None = None
-    classifier: tuple[Tensor, Tensor] | None = None  # the teacher's: weight [K,d] as a linear layer has it, bias [K]
+    map_shape: tuple[int, int, int] | None = None  # H, W, D of the teacher's whole map; None without features
+    scale: Tensor | None = None  # float32 [d] if features are stored as codes
+    offset: Tensor | None = None  # likewise
+    classifier: tuple[Tensor, Tensor] | None = None  # the teacher's weight [K,d] and bias [K]
 
     def features(self, stored: Tensor) -> Tensor:
-        """[B,T',g,g',d] as stored, float16 or codes -> float32."""
+        """Stored features [B,T',g,g',d], float16 or codes, as float32."""
         values = stored.float()
         return values if self.scale is None else values * self.scale + self.offset
 
     def decode(self, batch: Batch, losses: LossConfig) -> Targets:
-        """What these losses read of a batch, which is on the device."""
+        """The targets that these losses read from a batch on the device."""
         maps = self.features(batch.features) if "features" in losses.stored_targets else None
         return Targets(
             usable=batch.usable,
@@ -53,12 +55,12 @@ class TargetDecoder:
             logits=batch.logits,
             features=maps,
             class_map=classify(maps, *self.classifier) if losses.teacher_reads("class_map") else None,
-            whole=self.whole,
+            map_shape=self.map_shape,
         )
 
 
 def target_decoder(manifest: Manifest, constants: Constants, device: torch.device) -> TargetDecoder:
-    """That of a cache's targets. `constants` are the arrays at its root."""
+    """The decoder of a cache's targets. `constants` are the arrays at the cache's root."""
     maps = manifest.identity.targets.get("features")
     if maps is None:
         return TargetDecoder()
@@ -70,9 +72,10 @@ def target_decoder(manifest: Manifest, constants: Constants, device: torch.devic
 
 
 def loss_terms(output: StudentOutput, batch: Batch, config: LossConfig, decoder: TargetDecoder) -> dict[str, Tensor]:
-    """Unweighted float32 scalars, one for each loss in the sum: means over the rows that the loss applies to.
+    """The value of each loss in the sum, by name: float32 scalars without their weights.
 
-    A row whose clip could not be decoded counts nowhere. A row without a label counts for the teacher's targets alone.
+    Each is a mean over rows. A clip that could not be decoded counts in no loss, an unlabelled clip only in losses that
+    read the teacher's targets.
     """
     targets = decoder.decode(batch, config)
     return {name: LOSSES[name].compute(output, targets, config) for name in config.used}
@@ -82,9 +85,9 @@ def loss_terms(output: StudentOutput, batch: Batch, config: LossConfig, decoder:
 def teacher_outputs(
     teacher: torch.nn.Module, clips: Tensor, names: Iterable[str], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """One forward of the teacher (in eval mode) over uint8 clips [B,T,3,H,W].
+    """One forward of the teacher (in eval mode) over uint8 clips [B,T,3,H,W], in bfloat16 autocast if `dtype` is bfloat16.
 
-    Returns float32 `logits` [B,K] and, where asked for, `features` [B,T',h,w,D], on the teacher's device.
+    Returns the outputs `names` in float32 on the teacher's device: `logits` [B,K], `features` [B,T',h,w,D].
     """
     with torch.autocast(clips.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         output = teacher(clips)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 NAMED, WRITTEN = 60, 15  # most classes whose names, and whose shares, a confusion matrix has room for
 
 
-def confusion_matrix(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
+def plot_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
     """What each class's clips were taken for, in percent of them: counts [K,K], row the truth, column the answer.
 
     Up to 60 classes are named, and up to 15 have their shares written in; a class without clips is a gray row.

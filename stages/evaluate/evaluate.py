@@ -19,9 +19,9 @@ from cache.errors import ReskdError
 from cache.store import write_atomically
 from cache.view import ViewPolicy
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.confusion_plot import confusion_matrix
+from stages.evaluate.confusion_plot import plot_confusion
 from stages.metrics.accuracy import confusion, measure, per_class
-from stages.metrics.scoring import collect
+from stages.metrics.scoring import score_videos
 from stages.models.checkpoints import load_model
 from stages.models.video_model import model_stats, to_device
 from stages.runtime.distributed import Ranks, join_ranks
@@ -29,9 +29,9 @@ from stages.runtime.log import console, progress_bar
 from stages.shards.dataset import open_dataset
 from stages.shards.labels import check_labels
 from stages.stream.batch import Batch
-from stages.stream.clips import Clips
-from stages.stream.frame_source import check_fresh, frames_by, open_frames
-from stages.stream.loading import in_order, raising
+from stages.stream.clips import ClipDataset
+from stages.stream.frame_source import check_fresh_views, frame_options, open_frames
+from stages.stream.loading import batches_in_order, raise_errors
 
 CONFUSED = 20  # pairs of classes in the JSON
 
@@ -56,15 +56,15 @@ def evaluate(config: EvaluateConfig) -> dict:
         raise ReskdError(f"no clip to evaluate on: every one of {data.path} is unlabelled; give a labelled data set")
     size, policy = config.size or card.size, protocol_policy(config.policy or card.eval_policy, config.protocol)
     if pack:
-        check_fresh(pack, policy, card.render_via or size, "evaluation")
-    clips = Clips(data, size=size, render_via=card.render_via, num_classes=len(data.classes), policy=policy,
-                  **frames_by(pack, config.loader))  # fmt: skip
+        check_fresh_views(pack, policy, card.render_via or size, "evaluation")
+    clips = ClipDataset(data, size=size, render_via=card.render_via, num_classes=len(data.classes), policy=policy,
+                  **frame_options(pack, config.loader))  # fmt: skip
     with join_ranks() as ranks:
         batches = _shown(
-            in_order(clips, config.loader, config.batch_size, ranks), policy.views, data.usable_rows(), ranks
+            batches_in_order(clips, config.loader, config.batch_size, ranks), policy.views, data.usable_rows(), ranks
         )
         amp = config.amp == "auto" and ranks.device.type == "cuda"
-        scored = collect(to_device(model, ranks.device), batches, len(data.classes), ranks, amp,
+        scored = score_videos(to_device(model, ranks.device), batches, len(data.classes), ranks, amp,
                          average=config.average, forward=config.batch_size)  # fmt: skip
         gmacs, counts = model_stats(model, size).gmacs, None if scored.several else confusion(scored)
         result = {
@@ -118,7 +118,7 @@ def _shown(batches: Iterable[Batch], views: int, rows: Sequence[np.ndarray], ran
     total, done, since = sum(map(len, rows)), 0, time.perf_counter()
     with progress_bar("videos", disable=not ranks.first) as bar:
         task = bar.add_task("evaluate", total=total, rate=0.0, note="")
-        for batch in raising(batches):
+        for batch in raise_errors(batches):
             for line in batch.failures:
                 console.print(f"[yellow]failed[/] {escape(line)}", highlight=False)
             for line in batch.fallbacks:
@@ -152,7 +152,7 @@ def _write(
     picture = output.with_name(f"{name}.confusion.png")
     picture.unlink(missing_ok=True)
     if counts is not None:
-        confusion_matrix(picture, counts, classes)
+        plot_confusion(picture, counts, classes)
     write_atomically(output, (json.dumps(result, indent=2) + "\n").encode())
 
 

@@ -10,12 +10,13 @@ from cache.store import make_folders
 from cache.view import ViewPolicy
 from stages.import_checkpoint.config import ImportConfig
 from stages.models.architectures import build_model
-from stages.models.checkpoints import ModelCard, load_stored, save_model
+from stages.models.checkpoints import ModelCard, save_model
 from stages.models.config import InitConfig, ModelConfig
-from stages.models.weight_names import recognise_format
+from stages.models.init_weights import load_stored
 from stages.models.swin import ATTENTION
-from stages.models.weight_files import StoredWeights, read_weight_file
 from stages.models.video_model import VideoModel, model_stats
+from stages.models.weight_files import StoredWeights, read_weight_file
+from stages.models.weight_names import recognise_format
 from stages.runtime.log import console
 from stages.shards.classes import read_classes
 

@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredVideos:
     """What a model says of each labelled video that could be decoded, in the data set's order."""
 
     videos: np.ndarray  # int64 [N,2] shard, row
@@ -31,7 +31,7 @@ class Scored:
         return np.argsort(self.probabilities, axis=1, kind="stable")[:, :-6:-1].copy()
 
 
-def measure(scored: Scored) -> dict[str, float | int | str]:
+def measure(scored: ScoredVideos) -> dict[str, float | int | str]:
     """In percent "top1", "top5", "mean_class" and "map"; the counts "clips" that they are of, "failed", "unlabelled";
     and as "headline" which of them to judge by: "map" where any video has several labels, else "top1".
 
@@ -53,7 +53,7 @@ def measure(scored: Scored) -> dict[str, float | int | str]:
     }
 
 
-def per_class(scored: Scored) -> dict[str, np.ndarray]:
+def per_class(scored: ScoredVideos) -> dict[str, np.ndarray]:
     """[K] each: int "clips" with that label; float in percent, NaN where undefined, "recall" (of those, the share whose
     best class it is), "precision" (of the clips whose best class it is, the share that has the label) and "ap"."""
     clips = scored.truth.sum(0)
@@ -76,7 +76,7 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     return float((np.diff(hits, prepend=0) * hits / (thresholds + 1)).sum() / hits[-1])
 
 
-def confusion(scored: Scored) -> np.ndarray:
+def confusion(scored: ScoredVideos) -> np.ndarray:
     """Clips of each class (row) by the class they were taken for (column), int64 [K,K]; for single labels."""
     assert not scored.several
     if scored.truth.shape[1] == 1:  # which torchmetrics refuses

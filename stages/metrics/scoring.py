@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from cache.errors import ReskdError
-from stages.metrics.accuracy import Scored, measure
+from stages.metrics.accuracy import ScoredVideos, measure
 from stages.runtime.distributed import Ranks
 from stages.stream.batch import Batch
-from stages.stream.loading import raising
+from stages.stream.loading import raise_errors
 from stages.video.device_render import Rendering
 
 Average = Literal["prob", "logit", "feature"]
 
 
 @torch.inference_mode()
-def collect(
+def score_videos(
     model: torch.nn.Module,
     batches: Iterable[Batch],
     classes: int,
@@ -33,18 +33,18 @@ def collect(
     *,
     average: Average = "prob",
     forward: int | None = None,
-) -> Scored:
+) -> ScoredVideos:
     """Run a model in eval mode over batches of whole videos (all views of a row together), `forward` views at a time.
 
     A video's probabilities are the mean over its views of their softmax ("prob"), or the softmax of their mean logits
     ("logit") or of the classifier's answer to their mean feature ("feature": the same for a linear classifier).
     Raises ReskdError where no video is labelled and decodable, or a score is not finite.
     """
-    rows = [_scored(model, batch, batch.to(ranks.device), amp, average, forward) for batch in raising(batches)]
+    rows = [_scored(model, batch, batch.to(ranks.device), amp, average, forward) for batch in raise_errors(batches)]
     return _gathered(rows, classes, ranks)
 
 
-Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # videos, probabilities, truth, usable
+BatchScores = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # videos, probabilities, truth, usable
 
 
 def _scored(
@@ -54,7 +54,7 @@ def _scored(
     amp: bool,
     average: Average = "prob",
     forward: int | None = None,
-) -> Rows:
+) -> BatchScores:
     """Of whole videos; `there`: the same on the model's device."""
     videos = batch.index[:, :2].unique_consecutive(dim=0)
     scores = _probabilities(model, on_device.clips, len(videos), amp, average, forward)
@@ -64,7 +64,7 @@ def _scored(
     return videos.numpy(), scores.cpu().numpy(), truth.numpy(), usable.numpy()
 
 
-def _gathered(rows: Sequence[Rows], classes: int, ranks: Ranks) -> Scored:
+def _gathered(rows: Sequence[BatchScores], classes: int, ranks: Ranks) -> ScoredVideos:
     """What all ranks have scored, each video once."""
     none = (np.zeros((0, 2), np.int64), np.zeros((0, classes)), np.zeros((0, classes), bool), np.zeros(0, bool))
     gathered = ranks.gather([np.concatenate(column) for column in zip(none, *rows, strict=True)])
@@ -79,7 +79,7 @@ def _gathered(rows: Sequence[Rows], classes: int, ranks: Ranks) -> Scored:
         raise ReskdError(
             "the model's scores are not finite: its weights are damaged, or bfloat16 overflows (set amp: off)"
         )
-    return Scored(videos[keep], scores[keep], truth[keep], int((~usable).sum()), int((usable & ~labelled).sum()))
+    return ScoredVideos(videos[keep], scores[keep], truth[keep], int((~usable).sum()), int((usable & ~labelled).sum()))
 
 
 def _probabilities(
@@ -100,7 +100,7 @@ def _probabilities(
     return mean.softmax(-1)
 
 
-class Net(NamedTuple):
+class ScoredModel(NamedTuple):
     """A model (in eval mode) that is scored, and how it sees a batch."""
 
     model: torch.nn.Module
@@ -109,18 +109,18 @@ class Net(NamedTuple):
 
 
 @torch.inference_mode()
-def score_each(nets: Sequence[Net], batches: Iterable[Batch], classes: int, ranks: Ranks) -> list[dict | Exception]:
+def score_models(nets: Sequence[ScoredModel], batches: Iterable[Batch], classes: int, ranks: Ranks) -> list[dict | Exception]:
     """`measure` of several nets over one stream of whole videos, probabilities averaged; an error in the place of one that
     fails: by scores that are not finite, or, of several nets or ranks, by anything, on any rank."""
-    rows: list[list[Rows]] = [[] for _ in nets]
+    rows: list[list[BatchScores]] = [[] for _ in nets]
     failed: dict[int, Exception] = {}
-    for batch in raising(batches):
+    for batch in raise_errors(batches):
         on_device = batch.to(ranks.device)  # once for all
         for i, net in enumerate(nets):
             if i in failed:
                 continue
             try:
-                rows[i].append(_scored(net.model, batch, on_device.seen_at(net.rendering), net.amp))
+                rows[i].append(_scored(net.model, batch, on_device.with_rendering(net.rendering), net.amp))
             except Exception as error:
                 if len(nets) == 1 and ranks.world == 1:
                     raise
@@ -129,7 +129,7 @@ def score_each(nets: Sequence[Net], batches: Iterable[Batch], classes: int, rank
     return [failed.get(i) or _measured(of_net, classes, ranks) for i, of_net in enumerate(rows)]
 
 
-def _measured(rows: Sequence[Rows], classes: int, ranks: Ranks) -> dict | ReskdError:
+def _measured(rows: Sequence[BatchScores], classes: int, ranks: Ranks) -> dict | ReskdError:
     try:
         return measure(_gathered(rows, classes, ranks))
     except ReskdError as error:

@@ -14,9 +14,10 @@ import click
     help="Size of the input in px. Repeatable.",
 )
 def models(sizes):
-    """List the networks of the zoo: parameters, GFLOPs of a view and of a video, shape of the feature map.
+    """List the networks of the zoo and their cost.
 
-    Nothing is downloaded. import-checkpoint --model takes these names.
+    The table shows parameters, GFLOPs of a view and of a video, and the shape of the feature map. Nothing is downloaded.
+    import-checkpoint --model takes these names.
     """
     from stages.models.list_models import list_models
 

@@ -24,8 +24,8 @@ from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.lock import locked
 from stages.runtime.log import console, progress_bar
 from stages.shards.dataset import Dataset, open_dataset
-from stages.stream.loading import decoding_workers, identity, raising
-from stages.stream.pack_files import PackManifest, committed, finish, read_pack, write_pack
+from stages.stream.loading import decoding_workers, keep_batch, raise_errors
+from stages.stream.pack_files import PackManifest, finish_pack, read_committed_shard, read_pack, write_pack
 
 
 def pack(config: PackConfig, *, dry_run: bool = False) -> dict:
@@ -55,7 +55,7 @@ def pack(config: PackConfig, *, dry_run: bool = False) -> dict:
             ranks.barrier()
             if not ranks.first:
                 return {"clips": done}
-            return _report(config, data, plan, finish(config.output, plan.identity), done, started)
+            return _report(config, data, plan, finish_pack(config.output, plan.identity), done, started)
 
 
 def _claim(output: Path, plan: Plan) -> None:
@@ -81,14 +81,14 @@ def _fill(config: PackConfig, data: Dataset, plan: Plan, ranks: Ranks) -> int:
     shards = plan.missing[ranks.rank :: ranks.world]
     frames = AllPictures(data, shards, plan.wanted, plan.identity.height, plan.identity.quality)
     workers = min(decoding_workers(config.loader), len(frames))
-    loader = DataLoader(frames, batch_size=None, num_workers=workers, collate_fn=identity, generator=torch.Generator(),
+    loader = DataLoader(frames, batch_size=None, num_workers=workers, collate_fn=keep_batch, generator=torch.Generator(),
                         prefetch_factor=config.loader.prefetch if workers else None)  # fmt: skip
     total = sum(data.entry(shard).clips for shard in shards)
     with progress_bar("clips", disable=not ranks.first) as bar:
         task, started = bar.add_task("pack", total=total, rate=0.0, note=""), time.perf_counter()
 
         def served() -> Iterator[PackedClip]:
-            for chunk in raising(loader):
+            for chunk in raise_errors(loader):
                 bar.advance(task, len(chunk))
                 bar.update(task, rate=bar.tasks[0].completed / (time.perf_counter() - started))
                 yield from chunk
@@ -115,7 +115,7 @@ def _disk_errors(output: Path, data: Dataset) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        done = sum(committed(output, entry.name) is not None for entry in data.shards)
+        done = sum(read_committed_shard(output, entry.name) is not None for entry in data.shards)
         raise ReskdError(f"{error.filename or output}: can't be written ({error.strerror or error}). {done} of "
                          f"{len(data.shards)} shards are packed and stay: make room or mend the permissions, and run `pack` "
                          "again, which goes on")  from error  # fmt: skip

@@ -14,11 +14,11 @@ from cache.errors import ReskdError
 from cache.reader import CacheReader, check_join
 from cache.view import ViewPolicy
 from stages.packs.config import PackConfig
-from stages.packs.writing import Wanted, sample_pictures
+from stages.packs.writing import WantedPictures, sample_pictures
 from stages.shards.dataset import Dataset, Row
-from stages.stream.frame_height import height_for, smallest_side, stored_side
-from stages.stream.pack_files import PACK, PackIdentity, committed, differing_packs, read_pack
-from stages.stream.replay import lacks
+from stages.stream.frame_height import height_for, smallest_side, smallest_stored_side
+from stages.stream.pack_files import PACK, PackIdentity, pack_differences, read_committed_shard, read_pack
+from stages.stream.replay import missing_parts
 from stages.video import jpeg
 from stages.video.decode import decoder_identity
 
@@ -28,7 +28,7 @@ class Plan:
     """What is to be done, the same on every rank."""
 
     identity: PackIdentity
-    wanted: Wanted
+    wanted: WantedPictures
     missing: tuple[str, ...]  # shards that aren't committed
     frames: int  # of all clips
     bytes: int  # of the missing shards, estimated from a sample
@@ -43,9 +43,9 @@ def plan_pack(config: PackConfig, data: Dataset) -> Plan:
     cache, views = _cache(config, data)
     policy = cache.manifest.identity.policy if cache else config.policy or ViewPolicy()
     crops, stored = config.frames == "crops", config.frames != "all"
-    side = 1.0 if crops else stored_side(cache, data, views) if cache else smallest_side(policy)
+    side = 1.0 if crops else smallest_stored_side(cache, data, views) if cache else smallest_side(policy)
     height = config.height or height_for(config.size, side)
-    wanted = Wanted(cache if stored else None, views, crops)
+    wanted = WantedPictures(cache if stored else None, views, crops)
     small = () if crops else _small(config, data, height)
     pictures = sample_pictures(data, wanted, height)
     encode = partial(jpeg.encode, full_colour=crops)
@@ -53,7 +53,7 @@ def plan_pack(config: PackConfig, data: Dataset) -> Plan:
     made = PackIdentity(data.shards, decoder_identity(), config.frames, views if stored else None, policy, side, height,
                         quality, config.psnr)  # fmt: skip
     _refuse_other(config.output, made)
-    missing = tuple(e.name for e in data.shards if committed(config.output, e.name) is None)
+    missing = tuple(e.name for e in data.shards if read_committed_shard(config.output, e.name) is None)
     frames = {e.name: sum(map(len, wanted.of(data, e.name))) for e in data.shards}
     each = np.mean([len(encode(picture, quality)) for picture in pictures])
     size = sum(int(frames[s] * (each + 12) + 2048 * data.entry(s).clips) for s in missing)  # 12: numbers; tar headers
@@ -70,7 +70,7 @@ def _cache(config: PackConfig, data: Dataset) -> tuple[CacheReader | None, int]:
     if views > reader.manifest.views:
         raise ReskdError(f"views {views}: {config.cache} has {reader.manifest.views}: lower it, or raise `views` of "
                          "cache-teacher")  # fmt: skip
-    if lacking := lacks(config.cache, reader.manifest, data, views, ()):
+    if lacking := missing_parts(config.cache, reader.manifest, data, views, ()):
         raise ReskdError(f"{config.cache} is not finished ({lacking}): run cache-teacher again")
     return reader, views
 
@@ -110,7 +110,7 @@ def _refuse_other(output: Path, made: PackIdentity) -> None:
             not output.is_dir() or any(not p.name.startswith(f".{PACK}.") for p in output.iterdir())
         ):
             raise ReskdError(f"{output} is not an empty folder and holds no pack: give another output")
-    elif lines := differing_packs(stored.identity, made):
+    elif lines := pack_differences(stored.identity, made):
         raise ReskdError(
             f"{output} holds another pack:\n  " + "\n  ".join(lines) + "\ngive another output, or delete this one"
         )

@@ -18,21 +18,21 @@ from cache.store import write_atomically
 from cache.view import View
 from stages.shards.dataset import Dataset, Row, write_shard
 from stages.shards.index import dump, rows_path
-from stages.shards.worker_chunks import chunks_of_turn, count_chunks
+from stages.shards.worker_chunks import chunks_of_worker, count_chunks
 from stages.stream.epoch_plan import splitmix64
 from stages.stream.frame_height import packed_size
 from stages.stream.pack_files import COLUMNS, view_digest
 from stages.video import jpeg
 from stages.video.decode import DecodeError, decode_frames
-from stages.video.render import frames_of, render
+from stages.video.render import needed_frames, render
 
 CHUNK = 4  # clips that a worker hands over at once
-PIECE = 2**29  # bytes of decoded pixels that one call of the decoder may give
+MAX_DECODED_BYTES = 2**29  # bytes of decoded pixels that one call of the decoder may give
 SAMPLE_CLIPS, SAMPLE_FRAMES = 16, 4
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedPictures:
     """Which pictures: the frames that the first `views` stored views of `cache` need, or all frames where there is none; or
     `crops`: these views themselves, rendered at the pack's height."""
 
@@ -77,7 +77,7 @@ class PackedClip:
 def pack_frames(video: bytes, row: Row, frames: np.ndarray, short: int, quality: int) -> PackedClip:
     """Decode these frames of a clip, and encode them with a shorter side of `short` px. Raises DecodeError."""
     width, height = packed_size(row.width, row.height, short)
-    step = max(1, PIECE // (3 * row.width * row.height))
+    step = max(1, MAX_DECODED_BYTES // (3 * row.width * row.height))
     jpegs, decoder = [], row.decoder
     for i in range(0, len(frames), step):
         pictures, served = decode_frames(video, row.start + frames[i : i + step], row.decoder)
@@ -88,11 +88,11 @@ def pack_frames(video: bytes, row: Row, frames: np.ndarray, short: int, quality:
 
 def pack_crops(video: bytes, row: Row, views: Sequence[View], size: int, quality: int) -> PackedClip:
     """Decode the frames of these views, and encode what they show at `size` px. Raises DecodeError."""
-    step = max(1, PIECE // (3 * row.width * row.height * len(views[0].frames)))
+    step = max(1, MAX_DECODED_BYTES // (3 * row.width * row.height * len(views[0].frames)))
     jpegs, decoder = [], row.decoder
     for i in range(0, len(views), step):
         some = views[i : i + step]
-        wanted, places = frames_of(some)
+        wanted, places = needed_frames(some)
         pictures, served = decode_frames(video, row.start + wanted, row.decoder)
         for view, of_view in zip(some, places, strict=True):
             crops = render([pictures[k] for k in of_view], view, size)
@@ -106,7 +106,7 @@ def pack_crops(video: bytes, row: Row, views: Sequence[View], size: int, quality
 class AllPictures(IterableDataset):
     """Iterates over lists of PackedClip, the rows of the given shards, shard after shard."""
 
-    def __init__(self, data: Dataset, shards: Sequence[str], wanted: Wanted, short: int, quality: int):
+    def __init__(self, data: Dataset, shards: Sequence[str], wanted: WantedPictures, short: int, quality: int):
         self.data, self.shards, self.wanted, self.short, self.quality = data, shards, wanted, short, quality
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ class AllPictures(IterableDataset):
     def __iter__(self) -> Iterator[list[PackedClip] | ReskdError]:
         try:
             position = None
-            for number, start, rows in chunks_of_turn(self.data, self.shards, CHUNK):
+            for number, start, rows in chunks_of_worker(self.data, self.shards, CHUNK):
                 if number != position:
                     position, shard = number, self.shards[number]
                     lost = self.wanted.lost(self.data, shard)
@@ -138,7 +138,7 @@ class AllPictures(IterableDataset):
         return PackedClip(row.key, np.array([], np.int64), (), 0, 0, row.decoder, lost)
 
 
-def sample_pictures(data: Dataset, wanted: Wanted, short: int) -> list[np.ndarray]:
+def sample_pictures(data: Dataset, wanted: WantedPictures, short: int) -> list[np.ndarray]:
     """Some of the pictures, uint8 [h,w,3], of some clips: the same ones for one data set. Raises ReskdError where none of
     these clips can be decoded.
     """

@@ -1,4 +1,4 @@
-"""The classes of a data set: their names in the order of their numbers, and the number of each label found."""
+"""The classes of a data set: their names in the order of their numbers, and the class number of each label."""
 
 import difflib
 import json
@@ -14,118 +14,122 @@ from cache.errors import ReskdError
 from stages.shards.dataset import Dataset
 from stages.shards.index import read_index
 
-MAX_CLASSES = 100_000  # a larger number is taken for a mistake: an id in the column of the label
+MAX_CLASSES = 100_000  # a larger number counts as a mistake: an id in the label's column
 
 
 def read_classes(classes: Path | str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Class names in the order of their numbers: given, a file with one a line (or numbered, or a JSON list), a JSON
-    object {name: number} such as Something-Something's labels.json, a prepared data set's folder, or a checkpoint of
-    this program.
+    """Class names in the order of their numbers; None for None.
 
-    Where each line is a number and a name, and the numbers go from 0 or 1 on without gaps, they are the names' numbers;
-    a first line `id,name` is then a header.
+    `classes` is one of: the names themselves; a text file with one name a line; a JSON list of names; a JSON object
+    {name: number}, such as Something-Something's labels.json; the folder of a prepared data set; a checkpoint of this
+    program. If each line of a text file is a number and a name, and the numbers start at 0 or 1 and have no gaps, the
+    numbers order the names; a first line `id,name` is then a header.
+
+    Raises ReskdError for a source that can't be read, for no name, and for a name that is listed twice.
     """
     if classes is None:
         return None
-    where = "classes"
+    source = "classes"  # for messages
     if isinstance(classes, (str, Path)):
-        where = str(classes)
+        source = str(classes)
         if Path(classes).is_dir():
             return tuple(read_index(Path(classes))["classes"])
         if Path(classes).suffix == ".safetensors":
-            return _of_checkpoint(Path(classes))
+            return _classes_of_checkpoint(Path(classes))
         try:
             text = Path(classes).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise ReskdError(f"{where}: no readable list of class names ({error}). Write one name a line") from error
+            raise ReskdError(f"{source}: no readable list of class names ({error}). Write one name a line") from error
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        classes = _from_json(text, where) if re.match(r'\s*(\{|\[\s*")', text) else _numbered(lines) or lines
-    twice = [name for name, count in Counter(classes).items() if count > 1]
-    if twice or not classes:
-        what = f"{twice[0]!r} is listed twice" if twice else "no class in it"
-        raise ReskdError(f"{where}: {what}. List each class once, in the order of its number")
+        is_json = re.match(r'\s*(\{|\[\s*")', text)
+        classes = _names_from_json(text, source) if is_json else _names_by_number(lines) or lines
+    repeated = [name for name, count in Counter(classes).items() if count > 1]
+    if repeated or not classes:
+        problem = f"{repeated[0]!r} is listed twice" if repeated else "no class in it"
+        raise ReskdError(f"{source}: {problem}. List each class once, in the order of its number")
     return tuple(classes)
 
 
-def _of_checkpoint(path: Path) -> tuple[str, ...]:
+def _classes_of_checkpoint(path: Path) -> tuple[str, ...]:
     try:
         with safe_open(path, framework="numpy") as file:
             return tuple(json.loads(file.metadata()["reskd"])["classes"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ReskdError(f"{path}: no checkpoint with class names ({error!r}). Give one that train-student or "
-                         "import-checkpoint wrote, or a file with one name a line") from error  # fmt: skip
+        raise ReskdError(f"{path}: no checkpoint with class names ({error!r}). Give a checkpoint of train-student or "
+                         "import-checkpoint, or a file with one name a line") from error  # fmt: skip
 
 
 def class_table(
-    found: Mapping[str, str], classes: Sequence[str] | None, *, names: bool
+    labels: Mapping[str, str], classes: Sequence[str] | None, *, names: bool
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """All labels found (each with where, for messages) -> (class names, number of each label).
+    """(class names, class number of each label). `labels`: every label of the data set -> its place, for messages.
 
-    With `classes`: labels are its names or, where they are all integers, positions in it. Without: integers are
-    numbers as they are, of max+1 classes named "0", "1", ...; anything else is a name, and names are sorted.
-    `names`: labels are names even where they look like integers (class folders; sorted by value then).
+    With `classes`, a label is one of these names; if all labels are integers, a label may be a position in `classes`.
+    Without `classes`, integer labels are class numbers, and the max+1 classes are named "0", "1", ...; other labels are
+    class names, which are sorted. `names`: labels are names even if they look like integers (names of class folders);
+    such names are sorted by value. Raises ReskdError for an unknown label and for a number out of range.
     """
-    numbers = all(re.fullmatch(r"-?[0-9]+", label) for label in found)
+    are_integers = all(re.fullmatch(r"-?[0-9]+", label) for label in labels)
     if classes is not None:
-        known = {name: i for i, name in enumerate(classes)}
-        unknown = next((label for label in found if label not in known), None)
-        if unknown is None or names or not numbers:
-            _refuse_unknown(found, unknown, classes)
-            return tuple(classes), known
+        numbers = {name: i for i, name in enumerate(classes)}
+        unknown = next((label for label in labels if label not in numbers), None)
+        if unknown is None or names or not are_integers:
+            _refuse_unknown(labels, unknown, classes)
+            return tuple(classes), numbers
         limit = len(classes)
-    elif names or not numbers:
-        order = tuple(sorted(found, key=(lambda n: (int(n), n)) if numbers else None))
+    elif names or not are_integers:
+        order = tuple(sorted(labels, key=(lambda n: (int(n), n)) if are_integers else None))
         return order, {name: i for i, name in enumerate(order)}
     else:
         limit = MAX_CLASSES
-    for label, where in found.items():
+    for label, place in labels.items():
         if not 0 <= int(label) < limit:
-            raise ReskdError(f"{where}: label {label} is out of range, 0 to {limit - 1}. Mend the label, or the list "
+            raise ReskdError(f"{place}: label {label} is out of range, 0 to {limit - 1}. Correct the label, or the list "
                              "of classes")  # fmt: skip
-    table = {label: int(label) for label in found}
+    table = {label: int(label) for label in labels}
     return tuple(classes or map(str, range(max(table.values(), default=-1) + 1))), table
 
 
-def _numbered(lines: Sequence[str]) -> list[str] | None:
-    """The names of lines such as `0 abseiling`, `1,air drumming` by their numbers; None where lines are names alone."""
-    found = [re.fullmatch(r"([0-9]+)[\s,]+(.+)", line) for line in lines]
-    if len(found) > 2 and found[0] is None and re.fullmatch(r"[A-Za-z_]+,[A-Za-z_]+", lines[0]):
-        found = found[1:]  # a header
-    if len(found) < 2 or not all(found):
+def _names_by_number(lines: Sequence[str]) -> list[str] | None:
+    """Names from lines such as `0 abseiling` or `1,air drumming`, by number; None if the lines have no numbers."""
+    matches = [re.fullmatch(r"([0-9]+)[\s,]+(.+)", line) for line in lines]
+    if len(matches) > 2 and matches[0] is None and re.fullmatch(r"[A-Za-z_]+,[A-Za-z_]+", lines[0]):
+        matches = matches[1:]  # without the header
+    if len(matches) < 2 or not all(matches):
         return None
-    names = dict(sorted((int(match[1]), match[2].strip('"')) for match in found))
-    gapless = list(names) in (list(range(len(found))), list(range(1, len(found) + 1)))
+    names = dict(sorted((int(match[1]), match[2].strip('"')) for match in matches))
+    gapless = list(names) in (list(range(len(matches))), list(range(1, len(matches) + 1)))
     return list(names.values()) if gapless else None
 
 
-def _from_json(text: str, where: str) -> list[str]:
+def _names_from_json(text: str, source: str) -> list[str]:
     try:
         content = json.loads(text)
         if isinstance(content, list) and all(isinstance(name, str) for name in content):
             return content
         numbers = {name: int(number) for name, number in content.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise ReskdError(f"{where}: begins like JSON, but isn't an object {{name: number}} or a list of names ({error}). "
-                         "Write one, or one name a line") from error  # fmt: skip
+        raise ReskdError(f"{source}: begins like JSON, but isn't an object {{name: number}} or a list of names ({error}). "
+                         "Write such JSON, or one name a line") from error  # fmt: skip
     names = sorted(numbers, key=numbers.__getitem__)
     wrong = next((name for i, name in enumerate(names) if numbers[name] != i), None)
     if wrong is not None:
-        raise ReskdError(f"{where}: {wrong!r} has the number {numbers[wrong]}, where {names.index(wrong)} was next. "
+        raise ReskdError(f"{source}: {wrong!r} has the number {numbers[wrong]}, the next number is {names.index(wrong)}. "
                          "Number the classes from 0 on, without gaps")  # fmt: skip
     return names
 
 
-def _refuse_unknown(found: Mapping[str, str], unknown: str | None, classes: Sequence[str]) -> None:
+def _refuse_unknown(labels: Mapping[str, str], unknown: str | None, classes: Sequence[str]) -> None:
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, classes, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ReskdError(f"{found[unknown]}: label {unknown!r} is none of the {len(classes)} classes.{hint} Mend the "
+        similar = difflib.get_close_matches(unknown, classes, n=1)
+        hint = f" Did you mean {similar[0]!r}?" if similar else ""
+        raise ReskdError(f"{labels[unknown]}: label {unknown!r} is none of the {len(classes)} classes.{hint} Correct the "
                          "label, or the list of classes")  # fmt: skip
 
 
 def check_classes(classes: tuple[str, ...], data: Dataset, checkpoint: Path) -> None:
-    """Raises ReskdError where a teacher's classes, in their order, aren't the data set's."""
+    """Raises ReskdError unless the data set has the teacher's `classes` in the same order."""
     if classes != tuple(data.classes):
-        raise ReskdError(f"teacher {checkpoint} knows other classes than the data set {data.path} has "
-                         f"({first_difference(classes, data.classes)}): prepare the data set in the teacher's order "
-                         f"(prepare --class-order {checkpoint})")  # fmt: skip
+        difference = first_difference(classes, data.classes, ("in the checkpoint", "in the data set"))
+        raise ReskdError(f"teacher {checkpoint} knows other classes than the data set {data.path} has ({difference}): "
+                         f"prepare the data set in the teacher's order (prepare --class-order {checkpoint})")  # fmt: skip

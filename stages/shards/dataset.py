@@ -1,4 +1,4 @@
-"""The data set on disk: WebDataset tar shards and an index of their rows. The only file with webdataset."""
+"""The data set on disk: WebDataset tar shards and an index of their rows. No other file imports webdataset."""
 
 import copy
 import hashlib
@@ -21,29 +21,30 @@ from stages.shards.index import INDEX, read_index, rows_path
 from stages.shards.tar_file import TarFile
 from stages.shards.tar_scan import HEADER, VIDEO_EXTENSIONS, Sample, scan_tar
 
-# WebDataset runs code from data by default (`pipe:` URLs, GOPEN_REWRITE). Set in the environment, so that spawned
-# workers have it too, before the import, which waits until a tar is written or streamed: it brings torch along.
+# By default, WebDataset runs code that data names (`pipe:` URLs, GOPEN_REWRITE). The variable must be set before
+# webdataset is imported. It is set in the environment, so that spawned workers inherit it. webdataset imports torch;
+# therefore it is imported only when a tar is written or streamed.
 os.environ["WDS_SECURE"] = "1"
 
-OPEN_SHARDS = 256  # tars that are open, and shards whose rows are in memory: at 1,000 rows a shard some 100 MB of rows
+OPEN_SHARDS = 256  # tars kept open, and shards whose rows stay in memory: some 100 MB at 1,000 rows a shard
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One clip of a shard. Frames as `decoder` counts them; width and height in pixels, upright."""
+    """One clip of a shard. `decoder` counts the frames; width and height are upright, in pixels."""
 
     key: str
     ext: str  # of the video, in lower case
-    offset: int  # of its bytes in the tar
-    size: int
-    sha256: str
+    offset: int  # of the video in the tar, bytes
+    size: int  # of the video, bytes
+    sha256: str  # of the video
     frames: int
     width: int
     height: int
-    labels: tuple[int, ...]  # positions in the data set's classes; empty where unlabelled
+    labels: tuple[int, ...]  # positions in the data set's classes; empty if unlabelled
     decoder: str
-    start: int  # first frame of the clip in its video, from which views count; 0 but for a segment of a longer video
-    error: str | None  # why the clip is quarantined; frames, width and height are 0 then
+    start: int  # number of the clip's first frame in its video; views count from it; not 0 only in a longer video's segment
+    error: str | None  # why the clip is quarantined; then frames, width and height are 0
 
     @property
     def aspect(self) -> float:
@@ -51,8 +52,9 @@ class Row:
 
 
 class Dataset:
-    """An indexed data set. Cheap to open (one file, whatever the number of shards) and to pickle; rows are loaded and
-    tars opened when first asked for, in the process that asks, by threads and by forked or spawned workers alike.
+    """An indexed data set. To open it reads one file. It is small when pickled.
+
+    Each process loads rows and opens tars at their first use. Threads and forked or spawned workers may use it.
     """
 
     def __init__(self, path: Path, index: Mapping[str, Any]):
@@ -75,61 +77,63 @@ class Dataset:
         return self._entry(shard)[0]
 
     def rows(self, shard: str) -> tuple[Row, ...]:
-        """All rows of a shard in tar order, quarantined ones too. Raises ReskdError where they aren't as indexed."""
+        """All rows of a shard in tar order, quarantined ones too. Raises ReskdError if they differ from the index."""
         return self._rows.get(shard, lambda: self._load_rows(shard))[0]
 
     def usable_rows(self) -> list[np.ndarray]:
-        """For each shard the numbers of the rows that aren't quarantined, [n] int64; reads nothing."""
+        """For each shard the numbers of the rows that aren't quarantined, [n] int64. Reads no file."""
         return [np.delete(np.arange(e.clips), list(self.quarantine.get(e.name, ()))) for e in self.shards]
 
-    def leaving_out(self, quarantine: Mapping[str, Mapping[int, str]]) -> "Dataset":
-        """The same data set with further rows in its quarantine."""
-        other = copy.copy(self)
+    def with_quarantine(self, quarantine: Mapping[str, Mapping[int, str]]) -> "Dataset":
+        """The same data set with these rows added to its quarantine. `quarantine`: shard -> row -> reason."""
+        copied = copy.copy(self)
         shards = [*self.quarantine, *(shard for shard in quarantine if shard not in self.quarantine)]
-        other.quarantine = {s: {**quarantine.get(s, {}), **self.quarantine.get(s, {})} for s in shards}
-        return other
+        copied.quarantine = {s: {**quarantine.get(s, {}), **self.quarantine.get(s, {})} for s in shards}
+        return copied
 
     def read(self, shard: str, row: int) -> bytes:
-        """A row's encoded video, by its offset. Raises ReskdError where the tar isn't the indexed one any more."""
+        """The encoded video of row number `row`, read at its offset. Raises ReskdError if the tar differs from the index."""
         rows, headers = self._rows.get(shard, lambda: self._load_rows(shard))
         tar = self._tars.get(shard, lambda: self._open_tar(shard))
-        item = rows[row]
-        if zlib.crc32(tar.read(HEADER, item.offset - HEADER)) != headers[row]:
-            raise self._stale(shard, f"row {row}: another member lies where {item.key}.{item.ext} was")
-        data = tar.read(item.size, item.offset)
-        if len(data) != item.size:
-            raise self._stale(shard, f"row {row}: cut inside the data of {item.key}.{item.ext}")
+        clip = rows[row]
+        if zlib.crc32(tar.read(HEADER, clip.offset - HEADER)) != headers[row]:
+            raise self._changed_tar(shard, f"row {row}: another member lies where {clip.key}.{clip.ext} was")
+        data = tar.read(clip.size, clip.offset)
+        if len(data) != clip.size:
+            raise self._changed_tar(shard, f"row {row}: cut inside the data of {clip.key}.{clip.ext}")
         return data
 
     def stream(self, shard: str, wanted: Callable[[int], bool] = lambda row: True) -> Iterator[tuple[int, Row, bytes]]:
-        """A shard once in its order, by WebDataset's own pipeline: (row number, row, encoded video) of the `wanted` rows.
+        """Read a shard once in tar order: yields (row number, row, encoded video) of the `wanted` rows, quarantined ones too.
 
-        That pipeline is lenient, so every sample is held against the index: its key, that none is missing or left over,
-        and size and sha256 of the wanted videos. Raises ReskdError at the first difference. Quarantined rows come too.
+        WebDataset's pipeline reads the tar. It skips faults; therefore every sample is compared with the index: the keys,
+        the number of samples, and size and sha256 of the wanted videos. Raises ReskdError at the first difference.
         """
         rows, count = self.rows(shard), 0
-        self._open_tar(shard)  # its size, before anything is served
+        self._open_tar(shard)  # checks the size before the first row
         try:
             with open(self.base / shard, "rb") as file:
                 for count, sample in enumerate(_samples(file), 1):
                     if count > len(rows):
-                        raise self._stale(shard, f"clip {sample['__key__']!r} comes after the last of {len(rows)} rows")
+                        raise self._changed_tar(
+                            shard, f"clip {sample['__key__']!r} comes after the last of {len(rows)} rows"
+                        )
                     row = rows[count - 1]
                     self._check_key(shard, count - 1, row, sample)
                     if wanted(count - 1):
-                        yield count - 1, row, self._checked(shard, count - 1, row, sample)
+                        yield count - 1, row, self._checked_video(shard, count - 1, row, sample)
         except (tarfile.TarError, OSError) as error:
-            raise self._stale(shard, f"after {count} of {len(rows)} clips: {error.args[0]}") from error
+            raise self._changed_tar(shard, f"after {count} of {len(rows)} clips: {error.args[0]}") from error
         if count < len(rows):
-            raise self._stale(shard, f"{count} clips, the index has {len(rows)}; the next is {rows[count].key!r}")
+            raise self._changed_tar(shard, f"{count} clips, the index has {len(rows)}; the next is {rows[count].key!r}")
 
     def check_files(self) -> None:
-        """Raises ReskdError, naming the first offender, unless each tar is there with the size of the index."""
+        """Raises ReskdError, which names the first bad tar, unless all tars exist and have the sizes in the index."""
         for entry in self.shards:
             try:
                 self._check_size(entry.name, os.stat(self.base / entry.name).st_size)
             except OSError as error:
-                raise self._missing(entry.name, error) from error
+                raise self._missing_tar(entry.name, error) from error
 
     def _entry(self, shard: str) -> tuple[ShardEntry, str]:
         if shard not in self._entries:
@@ -137,7 +141,7 @@ class Dataset:
         return self._entries[shard]
 
     def _load_rows(self, shard: str) -> tuple[tuple[Row, ...], list[int]]:
-        """The rows, and the crc32 of each one's tar header."""
+        """The rows of a shard, and the crc32 of each row's tar header."""
         digest, path = self._entry(shard)[1], rows_path(self.path, shard)
         try:
             data = path.read_bytes()
@@ -156,36 +160,40 @@ class Dataset:
         try:
             tar = TarFile(self.base / shard)
         except OSError as error:
-            raise self._missing(shard, error) from error
+            raise self._missing_tar(shard, error) from error
         self._check_size(shard, tar.size)
         return tar
 
     def _check_size(self, shard: str, size: int) -> None:
         if size != self.entry(shard).bytes:
-            raise self._stale(shard, f"{size} bytes, the index has {self.entry(shard).bytes}")
+            raise self._changed_tar(shard, f"{size} bytes, the index has {self.entry(shard).bytes}")
 
     def _check_key(self, shard: str, number: int, row: Row, sample: Mapping[str, Any]) -> None:
         if sample["__key__"] != row.key:
-            raise self._stale(shard, f"row {number}: clip {sample['__key__']!r} lies where the index has {row.key!r}")
+            raise self._changed_tar(
+                shard, f"row {number}: clip {sample['__key__']!r} lies where the index has {row.key!r}"
+            )
 
-    def _checked(self, shard: str, number: int, row: Row, sample: Mapping[str, Any]) -> bytes:
+    def _checked_video(self, shard: str, number: int, row: Row, sample: Mapping[str, Any]) -> bytes:
         data = sample.get(row.ext)
         if data is None or len(data) != row.size or hashlib.sha256(data).hexdigest() != row.sha256:
-            found = "no such member" if data is None else f"{len(data)} bytes of other content"
-            raise self._stale(shard, f"row {number}, {row.key}.{row.ext}: {found}, the index has {row.size} bytes")
+            content = "no such member" if data is None else f"{len(data)} bytes of other content"
+            raise self._changed_tar(
+                shard, f"row {number}, {row.key}.{row.ext}: {content}, the index has {row.size} bytes"
+            )
         return data
 
-    def _stale(self, shard: str, what: str) -> ReskdError:
-        return ReskdError(f"{self.base / shard}: {what}. The tar is cut, damaged, or was changed after it was indexed: "
-                          "put the indexed one back, or run `prepare` into a new folder")  # fmt: skip
+    def _changed_tar(self, shard: str, difference: str) -> ReskdError:
+        return ReskdError(f"{self.base / shard}: {difference}. The tar is cut, damaged, or was changed after it was indexed: "
+                          "put the indexed tar back, or run `prepare` into a new folder")  # fmt: skip
 
-    def _missing(self, shard: str, error: OSError) -> ReskdError:
+    def _missing_tar(self, shard: str, error: OSError) -> ReskdError:
         return ReskdError(f"{self.base / shard}: missing shard ({error.strerror}), {self.path / INDEX} lists it. "
-                          "Put it back, or run `prepare` into a new folder")  # fmt: skip
+                          "Put the tar back, or run `prepare` into a new folder")  # fmt: skip
 
 
 def open_dataset(path: Path) -> Dataset:
-    """Raises ReskdError where there is no index, or one of another format version."""
+    """Raises ReskdError if the index is missing, damaged, or of another format version."""
     index = read_index(Path(path))
     try:
         return Dataset(Path(path), index)
@@ -194,7 +202,7 @@ def open_dataset(path: Path) -> Dataset:
 
 
 def _samples(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    """WebDataset's samples of an open tar. Opened by us: its own opener refuses local files when it is secured."""
+    """WebDataset's samples of an open tar. We open the tar, since WDS_SECURE makes WebDataset refuse local files."""
     import webdataset
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -211,17 +219,17 @@ def write_shard(
     clips: Iterable[tuple[str, str, bytes, Mapping[str, Any]]],
     extensions: frozenset[str] = VIDEO_EXTENSIONS,
 ) -> tuple[list[Sample], int, str]:
-    """Writes (key, extension, video, metadata) by WebDataset's writer; the same clips give the same bytes.
+    """Write clips (key, extension, video, metadata) by WebDataset's writer; the same clips give the same bytes.
 
-    `extensions`: those that a video may have. Written to `temporary`, synced, scanned as strictly as a foreign tar,
-    renamed to `path`. Returns its samples in order, its bytes and its sha256; without any clip there is no tar, and the
-    samples are empty.
+    The tar is written to `temporary`, synced, checked by `scan_tar`, and renamed to `path`. `extensions`: those that a
+    video may have. Returns the tar's samples in order, its size in bytes and its sha256. Without any clip, no tar is
+    written, and the samples are empty.
     """
     import webdataset
 
     count = 0
     with open(temporary, "wb") as file:
-        hashed = _Hashed(file)
+        hashed = _HashedFile(file)
         with webdataset.TarWriter(hashed, encoder=False, mtime=0, user="", group="") as writer:
             for count, (key, ext, video, metadata) in enumerate(clips, 1):  # noqa: B007
                 writer.write({"__key__": key, ext: video, "json": json.dumps(metadata).encode()})
@@ -236,8 +244,8 @@ def write_shard(
     return samples, size, hashed.sha256.hexdigest()
 
 
-class _Hashed:
-    """A file whose sha256 grows as it is written."""
+class _HashedFile:
+    """A file that hashes what is written to it."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.sha256 = file, hashlib.sha256()

@@ -1,8 +1,8 @@
-"""The files of a data set's index, and how files are made to last: whole and synced, or not there.
+"""The files of a data set's index. Each file is written whole and synced, or not at all.
 
 <data set>/index.json             classes, decoder, shards with digests, quarantined rows; written last
-<data set>/<shard>.rows.json      of each tar: a list per property of its rows, in tar order
-<data set>/<base>/<shard>         the tars; base is "." where `prepare` wrote them
+<data set>/<shard>.rows.json      for each tar, one list per property of its rows, in tar order
+<data set>/<base>/<shard>         the tars; base is "." if `prepare` wrote them
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from cache.store import write_atomically
 
 FORMAT = 2
 INDEX = "index.json"
-# offset and size: bytes of the video in the tar; header: crc32 of the 512-byte tar header before it; fps 1/s;
-# width, height: upright, pixels; start: the clip's first frame in its video; frames, duration (seconds): from there
-# on; fallback: why decord wasn't used; error: why it is quarantined.
+# offset and size: bytes of the video in the tar; header: crc32 of the 512-byte tar header before the video; fps: 1/s;
+# width, height: upright, pixels; start: the clip's first frame in its video; frames, duration (seconds): counted from
+# `start`; fallback: why decord wasn't used; error: why the clip is quarantined.
 COLUMNS = ("key", "ext", "offset", "size", "header", "sha256", "frames", "fps", "width", "height", "duration", "labels",
            "decoder", "start", "fallback", "error")  # fmt: skip
 
@@ -30,7 +30,7 @@ def rows_path(path: Path, shard: str) -> Path:
 
 
 def write_rows(path: Path, shard: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Writes the rows of a shard, returns the file's sha256."""
+    """Write the rows of a shard; returns the sha256 of the rows file."""
     data = dump({name: [row[name] for row in rows] for name in COLUMNS})
     write_atomically(rows_path(path, shard), data)
     return hashlib.sha256(data).hexdigest()
@@ -44,26 +44,26 @@ def make_index(
     shards: Sequence[tuple[ShardEntry, str]],
     quarantine: Mapping[str, Mapping[int, str]],
 ) -> dict[str, Any]:
-    """The content of index.json, of (entry, sha256 of its rows file)."""
+    """The content of index.json. `shards`: (entry, sha256 of its rows file) of each shard."""
     entries = [asdict(entry) | {"rows_sha256": digest} for entry, digest in shards]
     index = {"format": FORMAT, "decoder": decoder, "base": base, "classes": list(classes), "shards": entries}
     return index | {"quarantine": {shard: dict(rows) for shard, rows in quarantine.items()}}
 
 
 def write_index(path: Path, index: Mapping[str, Any]) -> None:
-    """With it the data set is finished."""
+    """Write index.json, which finishes the data set."""
     write_atomically(path / INDEX, dump(index))
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """Raises ReskdError where there is no index, or one of another format version."""
+    """The content of index.json. Raises ReskdError if the file is missing, damaged, or of another format version."""
     file = path / INDEX
     try:
         index = json.loads(file.read_bytes())
         version = index["format"]
     except OSError as error:
-        raise ReskdError(f"{file}: no data set here ({error.strerror}). `prepare` makes one, of videos or of existing "
-                         "shards") from error  # fmt: skip
+        raise ReskdError(f"{file}: no data set in this folder ({error.strerror}). `prepare` makes one from videos or "
+                         "existing shards") from error  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise ReskdError(f"{file}: not an index of a data set ({error!r}). Run `prepare` into a new folder") from error
     if version != FORMAT:
@@ -73,7 +73,7 @@ def read_index(path: Path) -> dict[str, Any]:
 
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """JSON lines, whole."""
+    """Write a file of JSON lines."""
     write_atomically(path, b"".join(map(dump, lines)))
 
 

@@ -7,9 +7,9 @@ from stages.shards.dataset import Dataset
 
 
 def check_labels(data: Dataset, *, single: bool) -> dict[str, int]:
-    """Count labelled and unlabelled clips of a data set, reading every shard's rows once.
+    """The numbers of "labelled" and "unlabelled" clips of a data set; reads every shard's rows once.
 
-    Raises ReskdError for a label outside the classes, and, where `single`, for a clip of several labels.
+    Raises ReskdError for a label outside the classes, and, with `single`, for a clip with several labels.
     """
     counts = {"labelled": 0, "unlabelled": 0}
     for shard in data.shards:

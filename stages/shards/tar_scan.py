@@ -1,4 +1,4 @@
-"""A strict look at a tar shard: what WebDataset's iterator passes over in silence is refused here, by name."""
+"""A strict check of a tar shard: WebDataset's iterator skips faults in silence, `scan_tar` refuses and names them."""
 
 import re
 import tarfile
@@ -10,19 +10,19 @@ from typing import BinaryIO
 
 from cache.errors import ReskdError
 
-# Of the containers that decode.py opens.
+# Extensions of the containers that decode.py opens.
 VIDEO_EXTENSIONS = frozenset(["mp4", "webm", "avi", "mov", "mkv", "m4v", "mpg", "mpeg", "wmv", "flv", "3gp", "asf", "ogv",
                               "ts", "mts", "m2ts", "vob"])  # fmt: skip
 LABEL_EXTENSIONS = frozenset(("json", "cls", "txt"))
-HEADER = 512  # bytes of a tar block; the header block directly precedes the data, whatever the tar's dialect
+HEADER = 512  # bytes of a tar block; in every dialect of tar, the header block lies directly before the data
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's base_plus_ext: the key ends at the first dot
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's skip_meta: such members never reach a sample
-_AGAIN = "Copy or download the tar again, or write it anew"
+_REPLACE_TAR = "Copy or download the tar again, or write it anew"
 
 
 @dataclass(frozen=True, slots=True)
-class StudentSetup:
-    """One file of a tar. `header` is the crc32 of its 512-byte header block, which holds its name and size."""
+class Member:
+    """One file of a tar. `header` is the crc32 of the member's 512-byte header block, which holds name and size."""
 
     name: str
     offset: int  # of the data, in bytes
@@ -32,22 +32,22 @@ class StudentSetup:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One clip of a tar: its key, its video, and whichever of json, cls, txt lie beside it."""
+    """One clip of a tar: its key, its video, and its json, cls and txt members, if any."""
 
     key: str
     ext: str  # of the video, in lower case
-    video: StudentSetup
-    labels: dict[str, StudentSetup]
+    video: Member
+    labels: dict[str, Member]
 
 
 def scan_tar(path: Path, extensions: frozenset[str] = VIDEO_EXTENSIONS) -> list[Sample]:
-    """The clips of an uncompressed tar, in its order, from its headers alone. `extensions`: those of videos.
+    """The clips of an uncompressed tar, in tar order; reads the tar's headers alone. `extensions`: those of videos.
 
-    Raises ReskdError, naming tar and member, for whatever would lose or mix clips: a cut anywhere before the two
-    zero blocks that end a tar (or data after them), links, directories, sparse and special members, names without
-    a key, dotted stems (`a.b.mp4` and `a.c.mp4` are one WebDataset sample), keys that occur twice (adjacent or
-    not), two videos or none under one key, a tar without any clip. A tar cut inside the padding after its end
-    blocks has lost nothing and passes; the sizes of an index refuse that too.
+    Raises ReskdError, which names the tar and the member, for every fault that would lose or mix clips: a tar that is
+    cut before the two zero blocks at its end, data after these blocks, links, directories, sparse and special members,
+    names without a key, dotted stems (`a.b.mp4` and `a.c.mp4` are one WebDataset sample), keys that occur twice, two
+    videos or none for one key, a tar without clips. A tar that is cut in the padding after its zero blocks has lost
+    nothing and passes; the sizes in an index refuse it.
     """
     path = Path(path)
     try:
@@ -55,23 +55,23 @@ def scan_tar(path: Path, extensions: frozenset[str] = VIDEO_EXTENSIONS) -> list[
             samples = _group(path, _members(path, file), extensions)
     except OSError as error:
         raise ReskdError(
-            f"{path}: shard can't be read ({error.strerror or error}). Put it back, or index anew"
+            f"{path}: shard can't be read ({error.strerror or error}). Put it back, or run `prepare` again"
         ) from error
     if not samples:
         raise ReskdError(f"{path}: empty shard, no clip in it. Delete it, or write it anew")
     return samples
 
 
-def read_member(file: BinaryIO, member: StudentSetup) -> bytes:
-    """A member's bytes from its open tar."""
+def read_member(file: BinaryIO, member: Member) -> bytes:
+    """A member's content, read from its open tar."""
     file.seek(member.offset)
     return file.read(member.size)
 
 
-def _members(path: Path, file: BinaryIO) -> Iterator[StudentSetup]:
+def _members(path: Path, file: BinaryIO) -> Iterator[Member]:
     size = file.seek(0, 2)
     if size == 0:
-        raise ReskdError(f"{path}: empty file (0 bytes). {_AGAIN}")
+        raise ReskdError(f"{path}: empty file (0 bytes). {_REPLACE_TAR}")
     file.seek(0)
     name = None
     try:
@@ -84,45 +84,48 @@ def _members(path: Path, file: BinaryIO) -> Iterator[StudentSetup]:
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if isinstance(error, ReskdError):
             raise
-        where = f"after member {name!r}" if name else "at its start"
-        raise ReskdError(f"{path}: not a tar, or damaged, {where} ({error}). {_AGAIN} (uncompressed)") from error
+        place = f"after member {name!r}" if name else "at its start"
+        raise ReskdError(f"{path}: not a tar, or damaged, {place} ({error}). {_REPLACE_TAR} (uncompressed)") from error
     _check_end(path, file, end, size, name)
 
 
-def _member(path: Path, file: BinaryIO, info: tarfile.TarInfo, size: int) -> StudentSetup:
+def _member(path: Path, file: BinaryIO, info: tarfile.TarInfo, size: int) -> Member:
     kinds = (
         (info.isdir(), "a directory"),
         (info.issym() or info.islnk(), "a link"),
         (info.issparse(), "a sparse file"),
     )
-    kind = next((kind for found, kind in kinds if found), None if info.isreg() else "a special file")
+    kind = next((kind for is_kind, kind in kinds if is_kind), None if info.isreg() else "a special file")
     if kind:
         raise ReskdError(f"{path}: member {info.name!r} is {kind}. Pack the tar anew with plain files only")
     if info.size < 0 or info.offset_data + info.size > size:
         raise ReskdError(f"{path}: cut inside the data of member {info.name!r} ({info.offset_data + info.size} bytes "
-                         f"needed, {size} there). {_AGAIN}")  # fmt: skip
+                         f"needed, the tar has {size}). {_REPLACE_TAR}")  # fmt: skip
     position = file.tell()
     file.seek(info.offset_data - HEADER)
     header = zlib.crc32(file.read(HEADER))
     file.seek(position)
-    return StudentSetup(info.name, info.offset_data, info.size, header)
+    return Member(info.name, info.offset_data, info.size, header)
 
 
 def _check_end(path: Path, file: BinaryIO, end: int, size: int, name: str | None) -> None:
-    """tarfile takes a missing end, a cut header and garbage alike for the end of the tar."""
-    last = f"after member {name!r}" if name else "at its start"
+    """Check that two zero blocks and zeros alone follow the last member.
+
+    tarfile accepts a missing end, a cut header and garbage as the end of the tar.
+    """
+    place = f"after member {name!r}" if name else "at its start"
     if size - end < 2 * HEADER or size % HEADER:
-        raise ReskdError(f"{path}: cut {last}: the two zero blocks that end a tar aren't there. {_AGAIN}")
+        raise ReskdError(f"{path}: cut {place}: the two zero blocks at the end of a tar are missing. {_REPLACE_TAR}")
     file.seek(end)
     while chunk := file.read(1 << 20):
         if chunk.count(0) != len(chunk):
-            raise ReskdError(f"{path}: {last} come neither a header nor the end of the tar: damaged, or several tars "
-                             f"joined. {_AGAIN}, one tar a file")  # fmt: skip
+            raise ReskdError(f"{path}: neither a header nor the end of the tar {place}: damaged, or several tars "
+                             f"joined. {_REPLACE_TAR}, one tar a file")  # fmt: skip
 
 
-def _group(path: Path, members: Iterator[StudentSetup], extensions: frozenset[str]) -> list[Sample]:
-    """As webdataset's group_by_keys: consecutive members of one key are a sample."""
-    groups: dict[str, dict[str, StudentSetup]] = {}
+def _group(path: Path, members: Iterator[Member], extensions: frozenset[str]) -> list[Sample]:
+    """Consecutive members with one key are a sample, as in webdataset's group_by_keys."""
+    groups: dict[str, dict[str, Member]] = {}
     current = None
     for member in members:
         key, ext = _split(path, member.name)
@@ -140,22 +143,22 @@ def _split(path: Path, name: str) -> tuple[str, str]:
     match = _NAME.match(name)
     if not match or _META.match(name):
         raise ReskdError(
-            f"{path}: member {name!r}: WebDataset would skip it, its name isn't `key.ext`. Rename or remove it"
+            f"{path}: member {name!r}: WebDataset would skip it: the name isn't `key.ext`. Rename or remove it"
         )
     key, ext = match.group(1), match.group(2).lower()
     last = ext.rpartition(".")[2]
     if last != ext and last in VIDEO_EXTENSIONS | LABEL_EXTENSIONS:
-        raise ReskdError(f"{path}: member {name!r}: dotted stem, WebDataset's key would be {key!r} and clips merge. "
-                         "Rename it so that its only dot is the one before the extension")  # fmt: skip
+        raise ReskdError(f"{path}: member {name!r}: dotted stem: WebDataset's key would be {key!r}, and clips would merge. "
+                         "Rename the member: one dot alone, before the extension")  # fmt: skip
     return key, ext
 
 
-def _sample(path: Path, key: str, group: dict[str, StudentSetup], extensions: frozenset[str]) -> Sample:
+def _sample(path: Path, key: str, group: dict[str, Member], extensions: frozenset[str]) -> Sample:
     videos = [ext for ext in group if ext in extensions]
     if len(videos) != 1:
         names = ", ".join(repr(member.name) for member in group.values())
-        found = "two videos" if videos else "no video"
-        raise ReskdError(f"{path}: clip {key!r} has {found} (its members: {names}). A clip has one video of "
-                         f"{'/'.join(sorted(extensions))}: add, rename or remove members")  # fmt: skip
+        count = "two videos" if videos else "no video"
+        raise ReskdError(f"{path}: clip {key!r} has {count} (its members: {names}). A clip has one video "
+                         f"({'/'.join(sorted(extensions))}): add, rename or remove members")  # fmt: skip
     labels = {ext: member for ext, member in group.items() if ext in LABEL_EXTENSIONS}
     return Sample(key, videos[0], group[videos[0]], labels)

@@ -1,7 +1,7 @@
-"""Shards streamed once by several DataLoader workers, whose batches arrive in tar order.
+"""Several DataLoader workers stream shards together; their batches arrive in tar order.
 
-Each worker streams the shards by webdataset and works on every W-th chunk of rows; DataLoader serves the workers in
-turn. Reading a tar W times costs little beside decoding.
+Each of W workers streams all shards by webdataset and returns every W-th chunk of rows. DataLoader asks the workers in
+turn. Reading a tar W times costs little compared with decoding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,29 +13,29 @@ from stages.shards.dataset import Dataset, Row
 Chunk = tuple[int, int, list[tuple[Row, bytes]]]  # position in the list of shards, first row, rows and their videos
 
 
-def chunks_of_turn(data: Dataset, shards: Sequence[str], size: int) -> Iterator[Chunk]:
-    """The chunks of up to `size` consecutive rows that are this worker's, shard after shard; a shard may come twice.
+def chunks_of_worker(data: Dataset, shards: Sequence[str], size: int) -> Iterator[Chunk]:
+    """This worker's chunks of up to `size` consecutive rows, shard after shard. `shards` may name a shard twice.
 
-    Raises ReskdError where a tar isn't the indexed one.
+    Raises ReskdError if a tar differs from the index.
     """
     worker = get_worker_info()
-    turn, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-    first = 0  # number of the shard's first chunk
+    worker_number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+    first_chunk = 0  # number of the shard's first chunk
     for position, shard in enumerate(shards):
 
-        def mine(r: int, first: int = first) -> bool:  # each video is checked by the worker that takes it
-            return (first + r // size) % workers == turn
+        def is_for_this_worker(r: int, first_chunk: int = first_chunk) -> bool:
+            return (first_chunk + r // size) % workers == worker_number
 
         chunk: list[tuple[Row, bytes]] = []
         clips = data.entry(shard).clips
-        for r, row, video in data.stream(shard, mine):
+        for r, row, video in data.stream(shard, is_for_this_worker):
             chunk.append((row, video))
             if len(chunk) == size or r + 1 == clips:
                 yield position, r + 1 - len(chunk), chunk
                 chunk = []
-        first += count_chunks(data, [shard], size)
+        first_chunk += count_chunks(data, [shard], size)
 
 
 def count_chunks(data: Dataset, shards: Sequence[str], size: int) -> int:
-    """How many there are, of all workers."""
+    """How many chunks all workers return together."""
     return sum(-(-data.entry(shard).clips // size) for shard in shards)

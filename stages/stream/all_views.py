@@ -1,4 +1,4 @@
-"""Stage one's input: every new view of every clip, rendered from one decode, in tar order."""
+"""Stage one's input: the new views of every clip in tar order. One decode of a clip serves all its views."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from torch.utils.data import IterableDataset, get_worker_info
 from cache.errors import ReskdError
 from cache.view import View, ViewPolicy, sample_view
 from stages.shards.dataset import Dataset, Row
-from stages.shards.worker_chunks import chunks_of_turn, count_chunks
+from stages.shards.worker_chunks import chunks_of_worker, count_chunks
 from stages.video.decode import DecodeError, decode_frames
-from stages.video.render import frames_of, render
+from stages.video.render import needed_frames, render
 
 
 @dataclass(frozen=True)
-class Work:
-    """One shard's missing views, or the targets that the views it has lack."""
+class ShardWork:
+    """What stage one has to compute for a shard: missing views, or missing targets of views that the cache has."""
 
     shard: str
     views: range
-    targets: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()  # to compute; empty if none are stored
 
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Rows [start, start + n) of a shard in v views, padded to the forward's fixed batch of B rows."""
+    """Rows [start, start + n) of a shard in v views, padded to B rows, the fixed batch size of the teacher's forward."""
 
-    work: Work
+    work: ShardWork
     start: int
     frames: np.ndarray  # int32 [n,v,T]
     box: np.ndarray  # float32 [n,v,4]
     flip: np.ndarray  # bool [n,v]
-    clips: Tensor  # uint8 [v,B,T,3,S,S]; zeros where the clip can't be decoded, and in the padding
-    quarantine: dict[str, str]  # key -> reason, of the rows that can't be decoded
-    fallbacks: dict[str, str]  # key -> reason, of the rows that another decoder served
+    clips: Tensor  # uint8 [v,B,T,3,S,S]; zeros for clips that can't be decoded, and in the padding
+    quarantine: dict[str, str]  # key -> reason, for rows that can't be decoded
+    fallbacks: dict[str, str]  # key -> reason, for rows that another decoder served
 
     def pin_memory(self) -> ViewBatch:
         return ViewBatch(**{**self.__dict__, "clips": self.clips.pin_memory()})
 
 
 class AllViews(IterableDataset):
-    """Iterates over ViewBatch of the given work, shard after shard."""
+    """Iterates over the ViewBatches of the given work, shard after shard."""
 
-    def __init__(self, data: Dataset, work: Sequence[Work], policy: ViewPolicy, size: int, batch_size: int):
+    def __init__(self, data: Dataset, work: Sequence[ShardWork], policy: ViewPolicy, size: int, batch_size: int):
         self.data, self.work = data, work
         self.policy, self.size, self.batch_size = policy, size, batch_size
 
@@ -56,19 +56,19 @@ class AllViews(IterableDataset):
 
     def __iter__(self) -> Iterator[ViewBatch | ReskdError]:
         try:
-            for position, start, rows in chunks_of_turn(self.data, self._shards(), self.batch_size):
+            for position, start, rows in chunks_of_worker(self.data, self._shards(), self.batch_size):
                 yield self._render(self.work[position], start, rows)
-        except ReskdError as error:  # as a value: see stages/stream/clips.py
+        except ReskdError as error:  # yielded as a value: see stages/stream/clips.py
             yield error
 
     def _shards(self) -> list[str]:
         return [work.shard for work in self.work]
 
-    def _render(self, work: Work, start: int, rows: Sequence[tuple[Row, bytes]]) -> ViewBatch:
+    def _render(self, work: ShardWork, start: int, rows: Sequence[tuple[Row, bytes]]) -> ViewBatch:
         time, size = self.policy.num_frames, self.size
         clips = torch.zeros((len(work.views), self.batch_size, time, 3, size, size), dtype=torch.uint8)
         if get_worker_info():
-            clips = clips.share_memory_()  # where DataLoader would copy them to, filled
+            clips = clips.share_memory_()  # else DataLoader copies the filled clips to shared memory
         pixels = clips.numpy()
         frames = np.zeros((len(rows), len(work.views), time), np.int32)
         box = np.zeros((len(rows), len(work.views), 4), np.float32)
@@ -81,7 +81,7 @@ class AllViews(IterableDataset):
             views = [self._view(work.shard, row, v) for v in work.views]
             for j, view in enumerate(views):
                 frames[i, j], box[i, j], flip[i, j] = view.frames, view.box, view.flip
-            wanted, places = frames_of(views)
+            wanted, places = needed_frames(views)
             try:
                 pictures, served = decode_frames(video, row.start + wanted, row.decoder)
             except DecodeError as error:

@@ -1,6 +1,6 @@
-"""Rows of shards joined with their stored views and targets, decoded and rendered: what a student streams.
+"""The data set that a student streams: clips, decoded and rendered, with their stored views and targets.
 
-A map-style data set whose index says everything (shard, row, view): persistent workers never hear of a new epoch.
+It is map-style: an index is (shard, row, view). Persistent workers don't need to know the epoch.
 """
 
 from __future__ import annotations
@@ -21,34 +21,37 @@ from cache.view import BLOCK, View, ViewPolicy, sample_view
 from stages.shards.dataset import Dataset, Row
 from stages.stream.batch import Batch
 from stages.video.decode import DecodeError, decode_frames
-from stages.video.device_render import Cut, Rendering, cut, windows_of
-from stages.video.render import frames_of, render, shrunk
+from stages.video.device_render import PixelWindow, Rendering, cut_window, stack_windows
+from stages.video.render import needed_frames, render, resize_pictures
 
 Index = tuple[int, int, int]  # shard (position in the data set's list), row, view
-Decode = Callable[[Dataset, str, int, np.ndarray], tuple[np.ndarray, str]]  # as `decode_of`
-Crop = Callable[[Dataset, str, int, int, View], tuple[np.ndarray, str]]  # as `packs.Pack.crop`
-DECODED = 2**30  # bytes of pixels that one decode may give: 30 views of 32 frames up to 640x360, fewer of larger video
+ReadFrames = Callable[[Dataset, str, int, np.ndarray], tuple[np.ndarray, str]]  # as `decode_row`
+ReadCrop = Callable[[Dataset, str, int, int, View], tuple[np.ndarray, str]]  # as `Pack.crop` of pack_reader.py
+MAX_DECODED_BYTES = (
+    2**30
+)  # of pixels in one decode: 30 views of 32 frames up to 640x360 px, fewer views of larger videos
 
 
-class _Pictures:
-    """A batch in the making: of each rendering uint8 [B,T,3,S,S], black so far, and of each view what is cut out."""
+class _BatchPixels:
+    """The pixels of an unfinished batch of B views: uint8 [B,T,3,S,S] for each rendering, or a window for each view."""
 
     def __init__(self, batch: int, frames: int, renderings: Sequence[Rendering]):
         self.clips = {
             (size, render_via): np.zeros((batch, frames, 3, size, size), np.uint8) for size, render_via in renderings
         }
-        self.cuts: list[Cut | None] = [None] * batch
+        self.windows: list[PixelWindow | None] = [None] * batch
 
 
-class Clips(TorchDataset):
-    """`clips[[(shard, row, view), ...]]` -> Batch. Consecutive views of a row are rendered from one decode of it.
+class ClipDataset(TorchDataset):
+    """`clips[[(shard, row, view), ...]]` -> Batch. One decode of a row serves its consecutive views.
 
-    With `cache`, a view is the stored one of that number, beside its targets; without, it is drawn by `policy`
-    (whose index is the view's number: the epoch, for fresh views). With both, it is drawn, and the targets are those of
-    the stored view: another one. `also`: render each view so, too: for a teacher in the loop, or other students.
-    `decode`: where frames come from (`decode_kept`: every decoded clip stays in this process's memory).
-    `crops`: where stored views come from as finished pictures, in place of `decode`.
-    `on_device`: leave the shrinking of frames to `Batch.to`: for small frames, since all of their pixels travel.
+    `policy`: draws the view of that number (the epoch, for fresh views).
+    `cache`: without `policy`, gives the stored view of that number, and its targets. With `policy`, the view is drawn,
+    and the targets are those of another view, a stored one.
+    `other_renderings`: further renderings of each view, for a teacher in the loop or for other students.
+    `decode`: reads frames; by default `decode_row`. `decode_row_in_memory` keeps every decoded clip in this process.
+    `crops`: reads stored views as rendered pictures; then `decode` is not used.
+    `on_device`: `Batch.to` shrinks the frames. For small frames only, since all their pixels go to the device.
     """
 
     def __init__(
@@ -61,21 +64,21 @@ class Clips(TorchDataset):
         cache: CacheReader | None = None,
         render_via: int | None = None,
         other_renderings: Sequence[Rendering] = (),
-        decode: Decode | None = None,
+        decode: ReadFrames | None = None,
         on_device: bool = False,
-        crops: Crop | None = None,
+        crops: ReadCrop | None = None,
     ):
         assert policy is not None or cache is not None
         assert crops is None or (policy is None and not on_device)
         self.data, self.renderings = data, ((size, render_via), *other_renderings)
         self.num_classes, self.policy, self.cache = num_classes, policy, cache
-        self.decode, self.on_device, self.crops = decode or decode_of, on_device, crops
+        self.decode, self.on_device, self.crops = decode or decode_row, on_device, crops
 
     def __getitem__(self, index: Index) -> Batch:
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[Index]) -> Batch | ReskdError:
-        # An error as a value: raised in a worker, it would reach the user as a traceback of two processes.
+        # Errors are returned: an error that a worker raises shows the user the tracebacks of two processes.
         try:
             return self._batch(indices)
         except ReskdError as error:
@@ -83,29 +86,29 @@ class Clips(TorchDataset):
 
     def _batch(self, indices: Sequence[Index]) -> Batch:
         rows = [self.data.rows(self.data.shards[s].name)[r] for s, r, _ in indices]
-        views, targets = self.joined(indices, rows)
+        views, targets = self.views_and_targets(indices, rows)
         time = len(views[0].frames)
-        into = _Pictures(len(rows), time, () if self.on_device else self.renderings)
+        pixels = _BatchPixels(len(rows), time, () if self.on_device else self.renderings)
         usable, failures, fallbacks = np.ones(len(rows), bool), {}, {}
-        for run in _decoded_together(indices, rows, views):
+        for run in _runs_of_one_decode(indices, rows, views):
             (s, r, _), row = indices[run[0]], rows[run[0]]
-            where = f"{self.data.shards[s].name}/{row.key}"
+            clip = f"{self.data.shards[s].name}/{row.key}"
             try:
-                served = self._pictured(run, indices, row, views, into)
+                served = self._render_row(run, indices, row, views, pixels)
             except DecodeError as error:
                 usable[run] = False
-                failures.setdefault((s, r), f"{where}: {error}")
+                failures.setdefault((s, r), f"{clip}: {error}")
                 continue
             if served != row.decoder:
-                fallbacks[s, r] = f"{where}: {row.decoder} failed, {served} served"
+                fallbacks[s, r] = f"{clip}: {row.decoder} failed, {served} served"
         multi_hot = torch.zeros(len(rows), self.num_classes)
         for i, row in enumerate(rows):
             multi_hot[i, list(row.labels)] = 1.0
-        clips = {rendering: torch.from_numpy(pixels) for rendering, pixels in into.clips.items()}
+        clips = {rendering: torch.from_numpy(array) for rendering, array in pixels.clips.items()}
         return Batch(
             clips=clips.get(self.renderings[0]),
             other_renderings={rendering: clips[rendering] for rendering in self.renderings[1:] if clips},
-            windows=windows_of(into.cuts, time, self.renderings) if self.on_device else None,
+            windows=stack_windows(pixels.windows, time, self.renderings) if self.on_device else None,
             labels=torch.tensor([row.labels[0] if row.labels else -1 for row in rows]),
             multi_hot=multi_hot,
             usable=torch.from_numpy(usable),
@@ -115,51 +118,55 @@ class Clips(TorchDataset):
             **targets,
         )
 
-    def _pictured(
-        self, run: Sequence[int], indices: Sequence[Index], row: Row, views: Sequence[View], into: _Pictures
+    def _render_row(
+        self, run: Sequence[int], indices: Sequence[Index], row: Row, views: Sequence[View], pixels: _BatchPixels
     ) -> str:
-        """Put what consecutive views of a row show into a batch; the decoder that served. Raises DecodeError."""
+        """Write the pixels of a row's consecutive views, at the positions `run`, into `pixels`.
+
+        Returns the decoder that served the frames. Raises DecodeError."""
         s, r, _ = indices[run[0]]
         shard = self.data.shards[s].name
         if self.crops:
             for i in run:
                 pictures, served = self.crops(self.data, shard, r, indices[i][2], views[i])
-                for (size, _), clips in into.clips.items():
-                    clips[i] = shrunk(pictures, size)
+                for (size, _), clips in pixels.clips.items():
+                    clips[i] = resize_pictures(pictures, size)
             return served
-        wanted, places = frames_of([views[i] for i in run])
+        wanted, places = needed_frames([views[i] for i in run])
         decoded, served = self.decode(self.data, shard, r, row.start + wanted)
         for i, numbers in zip(run, places, strict=True):
-            frames = [decoded[k] for k in numbers]  # not copied
+            frames = [decoded[k] for k in numbers]  # views of the array, no copies
             if self.on_device:
-                into.cuts[i] = cut(frames, views[i], self.renderings)
-            for rendering, clips in into.clips.items():
+                pixels.windows[i] = cut_window(frames, views[i], self.renderings)
+            for rendering, clips in pixels.clips.items():
                 clips[i] = render(frames, views[i], *rendering)
         return served
 
-    def joined(self, indices: Sequence[Index], rows: Sequence[Row]) -> tuple[list[View], dict[str, Tensor]]:
-        """The view of each row and, from a cache, its targets; the key of each row is compared."""
+    def views_and_targets(self, indices: Sequence[Index], rows: Sequence[Row]) -> tuple[list[View], dict[str, Tensor]]:
+        """The view of each row, and from a cache its targets: "logits" and "features", as in `Batch`.
+
+        Raises ReskdError if the cache has another key for a row than the data set, or no targets for it."""
         names = [self.data.shards[s].name for s, _, _ in indices]
-        drawn = self.policy and [
+        drawn_views = self.policy and [
             sample_view(self.policy, shard=name, key=row.key, index=v, num_frames=row.frames, aspect=row.aspect)
             for name, (_, _, v), row in zip(names, indices, rows, strict=True)
         ]
         if self.cache is None:
-            return drawn, {}
-        views, logits, features, stored = [], [], [], self.cache.manifest.views
+            return drawn_views, {}
+        stored_views, logits, features = [], [], []
         for name, (_, r, v), row in zip(names, indices, rows, strict=True):
-            v = v if drawn is None else v % stored  # a fresh view's number is the epoch
+            v = v if drawn_views is None else v % self.cache.manifest.views  # a fresh view's number is the epoch
             block, i = self.cache.block(name, v, r // BLOCK), r % BLOCK
             if block.keys[i] != row.key:
                 raise ReskdError(
-                    f"shard {name} row {r}: the data set has the clip {row.key!r}, the cache {block.keys[i]!r}; the "
-                    f"cache belongs to another version of the shard: run cache-teacher into a new folder"
+                    f"shard {name} row {r}: the data set has the clip {row.key!r}, the cache has {block.keys[i]!r}. "
+                    f"The cache belongs to another version of the shard: run cache-teacher into a new folder"
                 )
             if not block.valid[i]:
                 raise ReskdError(f"shard {name} row {r} ({row.key!r}) has no targets in view {v} of the cache, "
-                                 f"though its manifest doesn't list the row as quarantined: run "
+                                 f"but the cache's manifest doesn't list the row as quarantined: run "
                                  f"cache-teacher again")  # fmt: skip
-            views.append(block.view_of(i))
+            stored_views.append(block.view_of(i))
             if block.logits is not None:
                 logits.append(block.logits[i])
             if block.features is not None:
@@ -170,25 +177,27 @@ class Clips(TorchDataset):
             if rows
         }
         if features:
-            targets["features"] = targets["features"].movedim(1, -1)  # no copy: rows lie channel by channel
-        return drawn or views, targets
+            targets["features"] = targets["features"].movedim(1, -1)  # no copy: rows are stored channel by channel
+        return drawn_views or stored_views, targets
 
 
-def decode_of(data: Dataset, shard: str, r: int, frames: np.ndarray) -> tuple[np.ndarray, str]:
-    """Frames of a row's video, and the decoder that served. Raises DecodeError."""
+def decode_row(data: Dataset, shard: str, r: int, frames: np.ndarray) -> tuple[np.ndarray, str]:
+    """Frames of row number `r`, uint8 [n,H,W,3], and the decoder that served them. Raises DecodeError.
+
+    `frames`: [n] integers, numbers in the row's video."""
     return decode_frames(data.read(shard, r), frames, data.rows(shard)[r].decoder)
 
 
-def decode_kept(data: Dataset, shard: str, r: int, frames: np.ndarray) -> tuple[np.ndarray, str]:
-    """The same, out of the whole clip, which stays in memory."""
+def decode_row_in_memory(data: Dataset, shard: str, r: int, frames: np.ndarray) -> tuple[np.ndarray, str]:
+    """As `decode_row`, but the whole clip is decoded and stays in memory."""
     row = data.rows(shard)[r]
-    pictures, served = _whole_clip(_Key(data, shard, r, row.sha256))
+    pictures, served = _whole_clip(_Clip(data, shard, r, row.sha256))
     return pictures[frames - row.start], served
 
 
 @dataclass(frozen=True)
-class _Key:
-    """A clip by its content: the data set that it is read from is no part of what it is."""
+class _Clip:
+    """A clip of a data set. Clips are equal if their content is equal, whatever the data set, shard and row."""
 
     data: Dataset = field(compare=False)
     shard: str = field(compare=False)
@@ -197,15 +206,15 @@ class _Key:
 
 
 @cache
-def _whole_clip(key: _Key) -> tuple[np.ndarray, str]:
+def _whole_clip(key: _Clip) -> tuple[np.ndarray, str]:
     row = key.data.rows(key.shard)[key.row]
-    return decode_of(key.data, key.shard, key.row, row.start + np.arange(row.frames))
+    return decode_row(key.data, key.shard, key.row, row.start + np.arange(row.frames))
 
 
-def _decoded_together(indices: Sequence[Index], rows: Sequence[Row], views: Sequence[View]) -> Iterator[list[int]]:
-    """Positions of consecutive views of one video, as many as one decode may serve."""
+def _runs_of_one_decode(indices: Sequence[Index], rows: Sequence[Row], views: Sequence[View]) -> Iterator[list[int]]:
+    """Positions of consecutive views of one row, as many as one decode of at most MAX_DECODED_BYTES serves."""
     for _, group in groupby(range(len(indices)), key=lambda i: indices[i][:2]):
         run = list(group)
         row = rows[run[0]]
-        most = max(1, DECODED // (3 * row.width * row.height * len(views[run[0]].frames)))
-        yield from (run[i : i + most] for i in range(0, len(run), most))
+        max_views = max(1, MAX_DECODED_BYTES // (3 * row.width * row.height * len(views[run[0]].frames)))
+        yield from (run[i : i + max_views] for i in range(0, len(run), max_views))

@@ -1,8 +1,8 @@
-"""The order of an epoch: which rows make up which micro-batch. A pure function that can be replayed anywhere.
+"""The order of an epoch: which rows make up which micro-batch. A pure function: the same arguments give the same order.
 
-Nothing here knows of targets, views, workers or ranks: rank r of W takes the micro-batches j with j % W == r,
-DataLoader workers take them in turn, and a resume is a slice of the list. Integer hashes (splitmix64) and sorts of
-unique keys make the order independent of any library's shuffle and of its version.
+The order doesn't depend on targets, views, workers or ranks. Rank r of W takes the micro-batches j with j % W == r. A
+rank's DataLoader workers take its micro-batches in turn. A resume skips the first part of the list. Integer hashes
+(splitmix64) and sorts of unique keys make the order independent of libraries and their versions.
 """
 
 import hashlib
@@ -26,24 +26,25 @@ def plan_epoch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Order the usable rows of all shards into M micro-batches of `batch_size` clips.
 
-    Shards are cut into blocks of 64 rows; blocks are permuted and taken `window` at a time, rows permuted inside; all
-    is concatenated, truncated to whole steps of `group` micro-batches, and cut into S = `stream_count(M, streams)`
-    streams; micro-batch j is the next one of stream j % S. So, row by row, a stream needs the blocks of one window at
-    a time; a micro-batch that crosses the border of two windows touches both.
+    1. Shards are cut into blocks of 64 rows, and the blocks are permuted.
+    2. Each run of `window` blocks is a window. The rows of a window are permuted. The windows are concatenated.
+    3. The rows are truncated to whole steps of `group` micro-batches, and cut into S = `stream_count(M, streams)` streams.
+    4. Micro-batch j is the next micro-batch of stream j % S.
+    So a stream needs the blocks of one window at a time, or of two if a micro-batch crosses their border.
 
     Args:
         rows: for each shard its usable row numbers, integers, strictly increasing.
-        seed, epoch: what the order depends on; the rows left out by the truncation change with the epoch.
+        seed, epoch: decide the permutations; each epoch's truncation leaves out other rows.
         batch_size: clips of a micro-batch.
-        window: blocks whose rows are mixed; the larger, the nearer to a full shuffle and the more targets are held.
-        streams: how many streams are interleaved at most.
-        group: micro-batches of one optimiser step over all ranks (world size x accumulation): M is a multiple of it.
+        window: blocks whose rows are mixed. A larger window is nearer to a full shuffle and holds more targets in memory.
+        streams: the largest number of streams.
+        group: micro-batches of one optimiser step over all ranks (ranks × accumulation). M is a multiple of it.
 
     Returns:
         shard [M, B] int32 (position in `rows`) and row [M, B] int32.
 
     Raises:
-        ReskdError: there are fewer usable clips than one step takes.
+        ReskdError: one step takes more clips than the usable ones.
     """
     assert min(batch_size, window, streams, group) >= 1
     clips = sum(len(r) for r in rows)
@@ -62,14 +63,15 @@ def plan_epoch(
 
 
 def stream_count(micro_batches: int, streams: int = 64) -> int:
-    """S, the streams of an epoch of so many micro-batches: `streams`, or fewer so that each has at least 8 of them."""
+    """S, the number of streams of an epoch: `streams`, or fewer, so that each stream has at least 8 micro-batches."""
     return min(streams, max(1, micro_batches // 8))
 
 
 def replay_view(epoch: int, shard: str, views: int) -> int:
-    """The stored view, 0 <= v < views, on which `epoch` trains the shard of that name: (epoch + offset) modulo views.
+    """The stored view of a shard, 0 <= v < views, that an epoch replays: (epoch + offset) modulo views.
 
-    The offset is a stable hash of the name: shards differ in an epoch, and each meets all views in `views` epochs.
+    The offset is a stable hash of the shard's name. So shards have different views in an epoch, and each shard has all
+    views in `views` epochs.
     """
     assert views >= 1
     offset = int.from_bytes(hashlib.sha256(shard.encode()).digest()[:8], "little")
@@ -89,7 +91,7 @@ def splitmix64(state: int, count: int) -> np.ndarray:
 
 
 def hash_parts(*parts: int) -> int:
-    """One 64-bit state out of several numbers, each hashed in turn."""
+    """One 64-bit state from several numbers, which are hashed one after the other."""
     state = 0
     for part in parts:
         state = int(splitmix64(state ^ (part % 2**64), 1)[0])
@@ -97,17 +99,17 @@ def hash_parts(*parts: int) -> int:
 
 
 def _windowed_order(shard: np.ndarray, row: np.ndarray, window: int, state: int) -> np.ndarray:
-    """Positions [N] of all rows: blocks permuted, then `window` at a time with their rows permuted."""
+    """Positions of all rows, int64 [N]: blocks are permuted, then the rows of each `window` blocks."""
     block_of = row // BLOCK
-    new = np.ones(len(row), dtype=bool)
-    new[1:] = (shard[1:] != shard[:-1]) | (block_of[1:] != block_of[:-1])
-    assert (new[1:] | (row[1:] > row[:-1])).all(), "row numbers of a shard must increase"
-    starts = np.flatnonzero(new)
+    is_first = np.ones(len(row), dtype=bool)  # of its block
+    is_first[1:] = (shard[1:] != shard[:-1]) | (block_of[1:] != block_of[:-1])
+    assert (is_first[1:] | (row[1:] > row[:-1])).all(), "row numbers of a shard must increase"
+    starts = np.flatnonzero(is_first)
     sizes = np.diff(starts, append=len(row))
     permuted = np.argsort(splitmix64(hash_parts(state, 0), len(starts)), kind="stable")
 
-    # One line per window, BLOCK lanes for each of its blocks. The lane stands in the low bits of the sort key, so keys
-    # are unique and any sort gives the same answer; lanes without a row sort to the end.
+    # One line per window, with BLOCK lanes for each block. The low bits of a sort key are its lane. So keys are unique,
+    # and every sort gives the same order. Lanes without a row go to the end.
     lines = -(-len(starts) // window)
     lanes = window * BLOCK
     bits = np.uint64((lanes - 1).bit_length())
@@ -124,7 +126,7 @@ def _windowed_order(shard: np.ndarray, row: np.ndarray, window: int, state: int)
 
 
 def _interleave(count: int, streams: int) -> np.ndarray:
-    """For each micro-batch its place in the concatenated order: streams are near-equal runs of it, taken in turn."""
-    each, longer = divmod(count, streams)
+    """For each micro-batch its place before interleaving. Streams are near-equal runs of places and are taken in turn."""
+    length, longer = divmod(count, streams)  # the first `longer` streams have one micro-batch more
     turn, stream = np.divmod(np.arange(count), streams)
-    return stream * each + np.minimum(stream, longer) + turn
+    return stream * length + np.minimum(stream, longer) + turn

@@ -1,4 +1,4 @@
-"""How large a packed frame must be, so that no crop of it is enlarged. Sides are in units of a frame's shorter one."""
+"""How large packed frames must be, so that no crop is enlarged. The unit of a side is the frame's shorter side."""
 
 import math
 
@@ -8,11 +8,11 @@ from cache.reader import CacheReader
 from cache.view import ViewPolicy
 from stages.shards.dataset import Dataset
 
-_ROUNDING = 1e-6  # boxes lie on a grid of 2^-24: 0.8 is stored as a little less
+_ROUNDING = 1e-6  # boxes are multiples of 2^-24: 0.8 is stored as a slightly smaller number
 
 
 def smallest_side(policy: ViewPolicy) -> float:
-    """The smallest side that a box of this policy may have, whatever the clip."""
+    """The smallest side that a box of this policy can have, for any clip."""
     if policy.crop == "multi_scale_crop":
         return min(policy.scales)
     if policy.crop == "random_resized_crop":
@@ -20,8 +20,8 @@ def smallest_side(policy: ViewPolicy) -> float:
     return policy.center_fraction if policy.crop == "center" else 1.0
 
 
-def stored_side(cache: CacheReader, data: Dataset, views: int) -> float:
-    """The smallest side of the boxes of the first `views` stored views of every clip of `data` that has them."""
+def smallest_stored_side(cache: CacheReader, data: Dataset, views: int) -> float:
+    """The smallest side of a box in the first `views` stored views of the clips of `data`."""
     smallest = []
     for entry in data.shards:
         aspect = np.array([row.aspect if row.error is None else 1.0 for row in data.rows(entry.name)])
@@ -33,19 +33,19 @@ def stored_side(cache: CacheReader, data: Dataset, views: int) -> float:
 
 
 def height_for(size: int, side: float) -> int:
-    """px of the shorter side of a frame in which a box of this side has `size` px."""
+    """The shorter side of a frame, in px, in which a box of this side has `size` px."""
     return math.ceil(size / side * (1 - _ROUNDING))
 
 
-def size_served(height: int, side: float) -> int:
-    """The largest size in px at which no box of this side is enlarged."""
+def largest_size_served(height: int, side: float) -> int:
+    """The largest size, in px, for which a frame of this height enlarges no box of this side."""
     return math.floor(height * side * (1 + _ROUNDING))
 
 
 def packed_size(width: int, height: int, short: int) -> tuple[int, int]:
-    """Width and height in px of a frame whose shorter side becomes `short`; a smaller one stays as it is.
+    """Width and height, in px, of a frame after its shorter side is shrunk to `short`; a smaller frame keeps its size.
 
-    The longer side is rounded up: a box of the whole of it is not enlarged either.
+    The longer side is rounded up, so that a box of its whole length is not enlarged.
     """
     scale = short / min(width, height)
     return (width, height) if scale >= 1 else (math.ceil(width * scale - 1e-9), math.ceil(height * scale - 1e-9))

@@ -1,4 +1,4 @@
-"""DataLoaders: how many processes decode, batches in order, errors that travel as values."""
+"""DataLoaders: the number of decoding processes, batches in row order, errors that workers return as values."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from torch.utils.data import DataLoader
 from cache.errors import ReskdError
 from stages.runtime.distributed import Ranks, cores
 from stages.stream.batch import Batch
-from stages.stream.clips import Clips
+from stages.stream.clips import ClipDataset
 from stages.stream.config import LoaderConfig
 
 
-def raising(batches: Iterable[Batch | ReskdError]) -> Iterator[Batch]:
-    """Pass batches on; raise an error that a worker sent as a value."""
+def raise_errors(batches: Iterable[Batch | ReskdError]) -> Iterator[Batch]:
+    """Yield the batches; raise an error that a worker returned as a value."""
     for batch in batches:
         if isinstance(batch, ReskdError):
             raise batch
         yield batch
 
 
-def identity(batch: Batch) -> Batch:
-    """The data set makes whole batches: nothing to collate."""
+def keep_batch(batch: Batch) -> Batch:
+    """A collate function that returns its batch: the data set makes whole batches."""
     return batch
 
 
 def decoding_workers(loader: LoaderConfig) -> int:
-    """Processes that decode, of one rank: as asked for, or a core each."""
+    """The number of decoding processes of a rank: `loader.workers`, by default one a core and at most 16."""
     return min(16, cores()) if loader.workers is None else loader.workers
 
 
-def in_order(clips: Clips, loader: LoaderConfig, batch_size: int, ranks: Ranks) -> Iterable[Batch]:
-    """Every usable row of the data set once, in order, in all views of the policy (which has no jitter).
+def batches_in_order(clips: ClipDataset, loader: LoaderConfig, batch_size: int, ranks: Ranks) -> Iterable[Batch]:
+    """Every usable row of the data set once, in order, in all views of the policy, which has no random jitter.
 
-    A batch holds whole rows: as many as have `batch_size` views together, or one that has more. Rank r takes batches r,
-    r+W, …: none is padded or repeated. A worker holds `loader.prefetch` of them, a byte a number: 30 views of 32 frames
-    at 224 px are 144 MB.
+    A batch holds all views of its rows. It has as many rows as fit `batch_size` views, at least one. Rank r of W takes
+    the batches r, r+W, …; none is padded or repeated. A worker holds `loader.prefetch` batches of uint8 values: one with
+    30 views of 32 frames at 224 px has 144 MB.
     """
     views = clips.policy.views
     rows = [(s, int(r)) for s, usable in enumerate(clips.data.usable_rows()) for r in usable]
@@ -50,7 +50,7 @@ def in_order(clips: Clips, loader: LoaderConfig, batch_size: int, ranks: Ranks) 
         batch_sampler=batches,
         num_workers=workers,
         prefetch_factor=loader.prefetch if workers else None,
-        collate_fn=identity,
+        collate_fn=keep_batch,
         pin_memory=ranks.device.type == "cuda",
         generator=torch.Generator(),
     )

@@ -1,4 +1,4 @@
-"""The batches of a run, epoch after epoch, as lists of (shard, row, view): what DataLoader workers fetch."""
+"""The batches of a run, epoch after epoch, as lists of (shard, row, view). DataLoader workers fetch them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch.utils.data import DataLoader
 
 from stages.runtime.distributed import Ranks
 from stages.stream.batch import Batch
-from stages.stream.clips import Clips, Index
+from stages.stream.clips import ClipDataset, Index
 from stages.stream.config import LoaderConfig
 from stages.stream.epoch_plan import plan_epoch, replay_view, stream_count
-from stages.stream.loading import decoding_workers, identity, raising
+from stages.stream.loading import decoding_workers, keep_batch, raise_errors
 
 
 @dataclass(frozen=True)
 class Order:
-    """Everything that the order of a run depends on, and nothing else: not workers, not ranks, not targets."""
+    """All that the order of a run depends on. Workers, ranks and targets don't change the order."""
 
     rows: Sequence[np.ndarray]  # usable rows of each shard
     names: Sequence[str]  # of the shards
@@ -31,10 +31,10 @@ class Order:
     group: int  # micro-batches of an optimizer step: ranks × accumulate
     window: int
     streams: int
-    views: int | None  # stored views that are replayed; None: a fresh one each epoch
+    views: int | None  # number of stored views that are replayed; None: a fresh view in each epoch
 
     def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shards and rows, both int32 [M,B], of an epoch's micro-batches."""
+        """The shards and rows of an epoch's micro-batches, both int32 [M,B]."""
         return plan_epoch(
             self.rows,
             seed=self.seed,
@@ -46,7 +46,7 @@ class Order:
         )
 
     def digest(self) -> str:
-        """Of all that the order depends on: a resume must find the same."""
+        """sha256 of all that the order depends on. A resumed run must have the same digest."""
         fixed = [list(self.names), self.seed, self.batch_size, self.group, self.window, self.streams, self.views]
         digest = hashlib.sha256(json.dumps(fixed).encode())
         for rows in self.rows:
@@ -57,21 +57,22 @@ class Order:
         return sum(map(len, self.rows)) // self.batch_size // self.group
 
     def resident_blocks(self, readers: int) -> int:
-        """Blocks that one of `readers` processes holds so that each is read once an epoch: of its streams, a window
-        each and the first block of the next."""
+        """Blocks that each of `readers` processes keeps in memory, so that it reads each block once an epoch.
+
+        For each of its streams, it keeps one window and the first block of the next window."""
         streams = stream_count(self.steps_per_epoch() * self.group, self.streams)
         return streams // math.gcd(streams, readers) * (self.window + 1)
 
     def batches(self, epoch: int, first_step: int, rank: int, world: int) -> Iterator[list[Index]]:
-        """A rank's micro-batches of an epoch from an optimizer step on."""
+        """The micro-batches of a rank in an epoch, from an optimizer step on."""
         shards, rows = self.epoch(epoch)
         views = [epoch if self.views is None else replay_view(epoch, name, self.views) for name in self.names]
         for j in range(first_step * self.group + rank, len(shards), world):
             yield [(int(s), int(r), views[s]) for s, r in zip(shards[j], rows[j], strict=True)]
 
 
-class _Remaining:
-    """A batch sampler over all epochs that are left, so that workers fetch ahead across their borders."""
+class _RemainingBatches:
+    """A batch sampler over the rest of the run. So workers already fetch the next epoch at the end of an epoch."""
 
     def __init__(self, order: Order, epochs: int, start: tuple[int, int], ranks: Ranks):
         self.order, self.epochs, self.start, self.ranks = order, epochs, start, ranks
@@ -84,19 +85,19 @@ class _Remaining:
 
 
 def batches_of_run(
-    clips: Clips, order: Order, epochs: int, start: tuple[int, int], loader: LoaderConfig, ranks: Ranks
+    clips: ClipDataset, order: Order, epochs: int, start: tuple[int, int], loader: LoaderConfig, ranks: Ranks
 ) -> Iterable[Batch]:
-    """All micro-batches of this rank from (epoch, step in it) to the end of the run."""
+    """All micro-batches of this rank from `start` (epoch, step in the epoch) to the end of the run."""
     workers = decoding_workers(loader)
-    return raising(
+    return raise_errors(
         DataLoader(
             clips,
-            batch_sampler=_Remaining(order, epochs, start, ranks),
+            batch_sampler=_RemainingBatches(order, epochs, start, ranks),
             num_workers=workers,
             prefetch_factor=loader.prefetch if workers else None,
-            collate_fn=identity,
+            collate_fn=keep_batch,
             pin_memory=ranks.device.type == "cuda",
-            # Its own generator: making an iterator draws from the global one, and dropout after a resume would differ.
+            # An iterator draws from the generator. With the global one, dropout would differ after a resume.
             generator=torch.Generator(),
         )
     )

@@ -1,4 +1,4 @@
-"""The files of a pack: what it is, and shards that are there whole or not at all."""
+"""The files of a pack: its manifest, and its shards, each whole or absent."""
 
 import hashlib
 import json
@@ -25,17 +25,17 @@ COLUMNS = ("key", "offset", "size", "header", "width", "height", "decoder", "err
 
 @dataclass(frozen=True)
 class PackIdentity:
-    """All that decides the content of a pack; no two of these are mixed in one folder."""
+    """All that decides the content of a pack. A folder holds one identity only."""
 
-    shards: tuple[ShardEntry, ...]  # of the source
+    shards: tuple[ShardEntry, ...]  # of the data set
     decoder: str
     frames: Literal["views", "all", "crops"]
-    views: int | None  # stored ones whose frames, or crops, are there; None: all frames are
-    policy: ViewPolicy  # of these views, or what `side` is of
-    side: float  # the smallest of a view's box, in units of the shorter side: what `height` serves
-    height: int  # px of the shorter side; of both, if crops
-    quality: int  # of the JPEGs
-    psnr: float | None  # dB that `quality` was chosen for
+    views: int | None  # number of stored views whose frames or crops are packed; None: all frames are packed
+    policy: ViewPolicy  # of these views; with all frames, of the views that `side` belongs to
+    side: float  # the smallest side of a view's box, in units of the frame's shorter side; `height` suits it
+    height: int  # px of a frame's shorter side; of both sides of a crop
+    quality: int  # of the JPEGs, 1 to 95
+    psnr: float | None  # dB, if `quality` was chosen for a PSNR
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(dump(asdict(self) | {"policy": self.policy.to_json()}))
@@ -49,7 +49,7 @@ class PackIdentity:
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """A committed shard: its tar's bytes and sha256, and its rows file's."""
+    """A committed shard: size in bytes and sha256 of its tar, and sha256 of its rows file."""
 
     bytes: int
     sha256: str
@@ -60,12 +60,12 @@ class ShardFiles:
 class PackManifest:
     identity: PackIdentity
     finished: bool = False
-    files: dict[str, ShardFiles] = field(default_factory=dict)  # of every shard, once finished
+    files: dict[str, ShardFiles] = field(default_factory=dict)  # shard -> its files; empty until the pack is finished
     quarantine: dict[str, dict[int, str]] = field(default_factory=dict)  # shard -> row -> reason
 
 
 def view_digest(view: View) -> int:
-    """Of all that a view is, so that a crop is never taken for that of another view."""
+    """crc32 of a view's frames, box and flip. A crop is checked by it: another view's crop is refused."""
     parts = (view.frames.astype(np.int32), view.box.astype(np.float32), np.array([view.flip]))
     return zlib.crc32(b"".join(part.tobytes() for part in parts))
 
@@ -76,7 +76,7 @@ def write_pack(path: Path, manifest: PackManifest) -> None:
 
 
 def read_pack(path: Path) -> PackManifest | None:
-    """None where there is none. Raises ReskdError for one of another format version, and for a damaged one."""
+    """The pack's manifest; None if the folder has none. Raises ReskdError for another format version and a damaged file."""
     file = path / PACK
     if not file.exists():
         return None
@@ -88,7 +88,7 @@ def read_pack(path: Path) -> PackManifest | None:
                 PackIdentity.from_json(values["identity"]),
                 values["finished"],
                 {shard: ShardFiles(**files) for shard, files in values["files"].items()},
-                {shard: {int(r): why for r, why in rows.items()} for shard, rows in values["quarantine"].items()},
+                {shard: {int(r): reason for r, reason in rows.items()} for shard, rows in values["quarantine"].items()},
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReskdError(f"{file}: damaged ({error!r}). Run `pack` into a new folder") from error
@@ -96,8 +96,8 @@ def read_pack(path: Path) -> PackManifest | None:
                      "the version of reskd that wrote it")  # fmt: skip
 
 
-def committed(path: Path, shard: str) -> tuple[ShardFiles, dict[int, str]] | None:
-    """A shard's files and its quarantined rows; None where it isn't committed, or its tar was taken away."""
+def read_committed_shard(path: Path, shard: str) -> tuple[ShardFiles, dict[int, str]] | None:
+    """A shard's files and its quarantined rows (row -> reason); None if it isn't committed, or its tar is missing."""
     rows, tar = rows_path(path, shard), path / shard
     if not rows.exists() or not tar.exists():
         return None
@@ -109,17 +109,17 @@ def committed(path: Path, shard: str) -> tuple[ShardFiles, dict[int, str]] | Non
     return files, {r: error for r, error in enumerate(columns["error"]) if error is not None}
 
 
-def finish(path: Path, identity: PackIdentity) -> PackManifest:
-    """Write what all shards are; with it the pack is finished."""
-    found = {entry.name: committed(path, entry.name) for entry in identity.shards}
-    files, quarantine = ({s: both[i] for s, both in found.items() if both[i]} for i in (0, 1))
+def finish_pack(path: Path, identity: PackIdentity) -> PackManifest:
+    """Write the manifest with the files of all shards, which finishes the pack."""
+    shards = {entry.name: read_committed_shard(path, entry.name) for entry in identity.shards}
+    files, quarantine = ({name: shard[i] for name, shard in shards.items() if shard[i]} for i in (0, 1))
     manifest = PackManifest(identity, True, files, quarantine)
     write_pack(path, manifest)
     return manifest
 
 
-def differing_packs(stored: PackIdentity, wanted: PackIdentity) -> list[str]:
-    """One line for each field in which two identities differ, naming both sides; empty where they agree."""
-    left, right = ({**asdict(made), "shards": None} for made in (stored, wanted))
+def pack_differences(stored: PackIdentity, wanted: PackIdentity) -> list[str]:
+    """One line for each field in which two identities differ, with both values; empty if they are equal."""
+    stored_fields, wanted_fields = ({**asdict(identity), "shards": None} for identity in (stored, wanted))
     lines = differing_shards(stored.shards, wanted.shards, ("the pack", "this run"))
-    return lines + differences(left, right, ("the pack has", "this run wants"))
+    return lines + differences(stored_fields, wanted_fields, ("the pack has", "this run wants"))

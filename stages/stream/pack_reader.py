@@ -1,8 +1,8 @@
-"""A pack: for each tar shard one of the same name whose clips are low-resolution JPEGs, read by row and frame.
+"""Reading a pack by row and frame. A pack has a tar for each shard, of the same name, with low-resolution JPEGs of the clips.
 
-<pack>/pack.json             what it is made of, shards with digests, quarantined rows; `finished` once all are there
-<pack>/<shard>               KEY.mjpeg: a clip's JPEGs back to back (a Motion-JPEG stream), KEY.json: what they are
-<pack>/<shard>.rows.json     of each tar: a list per property of its rows, in tar order; written last, the commit
+<pack>/pack.json             identity, shards with digests, quarantined rows; `finished` once all shards are packed
+<pack>/<shard>               KEY.mjpeg: a clip's JPEGs one after the other (a Motion-JPEG stream); KEY.json: their frames
+<pack>/<shard>.rows.json     for each tar, one list per property of its rows, in tar order; written last: the commit
 """
 
 import hashlib
@@ -27,26 +27,28 @@ from stages.video import jpeg
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """One clip of a pack's shard; `frames`, `offsets` and `crc` are of its JPEGs, in the order of the stream: sorted by
-    frame, or view after view if crops."""
+    """One clip of a pack's shard. `frames`, `offsets` and `crc` have one element a JPEG, in the order of the stream.
+
+    Frames are sorted; crops lie view after view."""
 
     key: str
     offset: int  # of the stream in the tar, bytes
     size: int
     header: int  # crc32 of the tar header before it
-    width: int
+    width: int  # of a picture, px
     height: int
     decoder: str
-    error: str | None
+    error: str | None  # why the clip is quarantined
     frames: np.ndarray  # [n] int32, from the clip's start
-    offsets: np.ndarray  # [n] int64, in the stream
-    crc: np.ndarray  # [n] uint32
-    views: list[int]  # `view_digest` of each, if crops
+    offsets: np.ndarray  # [n] int64, in the stream, bytes
+    crc: np.ndarray  # [n] uint32, crc32 of the JPEG
+    views: list[int]  # `view_digest` of each packed view; empty unless the pack has crops
 
 
 class Pack:
-    """A finished pack. Cheap to open (one file) and to pickle; rows are loaded and tars opened in the process that asks,
-    by threads and by forked or spawned workers alike.
+    """A finished pack. To open it reads one file. It is small when pickled.
+
+    Each process loads rows and opens tars at their first use. Threads and forked or spawned workers may use it.
     """
 
     def __init__(self, path: Path, manifest: PackManifest):
@@ -54,54 +56,54 @@ class Pack:
         self._rows, self._tars = LRU(OPEN_SHARDS), LRU(OPEN_SHARDS)
 
     def decode(self, data: Dataset, shard: str, r: int, frames: np.ndarray) -> tuple[np.ndarray, str]:
-        """Frames of a row, uint8 [n,h,w,3], and the decoder that served when they were packed: `join.decode_of`, but
-        from the pack. `frames`: [n] integers as the source's video counts them.
+        """Frames of row number `r`, uint8 [n,h,w,3], and the decoder that served them for the pack.
 
-        Raises ReskdError for a frame that the pack hasn't, and for whatever isn't as it was packed.
+        Used in place of `clips.decode_row`. `frames`: [n] integers, numbers in the row's video. Raises ReskdError for a
+        frame that is not in the pack, and for a tar that was changed.
         """
-        packed, tar, asked = self._packed(data, shard, r)
-        wanted, inverse = np.unique(np.asarray(frames, np.int64) - asked.start, return_inverse=True)
+        packed, tar, row = self._check_and_open(data, shard, r)
+        wanted, inverse = np.unique(np.asarray(frames, np.int64) - row.start, return_inverse=True)
         places = np.minimum(np.searchsorted(packed.frames, wanted), len(packed.frames) - 1)
         absent = wanted if not len(packed.frames) else wanted[packed.frames[places] != wanted]
         if len(absent):
-            raise self._absent(shard, packed, f"frame {absent[0]}")
+            raise self._not_in_pack(shard, packed, f"frame {absent[0]}")
         return np.stack([self._picture(shard, tar, packed, place) for place in places])[inverse], packed.decoder
 
     def crop(self, data: Dataset, shard: str, r: int, v: int, view: View) -> tuple[np.ndarray, str]:
-        """What stored view number `v` of a row shows, uint8 [T,3,S,S] at the pack's size, and the decoder that served; of a
-        pack of crops. `view` is that view, by the cache.
+        """The pictures of stored view number `v` of row number `r`, and the decoder that served their frames for the pack.
 
-        Raises ReskdError for a view that the pack hasn't, or has otherwise, and for whatever isn't as it was packed.
+        The pictures are uint8 [T,3,S,S] at the pack's size. The pack is one of crops. `view`: the cache's view `v`. Raises
+        ReskdError for a view that is not in the pack or differs from `view`, and for a tar that was changed.
         """
-        packed, tar, _ = self._packed(data, shard, r)
+        packed, tar, _ = self._check_and_open(data, shard, r)
         if v >= len(packed.views):
-            raise self._absent(shard, packed, f"view {v}")
+            raise self._not_in_pack(shard, packed, f"view {v}")
         if packed.views[v] != view_digest(view):
             raise ReskdError(f"{self.path}, shard {shard}, clip {packed.key!r}: its crop of view {v} is of another view than "
-                             "the cache has: run `pack` with this cache into a new folder")  # fmt: skip
-        each = len(packed.frames) // len(packed.views)
-        pictures = [self._picture(shard, tar, packed, place) for place in range(v * each, (v + 1) * each)]
+                             "the cache has. Run `pack` with this cache into a new folder")  # fmt: skip
+        time = len(packed.frames) // len(packed.views)
+        pictures = [self._picture(shard, tar, packed, place) for place in range(v * time, (v + 1) * time)]
         return np.stack(pictures).transpose(0, 3, 1, 2), packed.decoder
 
-    def _packed(self, data: Dataset, shard: str, r: int) -> tuple[PackedRow, TarFile, Row]:
-        """A row of the pack, its tar, and the data set's row, which it is of."""
-        packed, asked = self._row(shard, r), data.rows(shard)[r]
+    def _check_and_open(self, data: Dataset, shard: str, r: int) -> tuple[PackedRow, TarFile, Row]:
+        """Row number `r` of the pack, its tar, and the data set's row. Raises ReskdError if key or tar header differ."""
+        packed, row = self._row(shard, r), data.rows(shard)[r]
         tar = self._tars.get(shard, lambda: self._open_tar(shard))
-        if packed.key != asked.key:
-            raise ReskdError(f"{self.path}, shard {shard} row {r}: the data set has the clip {asked.key!r}, the pack "
-                             f"{packed.key!r}: run `pack` into a new folder")  # fmt: skip
+        if packed.key != row.key:
+            raise ReskdError(f"{self.path}, shard {shard} row {r}: the data set has the clip {row.key!r}, the pack has "
+                             f"{packed.key!r}. Run `pack` into a new folder")  # fmt: skip
         if zlib.crc32(tar.read(HEADER, packed.offset - HEADER)) != packed.header:
-            raise self._stale(shard, f"row {r}: another member lies where {packed.key}.mjpeg was")
-        return packed, tar, asked
+            raise self._changed_tar(shard, f"row {r}: another member lies where {packed.key}.mjpeg was")
+        return packed, tar, row
 
     def check_files(self) -> None:
-        """Raises ReskdError, naming the first offender, unless each tar is there with its size, and its rows."""
+        """Raises ReskdError, which names the first bad file, unless all tars, with their sizes, and rows files exist."""
         for shard in self.manifest.files:
             try:
                 self._check_size(shard, os.stat(self.path / shard).st_size)
                 os.stat(rows_path(self.path, shard))
             except OSError as error:
-                raise self._missing(error) from error
+                raise self._missing_file(error) from error
 
     def _row(self, shard: str, r: int) -> PackedRow:
         return self._rows.get(shard, lambda: self._load_rows(shard))[r]
@@ -115,9 +117,9 @@ class Pack:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise self._missing(error) from error
+            raise self._missing_file(error) from error
         if hashlib.sha256(content).hexdigest() != self.manifest.files[shard].rows_sha256:
-            raise self._stale(shard, f"{path.name} beside it is not the one of {PACK}")
+            raise self._changed_tar(shard, f"{path.name} beside it is not the one of {PACK}")
         columns = json.loads(content)
         for name, kind in (("frames", np.int32), ("offsets", np.int64), ("crc", np.uint32)):
             columns[name] = [np.array(values, kind) for values in columns[name]]
@@ -127,50 +129,50 @@ class Pack:
         try:
             tar = TarFile(self.path / shard)
         except OSError as error:
-            raise self._missing(error) from error
+            raise self._missing_file(error) from error
         self._check_size(shard, tar.size)
         return tar
 
     def _check_size(self, shard: str, size: int) -> None:
         if size != self.manifest.files[shard].bytes:
-            raise self._stale(shard, f"{size} bytes, {PACK} has {self.manifest.files[shard].bytes}")
+            raise self._changed_tar(shard, f"{size} bytes, {PACK} has {self.manifest.files[shard].bytes}")
 
     def _picture(self, shard: str, tar: TarFile, row: PackedRow, place: int) -> np.ndarray:
         start = int(row.offsets[place])
         end = int(row.offsets[place + 1]) if place + 1 < len(row.offsets) else row.size
         content = tar.read(end - start, row.offset + start)
-        what = f"frame {row.frames[place]} of {row.key}.mjpeg"
+        name = f"frame {row.frames[place]} of {row.key}.mjpeg"
         if zlib.crc32(content) != row.crc[place]:
-            raise self._stale(shard, f"{what}: {len(content)} bytes of other content")
+            raise self._changed_tar(shard, f"{name}: {len(content)} bytes of other content")
         try:
             return jpeg.decode(content)
         except OSError as error:
-            raise self._stale(shard, f"{what}: {error}") from error
+            raise self._changed_tar(shard, f"{name}: {error}") from error
 
-    def _absent(self, shard: str, row: PackedRow, what: str) -> ReskdError:
-        made, has = self.manifest.identity, f"it has {len(row.frames)} frames"
+    def _not_in_pack(self, shard: str, row: PackedRow, what: str) -> ReskdError:
+        identity, content = self.manifest.identity, f"it has {len(row.frames)} frames"
         if row.error is not None:
-            has = f"the clip is in its quarantine: {row.error}"
-        elif made.frames != "all":
-            has += f", those of {made.views} stored views"
-        return ReskdError(f"{self.path}, shard {shard}, clip {row.key!r}: {what} is not in the pack ({has}): use "
-                          "the views that it was packed for, or run `pack` with frames: all into a new folder")  # fmt: skip
+            content = f"the clip is in its quarantine: {row.error}"
+        elif identity.frames != "all":
+            content += f", those of {identity.views} stored views"
+        return ReskdError(f"{self.path}, shard {shard}, clip {row.key!r}: {what} is not in the pack ({content}). Use "
+                          "the views that the pack was made for, or run `pack` with frames: all into a new folder")  # fmt: skip
 
-    def _stale(self, shard: str, what: str) -> ReskdError:
-        return ReskdError(f"{self.path / shard}: {what}. The tar is cut, damaged, or was changed after it was packed: delete "
-                          "it and run `pack` again, which makes it anew")  # fmt: skip
+    def _changed_tar(self, shard: str, difference: str) -> ReskdError:
+        return ReskdError(f"{self.path / shard}: {difference}. The tar is cut, damaged, or was changed after packing: delete "
+                          "it and run `pack` again, which packs the shard again")  # fmt: skip
 
-    def _missing(self, error: OSError) -> ReskdError:
-        return ReskdError(f"{error.filename}: missing ({error.strerror}), {self.path / PACK} lists it. Put it back, or run "
-                          "`pack` again, which makes it anew")  # fmt: skip
+    def _missing_file(self, error: OSError) -> ReskdError:
+        return ReskdError(f"{error.filename}: missing ({error.strerror}), {self.path / PACK} lists it. Put the file back, or "
+                          "run `pack` again, which packs the shard again")  # fmt: skip
 
 
 def open_pack(path: Path) -> Pack:
-    """Raises ReskdError where there is no pack, one of another format version, or one that isn't finished."""
+    """Raises ReskdError if the folder has no pack, or the pack has another format version or isn't finished."""
     path = Path(path)
     manifest = read_pack(path)
     if manifest is None:
-        raise ReskdError(f"{path / PACK}: no pack here. `pack` makes one of a data set")
+        raise ReskdError(f"{path / PACK}: no pack in this folder. `pack` makes one from a data set")
     if not manifest.finished:
-        raise ReskdError(f"{path}: the pack is not finished: run `pack` again with the config that made it")
+        raise ReskdError(f"{path}: the pack is not finished: run `pack` again with the same config")
     return Pack(path, manifest)

@@ -1,4 +1,4 @@
-"""One label of several: the seed draws one anew whenever it fetches a clip; here the draw can be replayed."""
+"""One label of several. Upstream draws one whenever it fetches a clip; this draw is a function and can be repeated."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from stages.stream.batch import Batch
 from stages.stream.epoch_plan import hash_parts
 
-_SALT = 0x6C6162656C  # lest a draw share its bits with the order of the epoch
+_SALT = 0x6C6162656C  # so that draws and the order of an epoch have different bits
 
 
 def with_one_label(batch: Batch, seed: int, epoch: int) -> Batch:
-    """The batch (on the CPU) whose clips of several labels have one of them in `labels`, each as likely as the others.
+    """The batch, on the CPU, with a random one of each clip's labels in `labels`; all labels are equally likely.
 
-    A pure function of (seed, epoch, shard, row): not of workers, ranks, or where the clip stands in the order. Clips
-    of one label or none stay as they are, and so does `multi_hot`.
+    A pure function of (seed, epoch, shard, row). Workers, ranks and the clip's place in the order don't change it. Clips
+    with one label or none keep their `labels`; `multi_hot` doesn't change.
     """
     labels = batch.labels.clone()
     for i in torch.nonzero(batch.multi_hot.sum(1) > 1).flatten().tolist():
         shard, row, _ = batch.index[i].tolist()
-        among = torch.nonzero(batch.multi_hot[i]).flatten()
-        drawn = hash_parts(_SALT, seed, epoch, shard, row) * len(among) >> 64  # below their number (Lemire 2019)
-        labels[i] = among[drawn]
+        candidates = torch.nonzero(batch.multi_hot[i]).flatten()
+        drawn = hash_parts(_SALT, seed, epoch, shard, row) * len(candidates) >> 64  # 0 <= drawn < len (Lemire 2019)
+        labels[i] = candidates[drawn]
     return replace(batch, labels=labels)

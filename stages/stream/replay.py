@@ -1,4 +1,4 @@
-"""What of a cache a run replays, fixed at its start."""
+"""The part of a cache that a run replays."""
 
 from __future__ import annotations
 
@@ -20,56 +20,58 @@ from stages.video.decode import decoder_identity
 
 @dataclass(frozen=True)
 class Replay:
-    """The part of a cache that a run replays, frozen at its start: a cache that grows doesn't change it."""
+    """The part of a cache that a run replays. It is fixed when the run starts: a cache that grows doesn't change it."""
 
     manifest: Manifest
-    views: int
-    rows: list[np.ndarray]  # of each shard of the data set
-    constants: dict[str, np.ndarray]  # of the cache's root; none where no loss reads features
+    views: int  # the first ones of the cache
+    rows: list[np.ndarray]  # for each shard of the data set the numbers of the replayed rows
+    constants: dict[str, np.ndarray]  # of the cache's root; empty if no loss reads features
 
     @property
     def width(self) -> int | None:
-        """D of the teacher's own map; None where no maps are stored."""
+        """The number of channels of the teacher's own map; None if the cache has no maps."""
         maps = self.manifest.identity.targets.get("features")
         return maps["map"][3] if maps else None
 
 
 def open_replay(path: Path, views: int | None, targets: Sequence[str], data: Dataset, allow_partial: bool) -> Replay:
-    """Hold the cache against the data set, and fix which views and rows are replayed, with which targets.
+    """Compare the cache at `path` with the data set, and choose the views and rows that the run replays.
 
-    `views`: the first so many; all finished ones where None.
+    `views`: the number of views, the first ones; None: all finished ones. `targets`: those that the run reads.
 
-    Raises ReskdError for a cache of other shards, one that isn't finished (unless `allow_partial`), one with fewer
-    views than asked for, or without these targets.
+    Raises ReskdError for a cache of other shards or classes, for one that isn't finished (unless `allow_partial`), and
+    for one that lacks these views or targets.
     """
     manifest = load_manifest(path)
     check_join(manifest, data.shards)
     if tuple(manifest.identity.classes) != tuple(data.classes):
-        raise ReskdError(f"{path} was made for other classes than {data.path} has: make it anew")
+        raise ReskdError(f"{path} was made for other classes than {data.path} has: run cache-teacher into a new folder")
     if manifest.identity.decoder != decoder_identity():
-        console.print(f"[yellow]warning[/] {path} was decoded by {manifest.identity.decoder}, here it is "
-                      f"{decoder_identity()}: frames may differ a little")  # fmt: skip
+        console.print(f"[yellow]warning[/] {path} was decoded by {manifest.identity.decoder}, this machine "
+                      f"has {decoder_identity()}: frames may differ a little")  # fmt: skip
     views = views or manifest.finalised or manifest.views
     if views > manifest.views:
-        raise ReskdError(f"data.views {views}: {path} has {manifest.views} views: lower it, or raise `views` of "
+        raise ReskdError(f"data.views {views}: {path} has {manifest.views} views: lower data.views, or raise `views` of "
                          f"cache-teacher")  # fmt: skip
-    reader = CacheReader(path, targets)  # raises for a target that it doesn't store
+    reader = CacheReader(path, targets)  # raises ReskdError for a target that the cache doesn't store
     constants = reader.constants() if "features" in targets else {}
     usable = data.usable_rows()
-    unfinished = lacks(path, manifest, data, views, targets)
+    unfinished = missing_parts(path, manifest, data, views, targets)
     if unfinished is None:
         rows = [
             np.setdiff1d(u, list(manifest.quarantine.get(e.name, {}))) for e, u in zip(data.shards, usable, strict=True)
         ]
         return Replay(manifest, views, rows, constants)
     if not allow_partial:
-        raise ReskdError(f"{path} is not finished ({unfinished}): run cache-teacher again, or train on what is there by "
-                         f"train-student --allow-partial")  # fmt: skip
+        raise ReskdError(f"{path} is not finished ({unfinished}): run cache-teacher again, or train on the finished shards "
+                         f"by train-student --allow-partial")  # fmt: skip
     return Replay(manifest, views, _partial_rows(path, views, targets, data, usable), constants)
 
 
-def lacks(path: Path, manifest: Manifest, data: Dataset, views: int, targets: Sequence[str]) -> str | None:
-    """What these shards lack; None where they have all. Read off the root, but for groups that were lost."""
+def missing_parts(path: Path, manifest: Manifest, data: Dataset, views: int, targets: Sequence[str]) -> str | None:
+    """What the cache lacks of these shards, views and targets, for messages; None if it lacks nothing.
+
+    Reads the root's manifest alone. A finished group that was deleted counts as lacking, too."""
     finished = {entry.name for entry in manifest.identity.shards[: manifest.finalised_shards]}
     lacking = [e.name for e in data.shards if e.name not in finished or not (path / e.name / METADATA).exists()]
     if lacking:
@@ -77,21 +79,21 @@ def lacks(path: Path, manifest: Manifest, data: Dataset, views: int, targets: Se
     if views > manifest.finalised:
         return f"{manifest.finalised} of {views} views"
     absent = [target for target in targets if target not in manifest.finalised_targets]
-    return f"its {' and '.join(absent)} are not there yet" if absent else None
+    return f"it lacks the {' and '.join(absent)} of some shards" if absent else None
 
 
 def _partial_rows(
     path: Path, views: int, targets: Sequence[str], data: Dataset, usable: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """What an unfinished cache has: shards that have all the views, without their quarantined rows."""
+    """The replayed rows of an unfinished cache: those of the shards with all views and targets, without quarantined rows."""
     rows, left_out = [], []
-    for entry, of_shard in zip(data.shards, usable, strict=True):
+    for entry, shard_rows in zip(data.shards, usable, strict=True):
         group = load_group(path, entry.name)
         if group is None or group["views"] < views or not {*targets} <= {*group["targets"]}:
             left_out.append(entry.name)
-            rows.append(of_shard[:0])
+            rows.append(shard_rows[:0])
             continue
-        rows.append(of_shard[~np.isin(group["keys"], list(group["quarantine"]))[of_shard]])
+        rows.append(shard_rows[~np.isin(group["keys"], list(group["quarantine"]))[shard_rows]])
     clips = sum(len(u) for u in usable) - sum(map(len, rows))
     console.print(f"[yellow]--allow-partial[/] {path}: leaves out {len(left_out)} of {len(data.shards)} shards "
                   f"({clips} clips) that lack some of {views} views: {', '.join(left_out[:10])}"

@@ -1,4 +1,7 @@
-"""The configs of students that train together: one file, with each student's own keys over the common ones."""
+"""Reads the configs of several students from one file: common keys, and each student's own keys under `students`.
+
+config.py has the config of one student. cohort.py checks that the students can share a stream.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,23 @@ from stages.student.config import TrainConfig
 
 
 def load_cohort(file: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, TrainConfig]:
-    """The students of a config, by name: its one student, named "", or each of its mapping `students`.
+    """The configs of the students by name. A file without the mapping `students` has one student, named "".
 
-    Such a student is the config with its own keys ("optim.lr" or nested) laid over it; its `output` is the config's with
-    the name below it, and all have the clips in the order of the config's seed, whatever their own.
-    Raises ReskdError as `load_config`, and for a name that is no file's.
+    A student's config is the file's config with the student's own keys ("optim.lr" or nested) laid over it. Its folder is
+    the config's `output` / its name. All students have the clips in the order of the config's seed, whatever their seeds.
+    Raises ReskdError as `load_config` does, and for a name that can't be a folder's.
     """
     values, where = read_config(file, overrides)
     students = values.pop("students", None)
     if students is None:
         return {"": validated(TrainConfig, values, where)}
-    return {name: student_of(values, name, changes, where) for name, changes in named_students(students, where).items()}
+    return {
+        name: student_config(values, name, changes, where) for name, changes in named_students(students, where).items()
+    }
 
 
 def named_students(students: Any, where: str) -> dict[str, dict]:
-    """The mapping `students`, whose names are text."""
+    """The mapping `students`, checked, with names as text. `where`: the config file, for messages."""
     if not isinstance(students, dict) or not all(isinstance(c, dict) for c in students.values()) or not students:
         raise ReskdError(f"{where}: `students` must map names to the keys of each (given: {students!r})")
     named = {str(name): changes for name, changes in students.items()}
@@ -37,16 +42,16 @@ def named_students(students: Any, where: str) -> dict[str, dict]:
     return named
 
 
-def student_of(values: Mapping[str, Any], name: str, changes: Mapping[str, Any], where: str) -> TrainConfig:
-    """One student of a cohort: see `load_cohort`."""
+def student_config(values: Mapping[str, Any], name: str, changes: Mapping[str, Any], where: str) -> TrainConfig:
+    """The config of one student of a cohort: see `load_cohort`. `changes`: the student's own keys."""
     if not re.fullmatch(r"[\w.,=+-]*\w[\w.,=+-]*", name):
         raise ReskdError(f"{where}: the student {name!r} must have a name of letters, digits, and . , = + - _")
-    mine = copy.deepcopy(dict(values))
+    merged = copy.deepcopy(dict(values))
     for key, value in changes.items():
-        set_key(mine, str(key), value, f"{where}, student {name}: {key}")
-    if isinstance(values.get("output"), str) and mine.get("output") == values["output"]:
-        mine["output"] = str(Path(values["output"]) / name)
-    data = mine.get("data")
+        set_key(merged, str(key), value, f"{where}, student {name}: {key}")
+    if isinstance(values.get("output"), str) and merged.get("output") == values["output"]:
+        merged["output"] = str(Path(values["output"]) / name)
+    data = merged.get("data")
     if isinstance(data, dict) and data.get("order_seed") is None:
-        mine["data"] = data | {"order_seed": values.get("seed", 0)}
-    return validated(TrainConfig, mine, f"{where}, student {name}")
+        merged["data"] = data | {"order_seed": values.get("seed", 0)}
+    return validated(TrainConfig, merged, f"{where}, student {name}")

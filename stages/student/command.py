@@ -8,15 +8,15 @@ from stages.config.options import CONFIG, DRY_RUN, SET
 @click.command("train-student")
 @CONFIG
 @SET
-@click.option("--resume", is_flag=True, help="Go on from OUTPUT/last.pt, exactly.")
+@click.option("--resume", is_flag=True, help="Go on from OUTPUT/last.pt, with the same result.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in OUTPUT.")
 @click.option("--allow-partial", is_flag=True, help="Train on the finished shards of an unfinished cache.")
 @DRY_RUN
 def train_student(config_file, overrides, resume, overwrite, allow_partial, dry_run):
     """Stage two: train a student from the cache; without data.cache, a teacher or a baseline.
 
-    With a mapping `students` in the config, all of them on one stream, decoded and joined once: each has its own keys
-    over the config's (model, size, losses, seed, ...), and is what it would be alone.
+    A mapping `students` in the config trains several students on one stream; clips are decoded once for all. Each
+    student's own keys (model, size, losses, seed, ...) are laid over the config, and each becomes what it would alone.
 
     \b
     students:

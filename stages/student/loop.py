@@ -1,4 +1,4 @@
-"""The training loop: micro-batches in, checkpoints and metrics out; for one student, or for several on one stream."""
+"""The training loop: micro-batches in, checkpoints and metrics out. It trains one student, or several on one stream."""
 
 from __future__ import annotations
 
@@ -9,164 +9,130 @@ from dataclasses import replace
 import torch
 from rich.markup import escape
 
-from cache.errors import ReskdError
 from stages.distill.targets import loss_terms
 from stages.metrics.accuracy import headline
-from stages.metrics.scoring import Net
+from stages.metrics.scoring import ScoredModel
 from stages.runtime.interrupt import Interrupted, stop_requested
 from stages.runtime.log import RunLog, console, progress_bar
 from stages.stream.batch import Batch
 from stages.stream.random_label import with_one_label
-from stages.student.run import Run, check_finite, leave, own_draws, save_run
-
-
-class Failed(ReskdError):
-    """Students failed while the others went on to their ends. Of several ranks every one raises it."""
+from stages.student.failures import failure_lines, for_each_run, raise_failures, unfinished_runs
+from stages.student.training_run import TrainingRun, check_finite, save_checkpoint
 
 
 def fit(
-    runs: Sequence[Run],
-    batches: Callable[[tuple[int, int]], Iterable[Batch]],
+    runs: Sequence[TrainingRun],
+    batches_from: Callable[[tuple[int, int]], Iterable[Batch]],
     steps_per_epoch: int,
     *,
     teach: Callable[[Batch], Batch] | None,
-    validate: Callable[[Sequence[Net]], list[dict | Exception]] | None,
+    validate: Callable[[Sequence[ScoredModel]], list[dict | Exception]] | None,
     go_on: str = "go on with --resume",
 ) -> None:
-    """Train the students of `runs`, in place, on one stream; each as it would be alone.
+    """Train the students of `runs`, in place, on one stream of batches. Each becomes what it would become alone.
 
-    `batches((epoch, step))` yields micro-batches from there to the end of the longest run; `teach` gives a batch on the
-    device its targets, where a teacher is in the loop; `validate` gives metrics of nets in eval mode. A run that a
-    checkpoint has further than others waits for the stream; one that ends early, or fails, leaves the others to go on.
+    `batches_from((epoch, step in it))` yields micro-batches up to the end of the longest run. `teach` adds the targets of
+    a teacher in the loop to a batch on the device. `validate` gives the metrics of nets in eval mode.
+    A student that resumes at a later step skips batches until the others catch up. A student that ends early, or fails,
+    doesn't stop the others.
 
-    Raises Failed where a run of several did, once the others are at their ends (its last good checkpoint is kept), and
-    Interrupted after a SIGINT or SIGTERM, once every run is saved, at the very end, too: `go_on` says what then.
+    Raises StudentsFailed once the others are finished; the last good checkpoint of a failed student is kept. Raises
+    Interrupted after a SIGINT or SIGTERM, even one at the last step, once every run is saved; `go_on` says what to do then.
     """
-    config, ranks = runs[0].config, runs[0].ranks  # what runs share: see shared.SHARED
+    config, ranks = runs[0].config, runs[0].ranks  # of `config`, only keys that all runs share: see cohort.SHARED
     global_batch = config.batch_size * config.accumulate * ranks.world
     step, total = min(run.progress.step for run in runs), max(run.steps for run in runs)
     for run in runs if ranks.first else ():
         run.log = RunLog(run.config.output, run.progress.step)
-    stream = iter(batches(divmod(step, steps_per_epoch)))
-    _each([run for run in runs if run.progress.step == run.steps], runs, _finish, agreed=True)
-    with progress_bar("clips", disable=not ranks.first) as bar, stop_requested() as asked:
+    batches = iter(batches_from(divmod(step, steps_per_epoch)))
+    # A run may have been killed between its last checkpoint and its result.
+    for_each_run([run for run in runs if run.progress.step == run.steps], runs, _finish, share_failures=True)
+    with progress_bar("clips", disable=not ranks.first) as bar, stop_requested() as signal_came:
         task = bar.add_task("train", total=total, completed=step, rate=0.0, note="")
-        since, since_step, stop = time.perf_counter(), step, False
-        while not stop and (left := _unfinished(runs)):
-            ahead = min(run.progress.step for run in left)
-            if ahead > step:  # who was behind has failed: skip what it needed
-                step = since_step = ahead
-                stream = iter(batches(divmod(step, steps_per_epoch)))
-            at_work = [run for run in left if run.progress.step == step]
-            _optimizer_step(at_work, runs, stream, step // steps_per_epoch, teach)
+        log_time, log_step, stop = time.perf_counter(), step, False
+        while not stop and (unfinished := unfinished_runs(runs)):
+            next_step = min(run.progress.step for run in unfinished)
+            if (
+                next_step > step
+            ):  # the runs that needed these batches have failed: skip to the next batch that is needed
+                step = log_step = next_step
+                batches = iter(batches_from(divmod(step, steps_per_epoch)))
+            active = [run for run in unfinished if run.progress.step == step]  # later ones skip this step's batches
+            _optimizer_step(active, runs, batches, step // steps_per_epoch, teach)
             step += 1
-            epoch, ended = step // steps_per_epoch, step % steps_per_epoch == 0
-            logged = ended or step % config.log_every == 0
+            epoch, epoch_ends = step // steps_per_epoch, step % steps_per_epoch == 0
+            log_now = epoch_ends or step % config.log_every == 0
 
-            if logged:
-                rate = (step - since_step) * global_batch / (time.perf_counter() - since)
-                _each(at_work, runs, lambda run: _log_row(run, rate), agreed=True)  # noqa: B023
-                bar.update(task, completed=step, rate=rate, note=_note(at_work))
-            due = [run for run in at_work if run.failure is None and ended and _is_due(run, epoch, step)]
+            if log_now:
+                rate = (step - log_step) * global_batch / (time.perf_counter() - log_time)
+                for_each_run(active, runs, lambda run: _log_row(run, rate), share_failures=True)  # noqa: B023
+                bar.update(task, completed=step, rate=rate, note=_loss_summary(active))
+            due = [run for run in active if run.failure is None and epoch_ends and _validation_is_due(run, epoch)]
             if validate and due:
                 _validate(due, runs, epoch, validate)
-            if logged:
-                since, since_step = time.perf_counter(), step
+            if log_now:  # the next rate is without the time of validation
+                log_time, log_step = time.perf_counter(), step
 
-            # Ranks agree on stopping only where they meet anyway: asking at every step would cost each one a wait.
-            stop = asked() if ranks.world == 1 else logged and ranks.any(asked())
-            if ended or stop or step % config.checkpoint_every == 0:
-                _each(at_work, runs, save_run, agreed=True)
-            _each([run for run in at_work if run.steps == step], runs, _finish, agreed=True)
-        failed = [run for run in runs if run.failure]
-        lines = "".join(f"\n  {run.config.output}: {run.failure}" for run in failed)
-        if stop or ranks.any(asked()):
-            left = ", ".join(str(run.config.output) for run in _unfinished(runs))
-            where = f"{left}: stopped" if left else "all at their ends: stopped"
-            said = f"{where} at step {step} of {total}; all is saved, {go_on}"
-            raise Interrupted(f"{said}\n{len(failed)} failed:{lines}" if failed else said)
-    if failed:
-        several = f"{len(failed)} of {len(runs)} students failed, all others are finished:{lines}"
-        raise Failed(several if len(runs) > 1 else str(failed[0].failure))
-
-
-def _unfinished(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.failure is None and run.progress.step < run.steps]
-
-
-def _each(chosen: Sequence[Run], runs: Sequence[Run], work: Callable[[Run], object], agreed: bool = False) -> None:
-    """`work` for every chosen run that hasn't failed; where one fails and isn't the only one of `runs`, it is taken out.
-
-    `agreed`: among several ranks, whatever fails on any of them fails on all. Such work must not fail before its
-    collectives. An error in any other work stops all ranks: one may be alone in meeting it, and the others would wait.
-    """
-    ranks, failed = runs[0].ranks, {}
-    for i, run in enumerate(chosen):
-        if run.failure is not None:
-            continue
-        try:
-            with own_draws(run):
-                work(run)
-        except Exception as error:
-            alone = len(runs) == 1 and ranks.world == 1
-            if alone or (ranks.world > 1 and not agreed):
-                raise
-            leave(run, error)
-            failed[i] = run.failure
-    for i, error in (ranks.failed(failed) if agreed else failed).items():
-        if chosen[i].failure is None:  # on another rank
-            leave(chosen[i], error)
-        if ranks.first and len(runs) > 1:
-            said = escape(f"{chosen[i].config.output}: {type(error).__name__}: {error}")
-            console.print(f"[bold red]out[/] {said}; the others go on")
+            # To ask the other ranks at every step would make each step wait. So they are asked where they meet anyway.
+            stop = signal_came() if ranks.world == 1 else log_now and ranks.any(signal_came())
+            if epoch_ends or stop or step % config.checkpoint_every == 0:
+                for_each_run(active, runs, save_checkpoint, share_failures=True)
+            for_each_run([run for run in active if run.steps == step], runs, _finish, share_failures=True)
+        if stop or ranks.any(signal_came()):
+            raise Interrupted(_interrupted(runs, step, total, go_on))
+    raise_failures(runs)
 
 
 def _optimizer_step(
-    at_work: Sequence[Run], runs: Sequence[Run], stream: Iterator[Batch], epoch: int, teach: Callable | None
+    active: Sequence[TrainingRun],
+    runs: Sequence[TrainingRun],
+    batches: Iterator[Batch],
+    epoch: int,
+    teach: Callable[[Batch], Batch] | None,
 ) -> None:
-    """Gradients of `accumulate` micro-batches, averaged over them and the ranks, and one step, of each run."""
+    """One optimizer step of each active run, with gradients averaged over `accumulate` micro-batches and the ranks."""
     config, device = runs[0].config, runs[0].ranks.device
-    _each(at_work, runs, _begin)
+    for_each_run(active, runs, _begin_step)
     for i in range(config.accumulate):
-        batch = next(stream)
-        for what, lines in (("masked", batch.failures), ("fallback", batch.fallbacks)):
+        batch = next(batches)
+        for label, lines in (("masked", batch.failures), ("fallback", batch.fallbacks)):
             for line in lines:
-                console.print(f"[yellow]{what}[/] {escape(line)}", highlight=False)
-        on_device = batch.to(device)  # once for all
+                console.print(f"[yellow]{label}[/] {escape(line)}", highlight=False)
+        on_device = batch.to(device)  # once for all runs
         if teach:
             on_device = teach(on_device)
         last = i + 1 == config.accumulate
-        _each(at_work, runs, lambda run: _backward(run, batch, on_device, epoch, last))  # noqa: B023
-    _each(at_work, runs, _update)
+        for_each_run(active, runs, lambda run: _backward(run, batch, on_device, epoch, last))  # noqa: B023
+    for_each_run(active, runs, _update_weights)
 
 
-def _begin(run: Run) -> None:
+def _begin_step(run: TrainingRun) -> None:
     run.wrapped.train()
     run.schedule.step_update(run.progress.step)
     run.optimizer.zero_grad(set_to_none=True)
 
 
-def _backward(run: Run, batch: Batch, on_device: Batch, epoch: int, last: bool) -> None:
-    """Add the gradients of a micro-batch, `there` on the device; `last`: of the step."""
+def _backward(run: TrainingRun, batch: Batch, on_device: Batch, epoch: int, last: bool) -> None:
+    """Add the gradients of a micro-batch. `on_device`: the same batch on the device; `last`: the last one of the step."""
     config, ranks, weights = run.config, run.ranks, run.config.losses.weights()
-    run.progress.failed += len(batch.failures)
-    on_device = on_device.seen_at(run.rendering)
+    run.progress.failed_clips += len(batch.failures)
+    on_device = on_device.with_rendering(run.rendering)
     if config.losses.random_label:
         on_device = replace(on_device, labels=with_one_label(batch, config.seed, epoch).labels.to(ranks.device))
     with ranks.without_sync(run.wrapped, skip=not last):
         with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=run.amp):
-            answer = run.wrapped(on_device.clips)
-        terms = loss_terms(answer, on_device, config.losses, run.decoder)
+            output = run.wrapped(on_device.clips)
+        terms = loss_terms(output, on_device, config.losses, run.decoder)
         loss = sum(weights[name] * value for name, value in terms.items())
         run.progress.add({"loss": loss, **terms})
         if ranks.device.type == "cpu" and ranks.world == 1:
-            # On a GPU the look would cost a wait, and a rank that stops here alone leaves the others in their all-reduce:
-            # there the next log row or checkpoint finds it.
+            # On a GPU this check would wait for the device. With several ranks, one that stops here would leave the
+            # others waiting for its gradients. In both cases the next log row or checkpoint makes the check.
             check_finite(run, run.progress.sums)
         (loss / config.accumulate).backward()
 
 
-def _update(run: Run) -> None:
+def _update_weights(run: TrainingRun) -> None:
     if run.config.optim.clip_grad:
         torch.nn.utils.clip_grad_norm_(run.wrapped.parameters(), run.config.optim.clip_grad)
     run.optimizer.step()
@@ -175,60 +141,68 @@ def _update(run: Run) -> None:
         run.ema.update(run.student.model, step=run.progress.step)
 
 
-def _is_due(run: Run, epoch: int, step: int) -> bool:
-    return epoch % run.config.schedule.val_every == 0 or step == run.steps
+def _validation_is_due(run: TrainingRun, epoch: int) -> bool:
+    return epoch % run.config.schedule.val_every == 0 or run.progress.step == run.steps
 
 
-def _validate(due: Sequence[Run], runs: Sequence[Run], epoch: int, validate: Callable) -> None:
-    """Score what is evaluated of each run, on one stream; save it where no epoch was better."""
+def _validate(due: Sequence[TrainingRun], runs: Sequence[TrainingRun], epoch: int, validate: Callable) -> None:
+    """Score the runs on one stream of validation clips. Save a run's weights if they are its best so far."""
     for run in due:
         run.ranks.average_statistics(run.evaluated)  # what is scored is what is saved
-    answers = validate([Net(run.evaluated.eval(), run.rendering, run.amp) for run in due])
-    scored = {id(run): answer for run, answer in zip(due, answers, strict=True)}
+    metrics_of = validate([ScoredModel(run.evaluated.eval(), run.rendering, run.amp) for run in due])
+    scores = {id(run): metrics for run, metrics in zip(due, metrics_of, strict=True)}
 
-    def keep(run: Run) -> None:
-        if isinstance(answer := scored[id(run)], Exception):
-            raise answer
-        metrics, best = {"epoch": epoch, **answer}, run.progress.best
+    def keep_score(run: TrainingRun) -> None:
+        if isinstance(score := scores[id(run)], Exception):
+            raise score
+        metrics, best = {"epoch": epoch, **score}, run.progress.best
         if best is None or metrics[metrics["headline"]] > best[metrics["headline"]]:
             run.progress.best = metrics
             if run.ranks.first:
                 run.save_weights("best", run.evaluated, metrics)
         if run.log:
             run.log.row("val", run.progress.step, metrics)
-            of = f"{run.config.output.name}  " if len(runs) > 1 else ""
-            console.print(f"{of}epoch {epoch}/{run.config.schedule.epochs}  val {headline(metrics)}")
+            student = f"{run.config.output.name}  " if len(runs) > 1 else ""
+            console.print(f"{student}epoch {epoch}/{run.config.schedule.epochs}  val {headline(metrics)}")
 
-    _each(due, runs, keep, agreed=True)
+    for_each_run(due, runs, keep_score, share_failures=True)
 
 
-def _finish(run: Run) -> None:
+def _finish(run: TrainingRun) -> None:
     run.ranks.average_statistics(run.evaluated)
-    failed_clips = run.ranks.sum(torch.tensor(run.progress.failed, device=run.ranks.device))
+    failed_clips = run.ranks.sum(torch.tensor(run.progress.failed_clips, device=run.ranks.device))
     if run.ranks.first:
         run.save_weights("last", run.evaluated, {"epoch": run.config.schedule.epochs})
         run.log.close()
-    run.ended(run.progress, int(failed_clips))
+    run.on_finish(run.progress, int(failed_clips))
 
 
-def _log_row(run: Run, rate: float) -> None:
-    """The row since the last one: means over micro-batches and ranks, each term beside its weight."""
+def _log_row(run: TrainingRun, rate: float) -> None:
+    """Log the means since the last row over micro-batches and ranks, each term beside its weight."""
     progress, ranks = run.progress, run.ranks
     names = list(progress.sums)
     means = ranks.mean(torch.stack([progress.sums[n].float() for n in names]) / progress.summed).cpu()
-    failed = int(ranks.sum(torch.tensor(progress.failed, device=ranks.device)))
-    check_finite(run, dict(zip(names, means, strict=True)))  # which is not finite on any rank, isn't in the mean
+    failed_clips = int(ranks.sum(torch.tensor(progress.failed_clips, device=ranks.device)))
+    check_finite(run, dict(zip(names, means, strict=True)))  # a NaN of one rank is in the mean of all ranks
     values = dict(zip(names, means.tolist(), strict=True))
-    progress.sums, progress.summed, progress.loss = {}, 0, values["loss"]
+    progress.sums, progress.summed, progress.logged_loss = {}, 0, values["loss"]
     terms = {n: {"value": values[n], "weight": w} for n, w in run.config.losses.weights().items()}
     lr = run.optimizer.param_groups[0]["lr"]
     if run.log:
-        row = {"loss": values["loss"], "terms": terms, "failed_clips": failed, "lr": lr, "clips_per_s": rate}
+        row = {"loss": values["loss"], "terms": terms, "failed_clips": failed_clips, "lr": lr, "clips_per_s": rate}
         run.log.row("train", progress.step, row)
 
 
-def _note(at_work: Sequence[Run]) -> str:
-    losses = [run.progress.loss for run in at_work if run.failure is None]
+def _loss_summary(active: Sequence[TrainingRun]) -> str:
+    losses = [run.progress.logged_loss for run in active if run.failure is None]
     if len(losses) < 2:
         return "".join(f"loss {loss:.4f}" for loss in losses)
     return f"{len(losses)} students, loss {min(losses):.4f} to {max(losses):.4f}"
+
+
+def _interrupted(runs: Sequence[TrainingRun], step: int, total: int, go_on: str) -> str:
+    """The message of Interrupted."""
+    unfinished = ", ".join(str(run.config.output) for run in unfinished_runs(runs))
+    message = f"{unfinished or 'all students are finished'}: stopped at step {step} of {total}; all is saved, {go_on}"
+    failed = sum(run.failure is not None for run in runs)
+    return f"{message}\n{failed} failed:{failure_lines(runs)}" if failed else message

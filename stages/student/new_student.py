@@ -1,4 +1,4 @@
-"""A student before its first step: its weights, and its config with all that was left to defaults filled in."""
+"""A student before its first step: its first weights, and its config with the defaults filled in."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from cache.errors import ReskdError
-from cache.reduction import Constants
 from cache.view import ViewPolicy
 from stages.distill.check_targets import check_targets
 from stages.distill.student import Student, build_student
 from stages.models.architectures import build_model
-from stages.models.checkpoints import initialise
 from stages.models.grad_checkpointing import enable_grad_checkpointing
+from stages.models.init_weights import initialise
 from stages.models.video_model import ModelOutput, VideoModel, model_stats
 from stages.runtime.distributed import Ranks
 from stages.runtime.log import console
@@ -26,79 +25,78 @@ from stages.student.state import torch_state
 
 
 @dataclass(frozen=True)
-class StudentSetup:
-    """A student before its first step, with all that its config left to defaults filled in."""
+class NewStudent:
+    """A student before its first step."""
 
-    config: TrainConfig
-    student: Student
-    random: dict  # torch's generators after its weights were drawn
-    gmacs: float
+    config: TrainConfig  # with the defaults filled in: classes, views, policies
+    student: Student  # on the CPU
+    generators: dict  # state of torch's random generators after the first weights were drawn
+    gmacs: float  # of the model, for one clip
 
 
-def set_up_student(
+def new_student(
     config: TrainConfig, data: Dataset, replay: Replay | None, online: OnlineTeacher | None, ranks: Ranks
-) -> StudentSetup:
-    """Build a student and its first weights, which its seed alone decides."""
+) -> NewStudent:
+    """Build a student and draw its first weights, which depend on its seed only.
+
+    Raises ReskdError if the student doesn't fit the data set or the cache.
+    """
     torch.manual_seed(config.seed)
-    model, config = _build(config, data, replay)
+    config = _with_defaults(config, data, replay)
+    model = build_model(config.model, pretrained=config.init.source == "timm")
+    if config.init.source == "checkpoint":
+        console.print(initialise(model, config.model, config.init, data.classes), markup=False, soft_wrap=True)
     if replay:
-        check_targets(replay.manifest, config.losses, _shapes(model, config), config.model.num_frames)
+        check_targets(replay.manifest, config.losses, _output_shapes(model, config), config.model.num_frames)
     if config.grad_checkpointing:
         enable_grad_checkpointing(model, compiled=config.compile)
-    student = _student(model, config, replay or online, replay.constants if replay else None, ranks)
+    teacher = replay or online
+    student = build_student(
+        model, config.losses, teacher.width if teacher else None, replay.constants if replay else None
+    )
+    if ranks.first:
+        _announce_adapter(student)
     if not (config.losses.student_reads("logits") or config.losses.student_reads("class_map")):
         student.model.head.requires_grad_(False)
         console.print("[yellow]warning[/] no loss reads the logits: the features are trained, the classifier is not")
     gmacs = model_stats(model, config.size).gmacs
     if not ranks.first:
-        torch.manual_seed(config.seed + ranks.rank)  # the same weights on every rank, but not the same dropout
-    return StudentSetup(config, student, torch_state(), gmacs)
+        torch.manual_seed(config.seed + ranks.rank)  # every rank has the same weights and its own dropout
+    return NewStudent(config, student, torch_state(), gmacs)
 
 
 def evaluation_policy(policy: ViewPolicy) -> ViewPolicy:
-    """The deterministic twin of a training policy: middle frames, no flip, and its own crop or the centre's."""
+    """A training policy made deterministic: middle frames, no flip, and its crop if that is "full", else the centre crop."""
     crop = policy.crop if policy.crop in ("full", "center") else "center"
     return dataclasses.replace(policy, jitter=False, crop=crop, flip=0.0)
 
 
-def _build(config: TrainConfig, data: Dataset, replay: Replay | None) -> tuple[VideoModel, TrainConfig]:
-    """The model with its first weights, and the config with all that was left to defaults filled in."""
+def _with_defaults(config: TrainConfig, data: Dataset, replay: Replay | None) -> TrainConfig:
+    """The config with everything filled in that it leaves to defaults: classes, views and policies."""
     classes = config.model.num_classes or len(data.classes)
     if classes != len(data.classes):
         raise ReskdError(f"model.num_classes is {classes}, {data.path} has {len(data.classes)} classes: leave it out")
     policy = config.policy if replay else config.policy or ViewPolicy(num_frames=config.model.num_frames)
-    seen = policy or replay.manifest.identity.policy
+    train_policy = policy or replay.manifest.identity.policy
     filled = {
         "data": config.data.model_copy(update={"views": replay.views if replay else None}),
         "model": config.model.model_copy(update={"num_classes": classes}),
         "policy": policy,
-        "eval_policy": config.eval_policy or evaluation_policy(seen),
+        "eval_policy": config.eval_policy or evaluation_policy(train_policy),
     }
-    config = config.model_copy(update=filled)
-    model = build_model(config.model, pretrained=config.init.source == "timm")
-    if config.init.source == "checkpoint":
-        console.print(initialise(model, config.model, config.init, data.classes), markup=False, soft_wrap=True)
-    return model, config
+    return config.model_copy(update=filled)
 
 
-def _student(
-    model: VideoModel,
-    config: TrainConfig,
-    teacher: Replay | OnlineTeacher | None,
-    constants: Constants | None,
-    ranks: Ranks,
-) -> Student:
-    """The model with what its losses need beside it; said, where that is an adapter."""
-    student = build_student(model, config.losses, teacher.width if teacher else None, constants)
-    if student.adapter is not None and student.adapter.weight.requires_grad and ranks.first:
+def _announce_adapter(student: Student) -> None:
+    """Print the channels of a trained adapter."""
+    if student.adapter is not None and student.adapter.weight.requires_grad:
         console.print(f"the student's map has {student.adapter.in_features} channels, the targets' "
                       f"{student.adapter.out_features}: a 1×1 adapter between them is trained with the student and "
                       f"left out of its exported weights")  # fmt: skip
-    return student
 
 
-def _shapes(model: VideoModel, config: TrainConfig) -> ModelOutput:
-    """The student's output for one clip, as shapes alone."""
+def _output_shapes(model: VideoModel, config: TrainConfig) -> ModelOutput:
+    """The model's output for one clip, as tensors without data."""
     stats = model_stats(model, config.size)
     return ModelOutput(
         torch.empty(1, config.model.num_classes, device="meta"),

@@ -1,4 +1,4 @@
-"""A teacher in the training loop, as the seed has it: on fresh views, in every step, for every student anew."""
+"""A teacher in the training loop, as upstream has it: it runs in every step, on fresh views."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from stages.student.config import OnlineTeacherConfig
 
 @dataclass(frozen=True)
 class OnlineTeacher:
-    """A teacher in eval mode: unlike the seed's, whose batch statistics and drop path make its answers vary."""
+    """A teacher in eval mode. (Upstream's teacher is in training mode: its batch statistics and drop path vary.)"""
 
     model: VideoModel
     size: int  # px
-    grid: tuple[int, int, int]  # [T',H,W] of its map
-    width: int
+    grid: tuple[int, int, int]  # T', H, W of its map
+    width: int  # D, channels of its map
 
     def teach(self, device: torch.device, names: Sequence[str], dtype: torch.dtype) -> Callable[[Batch], Batch]:
-        """On `device`: gives a batch there the targets of these names."""
+        """A function that adds the targets of these names to a batch on `device`."""
         model = to_device(self.model, device).eval().requires_grad_(False)
 
-        def taught(batch: Batch) -> Batch:
-            # Cloned: what inference mode makes can't be saved for a backward pass.
+        def add_targets(batch: Batch) -> Batch:
+            # Cloned: a backward pass can't use tensors that were made in inference mode.
             clips = batch.other_renderings[self.size, None]
             targets = {name: value.clone() for name, value in teacher_outputs(model, clips, names, dtype).items()}
             return replace(batch, **targets)
 
-        return taught
+        return add_targets
 
     def decoder(self, device: torch.device) -> TargetDecoder:
-        """How its targets become numbers, on `device`."""
+        """The decoder of its targets, on `device`."""
         fc = self.model.head.fc
         return TargetDecoder(
             (*self.grid[1:], self.width), classifier=(fc.weight.detach().to(device), fc.bias.detach().to(device))
@@ -47,7 +47,8 @@ class OnlineTeacher:
 
 
 def open_teacher(config: OnlineTeacherConfig, data: Dataset, num_frames: int) -> OnlineTeacher:
-    """Raises ReskdError where its classes, in their order, aren't the data set's, or it takes other frames."""
+    """Load the teacher. Raises ReskdError if it has other classes than the data set, another order of them, or takes another
+    number of frames than the student."""
     model, card = load_model(config.checkpoint)
     check_classes(card.classes, data, config.checkpoint)
     if card.model.num_frames != num_frames:

@@ -1,4 +1,4 @@
-"""Optimizer, its parameter groups, and the learning-rate schedule, from their configs."""
+"""The optimizer, its parameter groups, and the learning-rate schedule, made from their configs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ POSITION = ("relative_position_bias_table", "absolute_pos_embed")
 
 
 class Group(NamedTuple):
-    """How a group of parameters is trained: at which multiple of the rate, and with weight decay or without."""
+    """How a group of parameters is trained."""
 
-    rate: float
-    decays: bool
+    rate: float  # multiple of the learning rate
+    decays: bool  # with weight decay
 
 
-# The groups of each `optim.groups`, by name. The first is one at the full rate, which the log shows.
+# The groups of each value of `optim.groups`. The first has the full rate: the log shows the rate of the first group.
 GROUPS = {
     "matrices": {"biases_and_norms": Group(1.0, False), "weights": Group(1.0, True)},
     "all": {"all": Group(1.0, True)},
@@ -44,15 +44,15 @@ GROUPS = {
 
 
 def scaled_lr(config: OptimConfig, global_batch: int) -> float:
-    """The config's rate is for `lr_batch` clips a step: scaled linearly to the real number (Goyal et al. 2017)."""
+    """The config's rate, scaled linearly from `lr_batch` clips a step to `global_batch` clips (Goyal et al. 2017)."""
     return config.lr * global_batch / config.lr_batch
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, global_batch: int) -> torch.optim.Optimizer:
     """SGD or AdamW over the trainable parameters, in the groups that `config.groups` names. Fused on CUDA.
 
-    Not on CPUs, where it would be five times as fast: there torch 2.15 pairs a parameter with the wrong numbers of a
-    gradient that lies otherwise in memory, without a word.
+    Not fused on CPUs, though it would be five times as fast: if a parameter and its gradient have different memory
+    layouts, torch 2.15 silently pairs the wrong numbers.
     """
     groups = param_groups(model, config, scaled_lr(config, global_batch))
     fused = next(model.parameters()).is_cuda
@@ -62,9 +62,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig, global_batch: int) ->
 
 
 def param_groups(model: nn.Module, config: OptimConfig, lr: float) -> list[dict]:
-    """Every trainable parameter in exactly one group; groups have a `name`, and none is empty.
+    """The groups of trainable parameters. Each parameter is in one group. Each group has a `name`, and none is empty.
 
-    `initial_lr` is the group's own rate, which the schedule multiplies.
+    `initial_lr` is the group's rate before the schedule's factor.
     """
     members: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS[config.groups]}
     for name, parameter in model.named_parameters():
@@ -74,16 +74,18 @@ def param_groups(model: nn.Module, config: OptimConfig, lr: float) -> list[dict]
     groups = []
     for name, (rate, decays) in GROUPS[config.groups].items():
         if members[name]:
-            own = {"lr": lr * rate, "initial_lr": lr * rate, "weight_decay": config.weight_decay if decays else 0.0}
-            groups.append({"name": name, "params": members[name], **own})
+            weight_decay = config.weight_decay if decays else 0.0
+            rates = {"lr": lr * rate, "initial_lr": lr * rate, "weight_decay": weight_decay}
+            groups.append({"name": name, "params": members[name], **rates})
     return groups
 
 
 def _group_of(groups: str, name: str, parameter: nn.Parameter, is_norm: bool) -> str:
-    """The group of the parameter that the model calls `name`.
+    """The group of the parameter `name` of the model.
 
-    swin puts together what the seed's keys say (a tenth of the rate in the backbone; no decay on norms and position
-    biases). mmcv gives a parameter to the longest key in its name alone: swin_upstream is what that made of them.
+    Upstream's config has keys for a tenth of the rate in the backbone, and for no decay on norms and position biases.
+    swin applies all keys that fit. mmcv, which upstream uses, applies only the longest key in a parameter's name:
+    swin_upstream has the groups that follow from that.
     """
     in_backbone = "backbone" in name.split(".")
     if groups == "matrices":
@@ -103,25 +105,25 @@ def _group_of(groups: str, name: str, parameter: nn.Parameter, is_norm: bool) ->
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rates as a pure function of the step."""
+    """Learning rates as a function of the step alone."""
 
     optimizer: torch.optim.Optimizer
     config: ScheduleConfig
     steps_per_epoch: int
 
     def factor(self, step: int) -> float:
-        """What each group's own rate is multiplied by at a step, counted from 0.
+        """What each group's rate is multiplied by at a step, counted from 0.
 
-        Warm-up rises linearly over its steps, from 1 / (their number + 1): a rate of 0 would waste the first. The
-        cosine begins where it ends, but by_epoch at epoch 0, beneath the warm-up (as mmcv's).
+        The warm-up rises linearly from 1 / (its steps + 1); a first step at rate 0 would be wasted. The cosine begins
+        after the warm-up. With by_epoch it begins at epoch 0, and the warm-up multiplies it (as in mmcv).
         """
         config, epoch, total = self.config, step // self.steps_per_epoch, self.config.epochs * self.steps_per_epoch
         warmup = min(round(config.warmup_epochs * self.steps_per_epoch), total - 1)
         ramp = min(1.0, (step + 1) / (warmup + 1))
         if config.name == "step":
             return ramp * config.gamma ** bisect_right(config.milestones, epoch)
-        done = epoch / config.epochs if config.by_epoch else max(0, step - warmup) / (total - warmup)
-        return ramp * 0.5 * (1 + math.cos(math.pi * done))
+        progress = epoch / config.epochs if config.by_epoch else max(0, step - warmup) / (total - warmup)
+        return ramp * 0.5 * (1 + math.cos(math.pi * progress))
 
     def step_update(self, step: int) -> None:
         """Set the rates of a step, counted from 0."""
@@ -130,6 +132,8 @@ class Schedule:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
-    """The schedule of an optimizer that `build_optimizer` made. (timm's schedulers give every group one rate to warm up
-    from, and know no warm-up by step beneath a cosine by epoch.)"""
+    """The schedule of an optimizer that `build_optimizer` made.
+
+    timm's schedulers start the warm-up of every group at one rate, and have no warm-up by step with a cosine by epoch.
+    """
     return Schedule(optimizer, config, steps_per_epoch)

@@ -1,4 +1,4 @@
-"""The state of a training run as a file, and the state of its random generators."""
+"""The file of a run's state, and the state of random generators."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from cache.store import write_atomically
 
 
 def save_state(path: Path, state: dict) -> None:
-    """Write a dict of tensors and plain values atomically: the file before it survives a kill at any instant."""
+    """Write a dict of tensors and plain values atomically: a kill at any time leaves the old file or the new one."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(path, buffer.getvalue())
 
 
 def load_state(path: Path) -> dict:
+    """Read what `save_state` wrote, onto the CPU. Raises ReskdError for a damaged file."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # torch raises many kinds of errors for a damaged file
         raise ReskdError(f"checkpoint {path} can't be read ({error}): delete {path.parent} to begin anew") from error
 
 
 def torch_state() -> dict:
-    """State of torch's generators on this process's devices."""
+    """State of torch's random generators on the CPU and on this process's GPU."""
     state = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -36,17 +37,19 @@ def torch_state() -> dict:
 
 
 def restore_torch(state: dict) -> None:
+    """Set torch's random generators to what `torch_state` returned."""
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 
 
 def random_state() -> dict:
-    """State of every generator that training may draw from, in types that `weights_only=True` loads."""
+    """State of all random generators that training may use, in types that torch.load reads with `weights_only=True`."""
     return {**torch_state(), "python": random.getstate(), "numpy": _numpy_state()}
 
 
 def restore_random_state(state: dict) -> None:
+    """Set all random generators to what `random_state` returned."""
     restore_torch(state)
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))

@@ -55,7 +55,9 @@ class TrainingRun:
     schedule: Schedule
     decoder: TargetDecoder  # makes numbers of stored targets
     save_weights: Callable[[str, torch.nn.Module, dict], None]  # ("best" | "last", model, notes)
-    on_finish: Callable[[Progress, int], None]  # called on every rank after all is saved; int: failed clips of all ranks
+    on_finish: Callable[
+        [Progress, int], None
+    ]  # called on every rank after all is saved; int: failed clips of all ranks
     rendering: Rendering | None = None  # the rendering of a batch that this student sees; None: the batch's `clips`
     progress: Progress = field(default_factory=Progress)
     generators: dict = field(default_factory=torch_state)  # state of torch's random generators: each run has its own
@@ -170,9 +172,9 @@ def _restore(run: TrainingRun, checkpoint: dict) -> None:
         raise ReskdError(f"{config.output / 'last.pt'} is of {checkpoint['world']} processes, this run has {ranks.world}: "
                          f"start {checkpoint['world']} processes")  # fmt: skip
     if checkpoint["order"] != run.order_digest:
-        raise ReskdError(f"{config.output}: the clips of {config.data.train}, or their targets in the cache "
-                         f"{config.data.cache}, are not those that the run began with: put them back, or delete "
-                         f"{config.output} to begin anew")  # fmt: skip
+        where = f"{config.data.train} or {config.data.cache}" if config.data.cache else str(config.data.train)
+        raise ReskdError(f"{config.output}: the clips in {where} are not those that the run began with: put them back, "
+                         f"or delete {config.output} to begin anew")  # fmt: skip
     of_this_rank = checkpoint["ranks"][ranks.rank]
     student.model.load_state_dict(checkpoint["model"])
     student.model.load_state_dict(of_this_rank["buffers"], strict=False)

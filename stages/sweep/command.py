@@ -10,17 +10,35 @@ from stages.config.options import CONFIG, DRY_RUN, SET
 @click.command()
 @CONFIG
 @SET
-@click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="Every value, with all of the others; repeatable.")
-@click.option("--at-once", type=click.IntRange(1), default=8, show_default=True, help="Students on one stream: memory.")
-@click.option("--test", type=click.Path(path_type=Path), help="Score the last weights on this data set.")
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="KEY=V1,V2",
+    help="A key and its values. Students get each combination of all grids. Repeatable.",
+)
+@click.option(
+    "--at-once",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Students that train together on one stream of clips. More need more memory.",
+)
+@click.option(
+    "--test",
+    type=click.Path(path_type=Path),
+    help="A labelled data set: score the last weights on it. Without it, the best validation is the score.",
+)
 @DRY_RUN
 def sweep(config_file, overrides, grid, at_once, test, dry_run):
-    """Train many students against one cache: every point of a grid, as few decoded streams as they fit into.
+    """Train a grid of students on one cache.
 
-    The config is train-student's, with `students` (names -> keys), or `grid` (keys -> lists), or both. Students that
-    agree on data, views and batches are trained together; those that don't, one cohort after another. Writes, into
-    OUTPUT, a folder for each, sweep.json, and sweep.png: accuracy over GFLOPs with its Pareto front. Prints what the
-    teacher cost, and what it would have in the loop. A rerun goes on, and takes more students.
+    Each point of the grid is a student. The config is that of train-student, with `students` (names -> keys), or `grid`
+    (keys -> lists), or both. Students with the same data, views and batches train together, as a cohort. The cohorts train
+    one after another.
+
+    `output` is the folder of the sweep. It gets a folder for each student, sweep.json, and sweep.png: accuracy over GFLOPs
+    with the Pareto front. The last table shows the teacher time, and what it would be with the teacher in the loop. After
+    an interruption run the same command again. The new run may have more students.
 
     \b
     pipeline.py sweep --config configs/own/sweep.yaml

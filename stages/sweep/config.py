@@ -1,4 +1,4 @@
-"""The configs of a sweep: a grid of keys, a list of students, or both."""
+"""The configs of a sweep's students, from a grid of keys, a list of students, or both."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import yaml
 
 from cache.errors import ReskdError
 from stages.config.file import read_config
-from stages.student.cohort_config import named_students, student_of
+from stages.student.cohort_config import named_students, student_config
 from stages.student.config import TrainConfig
 
 
 def load_sweep(
     file: Path | None = None, overrides: Sequence[str] = (), grid: Sequence[str] = ()
 ) -> dict[str, TrainConfig]:
-    """The students of a sweep: those of `students` (see `load_cohort`), each in every combination of `grid`.
+    """The students of a sweep by name: each of `students` (see `load_cohort`) in each combination of the grid.
 
-    A grid, the mapping `grid` of the file and then "a.b=1,2" of the arguments, has keys and the list of their values; a
-    student is named after its combination, "size=16,seed=0".
+    The grid has keys and lists of values. It comes from `grid` in the file, and then from the arguments, "a.b=1,2".
+    A student is named after its combination, such as "size=16,seed=0". Raises ReskdError for a grid that can't be read
+    and for two students of one name.
     """
     values, where = read_config(file, overrides)
     axes = values.pop("grid", None) or {}
@@ -35,7 +36,7 @@ def load_sweep(
             axes[key] = yaml.safe_load(f"[{text}]")
         except yaml.YAMLError as error:
             raise ReskdError(f"--grid {line}: the values are not YAML, such as size=96,112: {error}") from error
-    for key, options in axes.items():
+    for key, options in axes.items():  # of the file and of --grid
         if not isinstance(options, list) or not options or None in options:
             raise ReskdError(f"{where}: the grid's {key!r} must be a list of values, such as --grid size=96,112")
     listed = named_students(values.pop("students"), where) if "students" in values else {"": {}}
@@ -43,13 +44,13 @@ def load_sweep(
     for (name, changes), combination in product(listed.items(), product(*axes.values())):
         point = dict(zip(axes, combination, strict=True))
         parts = [f"{key.split('.')[-1]}={_short(value)}" for key, value in point.items()]
-        named = ",".join([*([str(name)] if name else []), *parts]) or "student"
-        if named in students:
-            raise ReskdError(f"{where}: two students are called {named}: name them under `students`, or leave one out")
-        students[named] = student_of(values, named, {**changes, **point}, where)
+        full_name = ",".join([*([str(name)] if name else []), *parts]) or "student"
+        if full_name in students:
+            raise ReskdError(f"{where}: two students are called {full_name}: name them in `students`, or leave one out")
+        students[full_name] = student_config(values, full_name, {**changes, **point}, where)
     return students
 
 
 def _short(value: Any) -> str:
-    """A value as a part of a file's name."""
+    """A value as a part of a file name."""
     return re.sub(r"[^\w.+-]+", "-", str(value)).rstrip("-")

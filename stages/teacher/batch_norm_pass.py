@@ -13,7 +13,7 @@ from stages.models.checkpoints import save_model
 from stages.runtime.distributed import Ranks
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset
-from stages.stream.all_views import ViewBatch, Work
+from stages.stream.all_views import ShardWork, ViewBatch
 from stages.teacher.config import CacheConfig
 from stages.teacher.load_teacher import RECALIBRATED
 from stages.teacher.recalibrate import recalibrate
@@ -26,7 +26,7 @@ def estimate_statistics(config: CacheConfig, data: Dataset, teacher: Teacher, ra
 
     The batches are those of the cache, without padding and unreadable rows. Each rank takes every W-th shard.
     """
-    work = [Work(e.name, range(config.views)) for e in data.shards[ranks.rank :: ranks.world]]
+    work = [ShardWork(e.name, range(config.views)) for e in data.shards[ranks.rank :: ranks.world]]
 
     def readable_clips(batches: Iterator[ViewBatch]) -> Iterator[torch.Tensor]:
         for batch in batches:

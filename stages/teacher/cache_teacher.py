@@ -22,7 +22,7 @@ from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.lock import locked
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset, open_dataset
-from stages.stream.all_views import ViewBatch, Work
+from stages.stream.all_views import ShardWork, ViewBatch
 from stages.teacher.audit import teacher_accuracy, verify_targets
 from stages.teacher.batch_norm_pass import estimate_statistics
 from stages.teacher.config import CacheConfig
@@ -105,7 +105,7 @@ def compute_missing(
 
 
 def cache_shard(
-    work: Work,
+    work: ShardWork,
     keys: list[str],
     forward: AsyncForward,
     batches: Iterable[ViewBatch],

@@ -17,16 +17,16 @@ from cache.identity import ShardEntry
 from cache.manifest import Manifest, bytes_of_clip_view
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset
-from stages.stream.all_views import Work
+from stages.stream.all_views import ShardWork
 from stages.teacher.config import CacheConfig
 from stages.teacher.identity import in_todays_names
 from stages.teacher.size_planner import plan_sizes
 from stages.teacher.teacher import Teacher
 
 
-def missing_of_shards(path: Path, manifest: Manifest, shards: Iterable[ShardEntry]) -> list[Work]:
+def missing_of_shards(path: Path, manifest: Manifest, shards: Iterable[ShardEntry]) -> list[ShardWork]:
     """The views and targets that these shards lack."""
-    return [Work(e.name, views, targets) for e in shards for views, targets in missing_work(path, manifest, e.name)]
+    return [ShardWork(e.name, views, targets) for e in shards for views, targets in missing_work(path, manifest, e.name)]
 
 
 def check_room(path: Path, wanted: Manifest) -> None:

@@ -14,7 +14,7 @@ from cache.manifest import Manifest
 from cache.writer import ShardWriter
 from stages.runtime.background_writer import background_writer
 from stages.runtime.log import console
-from stages.stream.all_views import Work
+from stages.stream.all_views import ShardWork
 from stages.teacher.forward import TeacherOutput
 from stages.teacher.sample_maps import FLOAT16_MAX
 
@@ -41,7 +41,7 @@ class TargetWriter:
         self.path, self.manifest, self.record = path, manifest, record
         self.shard_writer: ShardWriter | None = None  # of the open shard, until it is committed
 
-    def open(self, work: Work, keys: list[str]) -> None:
+    def open(self, work: ShardWork, keys: list[str]) -> None:
         """Begin a shard; `keys` are the keys of all its rows."""
         self.work, self.keys = work, keys
         self.reasons: dict[str, dict[str, str]] = {"quarantined": {}, "fallback": {}}

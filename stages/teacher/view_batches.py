@@ -14,15 +14,15 @@ from cache.errors import ReskdError
 from stages.runtime.distributed import Ranks
 from stages.runtime.log import progress_bar
 from stages.shards.dataset import Dataset
-from stages.stream.all_views import AllViews, ViewBatch, Work
-from stages.stream.loading import decoding_workers, raising
+from stages.stream.all_views import AllViews, ShardWork, ViewBatch
+from stages.stream.loading import decoding_workers, raise_errors
 from stages.teacher.config import CacheConfig
 from stages.teacher.teacher import Teacher
 
 
 @contextmanager
 def view_batches(
-    config: CacheConfig, data: Dataset, work: list[Work], teacher: Teacher, ranks: Ranks, strict: bool, title: str
+    config: CacheConfig, data: Dataset, work: list[ShardWork], teacher: Teacher, ranks: Ranks, strict: bool, title: str
 ) -> Iterator[Iterator[ViewBatch]]:
     """All views of `work`, decoded in workers, under a progress bar. `strict`: an unreadable clip is a ReskdError."""
     views = AllViews(data, work, config.policy, teacher.size, teacher.batch_size)
@@ -45,7 +45,7 @@ def view_batches(
         task, started = bar.add_task(title, total=total, rate=0.0, note=""), time.perf_counter()
 
         def checked_batches() -> Iterator[ViewBatch]:
-            for batch in raising(loader):
+            for batch in raise_errors(loader):
                 for key, reason in batch.quarantine.items() if strict else ():
                     raise ReskdError(f"{data.path}: shard {batch.work.shard}, clip {key!r}: {reason} (--strict)")
                 yield batch

@@ -1,10 +1,10 @@
-"""Encoded video in, upright RGB frames out; the only file that knows of decord and PyAV.
+"""Encoded video in, upright RGB frames out. The only file that decodes by decord and PyAV.
 
-Which frame is "frame i" must not depend on which other frames are asked for: teacher and student, or two epochs, ask
-for different sets of them. decord 0.6 breaks this silently on some files: it takes a key frame's place in coding order
-for its place in time (off by the leading B-frames of an open group of pictures: x265's default, MPEG-4 in AVI), and it
-replaces frames that it lost by their neighbours. So `probe` reads the packets' times first, without decoding, and lets
-decord serve only those files in which its way of seeking is exact; PyAV, which decodes from the start, takes the rest.
+"Frame i" must be the same picture, whatever other frames are requested: teacher and student, or two epochs, request
+different frames. decord 0.6 breaks this rule silently for some files. It takes a key frame's place in coding order for
+the frame's place in time (wrong by the leading B-frames of an open group of pictures: x265's default, MPEG-4 in AVI).
+It also replaces lost frames by their neighbours. Therefore `probe` first reads the packets' times, without decoding.
+decord serves only files in which its seeking is exact. PyAV, which decodes from the start, serves the others.
 """
 
 import io
@@ -22,32 +22,32 @@ import numpy as np
 
 from cache.errors import ReskdError
 
-# decord's library reads this when it loads. By default it answers for a frame it cannot get with an earlier one.
+# decord's library reads this variable when it loads. By default, decord returns an earlier frame for one that it can't get.
 os.environ["DECORD_REWIND_RETRY_MAX"] = "0"
 try:
     import decord
-except (ImportError, OSError):  # no wheel for this platform, or one whose library doesn't load
+except (ImportError, OSError):  # no wheel for this platform, or the wheel's library doesn't load
     decord = None
 else:
-    decord.logging.set_level(decord.logging.QUIET)  # errors are raised anyway; the log only repeats them
+    decord.logging.set_level(decord.logging.QUIET)  # the log only repeats errors that are raised
 av.logging.set_level(None)
 
-# Left out on purpose: still images, text, and playlists (HLS, DASH, concat), whose content makes FFmpeg open other
-# files and addresses.
+# Still images, text and playlists (HLS, DASH, concat) are left out on purpose: a playlist makes FFmpeg open other files
+# and addresses.
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
-# The smallest share of lost frames that decord accepts as a threshold: the first one raises.
+# decord's smallest threshold for the share of lost frames: with it, the first lost frame raises.
 NO_LOST_FRAME = 1e-9
-# In decord's messages: clock time and source line, values of pointers, the name of the file in memory.
-_NOISE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: |\(-?\d+ vs\. -?\d+\) ?|\[?/proc/self/fd/\d+\]?")
+# Parts of decord's messages: clock time and source line, values of pointers, the name of the file in memory.
+_VARYING_PARTS = re.compile(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: |\(-?\d+ vs\. -?\d+\) ?|\[?/proc/self/fd/\d+\]?")
 
 
 class DecodeError(ReskdError):
-    """No decoder can serve what was asked of these bytes. The caller, who knows the clip's name, adds it."""
+    """No decoder can serve these frames of a video. The caller adds the clip's name to the message."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """A clip as its decoder sees it; width and height are those of the upright frame, duration is in seconds."""
+    """A video as its decoder sees it. Width and height are those of the upright frame in px; duration is in seconds."""
 
     frames: int
     fps: float
@@ -60,26 +60,26 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class _Timeline:
-    """What the packets of the video stream say, in coded order, before anything is decoded."""
+    """The video stream's packets, in coded order; nothing is decoded for it."""
 
     times: list[int | None]  # presentation times, in the stream's units
     keys: list[int]  # positions of the packets at which decoding can start
     discards: int  # packets that an edit list hides
     fps: float  # the container's average rate
-    duration: float
+    duration: float  # seconds
 
 
 def decoder_identity() -> str:
-    """The decoder this machine prefers, as caches record it: "decord 0.6.0", or "pyav 18.1.0" without decord."""
+    """This machine's preferred decoder, as caches record it: "decord 0.6.0", or "pyav 18.1.0" without decord."""
     return f"pyav {av.__version__}" if decord is None else f"decord {decord.__version__}"
 
 
 def probe(data: bytes) -> VideoInfo:
-    """Decides which decoder serves this clip, and decodes enough with it to trust it with any frame.
+    """Choose the decoder for a video, and decode enough frames to trust this decoder with any frame.
 
-    decord: first, middle and last frame, after its seeking was found to be exact. PyAV: every frame, since only that
-    counts them. Raises DecodeError, with both decoders' reasons, where the file is unreadable or ends within a frame.
-    (A Matroska file that was cut off but whose last packets are whole is a shorter clip.)
+    decord is chosen if its seeking is exact; it decodes the first, middle and last frame. Otherwise PyAV decodes every
+    frame, since it can't count frames without decoding. Raises DecodeError, with both decoders' reasons, if the file is
+    unreadable or ends within a frame. (A cut Matroska file whose last packets are whole counts as a shorter video.)
     """
     reason = None
     try:
@@ -89,50 +89,52 @@ def probe(data: bytes) -> VideoInfo:
             try:
                 return _probe_decord(data, timeline)
             except Exception as error:
-                reason = _brief(error)
+                reason = _short_reason(error)
         return replace(_probe_pyav(data, timeline), fallback=f"decord: {reason}")
     except Exception as error:
-        both = f"decord: {reason}; PyAV: {_brief(error)}" if reason else _brief(error)
+        both = f"decord: {reason}; PyAV: {_short_reason(error)}" if reason else _short_reason(error)
         raise DecodeError(f"unreadable video: {both}") from error
 
 
 def decode_frames(data: bytes, indices: np.ndarray, decoder: str) -> tuple[np.ndarray, str]:
-    """The frames asked for, uint8 [len(indices), H, W, 3] upright RGB in that order, and the decoder that served.
+    """The frames of these indices, uint8 [T,H,W,3] upright RGB in the same order, and the decoder that served them.
 
-    `indices`: [T] integers from 0 to frames - 1, in any order, repeated or not (each is decoded once). `decoder`: what
-    `probe` chose for this clip. Where decord fails after all, PyAV serves and the returned name says so. Raises
-    DecodeError for an index that isn't there, and where no decoder delivers.
+    `indices`: [T] integers from 0 to frames - 1, in any order; a repeated one is decoded once. `decoder`: the one that
+    `probe` chose for this video. If decord fails nevertheless, PyAV serves the frames, and the result names "pyav".
+    Raises DecodeError for an index that the video doesn't have, and if no decoder can serve the frames.
     """
     wanted, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
     if not len(wanted) or wanted[0] < 0:
-        raise DecodeError(f"{_named(wanted)} were asked for; expected one or more indices from 0 on")
+        raise DecodeError(f"{_frame_list(wanted)} were asked for; expected one or more indices from 0 on")
     reason = None
     if decoder == "decord" and decord is not None:
         try:
-            return _in_order(_decord_frames(data, wanted), inverse), "decord"
+            return _reordered(_decord_frames(data, wanted), inverse), "decord"
         except DecodeError:  # no such frame
             raise
-        except Exception as error:  # decord raises nearly every type there is
-            reason = _brief(error)
+        except Exception as error:  # decord raises errors of many types
+            reason = _short_reason(error)
     try:
-        return _in_order(_pyav_frames(data, wanted), inverse), "pyav"
+        return _reordered(_pyav_frames(data, wanted), inverse), "pyav"
     except Exception as error:
-        both = f"decord: {reason}; PyAV: {_brief(error)}" if reason else f"PyAV: {_brief(error)}"
-        raise DecodeError(f"{_named(wanted)} can't be decoded: {both}") from error
+        both = f"decord: {reason}; PyAV: {_short_reason(error)}" if reason else f"PyAV: {_short_reason(error)}"
+        raise DecodeError(f"{_frame_list(wanted)} can't be decoded: {both}") from error
 
 
-def _in_order(frames: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    """As asked for; without a copy where they are: those of several views are many."""
+def _reordered(frames: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    """Frames in the order of the indices. No copy if they are in this order already: several views' frames are large."""
     return frames if np.array_equal(inverse, np.arange(len(frames))) else frames[inverse]
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _open_video(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     options = {"format_whitelist": CONTAINERS}
     try:
         opened = av.open(io.BytesIO(data), metadata_errors="ignore", options=options)
     except av.FFmpegError as error:
-        raise DecodeError(f"{len(data)} bytes that do not open as one of {CONTAINERS} ({_brief(error)})") from error
+        raise DecodeError(
+            f"{len(data)} bytes that do not open as one of {CONTAINERS} ({_short_reason(error)})"
+        ) from error
     with opened as container:
         stream = container.streams.best("video")  # av_find_best_stream, as decord does
         if stream is None:
@@ -147,9 +149,9 @@ def _opened(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.Video
 
 def _read_timeline(data: bytes) -> _Timeline:
     times, keys, spans, discards = [], [], [], 0
-    with _opened(data) as (container, stream):
+    with _open_video(data) as (container, stream):
         for packet in container.demux(stream):
-            if not packet.size:  # the mark of the end
+            if not packet.size:  # the end
                 continue
             if packet.is_corrupt:
                 raise DecodeError(f"it is cut short: packet {len(times)} of the video is incomplete")
@@ -168,10 +170,11 @@ def _read_timeline(data: bytes) -> _Timeline:
 
 
 def _why_seeking_fails(data: bytes, timeline: _Timeline) -> str | None:
-    """None where decord's numbering holds: packet k of n is frame k at every key frame, and each gives one frame.
+    """Why decord's frame numbers would be wrong; None if they are right.
 
-    The second half is checked on the last group of pictures: decoded from its key frame, it must give its packets'
-    times and nothing else (not so with VP8's hidden frames, packed B-frames, or intra refresh).
+    They are right if two things hold. At every key frame, packet k is frame k. Each packet gives one frame: this is
+    checked on the last group of pictures, which must decode to exactly the times of its packets (VP8's hidden frames,
+    packed B-frames and intra refresh fail here).
     """
     if None in timeline.times or len(set(timeline.times)) < len(timeline.times):
         return "packets without a time of their own"
@@ -181,13 +184,13 @@ def _why_seeking_fails(data: bytes, timeline: _Timeline) -> str | None:
     if not timeline.keys or any(timeline.times[key] != shown[key] for key in timeline.keys):
         return "a key frame is coded before frames that are shown earlier (open group of pictures)"
     last = timeline.keys[-1]
-    with _opened(data) as (container, stream):
+    with _open_video(data) as (container, stream):
         if last:
             container.seek(shown[last], stream=stream)
         try:
             times = [frame.pts for frame in container.decode(stream)]
         except av.FFmpegError as error:
-            return f"the packets from the last key frame on do not decode ({_brief(error)})"
+            return f"the packets from the last key frame on do not decode ({_short_reason(error)})"
     if times[:1] != shown[last : last + 1]:
         return "a seek to the last key frame does not land there"
     return None if times == shown[last:] else "the packets from the last key frame on do not give one frame each"
@@ -199,7 +202,7 @@ def _probe_decord(data: bytes, timeline: _Timeline) -> VideoInfo:
     if count != len(timeline.times):
         raise DecodeError(f"it counts {count} frames where the file holds {len(timeline.times)}")
     starts = reader.get_frame_timestamp(np.arange(count))[:, 0]
-    # Its older FFmpeg finds no times in some AVI files, where a newer one does; it then sorts garbage.
+    # decord's older FFmpeg finds no times in some AVI files; decord then sorts garbage.
     if not (np.abs(starts) < 1e9).all() or any(b < a for a, b in pairwise(starts.tolist())):
         raise DecodeError("it finds no times in this container")
     height, width = reader.get_batch(sorted({0, count // 2, count - 1})).shape[1:3]
@@ -208,7 +211,7 @@ def _probe_decord(data: bytes, timeline: _Timeline) -> VideoInfo:
 
 def _probe_pyav(data: bytes, timeline: _Timeline) -> VideoInfo:
     count, sizes, frame = 0, set(), None
-    with _opened(data) as (container, stream):
+    with _open_video(data) as (container, stream):
         for frame in _whole_frames(container, stream):
             count += 1
             sizes.add((frame.width, frame.height, frame.rotation))
@@ -221,7 +224,7 @@ def _probe_pyav(data: bytes, timeline: _Timeline) -> VideoInfo:
 
 
 def _decord_reader(data: bytes) -> "decord.VideoReader":
-    """Through a file in memory: decord reads bytes without checking their end, and damaged headers lead it beyond."""
+    """A reader of a file in memory. decord doesn't check the end of bytes, and a damaged header makes it read beyond."""
     options = {"num_threads": 1, "fault_tol": NO_LOST_FRAME}
     if not hasattr(os, "memfd_create"):  # Windows
         return decord.VideoReader(io.BytesIO(data), **options)
@@ -235,7 +238,7 @@ def _decord_reader(data: bytes) -> "decord.VideoReader":
 
 
 def _decord_frames(data: bytes, wanted: np.ndarray) -> np.ndarray:
-    """`wanted`: sorted and unique, so that decord never goes back."""
+    """Frames of the indices `wanted`, which are sorted and unique: decord then never seeks back."""
     reader = _decord_reader(data)
     if wanted[-1] >= len(reader):
         raise DecodeError(f"frame {wanted[-1]} was asked for; the video has {len(reader)} frames")
@@ -243,21 +246,21 @@ def _decord_frames(data: bytes, wanted: np.ndarray) -> np.ndarray:
 
 
 def _pyav_frames(data: bytes, wanted: np.ndarray) -> np.ndarray:
-    """One pass from the start: exact for every container and codec; only the wanted frames are converted to RGB."""
-    left, frames, index = wanted.tolist(), [], -1
-    with _opened(data) as (container, stream):
+    """Decode from the start, which is exact for every container and codec; convert only the wanted frames to RGB."""
+    indices, frames, index = wanted.tolist(), [], -1
+    with _open_video(data) as (container, stream):
         for index, frame in enumerate(_whole_frames(container, stream)):
-            if index == left[len(frames)]:
+            if index == indices[len(frames)]:
                 frames.append(_upright(frame))
-                if len(frames) == len(left):
+                if len(frames) == len(indices):
                     return np.stack(frames)
-    raise DecodeError(f"frame {left[-1]} was asked for; the video has {index + 1} frames")
+    raise DecodeError(f"frame {indices[-1]} was asked for; the video has {index + 1} frames")
 
 
-def _named(frames: np.ndarray) -> str:
-    """For messages: ten views of 32 frames would fill a screen."""
-    listed = frames.tolist()
-    return f"frames {listed if len(listed) <= 16 else f'{min(listed)} to {max(listed)} ({len(listed)} of them)'}"
+def _frame_list(frames: np.ndarray) -> str:
+    """Frame numbers for messages, shortened: ten views of 32 frames would fill a screen."""
+    numbers = frames.tolist()
+    return f"frames {numbers if len(numbers) <= 16 else f'{min(numbers)} to {max(numbers)} ({len(numbers)} of them)'}"
 
 
 def _whole_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
@@ -269,15 +272,15 @@ def _whole_frames(container: av.container.InputContainer, stream: av.VideoStream
             yield frame
             index += 1
     except av.FFmpegError as error:
-        raise DecodeError(f"nothing can be decoded after {index} frames ({_brief(error)})") from error
+        raise DecodeError(f"nothing can be decoded after {index} frames ({_short_reason(error)})") from error
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), (frame.rotation // 90) % 4))
 
 
-def _brief(error: Exception) -> str:
-    """The first line, without what changes from run to run: reasons are stored, and runs must store the same."""
+def _short_reason(error: Exception) -> str:
+    """An error's first line, without the parts that change from run to run: reasons are stored, and runs must be equal."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    text = _NOISE.sub("", text.splitlines()[0])
+    text = _VARYING_PARTS.sub("", text.splitlines()[0])
     return text[:200]

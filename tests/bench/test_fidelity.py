@@ -11,23 +11,24 @@ from stages.bench.arms import (
     encoding_arms,
     first_arms,
     packed_arms,
-    reference,
+    reference_arm,
     schedule_arms,
     wide_arms,
 )
-from stages.bench.outcomes import Outcome, no_worse, paired, steps_to
+from stages.bench.outcomes import Outcome, no_worse, paired_difference, steps_to
+from stages.metrics.spread import SeedScores
 from tests.runs import command, sets
 
 
 def outcome(*top1: float) -> Outcome:
-    return Outcome(LABELS, top1, (), None)
+    return Outcome(LABELS, SeedScores(top1), (), None)
 
 
 def test_differences_are_taken_seed_by_seed():
     a, b = outcome(60.0, 71.0, 83.0), outcome(58.0, 70.0, 80.0)
-    mean, error = paired(a, b)
+    mean, error = paired_difference(a, b)
     assert mean == pytest.approx(2.0) and error == pytest.approx((1.0**2 / 3) ** 0.5)  # of 2, 1, 3
-    assert paired(outcome(60.0), outcome(58.5)) == (1.5, 0.0)
+    assert paired_difference(outcome(60.0), outcome(58.5)) == (1.5, 0.0)
 
 
 def test_a_loss_counts_from_half_a_point_and_two_standard_errors_on():
@@ -50,10 +51,10 @@ def test_arms_have_names_and_caches_of_their_own():
     arms = [*first_arms(False), *encoding_arms(2, 64, (2, 2), False), *wide_arms(2, 512, (2, 2))]
     arms += [*packed_arms(arms[-1], False), *schedule_arms([LABELS, ONLINE, arms[-1]])]
     assert len({arm.name for arm in arms}) == len(arms)
-    stored = {(arm.cache, str(arm.features), arm.of, arm.mismatch) for arm in arms if arm.teacher == "cached"}
+    stored = {(arm.cache, str(arm.features), arm.net, arm.mismatch) for arm in arms if arm.teacher == "cached"}
     assert len({cache for cache, *_ in stored}) == len(stored)  # one cache for each way of storing, and no more
     online = {arm.name for arm in arms if arm.teacher == "online"}
-    assert all(reference(arm).name in online for arm in arms if arm.teacher == "cached" and arm.schedule == 1)
+    assert all(reference_arm(arm).name in online for arm in arms if arm.teacher == "cached" and arm.schedule == 1)
 
 
 def test_a_small_study_from_the_command_line(tmp_path):

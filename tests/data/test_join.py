@@ -14,25 +14,25 @@ from stages.prepare.prepare import prepare
 from stages.runtime.distributed import Ranks
 from stages.shards.dataset import open_dataset
 from stages.stream import clips as join
-from stages.stream.clips import Clips
+from stages.stream.clips import ClipDataset
 from stages.stream.config import LoaderConfig
-from stages.stream.loading import in_order, raising
+from stages.stream.loading import batches_in_order, raise_errors
 
 
 def test_a_key_mismatch_is_refused(data, cached, tmp_path):
     """Past the check of digests, which would have caught it: the row itself is compared."""
     prepare(data.videos / "train", tmp_path / "data", clips_per_shard=80, seed=7, workers=2)
-    clips = Clips(open_dataset(tmp_path / "data"), size=16, num_classes=40, cache=CacheReader(cached))
+    clips = ClipDataset(open_dataset(tmp_path / "data"), size=16, num_classes=40, cache=CacheReader(cached))
     error = clips.__getitems__([(0, 0, 0)])
     assert isinstance(error, ReskdError) and "row 0: the data set has the clip" in str(error)
     with pytest.raises(ReskdError, match="run cache-teacher into a new folder"):
-        list(raising([error]))
+        list(raise_errors([error]))
 
 
 def test_a_batch_is_the_rows_that_were_asked_for(data, cached):
     dataset = open_dataset(data.train)
     reader = CacheReader(cached, ("logits", "features"))
-    clips = Clips(dataset, size=16, num_classes=40, cache=reader)
+    clips = ClipDataset(dataset, size=16, num_classes=40, cache=reader)
     asked = [(2, 39, 1), (0, 64, 0), (0, 63, 0), (0, 64, 1)]
     batch = clips.__getitems__(asked)
     assert batch.index.tolist() == [list(a) for a in asked] and batch.usable.all()
@@ -49,7 +49,7 @@ def test_a_missing_chunk_reaches_the_user(data, cached, tmp_path):
     shutil.copytree(cached, tmp_path / "t.zarr")
     chunk = next(p for p in sorted((tmp_path / "t.zarr" / "000001.tar" / "logits").rglob("c*")) if p.is_file())
     chunk.unlink()
-    clips = Clips(open_dataset(data.train), size=16, num_classes=40, cache=CacheReader(tmp_path / "t.zarr"))
+    clips = ClipDataset(open_dataset(data.train), size=16, num_classes=40, cache=CacheReader(tmp_path / "t.zarr"))
     answers = [clips.__getitems__([(1, 0, v)]) for v in range(2)]
     assert any(isinstance(a, ReskdError) and "000001.tar" in str(a) and "logits" in str(a) for a in answers)
 
@@ -73,7 +73,7 @@ def decodes(monkeypatch) -> list[int]:
 
 
 def test_a_video_is_decoded_once_for_all_its_views(data, decodes, monkeypatch):
-    clips = Clips(open_dataset(data.val), size=16, num_classes=40, policy=TWICE)
+    clips = ClipDataset(open_dataset(data.val), size=16, num_classes=40, policy=TWICE)
     asked = [(0, r, v) for r in (3, 4) for v in range(6)]
     batch = clips.__getitems__(asked)
     assert decodes == [8, 8]  # 2 clips of 4 frames; the crops share them
@@ -83,7 +83,7 @@ def test_a_video_is_decoded_once_for_all_its_views(data, decodes, monkeypatch):
     assert torch.equal(batch.labels, torch.cat([b.labels for b in one_by_one]))
     del decodes[:]
     row = clips.data.rows("000000.tar")[3]
-    monkeypatch.setattr(join, "DECODED", 2 * 4 * 3 * row.width * row.height)  # bytes: of two views
+    monkeypatch.setattr(join, "MAX_DECODED_BYTES", 2 * 4 * 3 * row.width * row.height)  # bytes: of two views
     assert torch.equal(clips.__getitems__(asked).clips, batch.clips)
     assert decodes == [4, 8, 4] * 2
 
@@ -95,7 +95,7 @@ def test_a_video_that_fails_fails_in_all_its_views_and_is_named_once(data, tmp_p
     with open(tmp_path / "data" / "000000.tar", "r+b") as tar:
         tar.seek(row.offset)
         tar.write(bytes(row.size))
-    clips = Clips(dataset, size=16, num_classes=40, policy=TWICE)
+    clips = ClipDataset(dataset, size=16, num_classes=40, policy=TWICE)
     batch = clips.__getitems__([(0, r, v) for r in (0, 1, 2) for v in range(6)])
     assert batch.usable.tolist() == [True] * 6 + [False] * 6 + [True] * 6
     assert len(batch.failures) == 1 and batch.failures[0].startswith(f"000000.tar/{row.key}: ")
@@ -108,7 +108,7 @@ def test_ranks_share_whole_videos_none_twice(batch_size, videos):
     clips = SimpleNamespace(data=data, policy=TWICE)
     taken = []
     for rank in range(3):
-        loader = in_order(clips, LoaderConfig(workers=0), batch_size, Ranks(rank, 3, torch.device("cpu")))
+        loader = batches_in_order(clips, LoaderConfig(workers=0), batch_size, Ranks(rank, 3, torch.device("cpu")))
         for batch in loader.batch_sampler:
             rows = [batch[i][:2] for i in range(0, len(batch), 6)]
             assert batch == [(*row, v) for row in rows for v in range(6)] and len(rows) <= videos

@@ -23,8 +23,8 @@ from stages.packs.config import PackConfig
 from stages.packs.pack import pack
 from stages.prepare.prepare import prepare
 from stages.shards.dataset import open_dataset
-from stages.stream.clips import Clips
-from stages.stream.frame_height import height_for, packed_size, size_served, smallest_side
+from stages.stream.clips import ClipDataset
+from stages.stream.frame_height import height_for, largest_size_served, packed_size, smallest_side
 from stages.stream.pack_reader import open_pack
 from stages.video import jpeg
 from tests.media import encode_video, moving_square
@@ -56,7 +56,7 @@ def pictures_of(data, shard: str, r: int, view, size: int, decode=None) -> np.nd
     """uint8 [T,3,S,S] that a student sees."""
     s = [entry.name for entry in data.shards].index(shard)
     policy = ViewPolicy(num_frames=4, **view[0])
-    return Clips(data, size=size, num_classes=1, policy=policy, decode=decode)[s, r, view[1]].clips[0].numpy()
+    return ClipDataset(data, size=size, num_classes=1, policy=policy, decode=decode)[s, r, view[1]].clips[0].numpy()
 
 
 CROPS = [{"crop": "multi_scale_crop"}, {"crop": "center", "jitter": False, "flip": 0.0}, {"crop": "full"},
@@ -89,7 +89,7 @@ def test_no_crop_is_enlarged_at_the_auto_height(crop, index, size, sides):
     view = sample_view(policy, shard="s", key="k", index=index, num_frames=1, aspect=width / height)
     if min(width, height) >= short:
         assert min(view.box[2] * h, view.box[3] * w) > size - 0.01
-    assert size_served(short, smallest_side(policy)) >= size > size_served(short - 1, smallest_side(policy))
+    assert largest_size_served(short, smallest_side(policy)) >= size > largest_size_served(short - 1, smallest_side(policy))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 60), st.integers(1, 95))
@@ -220,7 +220,7 @@ def test_other_rows_and_manifests_are_refused(packed, copy):
         with pytest.raises(ReskdError, match=said):
             open_pack(copy)
     manifest.unlink()
-    with pytest.raises(ReskdError, match=r"pack\.json: no pack here"):
+    with pytest.raises(ReskdError, match=r"pack\.json: no pack in this folder"):
         open_pack(copy)
 
 

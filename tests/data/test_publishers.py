@@ -235,7 +235,7 @@ def test_something_something_by_templates(tmp_path):
 def test_a_numbered_list_of_classes_has_no_gaps(tmp_path):
     given = {"annotations": write(tmp_path / "t.json", STHV2), "videos": videos(tmp_path / "v", "1.webm")}
     for labels, message in (
-        ({"a": "0", "b": "2"}, "'b' has the number 2, where 1 was next"),
+        ({"a": "0", "b": "2"}, "'b' has the number 2, the next number is 1"),
         ({"Closing something": 0}, "'Holding something next to something' is none of the 1 classes"),
         ({"a": [1]}, "begins like JSON, but isn't an object"),
     ):
@@ -544,7 +544,7 @@ def test_videos_in_two_splits_are_reported_and_stay(tmp_path):
     assert lines(tmp_path / "c", "report") == []
     make(tmp_path / "test", tmp_path / "c", disjoint_from=[tmp_path / "b", tmp_path / "c"])  # finished; asked again
     assert lines(tmp_path / "c", "report") == []
-    with pytest.raises(ReskdError, match="no data set here"):
+    with pytest.raises(ReskdError, match="no data set in this folder"):
         make(tmp_path / "test", tmp_path / "d", disjoint_from=[tmp_path / "nowhere"])
 
 

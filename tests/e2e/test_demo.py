@@ -30,15 +30,15 @@ def demo(tmp_path_factory):
 
 def test_summary(demo):
     output, _, summary = demo
-    assert set(summary) == {"teacher", "baseline", "distilled", "ledger", "wall_s", "peak_rss_mb", "seeds"}
+    assert set(summary) == {"teacher", "baseline", "distilled", "cost", "wall_s", "peak_rss_mb", "seeds"}
     for kind in ("teacher", "baseline", "distilled"):
         assert set(summary[kind]) == {"top1", "top1_std", "per_seed", "gflops"}
         assert len(summary[kind]["per_seed"]) == 1 and 0 <= summary[kind]["top1"] <= 100
     assert summary["distilled"]["gflops"] == summary["baseline"]["gflops"] < summary["teacher"]["gflops"] / 3
-    ledger = summary["ledger"]
-    assert ledger["teacher_clip_views"] == 2 * 240 and ledger["in_loop_clip_views"] == 2 * 240
-    assert ledger["cache_bytes"] > 10_000 and summary["peak_rss_mb"] > 100
-    assert summary["wall_s"] == pytest.approx(sum(ledger["seconds"].values()))
+    cost = summary["cost"]
+    assert cost["teacher_clip_views"] == 2 * 240 and cost["in_loop_clip_views"] == 2 * 240
+    assert cost["cache_bytes"] > 10_000 and summary["peak_rss_mb"] > 100
+    assert summary["wall_s"] == pytest.approx(sum(cost["seconds"].values()))
     for picture in ("curves.png", "views.png"):
         assert (output / picture).read_bytes().startswith(b"\x89PNG")
 
@@ -50,7 +50,7 @@ def test_a_rerun_resumes_and_more_seeds_are_added(demo):
     assert (output / "runs" / "teacher-0" / "last.pt").stat().st_mtime_ns == checkpoint
     assert again["distilled"]["per_seed"][0] == summary["distilled"]["per_seed"][0]
     assert len(again["distilled"]["per_seed"]) == 2 and again["seeds"] == 2
-    assert again["ledger"]["teacher_clip_views"] == 480 and again["ledger"]["in_loop_clip_views"] == 960
+    assert again["cost"]["teacher_clip_views"] == 480 and again["cost"]["in_loop_clip_views"] == 960
 
 
 @pytest.mark.parametrize(("model", "classes"), [("tsn", 10), ("slowonly", 40), ("swin", 4)])
@@ -63,7 +63,7 @@ def test_every_family_has_a_demo(model, classes, tmp_path, monkeypatch):
     output = tmp_path / f"runs/demo-{model}"
     assert len(open_dataset(output / "data/train").classes) == classes
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["ledger"]["teacher_clip_views"] == summary["ledger"]["in_loop_clip_views"] == 80
+    assert summary["cost"]["teacher_clip_views"] == summary["cost"]["in_loop_clip_views"] == 80
     assert summary["distilled"]["gflops"] == summary["baseline"]["gflops"] < summary["teacher"]["gflops"] / 3
 
 
@@ -81,4 +81,4 @@ def test_clips_without_labels_are_distilled_from(tmp_path):
         json.loads((tmp_path / f"out/runs/{kind}-0/result.json").read_text()) for kind in ("distilled", "unlabelled")
     ]
     assert results[0]["steps"] == pytest.approx(results[1]["steps"], abs=8)  # as many, on a quarter of the clips
-    assert summary["ledger"]["teacher_clip_views"] == 2 * (60 + 240)
+    assert summary["cost"]["teacher_clip_views"] == 2 * (60 + 240)

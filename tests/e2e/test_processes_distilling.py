@@ -71,7 +71,7 @@ def test_two_processes_sweep_cohort_after_cohort(zygote, data, cached, tmp_path)
     assert "1 of 3 students failed" in said and "run it again: what is done stays" in said
     result = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert set(result["students"]) == {"good", "other"} and set(result["failed"]) == {"bad"}
-    assert result["ledger"]["decode_passes"] == 2 and result["students"]["good"]["clips_seen"] == 6 * 32
+    assert result["cost"]["decode_passes"] == 2 and result["students"]["good"]["clips_seen"] == 6 * 32
     assert [command.said().count("written: ") for command in zygote.commands[-2:]] == [1, 0]
     scored = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/test.json")}
     zygote.run([*command, *options(f"students={{{fine}}}")])  # in one process: all is done

@@ -9,8 +9,9 @@ import torch
 from cache.errors import ReskdError
 from cache.view import ViewPolicy
 from stages.models.architectures import build_model
-from stages.models.checkpoints import ModelCard, initialise, load_model, save_model
+from stages.models.checkpoints import ModelCard, load_model, save_model
 from stages.models.config import InitConfig
+from stages.models.init_weights import initialise
 from tests.foreign_files import as_mmaction2, clips, model_config, resnet
 
 NAMES = ("a", "b", "c", "d", "e")

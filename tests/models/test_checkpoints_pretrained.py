@@ -10,8 +10,8 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from stages.models.architectures import build_model
-from stages.models.checkpoints import initialise
 from stages.models.config import InitConfig, ModelConfig
+from stages.models.init_weights import initialise
 
 PALACE, DAISY = 698, 985  # ImageNet's numbers
 

@@ -10,8 +10,8 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 from cache.errors import ReskdError
 from stages.models.architectures import build_model
-from stages.models.checkpoints import initialise
 from stages.models.config import InitConfig, ModelConfig
+from stages.models.init_weights import initialise
 from stages.models.weight_names import recognise_format, to_our_names
 from tests.foreign_files import (
     SWIN,

@@ -186,8 +186,12 @@ def test_stochastic_depth_rises_to_the_last_block():
         ("swin3d_t", {"embed_dim": [96]}, r"args.embed_dim \[96\] must"),
         ("swin3d_t", {"window_size": [8, 7, 0]}, r"args.window_size \[8, 7, 0\] must"),
         ("swin3d_t", {"window_size": [7, 7]}, r"window_size \[7, 7\] and patch_size \[2, 4, 4\] must be \[t, h, w\]"),
-        ("swin3d_t", {"depths": [2, 2]}, r"depths \[2, 2\] and num_heads \[3, 6, 12, 24\] must be one number a stage"),
-        ("swin3d_t", {"depths": [1], "num_heads": [3]}, "two blocks at least"),
+        (
+            "swin3d_t",
+            {"depths": [2, 2]},
+            r"depths \[2, 2\] and num_heads \[3, 6, 12, 24\] must have one number per stage",
+        ),
+        ("swin3d_t", {"depths": [1], "num_heads": [3]}, "two blocks or more"),
         ("swin3d_t", {"num_heads": [3, 5, 12, 24]}, r"num_heads \[3, 5, 12, 24\] must divide .* \[96, 192, 384, 768\]"),
     ],
 )

@@ -18,8 +18,8 @@ from sklearn.metrics import (
 )
 
 from cache.errors import ReskdError
-from stages.metrics.accuracy import Scored, average_precision, confusion, measure, per_class
-from stages.metrics.scoring import Net, collect, score_each
+from stages.metrics.accuracy import ScoredVideos, average_precision, confusion, measure, per_class
+from stages.metrics.scoring import ScoredModel, score_models, score_videos
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
 from stages.runtime.distributed import Ranks
@@ -44,7 +44,7 @@ def model(clips):
 
 
 def score(batches, classes) -> dict:
-    (result,) = score_each([Net(model, None, amp=False)], batches, classes, ALONE)
+    (result,) = score_models([ScoredModel(model, None, amp=False)], batches, classes, ALONE)
     if isinstance(result, ReskdError):
         raise result
     return result
@@ -54,9 +54,9 @@ def one_hot(*labels, classes=8):
     return torch.eye(classes)[list(labels)].tolist()
 
 
-def scored(probabilities, truth) -> Scored:
+def scored(probabilities, truth) -> ScoredVideos:
     videos = np.stack([np.zeros(len(truth), int), np.arange(len(truth))], 1)
-    return Scored(videos, np.asarray(probabilities, float), np.asarray(truth, bool), 0, 0)
+    return ScoredVideos(videos, np.asarray(probabilities, float), np.asarray(truth, bool), 0, 0)
 
 
 # ---- against scikit-learn ----
@@ -146,7 +146,7 @@ def test_views_are_averaged_and_run_in_parts():
 
     batches = [batch_of(logits, [0, 2], views=3)]
     found = {
-        average: collect(counted, batches, 3, ALONE, False, average=average, forward=4).probabilities
+        average: score_videos(counted, batches, 3, ALONE, False, average=average, forward=4).probabilities
         for average in ("prob", "logit")
     }
     assert seen == [4, 2, 4, 2]
@@ -167,7 +167,7 @@ def test_averaged_features_are_averaged_logits_where_the_classifier_is_linear():
     batch = batch_of(torch.zeros(6, 4), [0, 1], views=3)
     batch = batch._map(lambda t: torch.randint(0, 256, (6, 2, 3, 16, 16), dtype=torch.uint8) if t is batch.clips else t)
     logit, feature = (
-        collect(net, [batch], 4, ALONE, False, average=average).probabilities for average in ("logit", "feature")
+        score_videos(net, [batch], 4, ALONE, False, average=average).probabilities for average in ("logit", "feature")
     )
     assert feature == pytest.approx(logit, abs=1e-5)
     with torch.inference_mode():
@@ -192,17 +192,17 @@ def test_ranks_and_repeated_rows_change_nothing():
     truth = [int(t) for t in rng.integers(-1, 5, 40)]
     batches = [batch_of(rng.normal(size=(4, 5)), truth[i : i + 4], first=i) for i in range(0, 40, 4)]
     batches[3].usable[1] = False
-    alone = collect(model, batches, 5, ALONE, amp=False)
+    alone = score_videos(model, batches, 5, ALONE, amp=False)
     others = []
 
     def listen(value):
         others.append(value)
         return [value]
 
-    collect(model, [*batches[1::2], batches[0]], 5, SimpleNamespace(device=ALONE.device, gather=listen), amp=False)
-    both = collect(model, batches[::2], 5, Gathered(others=others), amp=False)
+    score_videos(model, [*batches[1::2], batches[0]], 5, SimpleNamespace(device=ALONE.device, gather=listen), amp=False)
+    both = score_videos(model, batches[::2], 5, Gathered(others=others), amp=False)
     for name in ("videos", "probabilities", "truth"):
         assert (getattr(alone, name) == getattr(both, name)).all()
     assert measure(alone) == measure(both) and alone.failed == 1 and alone.unlabelled == truth.count(-1)
-    idle = collect(model, [], 5, Gathered(others=[*others, others[0]]), amp=False)  # a rank without any video
+    idle = score_videos(model, [], 5, Gathered(others=[*others, others[0]]), amp=False)  # a rank without any video
     assert len(idle.videos) == len({tuple(v) for v in idle.videos.tolist()}) > 0

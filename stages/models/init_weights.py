@@ -1,0 +1,106 @@
+"""First weights of a model, from a checkpoint of this or another program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cache.differences import first_difference
+from cache.errors import ReskdError
+from stages.models.checkpoints import check_fit, parse_card
+from stages.models.config import InitConfig, ModelConfig
+from stages.models.video_model import VideoModel
+from stages.models.weight_files import StoredWeights, read_weight_file
+from stages.models.weight_names import (
+    check_normalisation,
+    fit_to_model,
+    has_temporal_shift,
+    recognise_format,
+    to_our_names,
+)
+
+
+def initialise(model: VideoModel, config: ModelConfig, init: InitConfig, classes: Sequence[str] | None) -> str:
+    """Load the checkpoint `init.path`, of this or another program, into the model of `config`.
+
+    `classes`: the data set's class names. If the classifier is kept, they must be those of the checkpoint, if it has any.
+    Returns a description of what was loaded. Raises ReskdError as `read_weight_file` and `load_stored` do.
+    """
+    assert init.path is not None
+    return load_stored(model, config, init, read_weight_file(init.path), classes)
+
+
+def load_stored(
+    model: VideoModel, config: ModelConfig, init: InitConfig, stored: StoredWeights, classes: Sequence[str] | None
+) -> str:
+    """`initialise` with a file that is read already.
+
+    Raises ReskdError if the file is not in `init.format`, if its network or its normalisation is another one, or if its
+    classifier doesn't fit and `init.head` is "keep".
+    """
+    tensors, layout, names, notes = _translated(model, config, init, stored)
+    tensors, inflated = fit_to_model(model, tensors)
+    initial = model.state_dict()
+    fresh_head = {name: initial[name] for name in initial if name.startswith("head.fc.")}
+    head = {name: tensors.pop(name) for name in fresh_head if name in tensors}
+    check_fit({name: value for name, value in initial.items() if name not in fresh_head}, tensors, init.path)
+    kept = init.head != "drop"
+    if kept and (fault := _classifier_fault(head, fresh_head, names, classes)):
+        if init.head == "keep":
+            part = " (its teacher)" if init.part == "teacher" else ""
+            raise ReskdError(f"checkpoint {init.path}{part} {fault}, or take a fresh classifier: head: reinit where it doesn't "
+                             "fit, head: drop in any case")  # fmt: skip
+        kept = False
+    model.load_state_dict(tensors | (head if kept else fresh_head))
+    notes += ["2D weights inflated"] if inflated else []
+    notes += [f"the averaged weights ({stored.averaged}) in the file not taken"] if stored.averaged else []
+    notes += ["its classifier" if kept else "a fresh classifier"]
+    if kept and names is None and classes is not None:
+        notes += ["the file names no classes, and they are taken to be in this order"]
+    return f"{init.path}: {layout}, {len(tensors) + 2 * kept} tensors, " + ", ".join(notes)
+
+
+def _translated(model: VideoModel, config: ModelConfig, init: InitConfig, stored: StoredWeights):
+    """The tensors under this program's names, the format, the class names or None, and notes for people."""
+    if stored.card is not None:
+        card = parse_card(init.path, stored.card)
+        for what in ("mean", "std"):
+            check_normalisation(what, getattr(card.model, what), getattr(config, what))
+        formats, shifted, names = ("reskd",), card.model.arch == "tsm", card.classes
+    else:
+        formats, shifted, names = recognise_format(stored.tensors), has_temporal_shift(stored.tensors), stored.classes
+    layout = formats[0] if init.format == "auto" else init.format
+    if layout not in formats:
+        raise ReskdError(f"checkpoint {init.path} is not of the format {layout}: by its keys it is of "
+                         f"{' or '.join(formats)}; leave format to auto")  # fmt: skip
+    if init.part == "teacher" and layout != "rkd":
+        raise ReskdError(
+            f"part: teacher chooses from an rkd container, and {init.path} is of {layout}: leave `part` out"
+        )
+    if shifted and config.arch != "tsm":
+        raise ReskdError(f"checkpoint {init.path} is a TSM. Its weights need the temporal shift: set model.arch to tsm, not "
+                         f"{config.arch}")  # fmt: skip
+    notes = ["trained without the temporal shift"] if config.arch == "tsm" and not shifted else []
+    if layout == "reskd":
+        return stored.tensors, layout, names, notes
+    renamed = to_our_names(stored.tensors, layout, init.part, config, model.backbone)
+    return renamed, f"{layout} ({init.part})" if layout == "rkd" else layout, names, notes
+
+
+def _classifier_fault(
+    head: dict, model_head: dict, names: Sequence[str] | None, classes: Sequence[str] | None
+) -> str | None:
+    """Why the classifier `head` of a checkpoint doesn't fit the model, and how to mend the data; None if it fits."""
+    if not head:
+        count = len(model_head["head.fc.weight"])
+        return f"has no classifier, and the model's is for {count} classes: give a checkpoint with a classifier"
+    stored, needed = (len(h["head.fc.weight"]) if "head.fc.weight" in h else 0 for h in (head, model_head))
+    if stored != needed:
+        return (
+            f"has a classifier of {stored} classes, the model's is for {needed}: prepare the data with its class list"
+        )
+    if any(head[n].shape != model_head[n].shape for n in model_head if n in head) or len(head) < len(model_head):
+        return "has a classifier of another shape or without a bias: give another checkpoint"
+    if names is not None and classes is not None and tuple(names) != tuple(classes):
+        difference = first_difference(names, classes, ("in the checkpoint", "in the data set"))
+        return f"has other classes or another order ({difference}): prepare the data with its order (prepare --class-order FILE)"
+    return None

@@ -1,0 +1,82 @@
+"""The report of a sweep: sweep.json, sweep.png, and two tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+from cache.store import write_atomically
+from stages.runtime.log import console
+from stages.student.config import TrainConfig
+from stages.sweep.cost import teacher_cost
+from stages.sweep.pareto_front import over_seeds, pareto_front, print_front
+from stages.sweep.plot import plot_front
+
+
+def write_report(
+    students: Mapping[str, TrainConfig],
+    rows: Mapping[str, dict],
+    failed: Mapping[str, str],
+    seconds: Mapping[str, float],
+    out: Path,
+    test: Path | None,
+) -> dict:
+    """Write and print the report of the finished students (`rows`). Returns the content of sweep.json."""
+    done = {name: students[name] for name in rows}
+    points = over_seeds(done, rows)
+    cost, front = _cost(done, out, seconds), pareto_front(points)
+    result = {
+        "students": rows,
+        "points": [
+            {"name": p.name, "gflops": p.gflops, "score": p.scores.mean, "score_std": p.scores.std} for p in points
+        ],
+        "front": [point.name for point in front],
+        "cost": cost,
+        "failed": failed,
+    }
+    write_atomically(out / "sweep.json", (json.dumps(result, indent=2) + "\n").encode())
+    if points:
+        metric = "mAP" if any(row["headline"] == "map" for row in rows.values()) else "top-1"
+        data = test or "validation, each at its best"
+        plot_front(out / "sweep.png", points, front, f"{metric} on {data}, %")
+        print_front(points, front, f"{metric} %", f"on {data}")
+        console.print(f"written: {out}/sweep.json, sweep.png", highlight=False)
+    _print_cost(cost)
+    return result
+
+
+def note_decoded_epochs(out: Path, cohort: str, epochs: int) -> None:
+    """Store in passes.json that a cohort decodes its data `epochs` times. A rerun of the cohort replaces the number."""
+    write_atomically(out / "passes.json", (json.dumps(_decoded_epochs(out) | {cohort: epochs}) + "\n").encode())
+
+
+def _decoded_epochs(out: Path) -> dict[str, int]:
+    file = out / "passes.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _cost(done: Mapping[str, TrainConfig], out: Path, seconds: Mapping[str, float]) -> dict:
+    """The teacher time, the epochs that were decoded and those that the students would decode alone, and the seconds."""
+    runs: dict[Path, list[Path]] = {}
+    for config in done.values():
+        if config.data.cache:
+            runs.setdefault(config.data.cache, []).append(config.output)
+    return {
+        **teacher_cost(runs),
+        "decode_passes": sum(_decoded_epochs(out).values()),
+        "decode_passes_alone": sum(config.schedule.epochs for config in done.values()),
+        "seconds": dict(seconds),
+    }
+
+
+def _print_cost(cost: Mapping) -> None:
+    table = Table("cost", "this sweep", "each student alone, with the teacher in the loop")
+    table.add_row("teacher, clip·views", f"{cost['teacher_clip_views']:,}", f"{cost['in_loop_clip_views']:,}")
+    if cost["teacher_hours"] is not None:
+        table.add_row("teacher time, hours", f"{cost['teacher_hours']:.3g}", f"{cost['in_loop_hours']:.3g}")
+    table.add_row("decoding, epochs", str(cost["decode_passes"]), str(cost["decode_passes_alone"]))
+    table.add_row("training, hours", f"{sum(cost['seconds'].values()) / 3600:.3g}", "")
+    console.print(table)

@@ -84,10 +84,10 @@ def to_codes(reduced: np.ndarray, constants: Constants, codec: str = "int8") -> 
 
     A code is (y - offset) / scale, rounded, and clipped to the codec's levels. Each channel has its own scale and offset.
     """
-    integer_codec = CODECS["features"][codec]
+    levels, dtype = CODECS["features"][codec].levels, CODECS["features"][codec].arrays["features"].dtype
     with np.errstate(over="ignore"):  # a channel that never varied has a tiny scale
         codes = np.rint((np.asarray(reduced, np.float32) - constants["offset"]) / constants["scale"])
-    return codes.clip(-integer_codec.levels, integer_codec.levels).astype(integer_codec.arrays["features"].dtype)
+    return codes.clip(-levels, levels).astype(dtype)
 
 
 def from_stored(stored: np.ndarray, constants: Constants) -> np.ndarray:

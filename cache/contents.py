@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cache.arrays import array_specs
 from cache.errors import ReskdError
-from cache.group import array_specs, load_group
+from cache.group import load_group
 from cache.identity import CONSTANTS
 from cache.manifest import Manifest
 from cache.store import METADATA

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.arrays import array_specs
 from cache.differences import Translate
 from cache.errors import ReskdError
-from cache.group import array_specs, constant_files, load_manifest, write_attributes
+from cache.group import constant_files, load_manifest, write_attributes
 from cache.growth import grown_identity
 from cache.identity import CONSTANTS
 from cache.manifest import Manifest
@@ -36,7 +37,7 @@ def check_cache(path: str | Path, manifest: Manifest, translate: Translate = dic
         if manifest.views < stored.views:
             raise ReskdError(
                 f"{path} is planned for {stored.views} views, this run wants {manifest.views}: views can be added, "
-                "not removed. Ask for at least {stored.views}, or give another output folder."
+                f"not removed. Ask for at least {stored.views}, or give another output folder."
             )
         array_specs(identity)
         return replace(stored, identity=identity, views=manifest.views, notes=stored.notes | manifest.notes)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from cache.arrays import ArraySpec, create_arrays, open_for_reading, resize_array
 from cache.differences import Translate, differing_identities
 from cache.errors import ReskdError
-from cache.group import ArraySpec, create_arrays, load_group, open_for_reading, resize_array
+from cache.group import load_group
 from cache.identity import Identity
 from cache.manifest import Manifest
 from cache.store import METADATA, VerifiedStore

@@ -121,7 +121,7 @@ def check_shard_names(names: Sequence[str]) -> None:
         ):
             raise ReskdError(
                 f"shard name {name!r} can't be used: a name is a path relative to the data set, without '..', hidden or "
-                f"empty parts and backslashes, and not in a folder {' or '.join(CONSTANTS)}. Rename the shard or move "
+                f"empty parts and backslashes, and not in a folder {' or '.join(CONSTANTS)}; rename the shard or move "
                 "the data set's folder."
             )
         parent = next((str(p) for p in PurePosixPath(name).parents if str(p) in unique), None)

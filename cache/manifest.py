@@ -59,8 +59,8 @@ class Manifest:
         try:
             if unknown := _unknown_keys(data):
                 raise ReskdError(
-                    f"a newer version of reskd wrote the cache: this version doesn't know {', '.join(unknown)} in its manifest. "
-                    "Use the newer version, or make the cache anew with cache-teacher."
+                    "a newer version of reskd wrote the cache: its manifest has keys that this version doesn't know "
+                    f"({', '.join(unknown)}). Use the newer version, or make the cache anew with cache-teacher."
                 )
             return Manifest(
                 identity=Identity.from_json(data["identity"]),
@@ -86,10 +86,10 @@ def _unknown_keys(data: Mapping[str, Any]) -> list[str]:
         "identity.policy.": (ViewPolicy, [identity["policy"]]),
         "identity.shards.": (ShardEntry, identity["shards"]),
     }
-    unknown = {}
+    unknown = set()
     for prefix, (kind, mappings) in parts.items():
         known = {"format", *(f.name for f in fields(kind) if f.compare)}  # `as_read` isn't compared, and isn't stored
-        unknown |= {f"{prefix}{key}": None for mapping in mappings for key in mapping.keys() - known}
+        unknown |= {f"{prefix}{key}" for mapping in mappings for key in mapping.keys() - known}
     return sorted(unknown)
 
 

@@ -8,17 +8,10 @@ from typing import Any
 import numpy as np
 import zarr
 
+from cache.arrays import ArraySpec, array_specs, open_for_reading
 from cache.codecs import codec_of, is_finite
 from cache.errors import ReskdError
-from cache.group import (
-    ArraySpec,
-    array_specs,
-    check_fingerprint,
-    load_group,
-    load_manifest,
-    open_for_reading,
-    read_constants,
-)
+from cache.group import check_fingerprint, load_group, load_manifest, read_constants
 from cache.identity import ShardEntry, keys_digest
 from cache.lru import LRU
 from cache.manifest import Manifest
@@ -67,7 +60,7 @@ class CacheReader:
         if absent:
             raise ReskdError(
                 f"{path} holds no {' and no '.join(absent)}, only {', '.join(stored) or 'views'}: train with losses that need "
-                f"only these, or add the target: run cache-teacher again with targets.{absent[0]}."
+                f"only these, or add the target: run cache-teacher again, with targets.{absent[0]}."
             )
         self._specs = array_specs(self.manifest.identity)
         self._groups, self._views, self._blocks = LRU(_OPEN_GROUPS), LRU(_HELD_VIEWS), LRU(capacity_blocks)

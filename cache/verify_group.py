@@ -1,4 +1,4 @@
-"""fsck of one shard's group: its attributes, its files, its arrays' metadata, and the values in them."""
+"""fsck of one shard's group: its attributes, its files, its arrays' metadata and their values."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,28 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from zarr.storage import LocalStore
 
+from cache.arrays import ArraySpec, array_specs, chunk_files, create_arrays, open_for_reading
 from cache.codecs import codec_of, is_finite
 from cache.errors import ReskdError
-from cache.group import ArraySpec, array_specs, create_arrays, load_group
+from cache.group import load_group
 from cache.identity import Identity, ShardEntry, keys_digest
 from cache.manifest import Manifest
 from cache.store import METADATA, file_digest
 from cache.view import BLOCK
 
-REDO = "redo"  # the shard's group goes, cache-teacher computes it again
-RERUN = "rerun"  # cache-teacher, run again, mends it as it is
-TIDY = "tidy"  # files that nothing reads; they go
-DATA = "data"  # the cache is what it says it is, the data set isn't the one that it was made of
-HAND = "hand"  # no program should decide
-FOREIGN = "foreign"  # of another run than the manifest: REDO, unless all groups are (see `verify.py`)
+# Remedies. "hand" means that a person must decide.
+REDO = "redo"  # remove the shard's group; cache-teacher then computes it again
+RERUN = "rerun"  # remove nothing: cache-teacher repairs it when it is run again
+TIDY = "tidy"  # remove files that nothing reads
+DATA = "data"  # the cache is whole, but the data set isn't the one that it was made from
+HAND = "hand"
+FOREIGN = (
+    "foreign"  # the group was made by another run than the manifest: REDO, unless all groups were (see `verify.py`)
+)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that isn't as it was committed; `shard` is "" for the root, `files` are those that TIDY removes."""
+    """One thing that isn't as it was committed. `shard` is "" for the root. `files`: what TIDY removes."""
 
     shard: str
     what: str
@@ -37,81 +40,89 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What every group is held against."""
+class Expected:
+    """What every group of a cache is compared with."""
 
     path: Path
     manifest: Manifest
     specs: Mapping[str, ArraySpec]
-    metadata: Mapping[str, Mapping[str, Any]]  # of each array, as this zarr makes it of any number of rows and views
+    metadata: Mapping[str, Mapping[str, Any]]  # array -> its metadata, as this version of zarr makes it
 
 
-def wanted_groups(path: Path, manifest: Manifest) -> Wanted:
+def expected_groups(path: Path, manifest: Manifest) -> Expected:
     specs = array_specs(manifest.identity)
     with tempfile.TemporaryDirectory() as folder:
         create_arrays(Path(folder), specs, 1, 1)
         metadata = {name: _metadata(Path(folder), name) for name in specs}
-    return Wanted(path, manifest, specs, metadata)
+    return Expected(path, manifest, specs, metadata)
 
 
-def check_shard(wanted: Wanted, entry: ShardEntry, finished: bool, lengths: np.ndarray | None) -> list[Problem]:
-    """Its problems; `finished`: the manifest says that it is; `lengths`: frames of each clip, int [N], where known."""
-    path, shard, folder = wanted.path, entry.name, wanted.path / entry.name
+def check_shard(expected: Expected, entry: ShardEntry, finished: bool, lengths: np.ndarray | None) -> list[Problem]:
+    """The problems of a shard.
+
+    `finished`: whether the manifest says that the shard is finished. `lengths`: number of frames of each clip, int [N]; None:
+    unknown.
+    """
+    path, shard, folder = expected.path, entry.name, expected.path / entry.name
     try:
         group = load_group(path, shard)
         if group is None:
             if files_below(folder, path):
-                return [Problem(shard, f"its {METADATA} is missing, other files are there", REDO)]
+                return [Problem(shard, f"its {METADATA} is missing, other files are present", REDO)]
             return [Problem(shard, "its group is lost", RERUN)] if finished else []
-        misfit = _misfit(group, wanted.manifest, entry)
-        return [misfit] if misfit else list(_check_group(wanted, shard, group, finished, lengths))
+        problem = _check_attributes(group, expected.manifest, entry)
+        return [problem] if problem else list(_check_group(expected, shard, group, finished, lengths))
     except ReskdError as error:
         return [Problem(shard, str(error).partition(": delete ")[0].replace(f"{folder}/", ""), REDO)]
     except OSError as error:
         return [Problem(shard, f"{error.filename or folder} can't be read ({error.strerror or error})", HAND)]
 
 
-def _misfit(group: Mapping[str, Any], manifest: Manifest, entry: ShardEntry) -> Problem | None:
-    """What is wrong with a group's attributes."""
+def _check_attributes(group: Mapping[str, Any], manifest: Manifest, entry: ShardEntry) -> Problem | None:
+    """The first problem of a group's attributes; None if they have none."""
     identity, shard, views = manifest.identity, entry.name, group["views"]
     types = {"keys": list, "views": int, "targets": dict, "files": dict, "quarantine": dict, "fallbacks": dict}
-    bad = [name for name, of in types.items() if not isinstance(group[name], of)]
+    bad = [name for name, kind in types.items() if not isinstance(group[name], kind)]
     if bad:
         return Problem(shard, f"{METADATA} is damaged: {bad[0]} is {group[bad[0]]!r:.40}", REDO)
     if group["fingerprint"] != identity.fingerprint(shard):
         others = [e.name for e in identity.shards if e.keys_sha256 == group["keys_sha256"] and e.name != shard]
         if others and group["fingerprint"] == identity.fingerprint(others[0]):
             return Problem(shard, f"it is the group of shard {others[0]}", REDO)
-        return Problem(shard, "made by another run than the manifest's: its fingerprint differs", FOREIGN)
+        return Problem(shard, "made by another run than the manifest: its fingerprint differs", FOREIGN)
     if not keys_digest(group["keys"]) == group["keys_sha256"] == entry.keys_sha256:
         return Problem(shard, f"{METADATA} is damaged: its keys are not the shard's", REDO)
     for target, fingerprint in group["targets"].items():
         if target not in identity.targets or fingerprint != identity.target_fingerprint(target):
-            return Problem(shard, f"its {target} are stored otherwise than the manifest says", FOREIGN)
+            return Problem(shard, f"its {target} are stored with other settings than the manifest has", FOREIGN)
     if not 1 <= views <= manifest.views or not {*group["quarantine"], *group["fallbacks"]} <= {*group["keys"]}:
-        return Problem(shard, f"{METADATA} is damaged: {views} views, or reasons for clips that it hasn't", REDO)
+        return Problem(
+            shard, f"{METADATA} is damaged: {views} views, or reasons for clips that the shard doesn't have", REDO
+        )
     return None
 
 
 def _check_group(
-    wanted: Wanted, shard: str, group: Mapping[str, Any], finished: bool, lengths: np.ndarray | None
+    expected: Expected, shard: str, group: Mapping[str, Any], finished: bool, lengths: np.ndarray | None
 ) -> Iterator[Problem]:
-    manifest, folder, files = wanted.manifest, wanted.path / shard, group["files"]
+    manifest, folder, files = expected.manifest, expected.path / shard, group["files"]
     absent = array_specs(manifest.identity, [t for t in manifest.identity.targets if t not in group["targets"]])
-    specs = {name: spec for name, spec in wanted.specs.items() if name not in absent}
-    chunks = {f"{name}/{c}" for name, spec in specs.items() for c in _chunks(spec, len(group["keys"]), group["views"])}
+    specs = {name: spec for name, spec in expected.specs.items() if name not in absent}
+    clips, views = len(group["keys"]), range(group["views"])
+    chunks = {f"{name}/{chunk}" for name, spec in specs.items() for chunk in chunk_files(spec, clips, views)}
     if files.keys() != chunks:
         yield Problem(shard, f"{METADATA} is damaged: it lists other files ({min(files.keys() ^ chunks)})", REDO)
         return
-    names = {str(list(digest)): name for name, digest in files.items()}
-    faults = [(name, fault(folder / name, digest, names)) for name, digest in files.items()]
-    faults += [(f"{name}/{METADATA}", _array_fault(wanted, folder, name, group)) for name in specs]
+    file_of_digest = {str(list(digest)): name for name, digest in files.items()}
+    faults = [(name, file_fault(folder / name, digest, file_of_digest)) for name, digest in files.items()]
+    faults += [(f"{name}/{METADATA}", _metadata_fault(expected, folder, name, group)) for name in specs]
     damaged = [Problem(shard, f"{name}: {what}", REDO) for name, what in faults if what]
     yield from damaged
     known = {f"{shard}/{file}" for file in (METADATA, *files, *(f"{name}/{METADATA}" for name in specs))}
-    left = [file for file in files_below(folder, wanted.path) if file not in known]
-    if left:
-        yield Problem(shard, f"{left[0].removeprefix(f'{shard}/')}: not listed ({len(left)} files)", TIDY, tuple(left))
+    unlisted = [file for file in files_below(folder, expected.path) if file not in known]
+    if unlisted:
+        first = unlisted[0].removeprefix(f"{shard}/")
+        yield Problem(shard, f"{first}: not listed ({len(unlisted)} files)", TIDY, tuple(unlisted))
     if not damaged:
         yield from _check_values(folder, manifest.identity, shard, group, lengths)
     if finished:
@@ -132,92 +143,85 @@ def _check_finished(manifest: Manifest, shard: str, group: Mapping[str, Any]) ->
 def _check_values(
     folder: Path, identity: Identity, shard: str, group: Mapping[str, Any], lengths: np.ndarray | None
 ) -> Iterator[Problem]:
-    """Rows that have targets have whole ones, of views inside the picture and the video; the others have a reason."""
+    """Valid rows must have all targets, and views inside the picture and the video. Other rows must be in quarantine."""
     keys, store = group["keys"], LocalStore(folder, read_only=True)
-    arrays = {name: zarr.open_array(store, path=name, mode="r", zarr_format=3) for name in ("valid", "frames", "box")}
-    whole, reasons = np.ones(len(keys), bool), np.isin(keys, list(group["quarantine"]))
+    arrays = {name: open_for_reading(store, name) for name in ("valid", "frames", "box")}
+    complete, quarantined = np.ones(len(keys), bool), np.isin(keys, list(group["quarantine"]))
 
-    def told(bad: np.ndarray, what: str, remedy: str = REDO) -> Iterator[Problem]:
+    def problem_if(bad: np.ndarray, what: str, remedy: str = REDO) -> Iterator[Problem]:
         if bad.any():
             yield Problem(shard, f"{what}: {int(bad.sum())} clips, {keys[int(np.argmax(bad))]!r} first", remedy)
 
     for view in range(group["views"]):
         valid, frames, box = (np.asarray(array[:, view]) for array in arrays.values())
-        whole &= valid
+        complete &= valid
         inside = ((box[:, :2] >= 0) & (box[:, 2:] > 0) & (box[:, :2] + box[:, 2:] <= 1 + 1e-6)).all(1)
-        yield from told(valid & ~inside, f"view {view}, a box outside the picture")
-        yield from told(valid & (frames < 0).any(1), f"view {view}, frames before the first")
+        yield from problem_if(valid & ~inside, f"view {view}, a box outside the picture")
+        yield from problem_if(valid & (frames < 0).any(1), f"view {view}, frames before the first")
         if lengths is not None:
             late = valid & (frames >= lengths[:, None]).any(1)
-            yield from told(late, f"view {view}, frames after the last of the data set's video", DATA)
+            yield from problem_if(late, f"view {view}, frames after the last of the data set's video", DATA)
         for target in group["targets"]:
             lacking = _unwritten(store, codec_of(target, identity.targets[target]["codec"]), view, valid)
-            whole &= ~lacking | ~reasons  # added later, and not finite: see ShardWriter
-            yield from told(lacking & ~reasons, f"view {view}, {target} not there or not finite")
-    yield from told(~whole & ~reasons, "not in all views, without a reason in the quarantine")
-    yield from told(whole & reasons, "in all views, and in the quarantine")
+            complete &= ~lacking | ~quarantined  # a target that was added later and wasn't finite: see ShardWriter
+            yield from problem_if(lacking & ~quarantined, f"view {view}, {target} missing or not finite")
+    yield from problem_if(~complete & ~quarantined, "not in all views, without a reason in the quarantine")
+    yield from problem_if(complete & quarantined, "in all views, and in the quarantine")
 
 
 def _unwritten(store: LocalStore, codec: Any, view: int, valid: np.ndarray) -> np.ndarray:
-    """bool [N]: rows of a view that should have a target and have none, or one that isn't finite."""
-    arrays = {name: zarr.open_array(store, path=name, mode="r", zarr_format=3) for name in codec.arrays}
+    """bool [N]: valid rows of a view whose target is missing or not finite."""
+    arrays = {name: open_for_reading(store, name) for name in codec.arrays}
     bad = np.zeros(len(valid), bool)
     for low in range(0, len(valid), BLOCK):
         rows = slice(low, low + BLOCK)
         values = codec.decode({name: np.asarray(array[rows, view]) for name, array in arrays.items()})
         if not is_finite(values[valid[rows]]):
-            bad[rows] = [ok and not is_finite(one) for ok, one in zip(valid[rows], values, strict=True)]
+            bad[rows] = [ok and not is_finite(row) for ok, row in zip(valid[rows], values, strict=True)]
     return bad
 
 
-def _chunks(spec: ArraySpec, clips: int, views: int) -> list[str]:
-    """The files of an array, but for its metadata."""
-    blocks = range(-(-clips // min(spec.rows or clips, clips)))
-    return [".".join(map(str, ("c", b, v, *(0 for _ in spec.tail)))) for b in blocks for v in range(views)]
+def file_fault(file: Path, digest: Sequence, file_of_digest: Mapping[str, str] | None = None) -> str | None:
+    """How a file differs from the `digest` [size, sha256] that was written; None if it doesn't.
 
-
-def fault(file: Path, digest: Sequence, others: Mapping[str, str] | None = None) -> str | None:
-    """How a file differs from [size, sha256], None where it doesn't; `others`: the name of the file of each digest.
-
-    Raises OSError for a disk that doesn't give it.
+    `file_of_digest`: str([size, sha256]) -> file, to recognise exchanged files. Raises OSError if the disk can't read the file.
     """
     try:
-        found = file_digest(file)
+        actual = file_digest(file)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return "missing"
-    if found == list(digest):
+    if actual == list(digest):
         return None
-    if other := (others or {}).get(str(found)):
+    if other := (file_of_digest or {}).get(str(actual)):
         return f"it is {other}"
-    return f"{found[0]} bytes of {digest[0]}" if found[0] != digest[0] else "its sha256 is not the one written"
+    return f"{actual[0]} bytes of {digest[0]}" if actual[0] != digest[0] else "its sha256 is not the one written"
 
 
-def _array_fault(wanted: Wanted, folder: Path, name: str, group: Mapping[str, Any]) -> str | None:
-    """How an array's metadata differs from what `create_arrays` makes, as this zarr reads both."""
+def _metadata_fault(expected: Expected, folder: Path, name: str, group: Mapping[str, Any]) -> str | None:
+    """How an array's metadata differ from those that `create_arrays` makes, as this version of zarr reads both."""
     try:
-        found = _metadata(folder, name)
+        metadata = _metadata(folder, name)
     except FileNotFoundError:
         return "missing"
     except OSError:
         raise
-    except Exception as error:  # whatever zarr raises for it
+    except Exception as error:  # zarr raises many types for damaged metadata
         return f"damaged ({type(error).__name__})"
-    spec, clips, shape = wanted.specs[name], len(group["keys"]), list(found["shape"])
+    spec, clips, shape = expected.specs[name], len(group["keys"]), list(metadata["shape"])
     chunks = [min(spec.rows or clips, clips), 1, *spec.tail]
     if shape[:1] + shape[2:] != [clips, *spec.tail] or shape[1] < group["views"]:
         return f"damaged (shape {shape})"
-    if list(found["chunk_grid"].get("configuration", {}).get("chunk_shape", ())) != chunks:
-        return f"damaged (chunk grid {found['chunk_grid']})"
-    other = [part for part, value in wanted.metadata[name].items()
-             if part not in ("shape", "chunk_grid") and found.get(part) != value]  # fmt: skip
-    return f"damaged ({other[0]} {found.get(other[0])!r:.60})" if other else None
+    if list(metadata["chunk_grid"].get("configuration", {}).get("chunk_shape", ())) != chunks:
+        return f"damaged (chunk grid {metadata['chunk_grid']})"
+    differing = [key for key, value in expected.metadata[name].items()
+                 if key not in ("shape", "chunk_grid") and metadata.get(key) != value]  # fmt: skip
+    return f"damaged ({differing[0]} {metadata.get(differing[0])!r:.60})" if differing else None
 
 
 def _metadata(folder: Path, name: str) -> dict[str, Any]:
-    store = LocalStore(folder, read_only=True)
-    return zarr.open_array(store, path=name, mode="r", zarr_format=3).metadata.to_dict()
+    return open_for_reading(LocalStore(folder, read_only=True), name).metadata.to_dict()
 
 
 def files_below(folder: Path, path: Path) -> list[str]:
-    """Every file below a folder, relative to `path`."""
+    """Every file below a folder, as a path relative to `path`."""
     return sorted(p.relative_to(path).as_posix() for p in folder.rglob("*") if p.is_file())

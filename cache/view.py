@@ -1,8 +1,8 @@
-"""Views: which frames of a clip, and which part of them, a net looks at, with no resolution in it.
+"""Views: which frames of a clip a net sees, and which part of each frame. A view has no resolution.
 
 A view is a pure function of (policy, shard, key, index, frames, aspect). The random words come from numpy's raw
-Philox4x64-10 stream, whose key is a hash of (policy seed, shard, key, index); they become numbers by our own integer
-arithmetic, since the distributions of `numpy.random.Generator` may change between versions of numpy.
+Philox4x64-10 stream, whose key is a hash of (policy seed, shard, key, index). Our own integer arithmetic turns the words
+into numbers, since the distributions of `numpy.random.Generator` may change between versions of numpy.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ import numpy as np
 
 from cache.errors import ReskdError
 
-BLOCK = 64  # rows of a block: the unit of the order, and the chunk of feature maps in the cache
+BLOCK = 64  # rows of a block: the unit that training orders permute, and one chunk of feature maps
 
-# Words of the random stream, by purpose: a policy with another crop still draws the same frames and the same flip.
+# Where the words of each purpose begin in the stream: a policy with another crop draws the same frames and the same flip.
 _FLIP, _BOX, _FRAMES = 0, 1, 41
-_ATTEMPTS = 10  # of random_resized_crop, four words each
-_GRID = 1 << 24  # boxes are multiples of 2^-24: exact in float32, and so top + height never passes 1
+_ATTEMPTS = 10  # random_resized_crop tries so often, with four words each time
+_GRID = 1 << 24  # boxes are multiples of 2^-24, exact in float32: top + height never exceeds 1
 _EXACT = Context(prec=20)  # decimal's exp and ln are correctly rounded; those of libm differ between machines
 
 
@@ -29,8 +29,8 @@ _EXACT = Context(prec=20)  # decimal's exp and ln are correctly rounded; those o
 class ViewPolicy:
     """How views are drawn. `num_frames` is T; `center_fraction` and `scales` are relative to the short side.
 
-    Without jitter a video has `views` different ones: `clips` in time, each in every crop (three of three_crop, else
-    one). View v is clip v // crops in crop v % crops.
+    Without jitter a video has `views` different views: `clips` clips in time, each with `crops` crops (three_crop: 3, else
+    1). View v is clip v // crops with crop v % crops.
     Raises ReskdError for a value outside its range.
     """
 
@@ -65,7 +65,7 @@ class ViewPolicy:
                 raise ReskdError(f"view policy: {name} = {getattr(self, name)!r} is out of range.")
         if self.clips > 1 and self.jitter:
             raise ReskdError(
-                f"view policy: clips = {self.clips} goes with jitter = False: with it, every view draws its own."
+                f"view policy: clips = {self.clips} goes with jitter = False: with jitter, every view draws a clip of its own."
             )
 
     @property
@@ -74,18 +74,18 @@ class ViewPolicy:
 
     @property
     def views(self) -> int:
-        """Views of a video that differ, without jitter."""
+        """Number of different views of a video, without jitter."""
         return self.clips * self.crops
 
     def to_json(self) -> dict:
-        """As identities store it: `clips` is left out where it is 1, so that those older than it stay the same."""
+        """The JSON in identities. `clips` is left out if it is 1: identities that are older than this key stay the same."""
         values = asdict(self)
         return values if self.clips > 1 else {name: value for name, value in values.items() if name != "clips"}
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What is seen of a clip."""
+    """What a net sees of a clip."""
 
     frames: np.ndarray  # [T] int32, indices into the clip
     box: np.ndarray  # [4] float32 top, left, height, width as fractions of the upright frame
@@ -96,8 +96,8 @@ def sample_view(policy: ViewPolicy, *, shard: str, key: str, index: int, num_fra
     """View number `index` of a video of `num_frames` frames whose upright frame has `aspect` = width / height.
 
     Sampling and crops are those of mmaction2's SampleFrames, MultiScaleCrop (13 fixed positions), RandomResizedCrop,
-    CenterCrop and ThreeCrop, in fractions instead of pixels. A video too short for T frames loops.
-    Raises ReskdError where the clip has no frames or no area.
+    CenterCrop and ThreeCrop, in fractions instead of pixels. A video with fewer than T frames is repeated.
+    Raises ReskdError if the clip has no frames or no area.
     """
     if num_frames < 1:
         raise ReskdError(f"{shard}, clip {key}: a clip of {num_frames} frames has no views.")
@@ -119,7 +119,7 @@ def _words(seed: int, shard: str, key: str, index: int, count: int) -> list[int]
 
 
 def _uniform(word: int) -> float:
-    """A number in [0, 1), from the 53 high bits."""
+    """A number in [0, 1), from the 53 high bits of a word."""
     return (word >> 11) * 2.0**-53
 
 
@@ -129,10 +129,10 @@ def _below(word: int, n: int) -> int:
 
 
 def _segments(policy: ViewPolicy, n: int, clip: int, words: list[int]) -> list[int]:
-    """One frame of each of T equal segments: a random one with jitter, else the middle.
+    """One frame of each of T equal segments: a random frame with jitter, else the middle one.
 
-    Clip c of C lies c/C of a segment after the middle, modulo a segment: the second of two has the segments' first
-    frames, as in mmaction2's twice_sample.
+    Clip c of C is c/C of a segment later than the middle, modulo a segment. So the second of two clips has the first frame
+    of each segment, as in mmaction2's twice_sample.
     """
     count = policy.num_frames
     if not policy.jitter:
@@ -145,8 +145,10 @@ def _segments(policy: ViewPolicy, n: int, clip: int, words: list[int]) -> list[i
 
 
 def _dense(policy: ViewPolicy, n: int, clip: int, words: list[int]) -> list[int]:
-    """T frames `stride` apart: a random clip with jitter, else the middle of the clip-th of C equal parts of the
-    starts; it loops where n is too short."""
+    """T frames, `stride` apart, from one start; they continue at frame 0 if n is too small.
+
+    The start is random with jitter. Otherwise all starts are cut into C equal parts, and clip c begins in the middle of part c.
+    """
     starts = max(1, n - policy.num_frames * policy.stride + 1)
     start = _below(words[0], starts) if policy.jitter else (2 * clip + 1) * starts // (2 * policy.clips)
     return [(start + i * policy.stride) % n for i in range(policy.num_frames)]
@@ -166,14 +168,14 @@ def _multi_scale_crop(policy: ViewPolicy, aspect: float, index: int, words: list
     return (1 - height) * row / 4, (1 - width) * column / 4, height, width
 
 
-# In quarters of the free space: corners, centre, middles of the sides, centres of the quarters.
+# (down, right) in quarters of the free space: corners, centre, middles of the sides, centres of the quarters.
 _POSITIONS = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3))
 
 
 def _random_resized_crop(policy: ViewPolicy, aspect: float, index: int, words: list[int]):
     low, high = (_EXACT.ln(Decimal(r)) for r in policy.ratio)
-    for a in range(_ATTEMPTS):
-        u_area, u_ratio, u_top, u_left = (_uniform(w) for w in words[4 * a : 4 * a + 4])
+    for attempt in range(_ATTEMPTS):
+        u_area, u_ratio, u_top, u_left = (_uniform(w) for w in words[4 * attempt : 4 * attempt + 4])
         area = policy.area[0] + u_area * (policy.area[1] - policy.area[0])
         ratio = float(_EXACT.exp(_EXACT.fma(Decimal(u_ratio), high - low, low)))
         height, width = math.sqrt(area * aspect / ratio), math.sqrt(area * ratio / aspect)
@@ -187,10 +189,10 @@ def _center(policy: ViewPolicy, aspect: float, index: int, words: list[int]):
 
 
 def _three_crop(policy: ViewPolicy, aspect: float, index: int, words: list[int]):
-    """The squares on the short side: left, right, middle of a wide frame; top, bottom, middle of a tall one."""
+    """A square on the short side: left, right or middle of a wide frame; top, bottom or middle of a tall frame."""
     height, width = _short_side(aspect)
-    place = (0.0, 1.0, 0.5)[index % 3]
-    return (1 - height) * place, (1 - width) * place, height, width
+    position = (0.0, 1.0, 0.5)[index % 3]
+    return (1 - height) * position, (1 - width) * position, height, width
 
 
 def _full(policy: ViewPolicy, aspect: float, index: int, words: list[int]):
@@ -211,7 +213,7 @@ _CROPS = {
 
 
 def _box(top: float, left: float, height: float, width: float) -> np.ndarray:
-    """The box on the grid of 2^-24, inside the frame and never empty; float32."""
+    """The box, float32, rounded to multiples of 2^-24, inside the frame and never empty."""
     height, width = (min(_GRID, max(1, round(side * _GRID))) for side in (height, width))
     top, left = min(round(top * _GRID), _GRID - height), min(round(left * _GRID), _GRID - width)
     return (np.array([top, left, height, width], dtype=np.float64) / _GRID).astype(np.float32)

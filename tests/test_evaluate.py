@@ -248,7 +248,7 @@ def test_refuses_data_without_labels_before_any_work(small, tmp_path, capfd):
         (tmp_path / f"{name}.mp4").write_bytes(encode_video(moving_square(4, 32, 32)))
     prepare(tmp_path, tmp_path / "out", classes=small.data, workers=0)
     capfd.readouterr()
-    with pytest.raises(ReskdError, match="every one of .*out is unlabelled; give a labelled data set"):
+    with pytest.raises(ReskdError, match="all clips of .*out are unlabelled. Give a labelled data set"):
         evaluate(config_of(small.net, tmp_path / "out"))
     assert "videos/s" not in capfd.readouterr().err
 

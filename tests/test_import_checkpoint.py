@@ -92,7 +92,7 @@ def test_class_names_come_from_the_list_or_the_checkpoint_and_are_never_made_up(
         run(tmp_path, state)
     assert run(tmp_path, state, meta={"CLASSES": NAMES})[0].classes == NAMES
     (tmp_path / "made" / "ours.safetensors").unlink()
-    with pytest.raises(ReskdError, match="class 0 is 'swim' there and 'dive' here"):
+    with pytest.raises(ReskdError, match="class 0 is 'swim' in the checkpoint and 'dive' in the data set"):
         run(tmp_path, state, meta={"CLASSES": NAMES[::-1]}, classes=names)
     names.write_text("\n".join(NAMES[:4]))
     with pytest.raises(
@@ -107,7 +107,7 @@ def test_class_names_come_from_the_list_or_the_checkpoint_and_are_never_made_up(
 def test_nothing_is_overwritten_and_our_own_files_are_not_taken(names, tmp_path):
     _, path = run(tmp_path, as_mmaction2(resnet()), classes=names)
     before = path.read_bytes()
-    with pytest.raises(ReskdError, match="is there already"):
+    with pytest.raises(ReskdError, match="exists already"):
         run(tmp_path, as_mmaction2(resnet(seed=4)), classes=names)
     assert path.read_bytes() == before
     config = ImportConfig(source=path, output=tmp_path / "b.safetensors", model=model_config("tsn"), classes=names)

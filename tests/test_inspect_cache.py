@@ -103,11 +103,11 @@ def test_a_clips_views_and_classes(data, cached, tmp_path, monkeypatch):
 def test_a_key_in_two_shards_and_one_that_is_not_there(two_shards):
     path = two_shards.output
     with pytest.raises(
-        ReskdError, match=r"'same' is in 2 shards: give one as SHARD/KEY, such as a\.tar/same, b\.tar/same"
+        ReskdError, match=r"'same' is in 2 shards: name it as SHARD/KEY, such as a\.tar/same, b\.tar/same"
     ):
         inspect_cache(path, clip="same")
     assert inspect_cache(path, clip="b.tar/same")["clip"]["shard"] == "b.tar"
-    with pytest.raises(ReskdError, match="no clip 'only_a' in it; near are .*only-a"):
+    with pytest.raises(ReskdError, match="no clip 'only_a' in this cache; similar names are .*only-a"):
         inspect_cache(path, clip="only_a")
     with pytest.raises(ReskdError, match="6 clips, such as"):
         inspect_cache(path, clip="§§§§§§§§§")

@@ -161,7 +161,7 @@ def test_the_quality_is_the_lowest_with_the_psnr_asked_for(small, tmp_path, caps
     assert made["quality"] == 61 and made["frames"] == planned["frames"]
     assert planned["bytes"] == pytest.approx(made["bytes"], rel=0.25)
     assert "32 clips" in " ".join(capsys.readouterr().err.split())
-    with pytest.raises(ReskdError, match=r"psnr 59\.0: quality 95, the highest, has \d+\.\d dB: lower it"):
+    with pytest.raises(ReskdError, match=r"psnr 59\.0: quality 95, the highest, has \d+\.\d dB: lower psnr"):
         pack(config_of(small, tmp_path / "q", psnr=59.0))
 
 
@@ -293,14 +293,14 @@ def test_another_identity_is_refused_naming_every_difference(small, tmp_path):
 
 
 def test_a_cache_that_does_not_fit_is_refused(small, tmp_path):
-    with pytest.raises(ReskdError, match="views 3: .* has 2: lower it"):
+    with pytest.raises(ReskdError, match="views 3: .* has 2: lower `views`"):
         pack(config_of(small, tmp_path / "p", views=3))
     with pytest.raises(ReskdError, match="shards don't fit"):
         pack(config_of(small, tmp_path / "p", data=small.val))
     for changes, said in [
         ({"cache": None}, "give cache, or frames: all"),
-        ({"cache": None, "frames": "all", "views": 2}, "views are a cache's"),
-        ({"policy": ViewPolicy()}, "the cache has its policy"),
+        ({"cache": None, "frames": "all", "views": 2}, "views are stored views of a cache"),
+        ({"policy": ViewPolicy()}, "the cache has a policy of its own"),
         ({"psnr": 35.0, "quality": 90}, "give one of them"),
     ]:
         with pytest.raises(ValidationError, match=said):
@@ -395,7 +395,7 @@ def test_what_does_not_fit_is_refused_before_work(small, tmp_path, capsys):
     refused("fresh views of data.train may need any", f"data.pack={small.views}")
     refused("fresh views", f"data.pack={small.views}", *distil, "data.mismatch=true", f"policy={POLICY}")
     pack(config_of(small, tmp_path / "one", views=1))
-    refused("has the frames of 1 stored views, the run replays 2 of .*run `pack` with views=2", f"data.pack={tmp_path / 'one'}", *distil)
+    refused("has the frames of 1 stored views, the run replays 2 of .*views=2", f"data.pack={tmp_path / 'one'}", *distil)
     other = cache_config(tmp_path / "o.zarr", small, small.teacher, "policy.seed=7", "loader.workers=0")
     cache_teacher(other)
     refused("packed for views of another policy", f"data.pack={small.views}", f"data.cache={other.output}", *DISTIL)

@@ -73,9 +73,9 @@ def test_a_cache_without_the_note_goes_on(config):
 def test_ledgers_of_ranks_are_summed_and_a_cut_line_is_left_out(tmp_path):
     assert teacher_time_of(tmp_path, {}) is None
     for rank in range(2):
-        spend = open_time_log(tmp_path, rank, began=0.0)
-        spend(0.5, 4)
-        spend(0.25, 3)
+        record = open_time_log(tmp_path, rank, began=0.0)
+        record(0.5, 4)
+        record(0.25, 3)
     (cut,) = tmp_path.glob(".paid-1-*.jsonl")
     cut.write_text(cut.read_text() + '{"forward_seconds": 0.')
     open_time_log(tmp_path, 1, began=0.0)(0.5, 1)

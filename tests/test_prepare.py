@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 from cache.errors import ReskdError
-from stages.prepare.annotations import safe_keys
+from stages.prepare.clips import safe_keys
 from stages.prepare.prepare import prepare
-from stages.prepare.probing import Prober, crashed_probe, probe_task
+from stages.prepare.probe_videos import crashed_probe, probe_task
+from stages.prepare.workers import Workers
 from stages.shards.classes import class_table
 from stages.shards.dataset import Dataset
 from stages.video.decode import decode_frames
@@ -158,8 +159,8 @@ def test_no_readable_clip_at_all_is_an_error(tmp_path):
 def test_a_clip_that_crashes_its_decoder_costs_that_clip_alone(tmp_path):
     good = probe_task(write(tmp_path / "a.mp4", clip(0)))
     crash = partial(os._exit, 11)
-    with Prober(2) as prober:
-        found = list(prober.map([good] * 3 + [crash] + [good] * 9 + [crash, good], crashed_probe))
+    with Workers(2) as workers:
+        found = list(workers.map([good] * 3 + [crash] + [good] * 9 + [crash, good], crashed_probe))
     assert [probe.error for probe in found] == [
         None if i not in (3, 13) else "crashes the process that decodes it" for i in range(15)
     ]
@@ -390,19 +391,19 @@ def test_an_output_made_from_something_else_is_refused_naming_the_difference(tmp
     make(source, output)
     before = tree(output)
     for options, message in (
-        ({"seed": 1}, "seed: 0 there, 1 now"),
-        ({"classes": ["x", "y", "z"]}, "classes: null there"),
+        ({"seed": 1}, "seed: the data set has 0, this run wants 1"),
+        ({"classes": ["x", "y", "z"]}, "classes: the data set has null, this run wants"),
     ):
         with pytest.raises(ReskdError, match=message):
             make(source, output, **options)
     write(source / "x/new.mp4", clip(20))
-    with pytest.raises(ReskdError, match=r"items: 9 there, 10 now.*Choose another output, or delete"):
+    with pytest.raises(ReskdError, match=r"items: the data set has 9, this run wants 10.*Choose another output, or delete"):
         make(source, output)
     with pytest.raises(ReskdError, match=r"source: .*tar shards"):
         make(output, output)
     assert tree(output) == before
     write(tmp_path / "used/thesis.txt", b"")
-    with pytest.raises(ReskdError, match=r"in use, it holds thesis\.txt"):
+    with pytest.raises(ReskdError, match=r"not empty, it holds thesis\.txt"):
         make(source, tmp_path / "used")
     with pytest.raises(ReskdError, match=r"thesis\.txt: a file"):
         make(source, tmp_path / "used/thesis.txt")
@@ -533,12 +534,12 @@ def test_a_killed_run_leaves_no_worker_and_another_run_finishes_its_work(tmp_pat
 
 
 def test_two_at_once_are_refused(tmp_path):
-    from stages.prepare.output_folder import claimed
+    from stages.prepare.output_folder import locked_output
 
     source, output = class_folders(tmp_path / "videos", "x"), tmp_path / "out"
     make(source, tmp_path / "other")
     arguments = json.loads((tmp_path / "other/prepare.json").read_bytes())
-    with claimed(output, arguments, among_tars=False), pytest.raises(ReskdError, match="is in use by another process"):
+    with locked_output(output, arguments, among_tars=False), pytest.raises(ReskdError, match="in use by another process"):
         make(source, output)
     assert len(make(source, output).shards) == 1
 

@@ -209,7 +209,7 @@ def test_a_lost_file_of_them_is_an_error_until_a_rerun_restores_it(few, teacher,
     config = small.model_copy(update={"output": tmp_path / "t.zarr"})
     (config.output / name).unlink()
     student = train_config(tmp_path / "run", few, f"data.cache={config.output}", "losses.feature_mse=1")
-    with pytest.raises(ReskdError, match=rf"{name}, by which .* is missing: run cache-teacher again"):
+    with pytest.raises(ReskdError, match=rf"{name}, which is needed to read .* is missing: run cache-teacher again"):
         train_student(student)
     assert cache_teacher(config)["clip_views"] == 0
     assert tree(config.output) == tree(small.output)
@@ -326,7 +326,7 @@ def test_so_is_one_whose_features_are_added_and_not_finite(few, teacher, raw, tm
     write_attributes(path / SHARD, attributes | {"quarantine": {}})
     with pytest.raises(ReskdError, match=rf"view 1, row {row}.*NaN, infinity or nothing for a valid row"):
         CacheReader(path, BOTH).block(SHARD, 1, 0)
-    assert "view 1, features not there or not finite" in verify_cache(path)["problems"][0]["what"]
+    assert "view 1, features missing or not finite" in verify_cache(path)["problems"][0]["what"]
 
 
 @pytest.mark.parametrize("features", ["float16", "int8", "null"])

@@ -85,7 +85,7 @@ def test_damaged_constants_are_restored_by_cache_teacher(data, teacher, tmp_path
     flip(config.output / "basis/c.0.0")
     (config.output / "classifier/zarr.json").unlink()
     status, said = run(config.output, "--repair", "--recompute", 2, "--data", few.train, "--teacher", teacher)
-    assert status == 1 and "restores it" in said and "basis/c.0.0, by which" in said and "deleting" not in said
+    assert status == 1 and "restores it" in said and "basis/c.0.0, which is needed" in said and "deleting" not in said
     assert cache_teacher(config)["clip_views"] == 0
     assert tree(config.output) == before
     assert run(config.output, "--recompute", 2, "--data", few.train, "--teacher", teacher)[0] == 0

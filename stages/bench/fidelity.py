@@ -106,7 +106,11 @@ def _seeds(config: StudyConfig, arm: Arm) -> int:
 def _in_processes(config: StudyConfig, tasks: Mapping[Any, Callable[[], Any]]) -> Iterator[tuple[Any, Any]]:
     """(key, result) of each task when it ends. Each process has one thread."""
     workers = min(config.jobs or os.cpu_count() or 1, len(tasks))
-    context = multiprocessing.get_context("spawn")
+    # A fork server imports everything once, where the platform has one.
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload(["stages.bench.fidelity_runs"])
     with ProcessPoolExecutor(workers, context, initializer=_set_up_process) as pool:
         futures = {pool.submit(task): key for key, task in tasks.items()}
         try:

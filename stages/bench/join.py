@@ -9,10 +9,10 @@ import numpy as np
 import psutil
 import torch
 
+from cache.arrays import compressed_bytes
 from cache.codecs import codec_of
 from cache.create import create_cache
 from cache.finalise import finalise
-from cache.group import compressed_bytes
 from cache.identity import Identity, ShardEntry, keys_digest
 from cache.manifest import FORMAT, Manifest
 from cache.reader import CacheReader

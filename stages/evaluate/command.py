@@ -8,19 +8,23 @@ from stages.config.options import CONFIG, SET, with_options
 @click.command()
 @click.argument("checkpoint", required=False)
 @click.option("--data", help="A data set made by prepare.")
-@click.option("--output", help="NAME.json for the metrics; NAME.classes.csv and NAME.confusion.png go beside it.")
-@click.option("--pack", help="Made by pack of that data set, with --frames all: it is read instead of the videos.")
-@click.option("--size", type=int, help="px; the size it was trained at if not given.")
+@click.option(
+    "--output", help="NAME.json for the metrics; NAME.classes.csv and NAME.confusion.png are written beside it."
+)
+@click.option("--pack", help="A pack of the data set, made with --frames all; read instead of the videos.")
+@click.option("--size", type=int, help="px.  [default: the size of its training]")
 @click.option("--protocol", metavar="CxP", help="C clips in time by 1 or 3 crops: 1x1, 2x3, 4x3, 10x3.  [default: 1x1]")
 @click.option(
-    "--average", type=click.Choice(["prob", "logit", "feature"]), help="Over a video's views.  [default: prob]"
+    "--average",
+    type=click.Choice(["prob", "logit", "feature"]),
+    help="What is averaged over a video's views.  [default: prob]",
 )
 @CONFIG
 @SET
 def evaluate(config_file, overrides, **options):
-    """Score a CHECKPOINT (.safetensors): top-1, top-5, mean class accuracy, mAP; each class; what is taken for what.
+    """Score a CHECKPOINT (.safetensors): top-1, top-5, mean class accuracy, mAP; metrics of each class; confused classes.
 
-    Several processes: torchrun --nproc-per-node N pipeline.py evaluate ... The numbers are those of one.
+    For several processes: torchrun --nproc-per-node N pipeline.py evaluate ... The metrics equal those of one process.
     """
     from stages.config.file import load_config
     from stages.evaluate.config import EvaluateConfig

@@ -17,15 +17,17 @@ class EvaluateConfig(Config):
 
     checkpoint: Path
     data: Path
-    pack: Path | None = Field(None, description="made by `pack` of `data`, with frames: all: frames come from it")
-    output: Path | None = Field(None, description="NAME.json; NAME.classes.csv and NAME.confusion.png go beside it")
-    size: Size | None = Field(None, description="px; the size it was trained at where not given")
-    policy: ViewPolicy | None = Field(None, description="the validation views of its training where not given")
+    pack: Path | None = Field(None, description="a pack of `data`, made with frames: all; read instead of the videos")
+    output: Path | None = Field(
+        None, description="NAME.json; NAME.classes.csv and NAME.confusion.png are written beside it"
+    )
+    size: Size | None = Field(None, description="px; default: the size of its training")
+    policy: ViewPolicy | None = Field(None, description="default: the validation views of its training")
     protocol: str = Field("1x1", pattern=r"^[1-9][0-9]?x[13]$", description="temporal clips x spatial crops of a video: "
-                          "1x1 is the policy's own view, 2x3 the seed's twice_sample with three crops")  # fmt: skip
+                          "1x1 is the policy's own view, 2x3 is upstream's twice_sample with three crops")  # fmt: skip
     average: Literal["prob", "logit", "feature"] = Field("prob", description="what is averaged over a video's views")
     amp: Literal["auto", "off"] = Field("auto", description="auto: bfloat16 autocast on CUDA")
-    batch_size: Positive = Field(16, description="views of one forward")
+    batch_size: Positive = Field(16, description="views in one forward")
     loader: LoaderConfig = LoaderConfig()
 
     @model_validator(mode="after")

@@ -9,30 +9,30 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-NAMED, WRITTEN = 60, 15  # most classes whose names, and whose shares, a confusion matrix has room for
+MAX_NAMED, MAX_WRITTEN = 60, 15  # the picture shows names for at most 60 classes, and shares for at most 15
 
 
 def plot_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """What each class's clips were taken for, in percent of them: counts [K,K], row the truth, column the answer.
+    """Draw a confusion matrix, `counts` [K,K] (rows: true classes, columns: answers), in percent of each class's clips.
 
-    Up to 60 classes are named, and up to 15 have their shares written in; a class without clips is a gray row.
+    Names are shown for up to 60 classes, shares for up to 15. A class without clips is a gray row.
     """
     clips, names = counts.sum(1, keepdims=True), [name[:32].replace("$", r"\$") for name in classes]
     shares = np.ma.masked_invalid(np.where(clips, 100 * counts / np.maximum(clips, 1), np.nan))
-    side = min(14, 3.5 + 0.22 * len(names)) if len(names) <= NAMED else 11
+    side = min(14, 3.5 + 0.22 * len(names)) if len(names) <= MAX_NAMED else 11
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     axes = figure.subplots()
-    # The root makes rare confusions visible beside a strong diagonal.
+    # The square root makes rare confusions visible beside a strong diagonal.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     axes.set_facecolor("lightgray")
     axes.set(xlabel="taken for", ylabel="truth")
-    if len(names) > NAMED:
+    if len(names) > MAX_NAMED:
         axes.set(xlabel="taken for, class number", ylabel="truth, class number")
     else:
         size = 9 if len(names) <= 30 else 7
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
         axes.set_yticks(range(len(names)), names, fontsize=size)
-    if len(names) <= WRITTEN:
+    if len(names) <= MAX_WRITTEN:
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[row, column] > 40 else "black"
             axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=8)

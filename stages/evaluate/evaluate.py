@@ -26,47 +26,42 @@ from stages.models.checkpoints import load_model
 from stages.models.video_model import model_stats, to_device
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.log import console, progress_bar
-from stages.shards.dataset import open_dataset
+from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.labels import check_labels
 from stages.stream.batch import Batch
 from stages.stream.clips import ClipDataset
 from stages.stream.frame_source import check_fresh_views, frame_options, open_frames
 from stages.stream.loading import batches_in_order, raise_errors
 
-CONFUSED = 20  # pairs of classes in the JSON
+MAX_CONFUSED = 20  # pairs of classes in the JSON
 
 
 def evaluate(config: EvaluateConfig) -> dict:
-    """Score a checkpoint; returns (and with `output`, writes) `training.metrics.measure`'s figures and "protocol",
-    "views", "average", "size", "gmacs" (of a view), "gflops" (of a video: gmacs × views), "confused" (the pairs of
-    classes most often taken for one another; None where a clip has several labels), "checkpoint", "data".
+    """Score a checkpoint. Returns, and writes to `output`, the metrics of `stages.metrics.accuracy.measure` and "protocol",
+    "views", "average", "size", "gmacs" (of a view), "gflops" (of a video: gmacs × views), "confused" (the most confused
+    pairs of classes; None if a clip has several labels), "checkpoint", "data".
 
-    Beside NAME.json lie NAME.classes.csv and, where every clip has one label, NAME.confusion.png.
-    Raises ReskdError where the data set's classes aren't the checkpoint's, or no clip is labelled.
+    NAME.classes.csv and, if every clip has one label, NAME.confusion.png are written beside NAME.json. Raises ReskdError
+    if the data set has other classes than the checkpoint, or no labelled clip.
     """
     if config.output is not None:
         _check_writable(config.output)
     model, card = load_model(config.checkpoint)
     data, pack = open_frames(open_dataset(config.data), config.pack)
-    if card.classes != tuple(data.classes):
-        raise ReskdError(f"{config.checkpoint} knows other classes than {data.path} has "
-                         f"({first_difference(card.classes, data.classes)}): prepare the data set in the checkpoint's "
-                         f"order (prepare --class-order {config.checkpoint})")  # fmt: skip
-    if not check_labels(data, single=False)["labelled"]:
-        raise ReskdError(f"no clip to evaluate on: every one of {data.path} is unlabelled; give a labelled data set")
+    _check_data(data, card.classes, config.checkpoint)
     size, policy = config.size or card.size, protocol_policy(config.policy or card.eval_policy, config.protocol)
     if pack:
         check_fresh_views(pack, policy, card.render_via or size, "evaluation")
     clips = ClipDataset(data, size=size, render_via=card.render_via, num_classes=len(data.classes), policy=policy,
                   **frame_options(pack, config.loader))  # fmt: skip
     with join_ranks() as ranks:
-        batches = _shown(
+        batches = _with_progress(
             batches_in_order(clips, config.loader, config.batch_size, ranks), policy.views, data.usable_rows(), ranks
         )
         amp = config.amp == "auto" and ranks.device.type == "cuda"
         scored = score_videos(to_device(model, ranks.device), batches, len(data.classes), ranks, amp,
                          average=config.average, forward=config.batch_size)  # fmt: skip
-        gmacs, counts = model_stats(model, size).gmacs, None if scored.several else confusion(scored)
+        gmacs, counts = model_stats(model, size).gmacs, None if scored.has_several_labels else confusion(scored)
         result = {
             **measure(scored),
             "protocol": config.protocol,
@@ -82,30 +77,39 @@ def evaluate(config: EvaluateConfig) -> dict:
         if ranks.first:
             table = per_class(scored)
             if config.output is not None:
-                _write(config.output, result, table, counts, data.classes)
-            _show(result, table, data.classes)
+                _write_files(config.output, result, table, counts, data.classes)
+            _print_result(result, table, data.classes)
     return result
 
 
-def protocol_policy(policy: ViewPolicy, protocol: str) -> ViewPolicy:
-    """A policy's CxP views: C clips, in three crops or, where P is 1, in its own one.
+def _check_data(data: Dataset, classes: tuple[str, ...], checkpoint: Path) -> None:
+    if classes != tuple(data.classes):
+        difference = first_difference(classes, data.classes, ("in the checkpoint", "in the data set"))
+        raise ReskdError(f"{checkpoint} knows other classes than {data.path} has ({difference}): prepare the data set in "
+                         f"the checkpoint's order (prepare --class-order {checkpoint})")  # fmt: skip
+    if not check_labels(data, single=False)["labelled"]:
+        raise ReskdError(f"no clip to evaluate on: all clips of {data.path} are unlabelled. Give a labelled data set")
 
-    Raises ReskdError where that one isn't one, and where C is 1, as it is by default, and the policy has more clips.
+
+def protocol_policy(policy: ViewPolicy, protocol: str) -> ViewPolicy:
+    """The policy with the views of a protocol CxP: C clips in time, in three crops or, if P is 1, in the policy's own crop.
+
+    Raises ReskdError if P is 1 and the policy has three crops, and if C is 1 and the policy has more clips.
     """
     clips, crops = map(int, protocol.split("x"))
     if clips == 1 < policy.clips:
         raise ReskdError(f"protocol {protocol}: the policy has {policy.clips} clips in time: give --protocol "
                          f"{policy.clips}x{policy.crops}, or policy.clips=1")  # fmt: skip
     if crops == 1 and policy.crop == "three_crop":
-        raise ReskdError(f"protocol {protocol}: the policy's crop is three_crop, which is three: give --protocol "
+        raise ReskdError(f"protocol {protocol}: the policy's crop is three_crop, which has three crops: give --protocol "
                          f"{clips}x3, or another policy.crop")  # fmt: skip
     return dataclasses.replace(policy, clips=clips, crop="three_crop" if crops == 3 else policy.crop)
 
 
 def most_confused(counts: np.ndarray, classes: Sequence[str]) -> list[dict]:
-    """The pairs off the diagonal of a confusion matrix [K,K] with the most clips, and their share of the truth's."""
+    """The wrong pairs of a confusion matrix [K,K] with the most clips, and their percentage of the true class's clips."""
     errors = counts * (1 - np.eye(len(counts), dtype=np.int64))
-    pairs = [divmod(int(i), len(counts)) for i in np.argsort(-errors, axis=None, kind="stable")[:CONFUSED]]
+    pairs = [divmod(int(i), len(counts)) for i in np.argsort(-errors, axis=None, kind="stable")[:MAX_CONFUSED]]
     return [
         {"truth": classes[t], "taken_for": classes[p], "clips": int(errors[t, p]),
          "percent": 100 * float(errors[t, p] / counts[t].sum())}
@@ -113,9 +117,9 @@ def most_confused(counts: np.ndarray, classes: Sequence[str]) -> list[dict]:
     ]  # fmt: skip
 
 
-def _shown(batches: Iterable[Batch], views: int, rows: Sequence[np.ndarray], ranks: Ranks) -> Iterator[Batch]:
-    """Pass batches on, showing rank 0's share of the videos as all ranks', and name the clips that fail."""
-    total, done, since = sum(map(len, rows)), 0, time.perf_counter()
+def _with_progress(batches: Iterable[Batch], views: int, rows: Sequence[np.ndarray], ranks: Ranks) -> Iterator[Batch]:
+    """Yield the batches, print the clips that failed, and show the progress: rank 0's, times the number of ranks."""
+    total, done, started = sum(map(len, rows)), 0, time.perf_counter()
     with progress_bar("videos", disable=not ranks.first) as bar:
         task = bar.add_task("evaluate", total=total, rate=0.0, note="")
         for batch in raise_errors(batches):
@@ -125,11 +129,11 @@ def _shown(batches: Iterable[Batch], views: int, rows: Sequence[np.ndarray], ran
                 console.print(f"[yellow]fallback[/] {escape(line)}", highlight=False)
             yield batch
             done = min(total, done + ranks.world * len(batch.index) // views)
-            bar.update(task, completed=done, rate=done / (time.perf_counter() - since))
+            bar.update(task, completed=done, rate=done / (time.perf_counter() - started))
 
 
 def _check_writable(output: Path) -> None:
-    """Before the work rather than after it."""
+    """Raises ReskdError before the work if the output can't be written."""
     if output.is_dir():
         raise ReskdError(f"{output} is a folder: give the name of a file")
     try:
@@ -138,10 +142,10 @@ def _check_writable(output: Path) -> None:
         raise ReskdError(f"{output} can't be written ({error.strerror}): give another output") from error
 
 
-def _write(
+def _write_files(
     output: Path, result: dict, table: dict[str, np.ndarray], counts: np.ndarray | None, classes: Sequence[str]
 ) -> None:
-    """The three files; a picture that an earlier evaluation left is taken away where there is none now."""
+    """Write the three files. Deletes an earlier evaluation's picture if this one has no confusion matrix."""
     name = output.name.removesuffix(".json")
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -156,17 +160,17 @@ def _write(
     write_atomically(output, (json.dumps(result, indent=2) + "\n").encode())
 
 
-def _show(result: dict, table: dict[str, np.ndarray], classes: Sequence[str]) -> None:
-    """Metrics, the five best and worst classes, the most confused pairs."""
+def _print_result(result: dict, table: dict[str, np.ndarray], classes: Sequence[str]) -> None:
+    """Print the metrics, the five best and the five worst classes, and the most confused pairs."""
     console.print(f"{result['checkpoint']} on {result['data']}", markup=False, highlight=False, soft_wrap=True)
     summary = Table(show_header=False)
     for name, value in result.items():
         if name not in ("confused", "checkpoint", "data"):
             summary.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     console.print(summary)
-    by = "ap" if result["headline"] == "map" else "recall"
-    order = [int(c) for c in np.argsort(-table[by], kind="stable") if table["clips"][c]]
-    ranked = Table("class", "clips", "recall %", "precision %", "AP %", title=f"best and worst classes by {by}")
+    metric = "ap" if result["headline"] == "map" else "recall"
+    order = [int(c) for c in np.argsort(-table[metric], kind="stable") if table["clips"][c]]
+    ranked = Table("class", "clips", "recall %", "precision %", "AP %", title=f"best and worst classes by {metric}")
     for i, c in enumerate(order):
         if 5 <= i < len(order) - 5:
             if i == 5:

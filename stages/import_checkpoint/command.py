@@ -8,22 +8,26 @@ from stages.config.options import CONFIG, SET, with_options
 @click.command("import-checkpoint")
 @click.argument("source", metavar="IN", required=False)
 @click.argument("output", metavar="OUT.safetensors", required=False)
-@click.option("--model", metavar="NAME", help="A network of `pipeline.py models`; anything else by --set model.KEY=.")
-@click.option("--class-order", "classes", help="Its classes: a file of one name a line, or a prepared data set.")
-@click.option("--size", type=int, help="px of its input.  [default: 224]")
+@click.option("--model", metavar="NAME", help="A network of `pipeline.py models`; change it by --set model.KEY=.")
+@click.option("--class-order", "classes", help="Its classes: a file with one name per line, or a prepared data set.")
+@click.option("--size", type=int, help="Pixels of its square input.  [default: 224]")
 @click.option(
     "--format", type=click.Choice(["auto", "mmaction2", "rkd", "torchvision", "timm"]), help="[default: by its keys]"
 )
-@click.option("--part", type=click.Choice(["student", "teacher"]), help="Of the seed's rkd containers.")
+@click.option(
+    "--part",
+    type=click.Choice(["student", "teacher"]),
+    help="Which network of an rkd container of upstream.",
+)
 @click.option("--head", type=click.Choice(["keep", "reinit", "drop"]), help="The classifier.  [default: keep]")
 @CONFIG
 @SET
 def import_checkpoint(config_file, overrides, model, **options):
-    """Make a checkpoint of mmaction2, the seed, torchvision or timm one of ours.
+    """Convert a checkpoint of mmaction2, upstream (ResKD), torchvision or timm into one of this program.
 
-    Strict: every missing, unexpected or mis-shaped weight is listed. A 2D net's weights are inflated where the model
-    is 3D. Files are read as plain tensors: one that holds code is refused. --head reinit replaces a classifier of other
-    classes by a fresh one, drop any.
+    The check is strict: every missing, unexpected or mis-shaped weight is listed. The weights of a 2D network are
+    inflated for a 3D model. Only tensors are read: a file that holds code is refused. --head reinit replaces a
+    classifier of other classes by a fresh one; --head drop replaces any classifier.
     """
     from stages.config.file import load_config
     from stages.import_checkpoint.config import ImportConfig

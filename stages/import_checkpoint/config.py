@@ -13,21 +13,23 @@ from stages.models.config import CheckpointFormat, HeadPolicy, ModelConfig
 
 
 class ImportConfig(Config):
-    """`pipeline.py import-checkpoint`: a checkpoint of another program as one of ours."""
+    """`pipeline.py import-checkpoint`: converts a checkpoint of another program."""
 
-    source: Path = Field(description="a checkpoint of mmaction2, the seed, torchvision or timm")
+    source: Path = Field(description="a checkpoint of mmaction2, upstream (ResKD), torchvision or timm")
     output: Path = Field(description="a new .safetensors")
     model: ModelConfig
-    size: Size = Field(224, description="px of its input")
-    classes: Path | None = Field(None, description="their order: a file with one name a line, or a prepared data set; "
-                                                   "the checkpoint's own names where not given")  # fmt: skip
+    size: Size = Field(224, description="pixels of the model's square input")
+    classes: Path | None = Field(None, description="their order: a file with one name per line, or a prepared data set; "
+                                                   "the checkpoint's own names if null")  # fmt: skip
     format: CheckpointFormat = "auto"
-    part: Literal["student", "teacher"] = Field("student", description="rkd: which of the two nets in the container")
+    part: Literal["student", "teacher"] = Field(
+        "student", description="rkd: which of the two networks in the container"
+    )
     head: HeadPolicy = "keep"
-    eval_policy: ViewPolicy | None = Field(None, description="its evaluation's views; middle frames (slowonly, swin: "
-                                                             "the middle clip), centre crop if null")  # fmt: skip
+    eval_policy: ViewPolicy | None = Field(None, description="views for evaluation; if null middle frames (slowonly, swin: "
+                                                             "the middle clip), centre crop")  # fmt: skip
     render_via: Size | None = Field(None, description="render at this size, then shrink bilinearly without "
-                                                      "antialiasing, as the seed does")  # fmt: skip
+                                                      "antialiasing, as upstream does")  # fmt: skip
 
     @model_validator(mode="after")
     def _fits(self) -> ImportConfig:

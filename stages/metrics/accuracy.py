@@ -12,41 +12,42 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 @dataclass(frozen=True)
 class ScoredVideos:
-    """What a model says of each labelled video that could be decoded, in the data set's order."""
+    """A model's answers for the videos that are labelled and could be decoded, in the data set's order."""
 
-    videos: np.ndarray  # int64 [N,2] shard, row
+    videos: np.ndarray  # int64 [N,2]: shard, row
     probabilities: np.ndarray  # float64 [N,K]
-    truth: np.ndarray  # bool [N,K], all labels of each
+    truth: np.ndarray  # bool [N,K]: all labels of each video
     failed: int  # videos that could not be decoded
-    unlabelled: int  # and those that could, but have no label
+    unlabelled: int  # videos that could be decoded, but have no label
 
     @property
-    def several(self) -> bool:
+    def has_several_labels(self) -> bool:
         """Whether any video has several labels."""
         return bool((self.truth.sum(1) > 1).any())
 
     @cached_property
     def best(self) -> np.ndarray:
-        """The five best classes of each, best first, int64 [N,5]; of equal ones the later first, as in scikit-learn."""
+        """The five best classes of each video, int64 [N,5], best first. Of equal classes, the later comes first, as in
+        scikit-learn."""
         return np.argsort(self.probabilities, axis=1, kind="stable")[:, :-6:-1].copy()
 
 
 def measure(scored: ScoredVideos) -> dict[str, float | int | str]:
-    """In percent "top1", "top5", "mean_class" and "map"; the counts "clips" that they are of, "failed", "unlabelled";
-    and as "headline" which of them to judge by: "map" where any video has several labels, else "top1".
+    """In percent "top1", "top5", "mean_class" and "map"; the numbers of videos "clips" (scored), "failed" and "unlabelled";
+    and "headline", the metric to judge by: "map" if any video has several labels, else "top1".
 
-    top-k: any label of the video is among its k best classes (the seed's fails on lists of labels). mean_class: mean
-    recall of the classes that have videos. map: mean average precision of those classes, as the seed's.
+    top-k: a label of the video is among its k best classes (upstream's top-k fails on lists of labels). mean_class: the
+    mean recall of the classes that have videos. map: the mean average precision of these classes, as upstream's.
     """
     hits = np.take_along_axis(scored.truth, scored.best, axis=1)
     table = per_class(scored)
-    has = table["clips"] > 0
+    has_clips = table["clips"] > 0
     return {
         "top1": 100 * float(hits[:, 0].mean()),
         "top5": 100 * float(hits.any(1).mean()),
-        "mean_class": float(table["recall"][has].mean()),
-        "map": float(table["ap"][has].mean()),
-        "headline": "map" if scored.several else "top1",
+        "mean_class": float(table["recall"][has_clips].mean()),
+        "map": float(table["ap"][has_clips].mean()),
+        "headline": "map" if scored.has_several_labels else "top1",
         "clips": len(scored.videos),
         "failed": scored.failed,
         "unlabelled": scored.unlabelled,
@@ -54,43 +55,45 @@ def measure(scored: ScoredVideos) -> dict[str, float | int | str]:
 
 
 def per_class(scored: ScoredVideos) -> dict[str, np.ndarray]:
-    """[K] each: int "clips" with that label; float in percent, NaN where undefined, "recall" (of those, the share whose
-    best class it is), "precision" (of the clips whose best class it is, the share that has the label) and "ap"."""
+    """Arrays [K]. "clips", int: the clips with the class as a label. In percent, float, NaN if undefined: "recall" (the share
+    of these clips whose best class is this class), "precision" (the share of the clips with this best class that have the
+    label), and "ap" (average precision)."""
     clips = scored.truth.sum(0)
-    named = np.eye(scored.truth.shape[1], dtype=bool)[scored.best[:, 0]]
-    right = (named & scored.truth).sum(0)
+    predicted = np.eye(scored.truth.shape[1], dtype=bool)[scored.best[:, 0]]
+    correct = (predicted & scored.truth).sum(0)
     with np.errstate(invalid="ignore"):
-        recall, precision = right / clips, right / named.sum(0)
+        recall, precision = correct / clips, correct / predicted.sum(0)
     ap = np.array([average_precision(*column) for column in zip(scored.probabilities.T, scored.truth.T, strict=True)])
     return {"clips": clips, "recall": 100 * recall, "precision": 100 * precision, "ap": 100 * ap}
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Sum over distinct thresholds of (R_n - R_{n-1}) P_n, without interpolation, of scores [N] and truth bool [N]; NaN
-    without positives. (torchmetrics' is 0 there, and adds in float32.)"""
+    """The sum of (R_n - R_{n-1}) P_n over distinct thresholds, without interpolation; NaN without positives.
+
+    `scores`: [N], `truth`: bool [N]. (torchmetrics gives 0 without positives, and adds in float32.)"""
     if not truth.any():
         return float("nan")
     order = np.argsort(-scores)
-    thresholds = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # the last place of each score
+    thresholds = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # the last position of each score
     hits = np.cumsum(truth[order])[thresholds]
     return float((np.diff(hits, prepend=0) * hits / (thresholds + 1)).sum() / hits[-1])
 
 
 def confusion(scored: ScoredVideos) -> np.ndarray:
-    """Clips of each class (row) by the class they were taken for (column), int64 [K,K]; for single labels."""
-    assert not scored.several
-    if scored.truth.shape[1] == 1:  # which torchmetrics refuses
+    """The confusion matrix, int64 [K,K]: rows are true classes, columns are best classes. For clips with one label each."""
+    assert not scored.has_several_labels
+    if scored.truth.shape[1] == 1:  # torchmetrics refuses a single class
         return np.array([[len(scored.truth)]])
     best, truth = torch.from_numpy(scored.best[:, 0]), torch.from_numpy(scored.truth.argmax(1))
     return multiclass_confusion_matrix(best, truth, scored.truth.shape[1]).numpy()
 
 
 def chance(counts: np.ndarray) -> float:
-    """top-1 in percent of always naming the most frequent label, given each label's count."""
+    """The top-1, in percent, of a model that always answers the most frequent label. `counts`: clips of each label."""
     return 100 * float(counts.max() / counts.sum())
 
 
 def headline(metrics: dict) -> str:
-    """The figure to judge by, for people: "top-1 71.25 %"."""
-    by = metrics["headline"]
-    return f"{'mAP' if by == 'map' else 'top-1'} {metrics[by]:.2f} %"
+    """The metric to judge by, as text: "top-1 71.25 %"."""
+    name = metrics["headline"]
+    return f"{'mAP' if name == 'map' else 'top-1'} {metrics[name]:.2f} %"

@@ -1,7 +1,6 @@
-"""Accuracy of a model over a data set: each video's views averaged, gathered from every rank, and measured once.
+"""Accuracy of models on a data set. The views of a video are averaged; the videos of all ranks are gathered and measured.
 
-The gather makes the numbers those of one process, whatever the number of ranks; a row that two of them scored counts
-once.
+So the metrics don't depend on the number of ranks. A row that two ranks scored counts once.
 """
 
 from __future__ import annotations
@@ -34,20 +33,26 @@ def score_videos(
     average: Average = "prob",
     forward: int | None = None,
 ) -> ScoredVideos:
-    """Run a model in eval mode over batches of whole videos (all views of a row together), `forward` views at a time.
+    """Score a model, in eval mode, on batches of whole videos (all views of a row together), `forward` views at a time.
 
-    A video's probabilities are the mean over its views of their softmax ("prob"), or the softmax of their mean logits
-    ("logit") or of the classifier's answer to their mean feature ("feature": the same for a linear classifier).
-    Raises ReskdError where no video is labelled and decodable, or a score is not finite.
+    A video's probabilities are the mean of its views' softmax ("prob"), the softmax of their mean logits ("logit"), or the
+    softmax of the classifier's logits for their mean feature ("feature": equals "logit" for a linear classifier).
+    Raises ReskdError if no video is both labelled and decodable, or a score is not finite.
     """
-    rows = [_scored(model, batch, batch.to(ranks.device), amp, average, forward) for batch in raise_errors(batches)]
-    return _gathered(rows, classes, ranks)
+    scores = [_score_batch(model, b, b.to(ranks.device), amp, average, forward) for b in raise_errors(batches)]
+    return _gather_videos(scores, classes, ranks)
 
 
-BatchScores = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # videos, probabilities, truth, usable
+class BatchScores(NamedTuple):
+    """The scores of one batch of V whole videos; K classes."""
+
+    videos: np.ndarray  # int64 [V,2]: shard, row
+    probabilities: np.ndarray  # float64 [V,K]
+    truth: np.ndarray  # bool [V,K]: all labels of each video
+    usable: np.ndarray  # bool [V]: all views could be decoded
 
 
-def _scored(
+def _score_batch(
     model: torch.nn.Module,
     batch: Batch,
     on_device: Batch,
@@ -55,26 +60,26 @@ def _scored(
     average: Average = "prob",
     forward: int | None = None,
 ) -> BatchScores:
-    """Of whole videos; `there`: the same on the model's device."""
+    """Scores of a batch of whole videos. `on_device`: the same batch on the model's device."""
     videos = batch.index[:, :2].unique_consecutive(dim=0)
-    scores = _probabilities(model, on_device.clips, len(videos), amp, average, forward)
+    probabilities = _probabilities(model, on_device.clips, len(videos), amp, average, forward)
     views = len(batch.index) // len(videos)
     usable = batch.usable.view(len(videos), views).all(1)
     truth = batch.multi_hot[::views] > 0
-    return videos.numpy(), scores.cpu().numpy(), truth.numpy(), usable.numpy()
+    return BatchScores(videos.numpy(), probabilities.cpu().numpy(), truth.numpy(), usable.numpy())
 
 
-def _gathered(rows: Sequence[BatchScores], classes: int, ranks: Ranks) -> ScoredVideos:
-    """What all ranks have scored, each video once."""
-    none = (np.zeros((0, 2), np.int64), np.zeros((0, classes)), np.zeros((0, classes), bool), np.zeros(0, bool))
-    gathered = ranks.gather([np.concatenate(column) for column in zip(none, *rows, strict=True)])
+def _gather_videos(batches: Sequence[BatchScores], classes: int, ranks: Ranks) -> ScoredVideos:
+    """The videos that all ranks have scored, each video once."""
+    empty = (np.zeros((0, 2), np.int64), np.zeros((0, classes)), np.zeros((0, classes), bool), np.zeros(0, bool))
+    gathered = ranks.gather([np.concatenate(column) for column in zip(empty, *batches, strict=True)])
     videos, scores, truth, usable = (np.concatenate(column) for column in zip(*gathered, strict=True))
     videos, first = np.unique(videos, axis=0, return_index=True)
     scores, truth, usable = scores[first], truth[first], usable[first]
     labelled = truth.any(1)
     keep = usable & labelled
     if not keep.any():
-        raise ReskdError("no clip to evaluate on: every one is unlabelled or unreadable; give a labelled data set")
+        raise ReskdError("no clip to evaluate on: all clips are unlabelled or unreadable. Give a labelled data set")
     if not np.isfinite(scores[keep]).all():
         raise ReskdError(
             "the model's scores are not finite: its weights are damaged, or bfloat16 overflows (set amp: off)"
@@ -85,52 +90,58 @@ def _gathered(rows: Sequence[BatchScores], classes: int, ranks: Ranks) -> Scored
 def _probabilities(
     model: torch.nn.Module, clips: Tensor, videos: int, amp: bool, average: Average, forward: int | None
 ) -> Tensor:
-    """float64 [videos,K] of clips [videos * views,T,3,S,S]. In float32 sure answers would tie at 1."""
-    answers = []
+    """float64 [videos,K], from clips [videos * views,T,3,S,S]. In float32, several sure answers would be equal to 1."""
+    outputs = []
     for part in clips.split(forward or len(clips)):
         with torch.autocast(clips.device.type, dtype=torch.bfloat16, enabled=amp):
             output = model(part)
-        answers.append(output.features.float().mean((1, 2, 3)) if average == "feature" else output.logits.float())
-    views = torch.cat(answers).double().unflatten(0, (videos, -1))
+        outputs.append(output.features.float().mean((1, 2, 3)) if average == "feature" else output.logits.float())
+    views = torch.cat(outputs).double().unflatten(0, (videos, -1))
     if average == "prob":
         return views.softmax(-1).mean(1)
     mean = views.mean(1)
     if average == "feature":
-        mean = model.head(mean.float()[:, None, None, None]).double()  # a map of one time and place
+        mean = model.head(mean.float()[:, None, None, None]).double()  # as a map of one time step and one position
     return mean.softmax(-1)
 
 
 class ScoredModel(NamedTuple):
-    """A model (in eval mode) that is scored, and how it sees a batch."""
+    """A model, in eval mode, that is scored, and the rendering that it takes."""
 
     model: torch.nn.Module
     rendering: Rendering | None  # None: the batch's own clips
-    amp: bool  # in bfloat16
+    amp: bool  # bfloat16 autocast
 
 
 @torch.inference_mode()
-def score_models(nets: Sequence[ScoredModel], batches: Iterable[Batch], classes: int, ranks: Ranks) -> list[dict | Exception]:
-    """`measure` of several nets over one stream of whole videos, probabilities averaged; an error in the place of one that
-    fails: by scores that are not finite, or, of several nets or ranks, by anything, on any rank."""
-    rows: list[list[BatchScores]] = [[] for _ in nets]
-    failed: dict[int, Exception] = {}
+def score_models(
+    models: Sequence[ScoredModel], batches: Iterable[Batch], classes: int, ranks: Ranks
+) -> list[dict | Exception]:
+    """`measure` of several models on one stream of whole videos; the views' probabilities are averaged.
+
+    The result holds an error in the place of a model that fails: if its scores are not finite, or, with several models or
+    ranks, for any error on any rank. With one model and one rank, other errors are raised.
+    """
+    scores: list[list[BatchScores]] = [[] for _ in models]
+    errors: dict[int, Exception] = {}
     for batch in raise_errors(batches):
-        on_device = batch.to(ranks.device)  # once for all
-        for i, net in enumerate(nets):
-            if i in failed:
+        on_device = batch.to(ranks.device)  # once for all models
+        for i, scored in enumerate(models):
+            if i in errors:
                 continue
             try:
-                rows[i].append(_scored(net.model, batch, on_device.with_rendering(net.rendering), net.amp))
+                rendered = on_device.with_rendering(scored.rendering)
+                scores[i].append(_score_batch(scored.model, batch, rendered, scored.amp))
             except Exception as error:
-                if len(nets) == 1 and ranks.world == 1:
+                if len(models) == 1 and ranks.world == 1:
                     raise
-                failed[i] = error
-    failed = ranks.failed(failed)
-    return [failed.get(i) or _measured(of_net, classes, ranks) for i, of_net in enumerate(rows)]
+                errors[i] = error
+    errors = ranks.failed(errors)
+    return [errors.get(i) or _measure_or_error(of_model, classes, ranks) for i, of_model in enumerate(scores)]
 
 
-def _measured(rows: Sequence[BatchScores], classes: int, ranks: Ranks) -> dict | ReskdError:
+def _measure_or_error(batches: Sequence[BatchScores], classes: int, ranks: Ranks) -> dict | ReskdError:
     try:
-        return measure(_gathered(rows, classes, ranks))
+        return measure(_gather_videos(batches, classes, ranks))
     except ReskdError as error:
         return error

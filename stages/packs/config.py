@@ -17,22 +17,26 @@ class PackConfig(Config):
 
     data: Path = Field(description="a data set made by `prepare`")
     output: Path = Field(description="the pack, a folder")
-    cache: Path | None = Field(None, description="made by `cache-teacher` of this data set: its stored views")
-    views: Positive | None = Field(None, description="the first so many of them; all finished ones where not given")
+    cache: Path | None = Field(
+        None, description="a cache of this data set, made by `cache-teacher`, with the stored views"
+    )
+    views: Positive | None = Field(
+        None, description="number of stored views, the first ones; default: all finished ones"
+    )
     frames: Literal["views", "all", "crops"] = Field(
-        "views", description="those that any of these views needs; or every one, for evaluation and fresh views, too; or crops: "
-        "the views themselves, cut out and shrunk to size")  # fmt: skip
+        "views", description="views: frames that these views need; all: every frame, also for evaluation and fresh views; crops: "
+        "the pictures of these views, cut out and shrunk to `size`")  # fmt: skip
     size: Size = Field(
-        112, description="px of the largest student, which decides the height where none is given; of crops"
+        112, description="px of the largest student, from which the default of `height` follows; px of crops"
     )
-    height: int | None = Field(None, ge=8, le=4096, description="px of a frame's shorter side; so that no crop of a view "
-                               "is enlarged where not given")  # fmt: skip
-    quality: int = Field(90, ge=1, le=95, description="of the JPEGs")
+    height: int | None = Field(None, ge=8, le=4096, description="px of a frame's shorter side; default: just enough to "
+                               "enlarge no view's crop")  # fmt: skip
+    quality: int = Field(90, ge=1, le=95, description="JPEG quality")
     psnr: float | None = Field(
-        None, gt=0, le=60, description="dB: the lowest quality that has it on average of a sample"
+        None, gt=0, le=60, description="dB: choose the lowest quality with this mean PSNR on a sample"
     )
-    policy: ViewPolicy | None = Field(None, description="whose crops aren't enlarged, where there is no cache; null: the "
-                                                        "default")  # fmt: skip
+    policy: ViewPolicy | None = Field(None, description="without a cache: views whose crops `height` must not "
+                                                        "enlarge; null: the default policy")  # fmt: skip
     loader: LoaderConfig = LoaderConfig()
 
     @model_validator(mode="after")
@@ -42,11 +46,11 @@ class PackConfig(Config):
         if self.frames == "crops" and self.height is not None:
             raise ValueError(f"crops have the student's size, {self.size} px: leave height {self.height} out")
         if self.cache is None and self.views is not None:
-            raise ValueError("views are a cache's stored ones: give cache, too, or leave them out")
+            raise ValueError("views are stored views of a cache: give cache, too, or remove `views`")
         if self.cache is not None and self.policy is not None:
-            raise ValueError("the cache has its policy: remove `policy`, or the cache")
+            raise ValueError("the cache has a policy of its own: remove `policy`, or the cache")
         if self.psnr is not None and "quality" in self.model_fields_set:
             raise ValueError(
-                f"psnr {self.psnr} chooses the quality, and quality {self.quality} is given: give one of them"
+                f"psnr {self.psnr} chooses the quality, but quality {self.quality} is given, too: give one of them"
             )
         return self

@@ -1,5 +1,4 @@
-"""Stage 1b: every clip's frames, or stored views, once as low-resolution JPEGs in companion shards; students then decode no
-video."""
+"""Stage 1b: store every clip's frames, or its stored views' pictures, as low-resolution JPEGs. Students then decode no video."""
 
 from __future__ import annotations
 
@@ -29,55 +28,59 @@ from stages.stream.pack_files import PackManifest, finish_pack, read_committed_s
 
 
 def pack(config: PackConfig, *, dry_run: bool = False) -> dict:
-    """Pack what isn't packed yet; a shard that is committed is never done again.
+    """Pack the shards that aren't committed. `dry_run`: print the plan, write nothing.
 
-    Returns {"clips": packed now by this rank, "frames": pictures of the pack, "height", "quality", "psnr": of a sample, "bytes":
-    of the pack, estimated for `dry_run`, "quarantined", "small": clips that are smaller than the height, "seconds"}; for
-    `dry_run`, nothing is written. Raises ReskdError for a cache that is not finished or of other shards, a height above
-    that of every clip, a PSNR that no quality reaches, a folder that holds anything else, and a full disk.
+    Returns, on the first rank, "clips" (packed by this call on this rank), "frames" (pictures of the pack), "height" (px),
+    "quality", "psnr" (dB, of a sample), "bytes" (of the pack; with `dry_run` an estimate of the missing shards), "small"
+    (number of clips smaller than the height), and without `dry_run` "quarantined" (clips) and "seconds". Other ranks
+    return "clips" alone.
+
+    Raises ReskdError for a cache that is not finished or has other shards, a height above that of every clip, a PSNR that
+    no quality reaches, an output folder with other content, and a full disk.
     """
     started = time.perf_counter()
     data = open_dataset(config.data)
     data.check_files()
-    with join_ranks(timeout=timedelta(days=7)) as ranks:  # shards differ: the first to finish waits for the last
+    with join_ranks(timeout=timedelta(days=7)) as ranks:  # shards differ: the first rank to finish waits for the last
         if dry_run:
-            return _show(config, data, plan_pack(config, data))
+            return _print_plan(config, data, plan_pack(config, data))
         with locked(config.output) if ranks.first else nullcontext(), _disk_errors(config.output, data):
-            found: list[Plan | None] = [None]
+            plans: list[Plan] = []
 
             def begin() -> None:
-                found[0] = plan_pack(config, data)
-                _claim(config.output, found[0])
+                plans.append(plan_pack(config, data))
+                _begin_pack(config.output, plans[0])
 
             ranks.run_on_first(begin)
-            plan = ranks.gather(found[0])[0]
-            done = _fill(config, data, plan, ranks)
+            plan = ranks.gather(plans[0] if plans else None)[0]
+            packed_clips = _pack_shards(config, data, plan, ranks)
             ranks.barrier()
             if not ranks.first:
-                return {"clips": done}
-            return _report(config, data, plan, finish_pack(config.output, plan.identity), done, started)
+                return {"clips": packed_clips}
+            manifest = finish_pack(config.output, plan.identity)
+            return _print_result(config, data, plan, manifest, packed_clips, started)
 
 
-def _claim(output: Path, plan: Plan) -> None:
-    """Refuse before work what can't be finished, and say what the folder is."""
+def _begin_pack(output: Path, plan: Plan) -> None:
+    """Check the disk space, and write the manifest of a new pack."""
     parent = next(p for p in (output, *output.absolute().parents) if p.exists())
     free = shutil.disk_usage(parent).free
     if plan.bytes > free:
-        raise ReskdError(f"{output}: about {plan.bytes / 1e9:.2f} GB are missing, the disk has {free / 1e9:.2f} GB free: make "
-                         "room, lower quality, psnr or height, or give another output")  # fmt: skip
-    _say_small(plan)
+        raise ReskdError(f"{output}: the pack needs about {plan.bytes / 1e9:.2f} GB more, the disk has {free / 1e9:.2f} GB free: "
+                         "make room, lower quality, psnr or height, or give another output")  # fmt: skip
+    _print_small_clips(plan)
     if read_pack(output) is None:
         write_pack(output, PackManifest(plan.identity))
 
 
-def _say_small(plan: Plan) -> None:
+def _print_small_clips(plan: Plan) -> None:
     if plan.small:
         console.print(f"{len(plan.small)} clips are smaller than {plan.identity.height} px and keep their size; the first: "
                       f"{plan.small[0]}", markup=False, highlight=False, soft_wrap=True)  # fmt: skip
 
 
-def _fill(config: PackConfig, data: Dataset, plan: Plan, ranks: Ranks) -> int:
-    """Pack this rank's shards, every W-th of those that are missing; returns their clips."""
+def _pack_shards(config: PackConfig, data: Dataset, plan: Plan, ranks: Ranks) -> int:
+    """Pack this rank's shards, every W-th of the missing ones; returns the number of their clips."""
     shards = plan.missing[ranks.rank :: ranks.world]
     frames = AllPictures(data, shards, plan.wanted, plan.identity.height, plan.identity.quality)
     workers = min(decoding_workers(config.loader), len(frames))
@@ -87,27 +90,29 @@ def _fill(config: PackConfig, data: Dataset, plan: Plan, ranks: Ranks) -> int:
     with progress_bar("clips", disable=not ranks.first) as bar:
         task, started = bar.add_task("pack", total=total, rate=0.0, note=""), time.perf_counter()
 
-        def served() -> Iterator[PackedClip]:
+        def clips_with_progress() -> Iterator[PackedClip]:
             for chunk in raise_errors(loader):
                 bar.advance(task, len(chunk))
                 bar.update(task, rate=bar.tasks[0].completed / (time.perf_counter() - started))
                 yield from chunk
 
-        clips = served()
+        clips = clips_with_progress()
         for shard in shards:
             bar.update(task, note=shard)
-            of_shard = islice(clips, data.entry(shard).clips)  # no more: the next one may be the next shard's error
-            commit_shard(config.output, shard, map(_named(shard), of_shard))
+            shard_clips = islice(clips, data.entry(shard).clips)  # reads no further: the next shard may raise an error
+            commit_shard(config.output, shard, map(_quarantine_reporter(shard), shard_clips))
     return total
 
 
-def _named(shard: str) -> Callable[[PackedClip], PackedClip]:
-    def say(clip: PackedClip) -> PackedClip:
+def _quarantine_reporter(shard: str) -> Callable[[PackedClip], PackedClip]:
+    """A function that returns its clip, and prints the clip's error, if any."""
+
+    def report(clip: PackedClip) -> PackedClip:
         if clip.error is not None:
             console.print(f"[yellow]quarantined[/] {escape(f'{shard}/{clip.key}: {clip.error}')}", highlight=False)
         return clip
 
-    return say
+    return report
 
 
 @contextmanager
@@ -115,14 +120,14 @@ def _disk_errors(output: Path, data: Dataset) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        done = sum(read_committed_shard(output, entry.name) is not None for entry in data.shards)
-        raise ReskdError(f"{error.filename or output}: can't be written ({error.strerror or error}). {done} of "
-                         f"{len(data.shards)} shards are packed and stay: make room or mend the permissions, and run `pack` "
-                         "again, which goes on")  from error  # fmt: skip
+        packed = sum(read_committed_shard(output, entry.name) is not None for entry in data.shards)
+        raise ReskdError(f"{error.filename or output}: can't be written ({error.strerror or error}). {packed} of "
+                         f"{len(data.shards)} shards are packed and stay: make room or correct the permissions, and run `pack` "
+                         "again, which continues")  from error  # fmt: skip
 
 
-def _show(config: PackConfig, data: Dataset, plan: Plan) -> dict:
-    shown = _figures(data, plan) | {"bytes": plan.bytes, "small": len(plan.small)}
+def _print_plan(config: PackConfig, data: Dataset, plan: Plan) -> dict:
+    result = _common_results(data, plan) | {"bytes": plan.bytes, "small": len(plan.small)}
     rows = {
         "output": config.output,
         "shards": f"{len(data.shards)}, {len(plan.missing)} of them missing",
@@ -130,30 +135,36 @@ def _show(config: PackConfig, data: Dataset, plan: Plan) -> dict:
         "pictures a clip": f"{plan.frames / max(1, sum(map(len, data.usable_rows()))):.1f}",
         "height": f"{plan.identity.height} px",
         "quality": f"{plan.identity.quality}, {plan.psnr:.1f} dB on a sample",
-        "bytes of what is missing": f"about {plan.bytes / 1e6:.1f} MB, of {_source_bytes(data) / 1e6:.1f} MB of video",
+        "bytes of the missing shards": f"about {plan.bytes / 1e6:.1f} MB, of {_source_bytes(data) / 1e6:.1f} MB of video",
     }
     table = Table(title="pack: what it would do", show_header=False)
     for name, value in rows.items():
         table.add_row(name, str(value))
     console.print(table)
-    _say_small(plan)
-    return shown
+    _print_small_clips(plan)
+    return result
 
 
-def _figures(data: Dataset, plan: Plan) -> dict:
-    made = plan.identity
-    return {"clips": 0, "frames": plan.frames, "height": made.height, "quality": made.quality, "psnr": plan.psnr}
+def _common_results(data: Dataset, plan: Plan) -> dict:
+    identity = plan.identity
+    return {
+        "clips": 0,
+        "frames": plan.frames,
+        "height": identity.height,
+        "quality": identity.quality,
+        "psnr": plan.psnr,
+    }
 
 
 def _source_bytes(data: Dataset) -> int:
     return sum(entry.bytes for entry in data.shards)
 
 
-def _report(config: PackConfig, data: Dataset, plan: Plan, manifest: PackManifest, done: int, started: float) -> dict:
+def _print_result(config: PackConfig, data: Dataset, plan: Plan, manifest: PackManifest, packed_clips: int,
+                  started: float) -> dict:  # fmt: skip
     size = sum(p.stat().st_size for p in config.output.rglob("*") if p.is_file())
-    made = plan.identity
-    result = _figures(data, plan) | {
-        "clips": done,
+    result = _common_results(data, plan) | {
+        "clips": packed_clips,
         "bytes": size,
         "quarantined": sum(map(len, manifest.quarantine.values())),
         "small": len(plan.small),
@@ -161,9 +172,9 @@ def _report(config: PackConfig, data: Dataset, plan: Plan, manifest: PackManifes
     }
     console.print(
         f"{config.output}: {plan.frames} pictures of {sum(e.clips for e in data.shards)} clips "
-        f"at {made.height} px, quality "
+        f"at {plan.identity.height} px, quality "
         f"{result['quality']} ({plan.psnr:.1f} dB on a sample), {size / 1e6:.1f} MB ({size / _source_bytes(data):.2f} of the "
-        f"videos'), {result['quarantined']} quarantined; packed {done} clips in {result['seconds']:.1f} s",
+        f"videos'), {result['quarantined']} quarantined; packed {packed_clips} clips in {result['seconds']:.1f} s",
         highlight=False,
     )
     return result

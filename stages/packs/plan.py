@@ -1,4 +1,4 @@
-"""What `pack` will do: which frames, how large, at which quality, in which shards, and what that takes."""
+"""The plan of `pack`: which frames, which height and quality, which shards, and the estimated bytes."""
 
 from __future__ import annotations
 
@@ -25,58 +25,59 @@ from stages.video.decode import decoder_identity
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done, the same on every rank."""
+    """The plan of `pack`, the same on every rank."""
 
     identity: PackIdentity
     wanted: WantedPictures
     missing: tuple[str, ...]  # shards that aren't committed
-    frames: int  # of all clips
+    frames: int  # pictures of all clips
     bytes: int  # of the missing shards, estimated from a sample
-    psnr: float  # dB of the sample at the quality that is taken
-    small: tuple[str, ...]  # clips, shard/key, whose frames are smaller than the height and stay as they are
+    psnr: float  # dB, of the sample at the chosen quality
+    small: tuple[str, ...]  # "shard/key" of clips whose frames are smaller than the height; they keep their size
 
 
 def plan_pack(config: PackConfig, data: Dataset) -> Plan:
-    """Raises ReskdError for a cache that is not finished or of other shards, a height above that of every clip, a PSNR
-    that no quality reaches, and a folder that holds anything else.
+    """Raises ReskdError for a cache that is not finished or has other shards, a height above that of every clip, a PSNR
+    that no quality reaches, and an output folder with other content.
     """
-    cache, views = _cache(config, data)
+    cache, views = _open_cache(config, data)
     policy = cache.manifest.identity.policy if cache else config.policy or ViewPolicy()
-    crops, stored = config.frames == "crops", config.frames != "all"
+    crops, views_only = config.frames == "crops", config.frames != "all"
     side = 1.0 if crops else smallest_stored_side(cache, data, views) if cache else smallest_side(policy)
     height = config.height or height_for(config.size, side)
-    wanted = WantedPictures(cache if stored else None, views, crops)
-    small = () if crops else _small(config, data, height)
+    wanted = WantedPictures(cache if views_only else None, views, crops)
+    small = () if crops else _small_clips(config, data, height)
     pictures = sample_pictures(data, wanted, height)
     encode = partial(jpeg.encode, full_colour=crops)
-    quality = config.quality if config.psnr is None else _quality_of(config.psnr, pictures, encode)
-    made = PackIdentity(data.shards, decoder_identity(), config.frames, views if stored else None, policy, side, height,
+    quality = config.quality if config.psnr is None else _lowest_quality(config.psnr, pictures, encode)
+    identity = PackIdentity(data.shards, decoder_identity(), config.frames, views if views_only else None, policy, side, height,
                         quality, config.psnr)  # fmt: skip
-    _refuse_other(config.output, made)
+    _refuse_other(config.output, identity)
     missing = tuple(e.name for e in data.shards if read_committed_shard(config.output, e.name) is None)
-    frames = {e.name: sum(map(len, wanted.of(data, e.name))) for e in data.shards}
-    each = np.mean([len(encode(picture, quality)) for picture in pictures])
-    size = sum(int(frames[s] * (each + 12) + 2048 * data.entry(s).clips) for s in missing)  # 12: numbers; tar headers
-    return Plan(made, wanted, missing, sum(frames.values()), size, _psnr(pictures, quality, encode), small)
+    frames = {e.name: sum(map(len, wanted.frames_of_rows(data, e.name))) for e in data.shards}
+    jpeg_bytes = np.mean([len(encode(picture, quality)) for picture in pictures])
+    # 12 bytes a picture in the rows file, 2,048 a clip for tar headers.
+    size = sum(int(frames[s] * (jpeg_bytes + 12) + 2048 * data.entry(s).clips) for s in missing)
+    return Plan(identity, wanted, missing, sum(frames.values()), size, _psnr(pictures, quality, encode), small)
 
 
-def _cache(config: PackConfig, data: Dataset) -> tuple[CacheReader | None, int]:
-    """A reader of the cache's views, and how many of them are meant."""
+def _open_cache(config: PackConfig, data: Dataset) -> tuple[CacheReader | None, int]:
+    """A reader of the cache's views, and the number of views to pack; (None, 0) without a cache."""
     if config.cache is None:
         return None, 0
     reader = CacheReader(config.cache, ())
     check_join(reader.manifest, data.shards)
     views = config.views or reader.manifest.finalised or reader.manifest.views
     if views > reader.manifest.views:
-        raise ReskdError(f"views {views}: {config.cache} has {reader.manifest.views}: lower it, or raise `views` of "
-                         "cache-teacher")  # fmt: skip
+        raise ReskdError(f"views {views}: {config.cache} has {reader.manifest.views}: lower `views`, or raise `views` "
+                         "of cache-teacher")  # fmt: skip
     if lacking := missing_parts(config.cache, reader.manifest, data, views, ()):
         raise ReskdError(f"{config.cache} is not finished ({lacking}): run cache-teacher again")
     return reader, views
 
 
-def _small(config: PackConfig, data: Dataset, height: int) -> tuple[str, ...]:
-    """The clips that are smaller than this; raises ReskdError where a height is asked for that all are smaller than."""
+def _small_clips(config: PackConfig, data: Dataset, height: int) -> tuple[str, ...]:
+    """The clips that are smaller than `height`. Raises ReskdError if `config.height` is given and all clips are smaller."""
     clips: list[tuple[str, Row]] = [
         (e.name, row) for e in data.shards for row in data.rows(e.name) if row.error is None
     ]
@@ -84,7 +85,7 @@ def _small(config: PackConfig, data: Dataset, height: int) -> tuple[str, ...]:
     if config.height is not None and len(small) == len(clips):
         largest = max((min(row.width, row.height) for _, row in clips), default=0)
         raise ReskdError(f"height {height}: the largest of {len(clips)} clips of {data.path} has a shorter side of {largest} "
-                         f"px: give a height of at most that, or none")  # fmt: skip
+                         f"px: give a height of at most {largest}, or none")  # fmt: skip
     return small
 
 
@@ -95,22 +96,24 @@ def _psnr(pictures: Sequence[np.ndarray], quality: int, encode: Encode) -> float
     return float(np.mean([jpeg.psnr(jpeg.decode(encode(p, quality)), p) for p in pictures]))
 
 
-def _quality_of(wanted: float, pictures: Sequence[np.ndarray], encode: Encode) -> int:
-    """The lowest quality whose mean PSNR is at least that wanted."""
+def _lowest_quality(wanted: float, pictures: Sequence[np.ndarray], encode: Encode) -> int:
+    """The lowest JPEG quality with a mean PSNR of at least `wanted` dB. Raises ReskdError if quality 95 has less."""
     quality = 1 + bisect.bisect_left(range(1, 96), wanted, key=lambda q: _psnr(pictures, q, encode))
     if quality > 95:
-        raise ReskdError(f"psnr {wanted}: quality 95, the highest, has {_psnr(pictures, 95, encode):.1f} dB: lower it")
+        raise ReskdError(
+            f"psnr {wanted}: quality 95, the highest, has {_psnr(pictures, 95, encode):.1f} dB: lower psnr"
+        )
     return quality
 
 
-def _refuse_other(output: Path, made: PackIdentity) -> None:
+def _refuse_other(output: Path, identity: PackIdentity) -> None:
     stored = read_pack(output)
     if stored is None:
         if output.exists() and (
             not output.is_dir() or any(not p.name.startswith(f".{PACK}.") for p in output.iterdir())
         ):
             raise ReskdError(f"{output} is not an empty folder and holds no pack: give another output")
-    elif lines := pack_differences(stored.identity, made):
+    elif lines := pack_differences(stored.identity, identity):
         raise ReskdError(
-            f"{output} holds another pack:\n  " + "\n  ".join(lines) + "\ngive another output, or delete this one"
+            f"{output} holds another pack:\n  " + "\n  ".join(lines) + "\nGive another output, or delete this one"
         )

@@ -7,22 +7,24 @@ from stages.config.options import CONFIG, DRY_RUN, SET, with_options
 
 @click.command()
 @click.argument("source", required=False)
-@click.option("--output", help="The data set's folder.")
-@click.option("--annotations", help="As published, of a NAME; a CSV path,label[,label...] for a folder of videos.")
+@click.option("--output", help="The folder of the data set.")
+@click.option("--annotations", help="The published file of a NAME; for a folder of videos a CSV path,label[,label...].")
 @click.option("--videos", help="The folder of a NAME's videos, or of its folders of frames.")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of annotations that hold several.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Which split, if the file holds several.")
 @click.option(
     "--class-order",
     "--classes",
     "classes",
-    help="A file of one name a line, numbered or not, or {name: number}; a prepared data set; or a teacher.",
+    help="A file with one name per line, numbered or not, or {name: number}; a prepared data set; or a teacher.",
 )
-@click.option("--disjoint-from", multiple=True, metavar="DATASET", help="Report clips that are in that one too.")
-@click.option("--limit", type=click.IntRange(1), help="So many clips, the same ones each time, spread over the source.")
+@click.option("--disjoint-from", multiple=True, metavar="DATASET", help="Report clips that this data set has too.")
+@click.option(
+    "--limit", type=click.IntRange(1), help="Take this many clips, from all over the source; always the same."
+)
 @click.option("--clips-per-shard", type=int)
 @click.option("--with-offset", is_flag=True, default=None, help="rawframes: lines are `dir start total label...`.")
-@click.option("--frame-template", help="rawframes: the files' names.  [default: img_%05d or image_%05d, .jpg or .png]")
-@click.option("--fps", type=float, help="rawframes: frames a second of the encoded clips.  [default: 25]")
+@click.option("--frame-template", help="rawframes: file names.  [default: img_%05d or image_%05d, .jpg or .png]")
+@click.option("--fps", type=float, help="rawframes: frames per second of the encoded clips.  [default: 25]")
 @CONFIG
 @SET
 @DRY_RUN
@@ -34,7 +36,7 @@ def prepare(config_file, overrides, dry_run, **options):
       a folder of class folders of videos     (the folders' names are the classes)
       a folder of videos                      (unlabelled, or labelled by --annotations)
       a CSV path,label[,label...]             (paths relative to it; an empty label: unlabelled)
-      a folder of .tar shards made elsewhere  (only the index is made; the tars stay where they are)
+      a folder of .tar shards made elsewhere  (only the index is made; the tars stay at their place)
     or, with --annotations FILE --videos DIR, the NAME of a published format
       kinetics   CSV label,youtube_id,time_start,time_end; clips already cut, or whole videos
       minik      lines `path num_frames label`
@@ -44,10 +46,10 @@ def prepare(config_file, overrides, dry_run, **options):
       mmaction   lines `file label [label...]`, or its JSON
       rawframes  lines `dir total label [label...]`: folders of frames, which are encoded
 
-    Videos are copied byte by byte. OUTPUT/quarantine.jsonl lists what is unreadable, absent or not listed,
-    OUTPUT/report.jsonl what is in the data set, and odd: clips that are in it twice, or in the data set of
-    --class-order or --disjoint-from too. A rerun resumes. A NAME means the format wherever --annotations is given,
-    even where a folder is called so.
+    Videos are copied byte by byte. OUTPUT/quarantine.jsonl lists what is unreadable, absent or not listed.
+    OUTPUT/report.jsonl lists what is in the data set, but odd: clips that are in it twice, or also in the data set of
+    --class-order or --disjoint-from. A rerun resumes. With --annotations a NAME always means the format, even if a
+    folder has this name.
     """
     from stages.config.file import load_config
     from stages.prepare.config import PrepareConfig

@@ -1,124 +1,132 @@
-"""Rawframe lists: which folders hold the pictures of a clip, how their files are called, and which of them are there."""
+"""Lists of frame folders (rawframes): which folder holds the pictures of a clip, and whether all of them exist."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from cache.errors import ReskdError
-from stages.prepare.annotations import Clip, Frames, walk
-from stages.prepare.listing import Listing, all_labels, ambiguous, elsewhere, twice, unlisted
-from stages.prepare.lists import Entry, frames_entries
-from stages.prepare.lookup import Names, resolve
+from stages.prepare.annotation_files import Annotation, rawframes_annotations
+from stages.prepare.clip_list import ClipList, all_labels, ambiguous_line, elsewhere_lines, twice_line, unlisted_lines
+from stages.prepare.clips import Clip, Frames
+from stages.prepare.folders import walk
+from stages.prepare.path_index import PathIndex, match_paths
 
-# As mmaction2's and AR-Net's tools name them, the likelier first.
+# The file names of mmaction2's and AR-Net's tools, the more likely first.
 TEMPLATES = tuple(f"{stem}_%05d.{ext}" for stem in ("img", "image") for ext in ("jpg", "png"))
 FPS = 25.0
 
 
 @dataclass(frozen=True)
 class FrameFolder:
-    """A folder of pictures: `template % i` is there for each i of `numbers`."""
+    """The pictures of a folder with one form of names: `template % i` exists for each i in `numbers`."""
 
     template: str
     numbers: range | frozenset[int]
 
 
-def list_frames(
+def list_frame_folders(
     file: Path, folder: Path, skip: Path, *, template: str | None, fps: float, with_offset: bool
-) -> Listing:
-    """The clips of a rawframe list, each a folder below `folder` or a part of one.
+) -> ClipList:
+    """The clips of a rawframe list. Each is a folder below `folder`, or a part of one.
 
-    `template`: of the files' names, `img_%05d.jpg` or `img_{:05}.jpg`; those of TEMPLATES are tried where it is None.
-    Frames count from 1, or from 0 where there is a picture of that number. A folder that lacks listed frames is
-    quarantined; of one that has more than its clip takes, without offsets, the rest is reported.
+    `template`: the form of the files' names, `img_%05d.jpg` or `img_{:05}.jpg`; None: those of TEMPLATES are tried.
+    Frames count from 1, or from 0 if a picture has the number 0. A folder that lacks listed frames is quarantined.
+    If the list has no offsets, frames beyond those of the clip are reported.
     """
-    entries = frames_entries(file, with_offset=with_offset)
-    templates = [_percent(template)] if template else list(TEMPLATES)
-    folders = find_folders(folder, skip, templates)
-    found = resolve(Names(folder, folders), [entry.names for entry in entries])
+    annotations = rawframes_annotations(file, with_offset=with_offset)
+    templates = [_percent_template(template)] if template else list(TEMPLATES)
+    folders = find_frame_folders(folder, skip, templates)
+    all_matches = match_paths(PathIndex(folder, folders), [annotation.paths for annotation in annotations])
     clips: dict[str, Clip] = {}
     quarantine, report = [], []
-    for entry, fits in zip(entries, found, strict=True):
-        if several := ambiguous(entry, fits):
-            quarantine.append(several)
+    for annotation, matches in zip(annotations, all_matches, strict=True):
+        if ambiguous := ambiguous_line(annotation, matches):
+            quarantine.append(ambiguous)
             continue
-        name = fits[0] if fits else entry.names[0]
-        kinds = folders.get(name, [])
-        if fault := _fault(entry, kinds, templates, folder / name):
-            kind = "frames" if kinds else "absent"
-            quarantine.append({"path": name, "kind": kind, "reason": f"{fault} ({entry.where})"})
+        name = matches[0] if matches else annotation.paths[0]
+        pictures = folders.get(name, [])
+        if fault := _fault(annotation, pictures, templates, folder / name):
+            kind = "frames" if pictures else "absent"
+            quarantine.append({"path": name, "kind": kind, "reason": f"{fault} ({annotation.where})"})
             continue
-        clip = _clip(entry, name, folder / name, kinds[0], fps)
-        if again := twice(clip, clips):
-            quarantine.append(again)
+        clip = _clip(annotation, name, folder / name, pictures[0], fps)
+        if twice := twice_line(clip, clips):
+            quarantine.append(twice)
             continue
         clips[clip.identity] = clip
-        report += elsewhere(entry, name)
-        if not with_offset and (more := len(kinds[0].numbers) - entry.total) > 0:
-            reason = f"{more} frames more than the {entry.total} that are listed are left out ({entry.where})"
+        report += elsewhere_lines(annotation, name)
+        if not with_offset and (surplus := len(pictures[0].numbers) - annotation.total) > 0:
+            reason = (
+                f"{surplus} frames more than the {annotation.total} that are listed are left out ({annotation.where})"
+            )
             report.append({"path": name, "kind": "frames", "reason": reason})
-    quarantine += unlisted(sorted(folders.keys() - {name for fits in found for name in fits}), file.name)
-    return Listing(list(clips.values()), all_labels(entries), False, quarantine, report)
+    used = {path for matches in all_matches for path in matches}
+    quarantine += unlisted_lines(sorted(folders.keys() - used), file.name)
+    return ClipList(list(clips.values()), all_labels(annotations), False, quarantine, report)
 
 
-def find_folders(folder: Path, skip: Path, templates: list[str]) -> dict[str, list[FrameFolder]]:
-    """name below `folder` -> its pictures, for each template that some of its files have."""
-    patterns = {template: _pattern(template) for template in templates}
+def find_frame_folders(folder: Path, skip: Path, templates: list[str]) -> dict[str, list[FrameFolder]]:
+    """Path below `folder` -> its pictures, one FrameFolder for each template that some of its files have."""
+    patterns = {template: _file_pattern(template) for template in templates}
     found = {}
-    for here, names in walk(folder, skip):
-        kinds = []
+    for parent, names in walk(folder, skip):
+        pictures = []
         for template, pattern in patterns.items():
             numbers = {int(match[1]) for name in names if (match := pattern.fullmatch(name))}
             if numbers:
-                kinds.append(FrameFolder(template, _compact(numbers)))
-        if kinds:
-            found[here.relative_to(folder).as_posix()] = kinds
+                pictures.append(FrameFolder(template, _compact(numbers)))
+        if pictures:
+            found[parent.relative_to(folder).as_posix()] = pictures
     return found
 
 
-def _fault(entry: Entry, kinds: list[FrameFolder], templates: list[str], path: Path) -> str | None:
-    """Why the pictures of a folder aren't those of the entry."""
-    if not kinds:
+def _fault(annotation: Annotation, pictures: list[FrameFolder], templates: list[str], path: Path) -> str | None:
+    """Why the folder `path` doesn't hold the pictures of the annotation; None if it does."""
+    if not pictures:
         return (
             f"no picture called {' or '.join(templates)}: give --frame-template" if path.is_dir() else "no such folder"
         )
-    if len(kinds) > 1:
-        return f"both {kinds[0].template} and {kinds[1].template} are there: give --frame-template"
-    first = _first(entry, kinds[0])
-    if entry.total < 1 or first < 0:
-        return f"{entry.total} frames from {entry.offset or 0} on"
-    missing = [i for i in range(first, first + entry.total) if i not in kinds[0].numbers]
+    if len(pictures) > 1:
+        return f"has both {pictures[0].template} and {pictures[1].template}: give --frame-template"
+    first = _first_number(annotation, pictures[0])
+    if annotation.total < 1 or first < 0:
+        return f"{annotation.total} frames from {annotation.offset or 0} on"
+    missing = [i for i in range(first, first + annotation.total) if i not in pictures[0].numbers]
     if missing:
-        return f"{kinds[0].template % missing[0]} is missing, as {len(missing)} of {entry.total} frames are"
+        return (
+            f"{len(missing)} of {annotation.total} frames are missing, the first is {pictures[0].template % missing[0]}"
+        )
     return None
 
 
-def _clip(entry: Entry, name: str, path: Path, kind: FrameFolder, fps: float) -> Clip:
-    frames = Frames(kind.template, _first(entry, kind), entry.total, fps, entry.offset)
-    return Clip(name, path, _estimate(path, frames), entry.labels, entry.where, frames=frames)
+def _clip(annotation: Annotation, name: str, path: Path, pictures: FrameFolder, fps: float) -> Clip:
+    first = _first_number(annotation, pictures)
+    frames = Frames(pictures.template, first, annotation.total, fps, annotation.offset)
+    return Clip(name, path, _estimated_bytes(path, frames), annotation.labels, annotation.where, frames=frames)
 
 
-def _first(entry: Entry, kind: FrameFolder) -> int:
-    return (0 if 0 in kind.numbers else 1) + (entry.offset or 0)
+def _first_number(annotation: Annotation, pictures: FrameFolder) -> int:
+    return (0 if 0 in pictures.numbers else 1) + (annotation.offset or 0)
 
 
-def _estimate(folder: Path, frames: Frames) -> int:
-    """Bytes of all pictures, by the first, the middle and the last: looking at each takes hours on network disks."""
+def _estimated_bytes(folder: Path, frames: Frames) -> int:
+    """Bytes of all pictures, estimated from three of them: to ask for all sizes takes hours on network disks."""
     numbers = sorted({frames.first + i for i in (0, frames.count // 2, frames.count - 1)})
     return sum((folder / (frames.template % i)).stat().st_size for i in numbers) * frames.count // len(numbers)
 
 
-def _percent(template: str) -> str:
-    """`img_{:05}.jpg` -> `img_%05d.jpg`."""
-    found = re.sub(r"\{:?0?(\d*)d?\}", r"%0\1d", template).replace("%0d", "%d")
-    if not re.fullmatch(r"[^%/{}]*%(0\d+)?d[^%/{}]*", found):
-        raise ReskdError(f"--frame-template {template}: expected a file name with one number, as img_%05d.jpg")
-    return found
+def _percent_template(template: str) -> str:
+    """`img_{:05}.jpg` -> `img_%05d.jpg`. Raises ReskdError for a template without exactly one number."""
+    result = re.sub(r"\{:?0?(\d*)d?\}", r"%0\1d", template).replace("%0d", "%d")
+    if not re.fullmatch(r"[^%/{}]*%(0\d+)?d[^%/{}]*", result):
+        raise ReskdError(f"--frame-template {template}: expected a file name with one number, such as img_%05d.jpg")
+    return result
 
 
-def _pattern(template: str) -> re.Pattern:
+def _file_pattern(template: str) -> re.Pattern:
+    """Matches the file names of a template; group 1 is the number."""
     before, digits, after = re.fullmatch(r"([^%]*)%0?(\d*)d([^%]*)", template).groups()
-    # Numbers are not cut: %05d of 123456 has six digits. Fewer than five, or six that begin with 0, are other names.
+    # %05d gives 123456 six digits. No number has fewer than five digits, or six digits and a leading 0.
     number = rf"(\d{{{digits}}}|[1-9]\d{{{digits},}})" if digits else r"(0|[1-9]\d*)"
     return re.compile(re.escape(before) + number + re.escape(after))
 

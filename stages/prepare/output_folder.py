@@ -1,4 +1,4 @@
-"""The output folder of `prepare`: whose it is, and what of it is finished."""
+"""The output folder of `prepare`: what it is made from, its lock, and notes of its finished shards."""
 
 import hashlib
 import json
@@ -14,38 +14,39 @@ from cache.store import write_atomically
 from stages.runtime.lock import locked
 from stages.shards.index import INDEX, dump, rows_path
 
-ARGUMENTS = "prepare.json"  # what the folder is made from; kept, so that a rerun with anything else is refused
-WORK = ".prepare"  # the lock, notes of finished shards, tars being written; gone once the data set is finished
+ARGUMENTS = "prepare.json"  # what the folder is made from; a run with other arguments is refused
+WORK = ".prepare"  # the lock, notes of finished shards, unfinished tars; removed when the data set is finished
+SHOWN = 80  # characters of a value in a message
 
 
 @dataclass(frozen=True)
 class Note:
-    """A finished shard. `entry` is None where no clip of it was readable, and no tar written."""
+    """A finished shard. `entry` is None if none of its clips was readable; then there is no tar."""
 
     entry: ShardEntry | None
     rows_sha256: str
-    clips: int  # looked at: rows, and clips that became none
+    clips: int  # that were read: the rows, and the unreadable clips that have no row
     unlabelled: int
     fallbacks: int  # rows that the preferred decoder failed on
-    several: int = 0  # rows of several labels
+    several: int = 0  # rows with several labels
     errors: dict[str, str] = field(default_factory=dict)  # row -> reason
     quarantine: list[dict[str, Any]] = field(default_factory=list)  # lines of quarantine.jsonl
     report: list[dict[str, Any]] = field(default_factory=list)  # lines of report.jsonl
 
 
-def refuse_other(output: Path, arguments: Mapping[str, Any], *, among_tars: bool) -> None:
-    """Raises ReskdError for a folder made from other arguments, or holding anything that isn't `prepare`'s.
+def check_output(output: Path, arguments: Mapping[str, Any], *, among_tars: bool) -> None:
+    """Raises ReskdError if the folder was made from other arguments, or holds files that `prepare` didn't write.
 
-    `among_tars`: an index may lie in the folder of its tars, whatever else is there.
+    `among_tars`: only tars are indexed, and the index may lie among them; then other files are allowed.
     """
     file = output / ARGUMENTS
     if output.exists() and not output.is_dir():
-        raise ReskdError(f"{output}: a file. Choose a folder as output")
+        raise ReskdError(f"{output}: a file. Choose a folder as the output")
     if not file.exists():
         names = sorted(p.name for p in output.iterdir() if p.name != WORK) if output.exists() else []
-        strange = next((name for name in names if name == INDEX or not among_tars), None)
-        if strange is not None and not strange.startswith(f".{ARGUMENTS}."):
-            raise ReskdError(f"{output}: in use, it holds {strange}. Choose an empty or new folder as output")
+        foreign = next((name for name in names if name == INDEX or not among_tars), None)
+        if foreign is not None and not foreign.startswith(f".{ARGUMENTS}."):
+            raise ReskdError(f"{output}: not empty, it holds {foreign}. Choose an empty or new folder as the output")
         return
     try:
         stored = dict(json.loads(file.read_bytes()))
@@ -53,19 +54,23 @@ def refuse_other(output: Path, arguments: Mapping[str, Any], *, among_tars: bool
         raise ReskdError(f"{file}: damaged ({error}). Choose another output, or delete {output}") from error
     names = [name for name in {**stored, **arguments} if stored.get(name) != arguments.get(name)]
     if names:
-        lines = [f"{name}: {_short(stored.get(name))} there, {_short(arguments.get(name))} now"
+        # An absent argument equals null here, unlike in `cache.differences`, and long values are cut.
+        lines = [f"{name}: the data set has {_short(stored.get(name))}, this run wants {_short(arguments.get(name))}"
                  for name in names if name != "listing"]  # fmt: skip
-        if "listing" in names:  # two digests would say nothing
-            lines.append("listing: other videos, sizes or labels than before")
-        raise ReskdError(f"{output}: prepared from something else ({'; '.join(lines)}). Choose another output, or "
-                         "delete this one")  # fmt: skip
+        if "listing" in names:  # the two digests would say nothing
+            lines.append("listing: the clips, their sizes or their labels differ")
+        raise ReskdError(f"{output}: made from another source or with other options ({'; '.join(lines)}). Choose "
+                         "another output, or delete this one")  # fmt: skip
 
 
 @contextmanager
-def claimed(output: Path, arguments: Mapping[str, Any], *, among_tars: bool) -> Iterator[None]:
-    """Holds the folder alone. The lock goes with the process, however that ends."""
+def locked_output(output: Path, arguments: Mapping[str, Any], *, among_tars: bool) -> Iterator[None]:
+    """Locks the folder for this process and writes its arguments. The lock ends with the process, even if it is killed.
+
+    Raises ReskdError as `locked` and `check_output` do.
+    """
     with locked(output, output / WORK / "lock"):
-        refuse_other(output, arguments, among_tars=among_tars)  # somebody may have been quicker
+        check_output(output, arguments, among_tars=among_tars)  # another process may have written since the last check
         if not (output / ARGUMENTS).exists():
             write_atomically(output / ARGUMENTS, dump(arguments))
         yield
@@ -73,11 +78,12 @@ def claimed(output: Path, arguments: Mapping[str, Any], *, among_tars: bool) -> 
 
 @contextmanager
 def disk_errors(output: Path) -> Iterator[None]:
+    """Turns an OSError into a ReskdError that says what to do."""
     try:
         yield
     except OSError as error:
-        where = error.filename or output
-        raise ReskdError(f"{where}: can't be written ({error.strerror or error}). Make room or mend the permissions, "
+        path = error.filename or output
+        raise ReskdError(f"{path}: can't be written ({error.strerror or error}). Make room or correct the permissions, "
                          "and run `prepare` again: it continues; or choose another output") from error  # fmt: skip
 
 
@@ -86,7 +92,10 @@ def write_note(output: Path, shard: str, note: Note) -> None:
 
 
 def read_note(output: Path, shard: str, base: Path) -> Note | None:
-    """The note of a shard, if it was finished and its files are still those that were written."""
+    """The note of a finished shard; None if it isn't finished, or if its files aren't those that were written.
+
+    `base`: the folder of the tars.
+    """
     path = _note_path(output, shard)
     if not path.exists():
         return None
@@ -107,4 +116,4 @@ def _note_path(output: Path, shard: str) -> Path:
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

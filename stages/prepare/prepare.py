@@ -1,14 +1,24 @@
-"""Stage 0: annotated videos -> WebDataset shards, an index of them, and a report of what could not be read.
+"""Stage 0: annotated videos -> tar shards in WebDataset's form, an index, and a report of what could not be read.
 
-Or an index alone, for shards made elsewhere. A killed run is continued by running it again: each shard is written
-whole and then noted; `index.json` comes last, and with it the data set is there.
+For shards that exist already it makes the index alone. To continue a killed run, run it again: each shard is written
+whole and then noted, and index.json, which finishes the data set, is written last. The files of this folder:
+
+    source.py            what the source is; all that decides the output's bytes
+      folders.py, csv_list.py             the user's own videos: class folders, or a CSV
+      publishers.py, annotation_files.py  published annotations
+      frame_folders.py                    rawframes: folders of pictures
+      clips.py, clip_list.py              a clip; all clips of a source
+      path_index.py                       from a listed name to a file
+      existing_shards.py                  the labels in existing tars
+    plan.py              the shards to be made, and the classes
+    make_shards.py       packs a tar, or indexes an existing one; encode_frames.py makes a video from pictures
+    workers.py, probe_videos.py           worker processes, which check each video
+    output_folder.py     the lock, the arguments and the notes of the output; duplicates.py: videos that occur twice
 """
 
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,30 +27,17 @@ from rich.text import Text
 
 from cache.errors import ReskdError
 from stages.prepare.duplicates import count_kinds, duplicates, update_report
-from stages.prepare.existing_shards import choose_field, merge_surveys, survey_shard
-from stages.prepare.ingest import Shard, index_shard, pack_shard, spread_clips
-from stages.prepare.output_folder import WORK, Note, claimed, disk_errors, read_note, refuse_other, write_note
-from stages.prepare.probing import Prober
-from stages.prepare.sources import Annotated, Source, look, published_name
-from stages.shards.classes import class_table, read_classes
+from stages.prepare.make_shards import Shard
+from stages.prepare.output_folder import WORK, Note, check_output, disk_errors, locked_output, read_note, write_note
+from stages.prepare.plan import Plan, check_disk, make_plan
+from stages.prepare.source import AnnotationOptions, Source, published_name, read_source
+from stages.prepare.workers import Workers
+from stages.shards.classes import read_classes
 from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import INDEX, make_index, write_index, write_lines, write_rows
 
 QUARANTINE = "quarantine.jsonl"  # what is not in the data set, and why: path, kind, reason
-REPORT = "report.jsonl"  # what is in it, and odd
-MARGIN = 1.02  # tar headers and padding, beside the videos' bytes
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`make[shard](advance)` makes a shard; `sizes` are the bytes that each will take up."""
-
-    classes: tuple[str, ...]
-    clips: int
-    make: dict[str, Callable[[Callable[[str | None], None]], Shard]]
-    sizes: dict[str, int]
-    labelled: int | None = None  # clips; None where only the tars know
-    several: int = 0  # clips of several labels
+REPORT = "report.jsonl"  # what is in the data set, but odd
 
 
 def prepare(
@@ -62,114 +59,86 @@ def prepare(
     workers: int | None = None,
     dry_run: bool = False,
 ) -> Dataset | None:
-    """Makes a data set in `output`, or continues it, or opens it where it is finished.
+    """Make a data set in `output`, continue an unfinished one, or open a finished one.
 
-    `source` is a folder of class folders of videos; a folder of videos without classes (unlabelled); a CSV
-    `path,label[,label...]`, paths relative to it; a folder of tar shards, nested or not, which are indexed where
-    they lie (`output` may be the same folder); or one of publishers.NAMES, with `annotations` as published and the
-    folder `videos` (and `split`, where the file holds several; the next three for rawframes: see `list_frames`).
-    `annotations` otherwise: such a CSV, of the videos in the folder `source`.
-    `classes`: names in the order of their numbers, a file with one a line or {name: number}, a prepared data set or a teacher.
-    `limit`: so many clips, the first in the order of the shards, which is that of a hash. A shard is full at
-    `clips_per_shard` clips or `max_shard_bytes` of video, whichever comes first; `seed` spreads the clips over the
-    shards. `disjoint_from`: data sets that should share no clip with this one (that of `classes` is one, too).
-    `workers`: processes that decode (None: one a core; 0: this process alone). `dry_run`: says what would be done,
-    writes nothing, returns None.
+    `source` is one of: a folder of class folders of videos; a folder of videos without classes (unlabelled); a CSV
+    `path,label[,label...]` with paths relative to it; a folder of tar shards, nested or not, which are indexed at their
+    place (`output` may be the same folder); a name of publishers.NAMES, with the published file `annotations` and the
+    folder `videos`. `annotations` with a folder as the source: a CSV of the videos in that folder.
+    `split`: which split, if the file holds several. `with_offset`, `frame_template`, `fps`: see `list_frame_folders`.
+    `classes`: see `read_classes`. `limit`: take only that many clips, the first in the order of a hash.
+    A shard is full at `clips_per_shard` clips or `max_shard_bytes` of video. `seed` spreads the clips over the shards.
+    `disjoint_from`: data sets that should share no clip with this one; the data set `classes` is also one.
+    `workers`: processes that decode (None: one per core; 0: this process alone). `dry_run`: say what would be done, write
+    nothing, return None.
 
-    What can't be decoded, isn't there or isn't listed goes to quarantine.jsonl with its reason; clips that are twice
-    in the data set, or in a data set that should share none, parts that ended early, and videos that were found by
-    their name alone, in another folder than the list's, stay in, and are told in report.jsonl. Raises ReskdError for bad
-    annotations, classes and tars (before any work), an output in use or made from anything else, a full disk, and where
-    no clip at all is readable.
+    What can't be decoded, doesn't exist or isn't listed goes to quarantine.jsonl with its reason. These clips stay and
+    are reported in report.jsonl: clips that are twice in the data set or in a data set that should share none; parts
+    that end early; videos in another folder than the list's, found by name. Raises ReskdError for bad annotations,
+    classes and tars (before any work), for an output that is in use or made from anything else, for a full disk, and if
+    no clip is readable.
     """
     source, output, order = Path(source), Path(output), read_classes(classes)
-    annotated = Annotated(_path(annotations), _path(videos), split, with_offset, frame_template, fps)
+    annotated = AnnotationOptions(_path(annotations), _path(videos), split, with_offset, frame_template, fps)
     console = Console(stderr=True)
     if source.exists() and published_name(source, annotated):
-        _say(console, f"{source}: taken for the format of the annotations, not for the {source} that is here.")
+        _say(console, f"{source}: taken for the format of the annotations, not for the folder {source}.")
     options = {"clips_per_shard": clips_per_shard, "max_shard_bytes": max_shard_bytes, "seed": seed, "limit": limit}
-    apart = _apart(output, classes, disjoint_from)
-    found = look(source, output, annotated, options, order)
-    workers = (os.cpu_count() or 1) if workers is None else workers
-    with disk_errors(output), Prober(min(workers, max(len(found.listing.clips), len(found.tars)))) as prober:
-        refuse_other(output, found.arguments, among_tars=bool(found.tars))
+    disjoint = _disjoint_data_sets(output, classes, disjoint_from)
+    found = read_source(source, output, annotated, options, order)
+    count = (os.cpu_count() or 1) if workers is None else workers
+    with disk_errors(output), Workers(min(count, max(len(found.clip_list.clips), len(found.tars)))) as pool:
+        check_output(output, found.arguments, among_tars=bool(found.tars))
         if (output / INDEX).exists():
             data = open_dataset(output)
             data.check_files()
             _say(console, f"{output} was finished before: {len(data.shards)} shards. Nothing to do.")
         else:
-            planner = _plan_index if found.tars else _plan_shards
-            plan = planner(found, source, output, prober, order, options)  # refuses bad input, touches nothing
+            plan = make_plan(found, source, output, pool, order, options)
             if dry_run:
                 return _describe(plan, found, output, console)
-            with claimed(output, found.arguments, among_tars=bool(found.tars)):
-                data = _work(plan, found, output, console)
+            with locked_output(output, found.arguments, among_tars=bool(found.tars)):
+                data = _make_data_set(plan, found, output, console)
         if dry_run:
             return None
-        if odd := update_report(data, output / REPORT, apart):
-            _say(console, f"{output / REPORT} tells of clips that are in it, and odd: {odd}.")
+        if summary := update_report(data, output / REPORT, disjoint):
+            _say(console, f"{output / REPORT} lists clips that are in the data set, but odd: {summary}.")
         shutil.rmtree(output / WORK, ignore_errors=True)
     return data
 
 
-def _apart(output: Path, classes: Path | Sequence[str] | None, disjoint_from: Sequence[Path]) -> dict[str, Dataset]:
-    """The data sets that should share no clip with that in `output`, by the names that were given."""
+def _disjoint_data_sets(
+    output: Path, classes: Path | Sequence[str] | None, disjoint_from: Sequence[Path]
+) -> dict[str, Dataset]:
+    """The data sets that should share no clip with the one in `output`, by their paths as given."""
     paths = [Path(path) for path in disjoint_from]
     if isinstance(classes, (str, Path)) and Path(classes).is_dir():
         paths.append(Path(classes))
     return {str(path): open_dataset(path) for path in paths if path.resolve() != output.resolve()}
 
 
-def _plan_shards(found: Source, source: Path, output: Path, prober: Prober, order, options: dict[str, int]) -> Plan:
-    """Videos to be packed."""
-    classes, table = class_table(found.listing.labels, order, names=found.listing.names)
-    shards = spread_clips(found.listing.clips, seed=options["seed"], per_shard=options["clips_per_shard"],
-                          max_bytes=options["max_shard_bytes"], limit=options["limit"])  # fmt: skip
-    make, sizes = {}, {}
-    for i, clips in enumerate(shards):
-        name = f"{i:06d}.tar"
-        make[name] = partial(pack_shard, output / name, output / WORK / name, clips, table, prober)
-        sizes[name] = sum(clip.size or 0 for _, clip in clips)
-    taken = [clip for clips in shards for _, clip in clips]
-    labelled, several = (sum(len(clip.labels) > least for clip in taken) for least in (0, 1))
-    return Plan(classes, len(taken), make, sizes, labelled, several)
-
-
-def _plan_index(found: Source, source: Path, output: Path, prober: Prober, order, options: dict[str, int]) -> Plan:
-    """Tars to be indexed: each is looked through, so that a bad one is told before hours of work."""
-    tasks = (partial(survey_shard, source / name, order is not None) for name in found.tars)
-    survey = merge_surveys(prober.map(tasks))
-    field, labels = choose_field(survey)
-    classes, table = class_table(labels, order, names=False)
-    make = {name: partial(index_shard, source / name, name, field, table, prober) for name in found.tars}
-    return Plan(classes, survey.clips, make, dict.fromkeys(found.tars, 0))
-
-
-def _work(plan: Plan, found: Source, output: Path, console: Console) -> Dataset:
-    """Makes what isn't finished, shard by shard, and then the index."""
+def _make_data_set(plan: Plan, found: Source, output: Path, console: Console) -> Dataset:
+    """Make the unfinished shards, one after the other, and then the index."""
     notes = {name: read_note(output, name, output / found.base) for name in plan.make}
-    kept = [note for note in notes.values() if note]
-    needed, free = MARGIN * sum(plan.sizes[n] for n in notes if not notes[n]), shutil.disk_usage(output).free
-    if needed > free:
-        raise ReskdError(f"{output}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} free. Make room and run again, or "
-                         "choose another output")  # fmt: skip
-    if kept:
-        _say(console, f"Continuing: {len(kept)} of {len(notes)} shards were finished before.")
+    finished = [note for note in notes.values() if note]
+    check_disk(plan, [name for name, note in notes.items() if not note], output)
+    if finished:
+        _say(console, f"Continuing: {len(finished)} of {len(notes)} shards were finished before.")
     columns = (TextColumn("prepare"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
                TextColumn("{task.fields[bad]} unreadable"))  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=plan.clips - sum(note.clips for note in kept), bad=0)
+        bar = progress.add_task("", total=plan.clips - sum(note.clips for note in finished), bad=0)
 
         def advance(error: str | None) -> None:
             progress.update(bar, advance=1, bad=progress.tasks[bar].fields["bad"] + (error is not None))
 
         for name in notes:
             if notes[name] is None:
-                notes[name] = _make(output, name, plan.make[name], advance)
+                notes[name] = _make_shard(output, name, plan.make[name], advance)
     return _finish(plan, found, output, notes, console)
 
 
-def _make(output: Path, name: str, make: Callable, advance: Callable[[str | None], None]) -> Note:
+def _make_shard(output: Path, name: str, make: Callable, advance: Callable[[str | None], None]) -> Note:
     shard: Shard = make(advance)
     digest = write_rows(output, name, shard.rows) if shard.entry else ""
     note = Note(
@@ -188,43 +157,51 @@ def _make(output: Path, name: str, make: Callable, advance: Callable[[str | None
 
 
 def _finish(plan: Plan, found: Source, output: Path, notes: dict[str, Note], console: Console) -> Dataset:
-    lost = found.listing.quarantine + [line for note in notes.values() for line in note.quarantine]
-    write_lines(output / QUARANTINE, sorted(lost, key=lambda line: line["path"]))
+    """Write quarantine.jsonl, report.jsonl and last index.json. Raises ReskdError if no clip is readable."""
+    excluded = found.clip_list.quarantine + [line for note in notes.values() for line in note.quarantine]
+    write_lines(output / QUARANTINE, sorted(excluded, key=lambda line: line["path"]))
     shards = [(note.entry, note.rows_sha256) for note in notes.values() if note.entry]
-    bad = [line for line in lost if line["kind"] != "unlisted"]
     if all(note.clips == len(note.quarantine) for note in notes.values()):
+        bad = [line for line in excluded if line["kind"] != "unlisted"]
         first = f" The first, {bad[0]['path']}: {bad[0]['reason']}" if bad else ""
-        raise ReskdError(f"{output}: none of {len(bad)} clips is readable, see {QUARANTINE} in it.{first}")
+        raise ReskdError(f"{output}: none of {len(bad)} clips is readable, see {QUARANTINE} in this folder.{first}")
     errors = {name: note.errors for name, note in notes.items() if note.errors}
     decoder = found.arguments["decoder"]
     index = make_index(classes=plan.classes, decoder=decoder, base=found.base, shards=shards, quarantine=errors)
-    odd = found.listing.report + [line for note in notes.values() for line in note.report]
+    odd = found.clip_list.report + [line for note in notes.values() for line in note.report]
     write_lines(output / REPORT, odd + duplicates(Dataset(output, index)))
     write_index(output, index)
-    clips = sum(note.clips - len(note.quarantine) for note in notes.values())
-    _say(console, f"{output}: {clips} clips in {len(shards)} shards, {len(plan.classes)} classes.")
-    if several := sum(note.several for note in notes.values()):
-        _say(console, f"{several} clips have several labels.")
-    if unlabelled := sum(note.unlabelled for note in notes.values()):
-        _say(console, f"{unlabelled} clips have no label: they can be cached and distilled from.")
-    if fallbacks := sum(note.fallbacks for note in notes.values()):
-        _say(console, f"{fallbacks} clips are decoded by PyAV instead of decord.")
-    if lost:
-        _say(console, f"{output / QUARANTINE} says why these are not in it: {count_kinds(lost)}.")
+    _summarise(plan, output, list(notes.values()), console)
+    if excluded:
+        _say(console, f"{output / QUARANTINE} says why these are not in the data set: {count_kinds(excluded)}.")
     return open_dataset(output)
 
 
+def _summarise(plan: Plan, output: Path, notes: Sequence[Note], console: Console) -> None:
+    clips, shards = (
+        sum(note.clips - len(note.quarantine) for note in notes),
+        sum(note.entry is not None for note in notes),
+    )
+    _say(console, f"{output}: {clips} clips in {shards} shards, {len(plan.classes)} classes.")
+    if several := sum(note.several for note in notes):
+        _say(console, f"{several} clips have several labels.")
+    if unlabelled := sum(note.unlabelled for note in notes):
+        _say(console, f"{unlabelled} clips have no label: they can be cached and distilled from.")
+    if fallbacks := sum(note.fallbacks for note in notes):
+        _say(console, f"{fallbacks} clips are decoded by PyAV instead of decord.")
+
+
 def _describe(plan: Plan, found: Source, output: Path, console: Console) -> None:
-    """Says what would be done."""
+    """Say what a run would do."""
     several = f", {plan.several} with several labels" if plan.several else ""
     labelled = "" if plan.labelled is None else f" ({plan.labelled} labelled{several})"
     _say(console, f"Dry run: {output} would have {plan.clips} clips{labelled} of {len(plan.classes)} classes, "
                   f"{sum(plan.sizes.values()) / 1e9:.3f} GB more, in {len(plan.make)} shards.")  # fmt: skip
-    if done := sum(read_note(output, name, output / found.base) is not None for name in plan.make):
-        _say(console, f"{done} of the shards are finished already.")
-    if found.listing.quarantine:
-        _say(console, f"Not in it: {count_kinds(found.listing.quarantine)}. For example:")
-        examples = {line["kind"]: line for line in reversed(found.listing.quarantine)}
+    if finished := sum(read_note(output, name, output / found.base) is not None for name in plan.make):
+        _say(console, f"{finished} of the shards are finished already.")
+    if found.clip_list.quarantine:
+        _say(console, f"Not in the data set: {count_kinds(found.clip_list.quarantine)}. For example:")
+        examples = {line["kind"]: line for line in reversed(found.clip_list.quarantine)}
         for kind in sorted(examples):
             _say(console, f"  {kind}: {examples[kind]['path']}: {examples[kind]['reason']}")
 

@@ -42,4 +42,8 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
         for number, handler in old.items():
             signal.signal(number, handler)
         if received:
-            signal.raise_signal(received[0])
+            handler = old[received[0]]
+            if callable(handler):  # called here: a signal may be answered in a destructor, where its exception is lost
+                handler(received[0], None)
+            else:
+                signal.raise_signal(received[0])

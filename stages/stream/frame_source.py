@@ -85,4 +85,5 @@ def warn_if_enlarged(pack: Pack, policy: ViewPolicy, size: int) -> None:
     side = identity.side if identity.policy == policy else smallest_side(policy)
     if size > (served := largest_size_served(identity.height, side)):
         console.print(f"[yellow]warning[/] {pack.path}: frames of {identity.height} px serve students of up to {served} px "
-                      f"without enlarging any crop, this student has {size} px: run `pack` with size={size} into a new folder")  # fmt: skip
+                      f"without enlarging any crop, this student has {size} px: "
+                      f"run `pack` with size={size} into a new folder")  # fmt: skip

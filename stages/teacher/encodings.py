@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from cache.arrays import compressed_bytes
 from cache.codecs import CODECS, codec_of
-from cache.group import compressed_bytes
 from cache.identity import Identity
 from cache.manifest import bytes_of_clip_view
 from cache.reduction import reduce_maps, reduced_shape

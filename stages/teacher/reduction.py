@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cache.codecs import codec_of, from_stored, ranges, to_codes
+from cache.codecs import codec_of, from_stored, scale_and_offset, to_codes
 from cache.errors import ReskdError
-from cache.reduction import Constants, unsampling
+from cache.reduction import Constants, upsampling_pinv
 
 KEPT = 128 * 2**20  # bytes of sampled maps kept for the ranges, and the same number for the error
 MARGIN = 0.1  # of a range, added on either side: maps that are not kept may go beyond
@@ -44,7 +44,7 @@ def reduce_features(features: Tensor, grid: tuple[int, int, int], tensors: Mappi
 @lru_cache
 def _unsampling_on(device: torch.device, source: int, target: int) -> Tensor:
     """Copied to the device once: a copy from unpinned memory would wait for the forward, in each batch."""
-    return torch.from_numpy(unsampling(source, target)).to(device, torch.float32)
+    return torch.from_numpy(upsampling_pinv(source, target)).to(device, torch.float32)
 
 
 @dataclass
@@ -118,7 +118,7 @@ def estimate_constants(sample: Sample, codec: str, dims: int | None, energy: flo
             low, high = values.min(0), values.max(0)
             margin = MARGIN * (high - low)
             low, high = low - margin, high + margin
-        constants |= ranges(low, high, codec)
+        constants |= scale_and_offset(low, high, codec)
     return constants
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from stages.runtime.distributed import Ranks
 from stages.runtime.log import progress_bar
 from stages.shards.dataset import Dataset
-from stages.stream.clips import Clips
+from stages.stream.clips import ClipDataset
 from stages.stream.epoch_plan import hash_parts, splitmix64
 from stages.stream.loading import decoding_workers, keep_batch, raise_errors
 from stages.teacher.config import CacheConfig
@@ -37,7 +37,7 @@ def sample_maps(config: CacheConfig, data: Dataset, teacher: Teacher, ranks: Ran
     parts = [chosen[i : i + teacher.batch_size] for i in range(0, total, teacher.batch_size)]
     batches = [[(*clips[c], (position[c] + v) % config.views) for c, v in part] for part in parts]
     held_out = [np.array([position[c] % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1 for c, _ in part]) for part in parts]
-    views = Clips(data, size=teacher.size, num_classes=len(data.classes), policy=config.policy)
+    views = ClipDataset(data, size=teacher.size, num_classes=len(data.classes), policy=config.policy)
     workers = min(decoding_workers(config.loader), len(batches))
     loader = DataLoader(views, batch_sampler=batches, num_workers=workers, collate_fn=keep_batch, generator=torch.Generator(),
                         prefetch_factor=config.loader.prefetch if workers else None)  # fmt: skip

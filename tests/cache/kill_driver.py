@@ -1,5 +1,5 @@
 """Runs the steps of a cache's life and dies at the k-th call that touches the disk, for every k (or every so many).
-With the step "paid" it is `finalise` alone, with ledgers of two ranks: whatever was paid counts once.
+With the step "teacher_time" it runs `finalise` alone, with logs of two ranks: all teacher time counts once.
 
 Started by test_kills.py as a process of its own, small enough to fork hundreds of times.
 Prints one JSON object: {"calls": how many there are, "states": how many different folders the kills left behind,
@@ -194,27 +194,27 @@ def run(name: str, folder: Path, stride: int) -> dict:
     return {"calls": int(calls), "states": len(seen), "wrong": wrong}
 
 
-SPENT = [(0, 1.0, 3), (1, 2.0, 5), (1, 4.0, 7)]  # rank, forward seconds, clip·views
+RECORDED = [(0, 1.0, 3), (1, 2.0, 5), (1, 4.0, 7)]  # rank, forward seconds, clip·views
 
 
-def bill(path: Path) -> tuple[float, int]:
-    paid = teacher_time_of(path, load_manifest(path).notes)
-    return paid.forward_seconds, paid.clip_views
+def counted_time(path: Path) -> tuple[float, int]:
+    time = teacher_time_of(path, load_manifest(path).notes)
+    return time.forward_seconds, time.clip_views
 
 
 def run_on(path: Path, more: bool) -> tuple[float, int]:
-    """The run after a kill, which may spend again before it finalises; what has been paid in the end."""
+    """The run after a kill, which may record more before it finalises. Returns the teacher time at the end."""
     if more:
         open_time_log(path, 0, 0.0)(8.0, 9)
     finalise(path)
-    return bill(path)
+    return counted_time(path)
 
 
-def run_paid(folder: Path) -> dict:
+def run_teacher_time(folder: Path) -> dict:
     base, path = folder / "base", folder / "path"
     create_cache(base, ONE, CONSTANTS)
     write_views(base, ONE, SHARD, range(1))
-    for rank, seconds, clip_views in SPENT:
+    for rank, seconds, clip_views in RECORDED:
         open_time_log(base, rank, 0.0)(seconds, clip_views)
 
     def killed_at(k: int) -> int:
@@ -230,7 +230,7 @@ def run_paid(folder: Path) -> dict:
             shutil.copytree(base, path)
             status, text = in_child(killed_at, k)
             states.add((load_manifest(path).finalised, len(list(path.glob(".paid-*")))))
-            seen, wanted = in_child(bill, path)[1], (15.0, 24) if more else (7.0, 15)
+            seen, wanted = in_child(counted_time, path)[1], (15.0, 24) if more else (7.0, 15)
             ended = in_child(run_on, path, more)[1]
             if (status, seen, ended) != (DIED, "(7.0, 15)", str(wanted)) or list(path.glob(".paid-*")):
                 wrong.append(f"call {k}, more {more}: {status} {text}; {seen} seen, then {ended}, wanted {wanted}")
@@ -239,4 +239,4 @@ def run_paid(folder: Path) -> dict:
 
 if __name__ == "__main__":
     step, where = sys.argv[1], Path(sys.argv[2])
-    print(json.dumps(run_paid(where) if step == "paid" else run(step, where, int(sys.argv[3]))))
+    print(json.dumps(run_teacher_time(where) if step == "teacher_time" else run(step, where, int(sys.argv[3]))))

@@ -12,7 +12,7 @@ from cache.differences import differing_identities
 from cache.errors import ReskdError
 from cache.finalise import finalise
 from cache.group import load_manifest
-from cache.growth import grown, missing_work
+from cache.growth import grown_identity, missing_work
 from cache.manifest import Manifest
 from cache.reader import CacheReader, check_join
 from cache.writer import ShardWriter
@@ -87,7 +87,7 @@ def test_readers_of_what_was_there_are_not_disturbed(tmp_path):
         ReskdError, match=rf"shard {SHARD}: its features are not committed: run cache-teacher to the end"
     ):
         CacheReader(path, BOTH).block(SHARD, 0, 0)
-    with pytest.raises(ReskdError, match=rf"shard {NEW} is not there"):
+    with pytest.raises(ReskdError, match=rf"shard {NEW} is missing"):
         late.block(NEW, 0, 0)
     fill(path, manifest)
     for reader in (early, late, CacheReader(path)):
@@ -244,7 +244,9 @@ def test_checking_writes_nothing_and_says_what_would_be(tmp_path):
 
 def test_a_grown_identity_keeps_what_differs_in_sight():
     stored, more = wanted(SHARD, features=False).identity, wanted(NEW, SHARD).identity
-    identity, lines = grown(stored, more)
+    identity, lines = grown_identity(stored, more)
     assert lines == [] and differing_identities(identity, more) == ["shards: the same 2 shards in another order"]
     other = dataclasses.replace(more, shards=(more.shards[0], dataclasses.replace(more.shards[1], bytes=7)))
-    assert grown(stored, other)[1] == [f"shards: 1 of 1 changed: {SHARD}: bytes 1066 in the cache, 7 in this run"]
+    assert grown_identity(stored, other)[1] == [
+        f"shards: 1 of 1 changed: {SHARD}: bytes 1066 in the cache, 7 in this run"
+    ]

@@ -19,7 +19,7 @@ DRIVER = Path(__file__).with_name("kill_driver.py")
         ("growth", 1, 50, 25),
         ("another_target", 1, 30, 15),
         ("everything", 5, 150, 25),
-        ("paid", 1, 4, 3),  # not finalised; finalised, and all ledgers there, or two of them, or one
+        ("teacher_time", 1, 4, 3),  # not finalised; finalised, with all three logs, two of them, or one
     ],
 )
 def test_killed_at_any_call_a_commit_is_whole_or_not_there_and_a_rerun_ends_alike(

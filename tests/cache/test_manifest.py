@@ -52,9 +52,17 @@ def test_a_damaged_manifest_is_refused(damage):
     del data[damage]
     with pytest.raises(ReskdError, match=f"damaged.*{damage}"):
         Manifest.from_json(data)
+
+
+@pytest.mark.parametrize("place", ["", "identity.", "identity.policy.", "identity.shards."])
+def test_keys_of_a_newer_version_are_refused_with_what_to_do(place):
     data = Manifest(identity_of(SHARDS), views=1).to_json()
-    data["identity"]["surprise"] = 1
-    with pytest.raises(ReskdError, match=r"damaged.*surprise"):
+    identity = data["identity"]
+    parts = {"": data, "identity.": identity, "identity.policy.": identity["policy"]}
+    parts.get(place, identity["shards"][1])["surprise"] = 1
+    with pytest.raises(
+        ReskdError, match=rf"newer version.*\({place}surprise\).*[Uu]se the newer version, or make.*anew"
+    ):
         Manifest.from_json(data)
 
 

@@ -141,7 +141,7 @@ def test_a_group_that_is_lost_or_damaged(cache):
             both(cache).block(SHARD, 0, 0)
         assert SHARD in str(caught.value)
     shutil.rmtree(cache / SHARD)
-    with pytest.raises(ReskdError, match=rf"shard {SHARD} is not there"):
+    with pytest.raises(ReskdError, match=rf"shard {SHARD} is missing"):
         both(cache).block(SHARD, 0, 0)
     assert both(cache).block(NESTED, 0, 0).valid.sum() == 63
 
@@ -173,7 +173,7 @@ def test_targets_that_are_not_finite_under_a_valid_row(cache, array, fill):
 def test_views_and_blocks_that_are_not_there(cache):
     reader = CacheReader(cache)
     for view in (3, -1):
-        with pytest.raises(ReskdError, match=rf"{SHARD}: view {view} is not committed, there are 3"):
+        with pytest.raises(ReskdError, match=rf"{SHARD}: view {view} is not committed, the shard has 3"):
             reader.block(SHARD, view, 0)
     for block in (3, -1):
         with pytest.raises(ReskdError, match=rf"no block {block} in 130 rows"):

@@ -9,7 +9,7 @@ import pytest
 import zarr
 from small_caches import CLASSES, CONSTANTS, GRID, SHARD, WIDTH, content, identity_of, keys_of, make_cache, write_views
 
-from cache.codecs import CODECS, from_stored, ranges
+from cache.codecs import CODECS, from_stored, scale_and_offset
 from cache.create import create_cache
 from cache.finalise import finalise
 from cache.group import load_group, load_manifest, read_attributes
@@ -45,7 +45,7 @@ def small(path: Path, *, logits: str = "uint8", features: str = "float16", basis
             "mean": random.normal(size=CHANNELS),
         }
     if CODECS["features"][features].levels:
-        constants |= ranges(np.full(WIDTH, -2.0), np.array([1.5, 2.0, 2.5]), features)
+        constants |= scale_and_offset(np.full(WIDTH, -2.0), np.array([1.5, 2.0, 2.5]), features)
     manifest = create_cache(path, Manifest(identity, 2), constants)
     write_views(path, manifest, shard, range(2), invalid=[LOST])
     finalise(path)

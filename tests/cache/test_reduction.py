@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cache.codecs import CODECS, from_stored, ranges, to_codes
+from cache.codecs import CODECS, from_stored, scale_and_offset, to_codes
 from cache.errors import ReskdError
-from cache.reduction import reduce_maps, reduced_shape, unsampling, upsampling
+from cache.reduction import reduce_maps, reduced_shape, upsampling, upsampling_pinv
 from stages.teacher.reduction import constants_on, reduce_features
 
 LEVELS = {name: codec.levels for name, codec in CODECS["features"].items() if codec.levels}
@@ -35,7 +35,7 @@ def test_upsampling_is_torchs_bilinear_interpolation(h, w, height, width):
 @given(SIDES, SIDES)
 def test_unsampling_is_its_pseudoinverse(a, b):
     source, target = min(a, b), max(a, b)
-    up, down = upsampling(source, target), unsampling(target, source)
+    up, down = upsampling(source, target), upsampling_pinv(target, source)
     assert down.shape == (source, target)
     assert np.allclose(up @ down @ up, up) and np.allclose(down @ up @ down, down)  # Penrose's four conditions
     assert np.allclose(up @ down, (up @ down).T) and np.allclose(down @ up, (down @ up).T)
@@ -43,7 +43,7 @@ def test_unsampling_is_its_pseudoinverse(a, b):
 
 def test_of_a_grid_it_is_the_kronecker_product():
     flat = np.linalg.pinv(np.kron(upsampling(4, 7), upsampling(3, 5)))
-    assert np.allclose(np.kron(unsampling(7, 4), unsampling(5, 3)), flat)
+    assert np.allclose(np.kron(upsampling_pinv(7, 4), upsampling_pinv(5, 3)), flat)
     maps = np.random.default_rng(0).normal(size=(2, 3, 7, 5, 6)).astype(np.float32)
     ours = reduce_maps(maps, {"grid": [3, 4, 3]}, {})
     theirs = np.einsum("gp,ntpd->ntgd", flat, maps.reshape(2, 3, 35, 6)).reshape(2, 3, 4, 3, 6)
@@ -89,7 +89,7 @@ def values_and_range(draw):
 @settings(max_examples=300)
 def test_codes_are_off_by_half_a_step_inside_the_range_and_go_to_its_end_outside(drawn, codec):
     values, low, high = drawn
-    constants = ranges(low, high, codec)
+    constants = scale_and_offset(low, high, codec)
     codes = to_codes(values, constants, codec)
     assert (
         codes.dtype == np.int8 and np.abs(codes.astype(int)).max() <= LEVELS[codec] <= 127
@@ -103,13 +103,13 @@ def test_codes_are_off_by_half_a_step_inside_the_range_and_go_to_its_end_outside
 
 @given(hnp.arrays(np.float32, 5, elements=st.floats(0, 1e6, width=32)), st.sampled_from(sorted(LEVELS)))
 def test_zero_stays_zero_where_maps_are_never_negative(high, codec):
-    constants = ranges(np.zeros(5, np.float32), high, codec)
+    constants = scale_and_offset(np.zeros(5, np.float32), high, codec)
     codes = to_codes(np.zeros((1, 5), np.float32), constants, codec)
     assert (from_stored(codes, constants) == 0).all()
 
 
 def test_huge_numbers_go_to_the_ends_and_float16_stays_as_it_is():
-    constants = ranges(np.full(2, -1, np.float32), np.full(2, 3, np.float32))
+    constants = scale_and_offset(np.full(2, -1, np.float32), np.full(2, 3, np.float32))
     codes = to_codes(np.array([[-1e30, 1e30], [-1, 3]], np.float32), constants)
     assert codes.tolist() == [[-LEVELS["int8"], LEVELS["int8"]]] * 2
     half = np.array([[0.1, 7]], np.float16)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from cache import verify_group
+from cache.arrays import open_for_writing
 from cache.create import create_cache
 from cache.finalise import finalise
-from cache.group import load_manifest, open_for_writing
+from cache.group import load_manifest
 from cache.manifest import Manifest
 from cache.store import file_digest
 from cache.verify import repair, verify
@@ -106,8 +107,8 @@ def test_files_that_no_one_listed(cache):
     (cache / ".tmp").mkdir()
     assert found(cache) == [
         ("", "classifier/c.1.0: not listed (1 files)", TIDY),
-        ("", "lost.tar: not of this cache", HAND),
-        ("", "notes.txt: not of this cache", HAND),
+        ("", "lost.tar: not part of this cache", HAND),
+        ("", "notes.txt: not part of this cache", HAND),
         ("a.tar", "logits/.c.0.2.0.partial: not listed (2 files)", TIDY),
     ]
 
@@ -145,11 +146,11 @@ def swap_keys(group):
         (lambda group: group.update(views="2"), "views is '2'"),
         (lambda group: group["files"].pop("flip/c.0.0"), "it lists other files (flip/c.0.0)"),
         (lambda group: group.pop("files"), "is not a shard of a cache of format"),
-        (lambda group: group["quarantine"].update(nobody="gone"), "reasons for clips that it hasn't"),
+        (lambda group: group["quarantine"].update(nobody="gone"), "reasons for clips that the shard doesn't have"),
         (lambda group: group.update(quarantine={}), "without a reason in the quarantine: 1 clips, 'a-0003' first"),
         (lambda group: group["quarantine"].update({"a-0001": "?"}), "in all views, and in the quarantine: 1 clips"),
         (lambda group: group.update(fingerprint="00"), "made by another run"),
-        (lambda group: group["targets"].update(logits="00"), "its logits are stored otherwise"),
+        (lambda group: group["targets"].update(logits="00"), "its logits are stored with other settings"),
     ],
 )
 def test_damaged_attributes_of_a_group(cache, change, what):
@@ -164,7 +165,7 @@ def test_json_that_is_none(cache):
     shutil.rmtree(cache / "deep/b.tar")
     (_, first, redo), other, lost = found(cache)
     assert "zarr.json is damaged" in first and str(cache) not in first and redo == REDO
-    assert lost == ("c.tar", "its zarr.json is missing, other files are there", REDO)
+    assert lost == ("c.tar", "its zarr.json is missing, other files are present", REDO)
     assert other == ("deep/b.tar", "its group is lost", RERUN)
 
 
@@ -192,7 +193,7 @@ def test_damaged_constants_and_quarantine_of_the_root(cache):
     flip(cache / "classifier/c.0.0")
     edit(cache / "zarr.json", lambda root: root["quarantine"].pop("c.tar"))
     assert found(cache) == [
-        ("", "classifier/c.0.0, by which features are read: its sha256 is not the one written", RERUN),
+        ("", "classifier/c.0.0, which is needed to read features: its sha256 is not the one written", RERUN),
         ("c.tar", "the manifest's quarantine isn't the shard's", RERUN),
     ]
 
@@ -225,7 +226,7 @@ def test_rows_without_targets(cache, array, value):
     files = {p.relative_to(cache / "a.tar").as_posix(): file_digest(p) for p in (cache / "a.tar" / array).glob("c.*")}
     edit(cache / "a.tar/zarr.json", lambda group: group["files"].update(files))
     target = "logits" if array == "scale" else array
-    assert found(cache) == [("a.tar", f"view 1, {target} not there or not finite: 1 clips, 'a-0065' first", REDO)]
+    assert found(cache) == [("a.tar", f"view 1, {target} missing or not finite: 1 clips, 'a-0065' first", REDO)]
 
 
 def test_frames_are_held_against_the_videos(whole):

@@ -172,7 +172,7 @@ def test_what_is_not_committed_is_not_there(tmp_path):
         ReskdError, match=rf"not finished: 1 of 1 shards.*{SHARD} \(2 views of features and logits\).*cache-teacher"
     ):
         finalise(path)
-    with pytest.raises(ReskdError, match=f"{SHARD} is not there"):
+    with pytest.raises(ReskdError, match=f"{SHARD} is missing"):
         CacheReader(path).block(SHARD, 0, 0)
     with pytest.raises(AssertionError, match="unwritten rows"):
         writer.commit({}, {})
@@ -281,10 +281,10 @@ def test_views_that_are_not_the_next_are_refused(tmp_path, views):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("logits", np.zeros((3, CLASSES + 1), np.float32), rf"logits come as \[3, 6\].* says \[3, {CLASSES}\]"),
-        ("features", np.zeros((3, 1, 3, 3, WIDTH), np.float32), r"features come as \[3, 1, 3, 3, 3\]"),
-        ("features", np.zeros((3, *GRID, 9), np.float32), r"features come as \[3, 1, 2, 2, 9\]"),
-        ("frames", np.zeros((3, 9), np.int32), r"frames come as \[3, 9\]"),
+        ("logits", np.zeros((3, CLASSES + 1), np.float32), rf"logits have shape \[3, 6\].* says \[3, {CLASSES}\]"),
+        ("features", np.zeros((3, 1, 3, 3, WIDTH), np.float32), r"features have shape \[3, 1, 3, 3, 3\]"),
+        ("features", np.zeros((3, *GRID, 9), np.float32), r"features have shape \[3, 1, 2, 2, 9\]"),
+        ("frames", np.zeros((3, 9), np.int32), r"frames have shape \[3, 9\]"),
         (
             "logits",
             np.full((3, CLASSES), np.nan, np.float32),

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from cache.errors import ReskdError
 from cache.view import ViewPolicy
 from pipeline import cli
-from stages.prepare.lists import mmaction_entries
-from stages.prepare.lookup import Names, agree, resolve
+from stages.prepare.annotation_files import mmaction_annotations
+from stages.prepare.path_index import PathIndex, match_paths, same_ending
 from stages.prepare.prepare import prepare
 from stages.shards.classes import read_classes
 from stages.shards.dataset import Dataset, open_dataset
 from stages.stream.all_views import AllViews, Work
-from stages.stream.clips import Clips
+from stages.stream.clips import ClipDataset
 from stages.video.decode import decode_frames
 from tests.media import encode_video, moving_square, numbered_frames, read_numbers
 
@@ -110,7 +110,7 @@ def test_kinetics_clips_that_are_cut_and_parts_of_whole_videos(kinetics, tmp_pat
     assert "line 9" in told["zzzzzzzzzzz_000000_000010", "absent"]
     assert told["extra/nobody.mp4", "unlisted"] == "not listed in kinetics_train.csv"
     ranges = sorted(line["reason"] for line in lines(tmp_path / "out") if line["kind"] == "range")
-    assert "from 4 to 3 s" in ranges[0] and "the part from 9 to 19 s begins where the video has ended" in ranges[1]
+    assert "from 4 to 3 s" in ranges[0] and "the part from 9 to 19 s begins after the end of the video" in ranges[1]
     (cut,) = lines(tmp_path / "out", "report")
     assert cut["kind"] == "range" and "from 4 to 60 s ends with its video, at 5.00 s" in cut["reason"]
 
@@ -120,7 +120,7 @@ def test_views_of_a_part_show_the_frames_of_that_part(kinetics, tmp_path):
     policy = ViewPolicy(num_frames=4, jitter=False, crop="full", flip=0)
     name, index = data.shards[0].name, {row.key: r for r, row in enumerate(data.rows(data.shards[0].name))}
     (batch,) = AllViews(data, [Work(name, range(1))], policy, 64, len(index))
-    students = Clips(data, size=64, num_classes=3, policy=policy)
+    students = ClipDataset(data, size=64, num_classes=3, policy=policy)
     for key, numbers in {
         "wholevideo_000002_000004": [18, 22, 26, 30],
         "wholevideo_3_5_4_25": [28, 30, 31, 33],
@@ -358,16 +358,16 @@ numbers = st.lists(st.integers(0, 400), min_size=1, max_size=4, unique=True)
 def test_any_path_and_its_labels_come_out_of_a_line(tmp_path_factory, entries, between):
     file = tmp_path_factory.getbasetemp() / "line.txt"
     file.write_text("".join(between.join([path, *map(str, labels)]) + "\n" for path, labels in entries))
-    assert [(e.names[0], list(map(int, e.labels))) for e in mmaction_entries(file)] == entries
+    assert [(e.paths[0], list(map(int, e.labels))) for e in mmaction_annotations(file)] == entries
 
 
 # Names and files
 
 
 def test_names_are_found_where_they_are_listed_before_anywhere_else(tmp_path):
-    names = Names(tmp_path, ["x/v0.mp4", "y/v0.mp4", "v_1.webm", "deep/er/only.mkv", "a.b.mp4"])
+    index = PathIndex(tmp_path, ["x/v0.mp4", "y/v0.mp4", "v_1.webm", "deep/er/only.mkv", "a.b.mp4"])
     entries = [("x/v0",), ("y/v0.avi",), ("z/v0",), ("v_1", "1"), ("only.mp4",), (f"{tmp_path}/a.b.mp4",), ("./a.b",)]
-    assert resolve(names, entries) == [
+    assert match_paths(index, entries) == [
         ("x/v0.mp4",),
         ("y/v0.mp4",),
         (),
@@ -376,8 +376,8 @@ def test_names_are_found_where_they_are_listed_before_anywhere_else(tmp_path):
         ("a.b.mp4",),
         ("a.b.mp4",),
     ]
-    assert resolve(names, [("v0",)]) == [("x/v0.mp4", "y/v0.mp4")]
-    assert resolve(Names(tmp_path, ["c.mp4", "c.mkv"]), [("c",)]) == [("c.mkv", "c.mp4")]
+    assert match_paths(index, [("v0",)]) == [("x/v0.mp4", "y/v0.mp4")]
+    assert match_paths(PathIndex(tmp_path, ["c.mp4", "c.mkv"]), [("c",)]) == [("c.mkv", "c.mp4")]
 
 
 def test_a_video_of_another_folder_is_taken_by_its_name_and_told(tmp_path, capsys):
@@ -388,10 +388,10 @@ def test_a_video_of_another_folder_is_taken_by_its_name_and_told(tmp_path, capsy
     assert set(rows(data)) == {"train_a_1", "val_a_2", "b_3", "deep_c_d_4", "5"}
     (told,) = lines(tmp_path / "out", "report")
     assert (told["path"], told["kind"]) == ("val/a/2.mp4", "elsewhere")
-    assert "taken for train/a/2.mp4, which isn't there" in told["reason"] and "line 2" in told["reason"]
+    assert "taken for train/a/2.mp4, which doesn't exist" in told["reason"] and "line 2" in told["reason"]
     assert "1 elsewhere" in capsys.readouterr().err
     for one, other, same in (("a/1", "x/a/1.mp4", True), ("y/a/1.avi", "a/1.mp4", True), ("b/1", "a/1.mp4", False)):
-        assert agree(one, other) is same
+        assert same_ending(one, other) is same
 
 
 def test_an_entry_that_several_files_fit_is_quarantined(tmp_path):
@@ -476,7 +476,7 @@ def test_a_wrong_folder_of_videos_is_told_before_any_work(tmp_path):
     told = {line["path"]: line["reason"] for line in lines(tmp_path / "out")}
     assert "it lies outside the folder of the videos" in told[str(tmp_path / "elsewhere.mp4")]
     videos(folder, "y.mp4"), write(file, file.read_text() + "y.mp4 0\n")
-    with pytest.raises(ReskdError, match="listing: other videos, sizes or labels than before"):
+    with pytest.raises(ReskdError, match="listing: the clips, their sizes or their labels differ"):
         make("mmaction", tmp_path / "out", annotations=file, videos=folder)
 
 
@@ -505,7 +505,7 @@ def test_a_limit_takes_the_first_clips_of_the_order_of_the_shards(tmp_path):
     )
     assert len(some) == 3 and len(more) == 6 and more[:3] == some and all_of_it[:6] == more and len(all_of_it) == 9
     assert list(kinds(tmp_path / "3").values()) == ["absent"] * 3  # and the other six are no quarantine
-    with pytest.raises(ReskdError, match="limit: 3 there, 4 now"):
+    with pytest.raises(ReskdError, match="limit: the data set has 3, this run wants 4"):
         make("mmaction", tmp_path / "3", annotations=file, videos=folder, limit=4, clips_per_shard=4)
 
 
@@ -516,7 +516,7 @@ def test_a_dry_run_tells_and_writes_nothing(kinetics, tmp_path):
     assert done.exit_code == 0, done.output
     size = sum(len(data) for data in (clip(0), clip(1), *[numbered()] * 4)) / 1e9
     assert f"6 clips (6 labelled) of 3 classes, {size:.3f} GB more, in 3 shards" in done.output
-    assert "Not in it: 1 absent, 1 range, 1 twice, 1 unlisted." in done.output
+    assert "Not in the data set: 1 absent, 1 range, 1 twice, 1 unlisted." in done.output
     assert sorted(tmp_path.rglob("*")) == before
     done = CliRunner().invoke(cli, ["prepare", "kinetics", *map(str, given), "--limit", "2", "--set", "workers=0"])
     assert done.exit_code == 0 and open_dataset(tmp_path / "out").shards[0].clips == 2
@@ -537,7 +537,7 @@ def test_videos_in_two_splits_are_reported_and_stay(tmp_path):
     assert found.keys() == {"class0_copy", "class1_other"} <= rows(data).keys()
     assert all(line["kind"] == "overlap" and line["with"] == str(tmp_path / "a") for line in found.values())
     assert found["class0_copy"]["same_labels"] and found["class0_copy"]["same_as"]["key"] == "class0_train0"
-    assert "labelled otherwise: ['class1'] here, ['class0'] there" in found["class1_other"]["reason"]
+    assert "with other labels: this clip has ['class1'], the other has ['class0']" in found["class1_other"]["reason"]
     make(tmp_path / "val", tmp_path / "b", classes=tmp_path / "a", disjoint_from=[tmp_path / "a"])  # told once
     assert len(lines(tmp_path / "b", "report")) == 2
     make(tmp_path / "test", tmp_path / "c", disjoint_from=[tmp_path / "a"])
@@ -557,7 +557,7 @@ def test_the_same_video_twice_is_reported_with_a_word_where_its_labels_differ(ki
     found = [line for line in lines(tmp_path / "out", "report") if line["kind"] == "duplicate"]
     assert len(found) == 2  # three of one content; parts of one video are not the same
     assert [line["same_labels"] for line in found].count(False) in (1, 2)
-    assert all(("labelled otherwise" in line["reason"]) != line["same_labels"] for line in found)
+    assert all(("other labels" in line["reason"]) != line["same_labels"] for line in found)
 
 
 def test_classes_do_not_depend_on_which_videos_are_there(kinetics, tmp_path):

@@ -11,9 +11,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from cache.errors import ReskdError
-from stages.prepare import ingest
+from stages.prepare import make_shards
+from stages.prepare.encode_frames import encode_pictures
 from stages.prepare.prepare import prepare
-from stages.prepare.raw_frames import encode_pictures
 from stages.shards.dataset import Dataset
 from stages.video.decode import DecodeError, decode_frames
 from tests.data.test_publishers import kinds, lines, rows, write
@@ -109,7 +109,7 @@ def test_clips_with_an_offset_are_parts_of_a_folder(tmp_path):
         assert read_numbers(decoded(data, "long_0_4")) == [0, 1, 2, 3]
         assert read_numbers(decoded(data, "long_4_6")) == [4, 5, 6, 7, 8, 9]
     (missing, twice) = lines(tmp_path / "out0")
-    assert "img_00017.jpg is missing, as 1 of 5 frames are" in missing["reason"] and twice["kind"] == "twice"
+    assert "1 of 5 frames are missing, the first is img_00017.jpg" in missing["reason"] and twice["kind"] == "twice"
 
 
 def test_what_is_wrong_with_a_folder_is_told(tmp_path):
@@ -130,8 +130,8 @@ def test_what_is_wrong_with_a_folder_is_told(tmp_path):
     assert sorted(rows(data)) == ["good", "more"]
     reasons = {line["path"]: line["reason"] for line in lines(tmp_path / "out")}
     for name, message in {
-        "hole": "img_00003.png is missing, as 1 of 5 frames are",
-        "both": "both img_%05d.jpg and img_%05d.png are there: give --frame-template",
+        "hole": "1 of 5 frames are missing, the first is img_00003.png",
+        "both": "has both img_%05d.jpg and img_%05d.png: give --frame-template",
         "broken": "img_00002.png can't be read (no picture)",
         "mixed": "picture 2 is 160x60, those before it 160x120",
         "deep": "img_00002.png can't be read (I;16 pixels)",
@@ -169,17 +169,17 @@ def test_a_killed_run_is_continued_to_the_same_bytes_and_workers_change_none(tmp
 
 
 def test_killed_between_two_clips_it_leaves_nothing_behind(tmp_path, monkeypatch):
-    options, copy = frame_list(tmp_path), ingest._copy
+    options, read_unchanged = frame_list(tmp_path), make_shards._read_unchanged
     make(tmp_path / "whole", **options)
 
     def dying(path, probe):
         if path.name == "0.mp4":
             os.truncate(path, 10)
             raise KeyboardInterrupt
-        return copy(path, probe)
+        return read_unchanged(path, probe)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(ingest, "_copy", dying)
+        patched.setattr(make_shards, "_read_unchanged", dying)
         make(tmp_path / "out", **options)
     assert (tmp_path / "out/.prepare/encoded/0.mp4").exists()
     make(tmp_path / "out", **options)

@@ -8,7 +8,7 @@ import torch
 from test_losses import bilinear, draw, softmax, tensor
 from test_student import MODEL
 
-from cache.codecs import ranges, to_codes
+from cache.codecs import scale_and_offset, to_codes
 from cache.identity import Identity
 from cache.manifest import FORMAT, Manifest
 from cache.reduction import reduce_maps
@@ -96,7 +96,7 @@ def encoded(codec: str, constants: dict, grid=(T, SIDE, SIDE)) -> tuple[np.ndarr
     if codec == "float16":
         return reduced.astype(np.float16), constants
     flat = reduced.reshape(-1, reduced.shape[-1])
-    constants = constants | ranges(flat.min(0), flat.max(0))
+    constants = constants | scale_and_offset(flat.min(0), flat.max(0))
     return to_codes(reduced, constants), constants
 
 

@@ -1,4 +1,4 @@
-"""One shard of a data set, from annotated videos or from a foreign tar: its rows, and what was unreadable."""
+"""Makes one shard of a data set: packs videos into a tar, or indexes an existing tar."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -8,31 +8,34 @@ from typing import Any
 
 from cache.errors import ReskdError
 from cache.identity import ShardEntry, keys_digest
-from stages.prepare.annotations import Clip, extension, safe_keys
+from stages.prepare.clips import Clip, safe_keys
+from stages.prepare.encode_frames import encode_task
 from stages.prepare.existing_shards import shard_labels
-from stages.prepare.probing import Probe, Prober, crashed_probe, hash_task, probe_task
-from stages.prepare.raw_frames import encode_task
+from stages.prepare.folders import extension
+from stages.prepare.probe_videos import Probe, crashed_probe, hash_task, probe_task
+from stages.prepare.workers import Workers
 from stages.shards.dataset import write_shard
 from stages.shards.tar_scan import Sample
 
-BEYOND = 1.0  # seconds by which a part may end after its video without a word: times are rounded to seconds
+TOLERANCE = 1.0  # seconds: a part that ends so little after its video isn't reported, because times are rounded
 
 
 @dataclass(frozen=True)
 class Shard:
-    """`entry` is None where no clip was readable, and no tar written."""
+    """A finished shard. `entry` is None if no clip was readable; then there is no tar."""
 
     entry: ShardEntry | None
     rows: list[dict[str, Any]]
-    quarantine: list[dict[str, Any]]  # path, kind, reason
-    report: list[dict[str, Any]] = field(default_factory=list)
+    quarantine: list[dict[str, Any]]  # lines of quarantine.jsonl
+    report: list[dict[str, Any]] = field(default_factory=list)  # lines of report.jsonl
 
 
 def spread_clips(
     clips: Sequence[Clip], *, seed: int, per_shard: int, max_bytes: int, limit: int | None
 ) -> list[list[tuple[str, Clip]]]:
-    """(key, clip) of each shard. The order is that of sha256(seed, key): the same everywhere, whatever the library.
-    `limit` takes the first so many of it: a fair sample, and one that a larger limit holds too.
+    """The (key, clip) pairs of each shard, in the order of sha256(seed, key), which no library's version changes.
+
+    `limit`: take only the first clips of this order. They are a fair sample, and a larger limit takes them too.
     """
     keyed = list(zip(safe_keys([clip.identity for clip in clips]), clips, strict=True))
     shards, size = [], 0
@@ -50,13 +53,13 @@ def pack_shard(
     temporary: Path,
     clips: Sequence[tuple[str, Clip]],
     table: Mapping[str, int],
-    prober: Prober,
+    workers: Workers,
     advance: Callable[[str | None], None],
 ) -> Shard:
-    """Copies readable videos into the tar `path`, each beside a json of its labels and properties; pictures are
-    encoded, in files beside `temporary` until they are copied.
+    """Copies readable videos into the tar `path`, each beside a json of its labels and properties.
 
-    `advance` is called for each clip, with the reason where it is unreadable.
+    The tar is written as `temporary` first. Pictures are encoded into files beside `temporary`, and then copied.
+    `table`: label -> class number. `advance` is called for each clip, with the reason if it is unreadable, or None.
     """
     rows, quarantine, report = [], [], []
     files = {key: temporary.parent / "encoded" / f"{key}.mp4" if clip.frames else clip.path for key, clip in clips}
@@ -64,18 +67,18 @@ def pack_shard(
     tasks = (encode_task(clip, files[key]) if clip.frames else probe_task(clip.path) for key, clip in clips)
 
     def readable():
-        for (key, clip), whole in zip(clips, prober.map(tasks, crashed_probe), strict=True):
-            probe, start, cut = _part(whole, clip.start, clip.end, clip.where)
+        for (key, clip), whole in zip(clips, workers.map(tasks, crashed_probe), strict=True):
+            probe, start, remark = _cut_part(whole, clip.start, clip.end, clip.where)
             advance(probe.error)
             if probe.error:
                 kind = "unreadable" if whole.error else "range"
                 quarantine.append({"path": clip.name, "kind": kind, "reason": probe.error})
                 continue
-            if cut:
-                report.append({"path": clip.name, "kind": "range", "key": key, "reason": cut})
+            if remark:
+                report.append({"path": clip.name, "kind": "range", "key": key, "reason": remark})
             row = _row(key, extension(clip.identity), probe, [table[label] for label in clip.labels], start)
             rows.append(row)
-            yield key, row["ext"], _copy(files[key], probe), _properties(row, clip)
+            yield key, row["ext"], _read_unchanged(files[key], probe), _properties(row, clip)
             if clip.frames:
                 files[key].unlink()
 
@@ -92,45 +95,48 @@ def index_shard(
     name: str,
     field: str | None,
     table: Mapping[str, int],
-    prober: Prober,
+    workers: Workers,
     advance: Callable[[str | None], None],
 ) -> Shard:
-    """The rows of a foreign tar, labelled by `field`; its unreadable videos are rows with an `error`."""
+    """The rows of an existing tar, labelled by `field`. An unreadable video is a row with an `error`.
+
+    `table`: label -> class number. `advance` is called for each clip, with the reason if it is unreadable, or None.
+    """
     samples, labels, parts = shard_labels(path, field == "txt")
     videos = [(sample.video.offset, sample.video.size) for sample in samples]
-    results = prober.map([hash_task(path), *(probe_task(path, *video) for video in videos)], crashed_probe)
+    results = workers.map([hash_task(path), *(probe_task(path, *video) for video in videos)], crashed_probe)
     digest, rows, quarantine, report = next(results), [], [], []
     for sample, fields, part, whole in zip(samples, labels, parts, results, strict=True):
-        probe, start, cut = _part(whole, *(part or (None, None)), sample.video.name)
+        probe, start, remark = _cut_part(whole, *(part or (None, None)), sample.video.name)
         advance(probe.error)
-        place = {"path": f"{name}/{sample.video.name}"}
+        path_field = {"path": f"{name}/{sample.video.name}"}
         numbers = [table[label] for label in (fields[field] if field else ())]
         rows.append(_row(sample.key, sample.ext, probe, numbers, start) | _place(sample))
         if probe.error:
             kind = "unreadable" if whole.error else "range"
-            where = {"shard": name, "row": len(rows) - 1}
-            quarantine.append(place | {"kind": kind, "reason": probe.error} | where)
-        if cut:
-            report.append(place | {"kind": "range", "key": sample.key, "reason": cut})
+            line = path_field | {"kind": kind, "reason": probe.error, "shard": name, "row": len(rows) - 1}
+            quarantine.append(line)
+        if remark:
+            report.append(path_field | {"kind": "range", "key": sample.key, "reason": remark})
     keys = keys_digest([row["key"] for row in rows])
     return Shard(ShardEntry(name, len(rows), path.stat().st_size, digest, keys), rows, quarantine, report)
 
 
-def _part(probe: Probe, start: float | None, end: float | None, where: str) -> tuple[Probe, int, str | None]:
-    """The part of a video that is the clip: its properties, its first frame, and a remark where it was cut shorter.
+def _cut_part(probe: Probe, start: float | None, end: float | None, where: str) -> tuple[Probe, int, str | None]:
+    """The part of a video from `start` to `end` (seconds): its Probe, its first frame, and a remark if it is shorter.
 
-    Times become frames by the container's average rate: frame round(t * fps) is at t seconds.
+    The container's average rate turns times into frames: frame round(t * fps) is at t seconds.
     """
     if start is None or end is None or probe.info is None:
         return probe, 0, None
     info, times = probe.info, f"{start:g} to {end:g} s"
     first, last = round(start * info.fps), min(round(end * info.fps), info.frames)
     if start >= info.duration or first >= info.frames or info.fps <= 0:
-        ended = f"begins where the video has ended, at {info.duration:.2f} s" if info.fps > 0 else "has no frame rate"
-        return replace(probe, info=None, error=f"the part from {times} {ended} ({where})"), 0, None
+        fault = f"begins after the end of the video, at {info.duration:.2f} s" if info.fps > 0 else "has no frame rate"
+        return replace(probe, info=None, error=f"the part from {times} {fault} ({where})"), 0, None
     part = replace(info, frames=max(1, last - first), duration=min(end, info.duration) - start)
     remark = f"the part from {times} ends with its video, at {info.duration:.2f} s ({where})"
-    return replace(probe, info=part), first, remark if end > info.duration + BEYOND else None
+    return replace(probe, info=part), first, remark if end > info.duration + TOLERANCE else None
 
 
 def _row(key: str, ext: str, probe: Probe, labels: Sequence[int], start: int = 0) -> dict[str, Any]:
@@ -140,7 +146,7 @@ def _row(key: str, ext: str, probe: Probe, labels: Sequence[int], start: int = 0
 
 
 def _properties(row: Mapping[str, Any], clip: Clip) -> dict[str, Any]:
-    """The json beside a video in its tar."""
+    """The content of the json beside a video in its tar."""
     properties = {name: row[name] for name in row if name not in ("key", "ext", "error")}
     properties |= {"label_names": clip.labels, "source": clip.name}
     if clip.start is not None:
@@ -154,11 +160,12 @@ def _place(sample: Sample) -> dict[str, int]:
     return {"offset": sample.video.offset, "size": sample.video.size, "header": sample.video.header}
 
 
-def _copy(path: Path, probe: Probe) -> bytes:
+def _read_unchanged(path: Path, probe: Probe) -> bytes:
+    """The bytes of a video. Raises ReskdError if they aren't those that were probed."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ReskdError(f"{path}: can't be read any more ({error.strerror}). Put it back and run again") from error
+        raise ReskdError(f"{path}: can't be read any more ({error.strerror}). Restore it and run again") from error
     if hashlib.sha256(data).hexdigest() != probe.sha256:
-        raise ReskdError(f"{path}: was changed while `prepare` was reading it. Run again when nobody writes to it")
+        raise ReskdError(f"{path}: was changed while `prepare` was reading it. Run again when nothing writes to it")
     return data

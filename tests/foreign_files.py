@@ -152,7 +152,7 @@ def _swin_as_mmaction2(name: str, _shift: bool) -> str:
 
 
 def as_rkd(student: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor], teachers_head: bool) -> dict:
-    """The seed's container of two nets in mmaction2's layout."""
+    """Upstream's container of two nets in mmaction2's layout."""
     state = {}
     for path, net in (("low_res_path", student), ("high_res_path", teacher)):
         for name, tensor in net.items():

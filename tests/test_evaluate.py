@@ -239,7 +239,9 @@ def test_confusion_matrices_of_few_and_many_classes(classes, tmp_path):
 
 
 def test_refuses_other_classes(data, small):
-    with pytest.raises(ReskdError, match=r"other classes than .* has \(3 in the checkpoint and .*prepare --class-order"):
+    with pytest.raises(
+        ReskdError, match=r"other classes than .* has \(3 in the checkpoint and .*prepare --class-order"
+    ):
         evaluate(config_of(small.net, data.val))
 
 

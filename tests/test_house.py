@@ -38,7 +38,12 @@ OWNED = {
     "webdataset": ["stages/shards/dataset.py"],
     "decord": ["stages/video/decode.py"],
     # these others encode, they decode nothing
-    "av": ["stages/video/decode.py", "stages/demo/digits.py", "stages/prepare/encode_frames.py", "stages/bench/videos.py"],
+    "av": [
+        "stages/video/decode.py",
+        "stages/demo/digits.py",
+        "stages/prepare/encode_frames.py",
+        "stages/bench/videos.py",
+    ],
     "torch.distributed": ["stages/runtime/distributed.py"],
 }
 

@@ -70,7 +70,9 @@ def test_it_sees_fresh_views_each_epoch_and_stays_as_it_is(few, teacher, tmp_pat
     train_student(config)
     after = load_model(teacher)[0].state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    clips = ClipDataset(open_dataset(few.train), size=16, num_classes=40, policy=config.policy, other_renderings=[(32, None)])
+    clips = ClipDataset(
+        open_dataset(few.train), size=16, num_classes=40, policy=config.policy, other_renderings=[(32, None)]
+    )
     batches = [clips.__getitems__([(0, 5, epoch)]) for epoch in range(2)]
     assert batches[0].clips.shape == (1, 4, 3, 16, 16) and batches[0].other_renderings[32, None].shape == (
         1,

@@ -395,7 +395,9 @@ def test_what_does_not_fit_is_refused_before_work(small, tmp_path, capsys):
     refused("fresh views of data.train may need any", f"data.pack={small.views}")
     refused("fresh views", f"data.pack={small.views}", *distil, "data.mismatch=true", f"policy={POLICY}")
     pack(config_of(small, tmp_path / "one", views=1))
-    refused("has the frames of 1 stored views, the run replays 2 of .*views=2", f"data.pack={tmp_path / 'one'}", *distil)
+    refused(
+        "has the frames of 1 stored views, the run replays 2 of .*views=2", f"data.pack={tmp_path / 'one'}", *distil
+    )
     other = cache_config(tmp_path / "o.zarr", small, small.teacher, "policy.seed=7", "loader.workers=0")
     cache_teacher(other)
     refused("packed for views of another policy", f"data.pack={small.views}", f"data.cache={other.output}", *DISTIL)

@@ -397,7 +397,9 @@ def test_an_output_made_from_something_else_is_refused_naming_the_difference(tmp
         with pytest.raises(ReskdError, match=message):
             make(source, output, **options)
     write(source / "x/new.mp4", clip(20))
-    with pytest.raises(ReskdError, match=r"items: the data set has 9, this run wants 10.*Choose another output, or delete"):
+    with pytest.raises(
+        ReskdError, match=r"items: the data set has 9, this run wants 10.*Choose another output, or delete"
+    ):
         make(source, output)
     with pytest.raises(ReskdError, match=r"source: .*tar shards"):
         make(output, output)
@@ -539,7 +541,10 @@ def test_two_at_once_are_refused(tmp_path):
     source, output = class_folders(tmp_path / "videos", "x"), tmp_path / "out"
     make(source, tmp_path / "other")
     arguments = json.loads((tmp_path / "other/prepare.json").read_bytes())
-    with locked_output(output, arguments, among_tars=False), pytest.raises(ReskdError, match="in use by another process"):
+    with (
+        locked_output(output, arguments, among_tars=False),
+        pytest.raises(ReskdError, match="in use by another process"),
+    ):
         make(source, output)
     assert len(make(source, output).shards) == 1
 

@@ -26,7 +26,9 @@ from stages.teacher.teacher import Teacher
 
 def missing_of_shards(path: Path, manifest: Manifest, shards: Iterable[ShardEntry]) -> list[ShardWork]:
     """The views and targets that these shards lack."""
-    return [ShardWork(e.name, views, targets) for e in shards for views, targets in missing_work(path, manifest, e.name)]
+    return [
+        ShardWork(e.name, views, targets) for e in shards for views, targets in missing_work(path, manifest, e.name)
+    ]
 
 
 def check_room(path: Path, wanted: Manifest) -> None:

@@ -201,7 +201,7 @@ def test_multi_scale_crops_are_the_seeds_sizes_and_positions():
         (round(4 * top / (1 - height), 2), round(4 * left / (1 - width), 2)) for top, left, height, width in small
     )
     assert quarters.keys() == corners | more
-    assert len({tuple(box.round(6)) for box in draws}) == 114  # as counted on the seed's own code for 455x256
+    assert len({tuple(box.round(6)) for box in draws}) == 114  # as counted on upstream's own code for 455x256
     for counter, kinds in ((sizes, 10), (quarters, 13)):
         expected = sum(counter.values()) / kinds
         chi2 = sum((n - expected) ** 2 / expected for n in counter.values())
@@ -242,7 +242,7 @@ def test_flips_come_as_often_as_asked():
 @given(st.integers(1, 400), st.integers(1, 40), st.integers(1, 9))
 @settings(max_examples=200, deadline=None)
 def test_frames_without_jitter_and_of_short_clips_are_the_seeds(n, count, stride):
-    """mmaction2's SampleFrames, as the seed has it, in numpy."""
+    """mmaction2's SampleFrames, as upstream has it, in numpy."""
     clip = CLIP | {"num_frames": n}
     middles = (np.arange(count) * (n / count) + n / count / 2.0).astype(int)
     view = sample_view(ViewPolicy(num_frames=count, jitter=False), **clip)

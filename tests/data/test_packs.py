@@ -89,7 +89,11 @@ def test_no_crop_is_enlarged_at_the_auto_height(crop, index, size, sides):
     view = sample_view(policy, shard="s", key="k", index=index, num_frames=1, aspect=width / height)
     if min(width, height) >= short:
         assert min(view.box[2] * h, view.box[3] * w) > size - 0.01
-    assert largest_size_served(short, smallest_side(policy)) >= size > largest_size_served(short - 1, smallest_side(policy))
+    assert (
+        largest_size_served(short, smallest_side(policy))
+        >= size
+        > largest_size_served(short - 1, smallest_side(policy))
+    )
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 60), st.integers(1, 95))

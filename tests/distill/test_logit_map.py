@@ -1,4 +1,4 @@
-"""The KL of class maps: its definition, the seed's expression, and the shortcut of classifying before upsampling."""
+"""The KL of class maps: its definition, upstream's expression, and the shortcut of classifying before upsampling."""
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def test_a_class_map_is_a_linear_layer_at_each_position_in_float32():
 
 @pytest.mark.filterwarnings("ignore:reduction")
 def test_the_seeds_weight_of_200_is_a_half():
-    """The seed, of a Swin at 112 px: both classifiers on [rows, D] of the upsampled 4x4 and the 7x7 map, T = 2,
+    """Upstream, for a Swin at 112 px: both classifiers on [rows, D] of the upsampled 4x4 and the 7x7 map, T = 2,
     KLDivLoss's "mean" over rows and 400 classes, times 200 and T^2."""
     classes, width = 400, 8
     s = torch.arange(2 * 3 * 16 * width, dtype=torch.float64).sin().view(2, width, 3, 4, 4)  # [N, C, T, h, w]

@@ -155,7 +155,7 @@ def test_a_loss_of_no_rows_is_zero_with_a_gradient_of_zero():
 
 
 def test_feature_mse_is_the_seeds_expression_and_keeps_its_scale():
-    """The seed: 100 * mean((up(s) - t)^2) over all rows, times, channels and 7x7 positions; up is 4x4 -> 7x7."""
+    """Upstream: 100 * mean((up(s) - t)^2) over all rows, times, channels and 7x7 positions; up is 4x4 -> 7x7."""
     s = torch.arange(2 * 3 * 16 * 8, dtype=torch.float64).sin().view(2, 3, 4, 4, 8)
     t = torch.arange(2 * 3 * 49 * 8, dtype=torch.float64).mul(0.7).cos().view(2, 3, 7, 7, 8)
     up = F.interpolate(s.flatten(0, 1).permute(0, 3, 1, 2), size=(7, 7), mode="bilinear", align_corners=False)

@@ -15,7 +15,7 @@ from tests.models.small_models import ARCHS, config, lively, random_clips, small
 
 
 class Shift(nn.Module):
-    """The seed's shift written from its description, frame by frame, for clips of three frames."""
+    """Upstream's shift written from its description, frame by frame, for clips of three frames."""
 
     def forward(self, x):
         fold = x.shape[1] // 8

@@ -97,7 +97,7 @@ def test_accuracies_are_scikit_learns(data, shape):
 
 
 def test_several_labels_a_hit_is_any_of_them_and_map_is_the_headline():
-    """The seed's top-k compares a video's list of labels with its classes position by position."""
+    """Upstream's top-k compares a video's list of labels with its classes position by position."""
     probabilities = [[0.5, 0.3, 0.1, 0.1, 0, 0], [0.1, 0.2, 0.3, 0.4, 0, 0], [0.4, 0.3, 0.2, 0.1, 0, 0]]
     truth = np.zeros((3, 6), bool)
     truth[0, [1, 2]], truth[1, [0, 3]], truth[2, 5] = True, True, True

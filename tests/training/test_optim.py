@@ -174,7 +174,7 @@ def test_a_warm_up_rises_by_the_step_beneath_a_cosine_by_epoch():
 
 @pytest.mark.parametrize("by_epoch", [True, False])
 def test_steps_fall_at_the_beginning_of_their_epochs(by_epoch):
-    """The seed's SlowOnly, 150 epochs with milestones 90 and 130 after 10 of warm-up, a tenth as long."""
+    """Upstream's SlowOnly, 150 epochs with milestones 90 and 130 after 10 of warm-up, a tenth as long."""
     config = {"name": "step", "epochs": 15, "warmup_epochs": 1, "milestones": (9, 13), "gamma": 0.1}
     found = rates(ScheduleConfig(**config, by_epoch=by_epoch), 10)["weights"]
     assert found[:10] == pytest.approx([0.1 * (i + 1) / 11 for i in range(10)])

@@ -20,7 +20,7 @@ from stages.prepare.path_index import PathIndex, match_paths, same_ending
 from stages.prepare.prepare import prepare
 from stages.shards.classes import read_classes
 from stages.shards.dataset import Dataset, open_dataset
-from stages.stream.all_views import AllViews, Work
+from stages.stream.all_views import AllViews, ShardWork
 from stages.stream.clips import ClipDataset
 from stages.video.decode import decode_frames
 from tests.media import encode_video, moving_square, numbered_frames, read_numbers
@@ -119,7 +119,7 @@ def test_views_of_a_part_show_the_frames_of_that_part(kinetics, tmp_path):
     data = make("kinetics", tmp_path / "out", **kinetics)
     policy = ViewPolicy(num_frames=4, jitter=False, crop="full", flip=0)
     name, index = data.shards[0].name, {row.key: r for r, row in enumerate(data.rows(data.shards[0].name))}
-    (batch,) = AllViews(data, [Work(name, range(1))], policy, 64, len(index))
+    (batch,) = AllViews(data, [ShardWork(name, range(1))], policy, 64, len(index))
     students = ClipDataset(data, size=64, num_classes=3, policy=policy)
     for key, numbers in {
         "wholevideo_000002_000004": [18, 22, 26, 30],

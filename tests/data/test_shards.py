@@ -331,7 +331,7 @@ def test_what_is_missing_is_named(dataset, tmp_path):
     name = dataset.shards[1].name
     os.unlink(dataset.base / name)
     for use in (lambda: dataset.read(name, 0), lambda: next(dataset.stream(name)), dataset.check_files):
-        with pytest.raises(ReskdError, match=r"001\.tar: missing shard .*Put it back"):
+        with pytest.raises(ReskdError, match=r"001\.tar: missing shard .*Put the tar back"):
             use()
     with pytest.raises(ReskdError, match=r"no shard 'b\.tar' in it"):
         dataset.rows("b.tar")

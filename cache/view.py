@@ -35,7 +35,7 @@ class ViewPolicy:
     """
 
     seed: int = 0
-    sampling: Literal["segments", "dense"] = "segments"
+    sampling: Literal["segments", "dense", "dense_1x"] = "segments"
     num_frames: int = 8
     stride: int = 1
     jitter: bool = True
@@ -49,7 +49,7 @@ class ViewPolicy:
 
     def __post_init__(self):
         checks = {
-            "sampling": self.sampling in ("segments", "dense"),
+            "sampling": self.sampling in _SAMPLINGS,
             "num_frames": self.num_frames >= 1,
             "stride": self.stride >= 1,
             "crop": self.crop in _CROPS,
@@ -105,7 +105,7 @@ def sample_view(policy: ViewPolicy, *, shard: str, key: str, index: int, num_fra
         raise ReskdError(f"{shard}, clip {key}: width / height is {aspect}: the frame has no area.")
     words = _words(policy.seed, shard, key, index, _FRAMES + policy.num_frames)
     clip = index // policy.crops % policy.clips
-    frames = (_segments if policy.sampling == "segments" else _dense)(policy, num_frames, clip, words[_FRAMES:])
+    frames = _SAMPLINGS[policy.sampling](policy, num_frames, clip, words[_FRAMES:])
     top, left, height, width = _CROPS[policy.crop](policy, aspect, index, words[_BOX:_FRAMES])
     flip = _uniform(words[_FLIP]) < policy.flip
     return View(np.array(frames, dtype=np.int32), _box(top, left, height, width), flip)
@@ -152,6 +152,22 @@ def _dense(policy: ViewPolicy, n: int, clip: int, words: list[int]) -> list[int]
     starts = max(1, n - policy.num_frames * policy.stride + 1)
     start = _below(words[0], starts) if policy.jitter else (2 * clip + 1) * starts // (2 * policy.clips)
     return [(start + i * policy.stride) % n for i in range(policy.num_frames)]
+
+
+def _dense_1x(policy: ViewPolicy, n: int, clip: int, words: list[int]) -> list[int]:
+    """As `_dense`, but without jitter the clips lie as in mmaction2 1.x (`dense` has the clips of 0.x).
+
+    The first of several clips begins with the first frame, the last clip ends with the last frame. One clip alone lies in
+    the middle. The starts are rounded as mmaction2 rounds them: a half goes to the even number.
+    """
+    if policy.jitter:
+        return _dense(policy, n, clip, words)
+    free = max(0, n - (policy.num_frames - 1) * policy.stride - 1)
+    start = free // 2 if policy.clips == 1 else round(clip * (free / (policy.clips - 1)))
+    return [(start + i * policy.stride) % n for i in range(policy.num_frames)]
+
+
+_SAMPLINGS = {"segments": _segments, "dense": _dense, "dense_1x": _dense_1x}
 
 
 def _short_side(aspect: float) -> tuple[float, float]:

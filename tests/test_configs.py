@@ -62,6 +62,14 @@ def load(file: Path) -> TrainConfig | CacheConfig | PackConfig | DemoConfig | St
     return load_config(own.get(file.stem.split("_")[0], TrainConfig), file)
 
 
+def fair_of(file: Path) -> Path:
+    return file.parent / yaml.safe_load(file.read_text())["base"]
+
+
+def complete(file: Path) -> ModelConfig:
+    return load(file).model.model_copy(update={"num_classes": CLASSES[file.parent.name]})
+
+
 def header(file: Path) -> list[str]:
     """The comment lines at the top, without their `#`."""
     lines = file.read_text().splitlines()
@@ -145,6 +153,7 @@ SWIN = ("dense", 2, "random_resized_crop", 0.5)
 R50, R152 = "resnet50.tv_in1k", "resnet152.tv_in1k"
 CTOR, PLAIN = ("sgd", 0.01, 64, 1e-4, "tsm", 20), ("sgd", 0.01, 64, 1e-4, "all", 40)
 TSM = ("sgd", 0.0075, 96, 5e-4, "tsm", 20)
+ONE_GROUP = ("sgd", 0.01, 64, 1e-4, "all", 20)  # the schedule of upstream's ResKD has no paramwise_cfg
 ADAMW, ADAMW_B = ("adamw", 1e-3, 512, 0.02, "swin_upstream", None), ("adamw", 5e-4, 512, 0.05, "swin_upstream", None)
 UPSTREAM = {
     "tsn/tsn_r50_1x1x16_50e_actnet_rgb": ("tsn", R50, 16, 224, MSC, *CTOR, 50, 0, 8, 1, 0),
@@ -165,12 +174,12 @@ UPSTREAM = {
     "tsm/tsm_r50_112p_1x1x8_50e_sthv2_rgb": ("tsm", R50, 8, 112, STILL, *TSM, 50, 0, 12, 1, 0),
     "slowonly/slowonly_r50_112p_8x8x1_150e_k400_rgb": ("slowonly", R50, 8, 112, SLOW, *PLAIN, 150, 10, 8, 1, 0),
     "swin/swin_small_112p_32x2x1_30e_k400": ("swin", "swin3d_s", 32, 112, SWIN, *ADAMW, 30, 2.5, 8, 8, 0.1),
-    "rkd/rkd_r152_1x1x16_200e_actnet": ("tsn", R50, 16, 112, MSC, *CTOR, 200, 0, 8, 1, 0),
-    "rkd/rkd_r50_1x1x16_200e_actnet": ("tsn", R50, 16, 112, MSC, *CTOR, 200, 0, 8, 1, 0),
-    "rkd/rkd_r152_1x1x16_200e_fcvid": ("tsn", R50, 16, 112, MSC, *CTOR, 200, 0, 8, 1, 0),
-    "rkd/rkd_r152_1x1x8_100e_minik": ("tsn", R50, 8, 112, MSC, *CTOR, 100, 0, 8, 1, 0),
-    "rkd/rkd_r50_1x1x8_100e_minik": ("tsn", R50, 8, 112, MSC, *CTOR, 100, 0, 8, 1, 0),
-    "rkd/rkd_tsm_1x1x8_100e_sthv2": ("tsm", R50, 8, 112, STILL, *CTOR, 100, 0, 8, 1, 0),
+    "rkd/rkd_r152_1x1x16_200e_actnet": ("tsn", R50, 16, 112, MSC, *ONE_GROUP, 200, 0, 8, 1, 0),
+    "rkd/rkd_r50_1x1x16_200e_actnet": ("tsn", R50, 16, 112, MSC, *ONE_GROUP, 200, 0, 8, 1, 0),
+    "rkd/rkd_r152_1x1x16_200e_fcvid": ("tsn", R50, 16, 112, MSC, *ONE_GROUP, 200, 0, 8, 1, 0),
+    "rkd/rkd_r152_1x1x8_100e_minik": ("tsn", R50, 8, 112, MSC, *ONE_GROUP, 100, 0, 8, 1, 0),
+    "rkd/rkd_r50_1x1x8_100e_minik": ("tsn", R50, 8, 112, MSC, *ONE_GROUP, 100, 0, 8, 1, 0),
+    "rkd/rkd_tsm_1x1x8_100e_sthv2": ("tsm", R50, 8, 112, STILL, *ONE_GROUP, 100, 0, 8, 1, 0),
     "rkd/rkd_slowonly_8x8x1_150e_k400": ("slowonly", R50, 8, 112, SLOW_STILL, *PLAIN, 150, 10, 8, 1, 0),
     "rkd/rkd_swins_32x2x1_60e_k400": ("swin", "swin3d_s", 32, 112, SWIN, *ADAMW, 60, 2.5, 4, 16, 0.1),
 }
@@ -208,6 +217,21 @@ def test_a_recipe_is_upstreams(name):
     assert config.render_via == (224 if name.startswith("rkd") else None)
 
 
+CONVOLUTIONAL = [p for p in RESKD if load(p).model.arch in ("tsn", "tsm")]
+
+
+@each(CONVOLUTIONAL + sorted({fair_of(p) for p in CONVOLUTIONAL}))
+def test_reskd_of_tsn_and_tsm_trains_all_parameters_alike(file):
+    """mmcv's constructor without `paramwise_cfg` returns the model's parameters as they are: one rate, one decay."""
+    config = load(file)
+    with torch.device("meta"):
+        model = build_model(complete(file))
+    groups = build_optimizer(model, config.optim, 64).param_groups
+    found = [(p.numel(), group["lr"], group["weight_decay"]) for group in groups for p in group["params"]]
+    assert sorted(found) == sorted((p.numel(), 0.01, 1e-4) for p in model.parameters()) and len(found) == 161
+    assert config.optim.clip_grad == 20
+
+
 @pytest.mark.parametrize("short_side, size", [(180, 160), (128, 112), (108, 96), (80, 72)])
 def test_low_resolution_baselines_are_validated_on_upstreams_crop(short_side, size):
     policy = load(ROOT / f"configs/actnet/tsn_r50_{size}.yaml").policy
@@ -222,10 +246,6 @@ def flat(values: dict, prefix: str = "") -> dict:
     for key, value in values.items():
         items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return items
-
-
-def fair_of(file: Path) -> Path:
-    return file.parent / yaml.safe_load(file.read_text())["base"]
 
 
 def cache_of(config: TrainConfig) -> tuple[Path, CacheConfig]:
@@ -282,10 +302,6 @@ def test_only_resolutions_that_upstream_has_are_shrunk_in_upstreams_way():
 
 
 # ---------------------------------------------------------------------------------------------------- models
-
-
-def complete(file: Path) -> ModelConfig:
-    return load(file).model.model_copy(update={"num_classes": CLASSES[file.parent.name]})
 
 
 @cache

@@ -24,7 +24,7 @@ CROPS = ["multi_scale_crop", "random_resized_crop", "center", "three_crop", "ful
 policies = st.builds(
     ViewPolicy,
     seed=st.integers(-(2**63), 2**63),
-    sampling=st.sampled_from(["segments", "dense"]),
+    sampling=st.sampled_from(["segments", "dense", "dense_1x"]),
     num_frames=st.integers(1, 40),
     stride=st.integers(1, 9),
     jitter=st.booleans(),
@@ -47,6 +47,15 @@ clips = st.fixed_dictionaries(
 CLIP = {"shard": "000000.tar", "key": "v_abc", "index": 0, "num_frames": 300, "aspect": 16 / 9}
 WIDE_RRC = {"sampling": "dense", "stride": 2, "num_frames": 6, "crop": "random_resized_crop"}
 LOOPED_RRC = {"sampling": "dense", "stride": 8, "num_frames": 8, "crop": "random_resized_crop", "flip": 0.0}
+SPREAD = {
+    "sampling": "dense_1x",
+    "stride": 2,
+    "num_frames": 4,
+    "jitter": False,
+    "crop": "full",
+    "flip": 0.0,
+    "clips": 4,
+}
 TEST_TIME = {"jitter": False, "crop": "center", "flip": 0.0, "num_frames": 5}
 THREE = {"jitter": False, "crop": "three_crop", "flip": 1.0, "num_frames": 3, "sampling": "dense"}
 # Frozen forever: stored caches hang on them. Never edit a line: a change here means that sample_view is broken.
@@ -91,6 +100,9 @@ GOLDEN = [
         [0, 6291456, 16777216, 4194304],
         True,
     ),
+    # dense_1x came later. 24 free frames after clips of 7: they begin at 0, 8, 16 and 24.
+    (SPREAD, {"index": 3, "num_frames": 31}, [24, 26, 28, 30], [0, 0, 16777216, 16777216], False),
+    (WIDE_RRC | {"sampling": "dense_1x"}, {}, [7, 9, 11, 13, 15, 17], [865378, 5036632, 11092987, 8183825], True),
 ]
 
 
@@ -304,6 +316,39 @@ def test_dense_clips_by_hand():
     policy = ViewPolicy(sampling="dense", num_frames=4, stride=2, jitter=False, crop="center", flip=0.0, clips=3)
     assert frames_of(policy, 31)[:, 0].tolist() == [4, 12, 20]  # 24 starts: the middles of [0,8), [8,16), [16,24)
     assert frames_of(policy, 5).tolist() == [[0, 2, 4, 1]] * 3  # too short: it loops
+
+
+@given(st.integers(1, 500), st.integers(1, 12), st.integers(2, 32), st.integers(1, 8))
+@settings(max_examples=200, deadline=None)
+def test_dense_1x_clips_are_those_of_mmaction2_1x(n, clips, count, stride):
+    """Its test clips in numpy: the last frame of a clip counts once, and the clips go from end to end."""
+    policy = ViewPolicy(**SPREAD | {"num_frames": count, "stride": stride, "clips": clips})
+    free = max(n - ((count - 1) * stride + 1), 0)
+    starts = np.round(np.arange(clips) * (free / float(clips - 1))).astype(int) if clips > 1 else np.array([free // 2])
+    wanted = np.mod(starts[:, None] + np.arange(count) * stride, n)
+    assert frames_of(policy, n).tolist() == wanted.tolist()
+
+
+def test_dense_and_dense_1x_show_other_frames_in_most_lengths():
+    """The same clips of SlowOnly's test by both names: a model is tested as its own program tests it."""
+    ten = SPREAD | {"num_frames": 8, "stride": 8, "clips": 10}
+    lengths = range(64, 400)
+    old, new = (
+        [frames_of(ViewPolicy(**ten | {"sampling": name}), n).tolist() for n in lengths]
+        for name in ("dense", "dense_1x")
+    )
+    assert sum(a != b for a, b in zip(old, new, strict=True)) > 0.9 * len(lengths)
+    assert all(clips[0][0] == 0 and clips[-1][-1] == n - 1 for n, clips in zip(lengths, new, strict=True))
+
+
+def test_with_jitter_dense_1x_draws_as_dense():
+    """mmaction2 1.x spreads test clips alone."""
+    for index in range(50):
+        views = [
+            sample_view(ViewPolicy(**WIDE_RRC | {"sampling": name}), **CLIP | {"index": index}).frames.tolist()
+            for name in ("dense", "dense_1x")
+        ]
+        assert views[0] == views[1]
 
 
 @given(st.integers(1, 500), st.integers(1, 40))

@@ -31,7 +31,9 @@ class Pipeline(click.Group):
         try:
             return super().invoke(ctx)
         except ReskdError as error:
-            raise click.ClickException(str(error)) from error
+            from stages.runtime.terminal import printable
+
+            raise click.ClickException(printable(str(error))) from error
 
 
 def print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from cache.differences import first_difference
@@ -124,9 +123,9 @@ def _with_progress(batches: Iterable[Batch], views: int, rows: Sequence[np.ndarr
         task = bar.add_task("evaluate", total=total, rate=0.0, note="")
         for batch in raise_errors(batches):
             for line in batch.failures:
-                console.print(f"[yellow]failed[/] {escape(line)}", highlight=False)
+                console.print(f"[yellow]failed[/] {line}", highlight=False)
             for line in batch.fallbacks:
-                console.print(f"[yellow]fallback[/] {escape(line)}", highlight=False)
+                console.print(f"[yellow]fallback[/] {line}", highlight=False)
             yield batch
             done = min(total, done + ranks.world * len(batch.index) // views)
             bar.update(task, completed=done, rate=done / (time.perf_counter() - started))
@@ -177,7 +176,7 @@ def _print_result(result: dict, table: dict[str, np.ndarray], classes: Sequence[
                 ranked.add_row("…")
             continue
         figures = (table[name][c] for name in ("recall", "precision", "ap"))
-        ranked.add_row(escape(classes[c]), str(table["clips"][c]), *("" if v != v else f"{v:.1f}" for v in figures))
+        ranked.add_row(classes[c], str(table["clips"][c]), *("" if v != v else f"{v:.1f}" for v in figures))
     console.print(ranked)
     if result["confused"] is None:
         console.print("no confusion matrix: some clips have several labels")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from cache.errors import ReskdError
 from stages.models.architectures import build_model
 from stages.models.video_model import model_stats
 from stages.models.zoo import PROTOCOLS, ZOO
+from stages.runtime.terminal import Terminal
 
 SMALLEST, LARGEST = 8, 1024  # px, as for `size` in configs
 
@@ -43,7 +43,7 @@ def list_models(sizes: tuple[int, ...] = (224, 112)) -> list[dict]:
             "×".join(map(str, (*row["grid"], row["width"]))),
             end_section=row["size"] == sizes[-1],
         )
-    Console().print(table)
+    Terminal().print(table)
     return rows
 
 

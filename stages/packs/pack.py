@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from rich.markup import escape
 from rich.table import Table
 from torch.utils.data import DataLoader
 
@@ -109,7 +108,7 @@ def _quarantine_reporter(shard: str) -> Callable[[PackedClip], PackedClip]:
 
     def report(clip: PackedClip) -> PackedClip:
         if clip.error is not None:
-            console.print(f"[yellow]quarantined[/] {escape(f'{shard}/{clip.key}: {clip.error}')}", highlight=False)
+            console.print(f"[yellow]quarantined[/] {shard}/{clip.key}: {clip.error}", highlight=False)
         return clip
 
     return report

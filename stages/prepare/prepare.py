@@ -21,7 +21,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -32,6 +31,7 @@ from stages.prepare.output_folder import WORK, Note, check_output, disk_errors, 
 from stages.prepare.plan import Plan, check_disk, make_plan
 from stages.prepare.source import AnnotationOptions, Source, published_name, read_source
 from stages.prepare.workers import Workers
+from stages.runtime.terminal import Terminal
 from stages.shards.classes import read_classes
 from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import INDEX, make_index, write_index, write_lines, write_rows
@@ -80,7 +80,7 @@ def prepare(
     """
     source, output, order = Path(source), Path(output), read_classes(classes)
     annotated = AnnotationOptions(_path(annotations), _path(videos), split, with_offset, frame_template, fps)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if source.exists() and published_name(source, annotated):
         _say(console, f"{source}: taken for the format of the annotations, not for the folder {source}.")
     options = {"clips_per_shard": clips_per_shard, "max_shard_bytes": max_shard_bytes, "seed": seed, "limit": limit}
@@ -117,7 +117,7 @@ def _disjoint_data_sets(
     return {str(path): open_dataset(path) for path in paths if path.resolve() != output.resolve()}
 
 
-def _make_data_set(plan: Plan, found: Source, output: Path, console: Console) -> Dataset:
+def _make_data_set(plan: Plan, found: Source, output: Path, console: Terminal) -> Dataset:
     """Make the unfinished shards, one after the other, and then the index."""
     notes = {name: read_note(output, name, output / found.base) for name in plan.make}
     finished = [note for note in notes.values() if note]
@@ -156,7 +156,7 @@ def _make_shard(output: Path, name: str, make: Callable, advance: Callable[[str 
     return note
 
 
-def _finish(plan: Plan, found: Source, output: Path, notes: dict[str, Note], console: Console) -> Dataset:
+def _finish(plan: Plan, found: Source, output: Path, notes: dict[str, Note], console: Terminal) -> Dataset:
     """Write quarantine.jsonl, report.jsonl and last index.json. Raises ReskdError if no clip is readable."""
     excluded = found.clip_list.quarantine + [line for note in notes.values() for line in note.quarantine]
     write_lines(output / QUARANTINE, sorted(excluded, key=lambda line: line["path"]))
@@ -177,7 +177,7 @@ def _finish(plan: Plan, found: Source, output: Path, notes: dict[str, Note], con
     return open_dataset(output)
 
 
-def _summarise(plan: Plan, output: Path, notes: Sequence[Note], console: Console) -> None:
+def _summarise(plan: Plan, output: Path, notes: Sequence[Note], console: Terminal) -> None:
     clips, shards = (
         sum(note.clips - len(note.quarantine) for note in notes),
         sum(note.entry is not None for note in notes),
@@ -191,7 +191,7 @@ def _summarise(plan: Plan, output: Path, notes: Sequence[Note], console: Console
         _say(console, f"{fallbacks} clips are decoded by PyAV instead of decord.")
 
 
-def _describe(plan: Plan, found: Source, output: Path, console: Console) -> None:
+def _describe(plan: Plan, found: Source, output: Path, console: Terminal) -> None:
     """Say what a run would do."""
     several = f", {plan.several} with several labels" if plan.several else ""
     labelled = "" if plan.labelled is None else f" ({plan.labelled} labelled{several})"
@@ -206,7 +206,7 @@ def _describe(plan: Plan, found: Source, output: Path, console: Console) -> None
             _say(console, f"  {kind}: {examples[kind]['path']}: {examples[kind]['reason']}")
 
 
-def _say(console: Console, text: str) -> None:
+def _say(console: Terminal, text: str) -> None:
     console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from cache.store import write_atomically
 from stages.config.file import flat
+from stages.runtime.terminal import Terminal, printable
 
-console = Console(stderr=True)
+console = Terminal(stderr=True)
 
 
 def progress_bar(unit: str, *, disable: bool = False) -> Progress:
@@ -25,10 +35,17 @@ def progress_bar(unit: str, *, disable: bool = False) -> Progress:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        _Note(),
         console=console,
         disable=disable,
     )
+
+
+class _Note(ProgressColumn):
+    """The task's `note`, such as a shard's name, as it is: a TextColumn would read markup in it."""
+
+    def render(self, task: Task) -> Text:
+        return Text(printable(task.fields["note"]))
 
 
 class RunLog:

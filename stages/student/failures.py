@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rich.markup import escape
-
 from cache.errors import ReskdError
 from stages.runtime.log import console
 from stages.student.training_run import TrainingRun, own_random_generators
@@ -48,7 +46,7 @@ def for_each_run(
         if chosen[i].failure is None:  # it failed on another rank
             _take_out(chosen[i], error)
         if ranks.first and len(runs) > 1:
-            reason = escape(f"{chosen[i].config.output}: {type(error).__name__}: {error}")
+            reason = f"{chosen[i].config.output}: {type(error).__name__}: {error}"
             console.print(f"[bold red]failed[/] {reason}; the others go on")
 
 

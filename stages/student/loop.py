@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from rich.markup import escape
 
 from stages.distill.targets import loss_terms
 from stages.metrics.accuracy import headline
@@ -97,7 +96,7 @@ def _optimizer_step(
         batch = next(batches)
         for label, lines in (("masked", batch.failures), ("fallback", batch.fallbacks)):
             for line in lines:
-                console.print(f"[yellow]{label}[/] {escape(line)}", highlight=False)
+                console.print(f"[yellow]{label}[/] {line}", highlight=False)
         on_device = batch.to(device)  # once for all runs
         if teach:
             on_device = teach(on_device)

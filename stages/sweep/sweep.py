@@ -8,6 +8,8 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+from rich.text import Text
+
 from cache.errors import ReskdError
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
@@ -46,7 +48,7 @@ def run_sweep(
             with console.capture() as printed:
                 train_cohort(cohort, dry_run=True, resume=True)
             if dry_run and ranks.first:
-                console.print(printed.get(), markup=False, highlight=False, end="")
+                console.print(Text.from_ansi(printed.get()))
         if dry_run:
             return {"cohorts": [list(cohort) for cohort in cohorts]}
         out.mkdir(parents=True, exist_ok=True)

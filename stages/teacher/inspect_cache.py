@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from cache.contents import find_clip, summary
@@ -19,6 +18,7 @@ from cache.reader import CacheReader, check_join
 from cache.store import write_atomically
 from cache.teacher_time import teacher_time_of
 from cache.view import BLOCK, View
+from stages.runtime.terminal import Terminal
 from stages.shards.dataset import Dataset, open_dataset
 from stages.teacher.audit import teacher_accuracy
 from stages.teacher.clip_sheet import clip_sheet
@@ -111,7 +111,7 @@ def _format_top(top: list) -> str:
 
 
 def _show(path: Path, result: dict) -> None:
-    console, identity, sizes = Console(), result["identity"], result["bytes"]
+    console, identity, sizes = Terminal(), result["identity"], result["bytes"]
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from cache.errors import ReskdError
@@ -25,6 +23,7 @@ from stages.models.video_model import VideoModel, to_device
 from stages.runtime.distributed import join_ranks
 from stages.runtime.lock import locked
 from stages.runtime.log import progress_bar
+from stages.runtime.terminal import Terminal
 from stages.shards.dataset import Dataset, open_dataset
 from stages.teacher.audit import verify_targets
 from stages.teacher.config import CacheConfig, FeaturesConfig
@@ -179,7 +178,7 @@ def _unfinished(path: Path, manifest: Manifest) -> int:
 
 
 def _say(text: str, **style: str) -> None:
-    Console().print(text, markup=False, highlight=False, soft_wrap=True, **style)
+    Terminal().print(text, markup=False, highlight=False, soft_wrap=True, **style)
 
 
 def _show(path: Path, manifest: Manifest, problems: list[Problem]) -> None:
@@ -191,10 +190,10 @@ def _show(path: Path, manifest: Manifest, problems: list[Problem]) -> None:
         return
     table = Table("where", "what", "remedy", title=f"{len(problems)} problems")
     for problem in problems[:TABLE_ROWS]:
-        table.add_row(escape(problem.shard or "the root"), escape(problem.what), problem.remedy)
+        table.add_row(problem.shard or "the root", problem.what, problem.remedy)
     if len(problems) > TABLE_ROWS:
         table.add_row("…", f"and {len(problems) - TABLE_ROWS} more", "")
-    Console().print(table)
+    Terminal().print(table)
 
 
 def _show_plan(path: Path, manifest: Manifest, problems: list[Problem], repair_damage: bool) -> None:

@@ -14,6 +14,7 @@ from zarr.storage import LocalStore, MemoryStore
 from cache.codecs import codec_of
 from cache.errors import ReskdError
 from cache.identity import Identity
+from cache.json_file import read_json
 from cache.store import METADATA, write_atomically
 from cache.view import BLOCK
 
@@ -106,7 +107,7 @@ def resize_array(folder: Path, views: int) -> None:
     zarr's own resize isn't durable, and the committed views can't be read without this file.
     """
     try:
-        node = json.loads((folder / METADATA).read_bytes())
+        node = read_json(folder / METADATA, nan=True)
         changed, node["shape"][1] = node["shape"][1] != views, views
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ReskdError(

@@ -12,6 +12,7 @@ from zarr.storage import LocalStore, MemoryStore
 from cache.arrays import file_format, open_for_reading
 from cache.errors import ReskdError
 from cache.identity import CONSTANTS, Identity
+from cache.json_file import read_json
 from cache.manifest import FORMAT, Manifest
 from cache.store import METADATA, file_digest, write_atomically
 
@@ -27,14 +28,12 @@ def write_attributes(folder: Path, attributes: Mapping[str, Any]) -> None:
 def read_attributes(folder: Path) -> dict[str, Any] | None:
     """The attributes of the zarr group `folder`; None if it is no group. Raises ReskdError for a damaged group."""
     try:
-        text = (folder / METADATA).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        attributes = json.loads(text)["attributes"]
+        attributes = read_json(folder / METADATA, nan=True)["attributes"]
         if not isinstance(attributes, dict):
             raise TypeError("attributes are not an object")
         return attributes
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (ValueError, KeyError, TypeError) as error:
         raise ReskdError(
             f"{folder / METADATA} is damaged ({error}): delete {folder} and run cache-teacher again."

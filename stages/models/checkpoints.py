@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import save as to_bytes
 
 from cache.errors import ReskdError
+from cache.json_file import parse_json
 from cache.store import write_atomically
 from cache.view import ViewPolicy
 from stages.models.architectures import build_model
@@ -57,8 +58,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
 def parse_card(path: Path, text: str | None) -> ModelCard:
     """The card in `text`, from the metadata of the file `path`. Raises ReskdError if it can't be read."""
     try:
-        meta = json.loads(text or "null")
-    except json.JSONDecodeError as error:
+        meta = parse_json(text or "null", nan=True)
+    except ValueError as error:
         raise ReskdError(
             f"checkpoint {path} can't be read: its model description is no JSON ({error}); copy the file again"
         ) from error

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import ReskdError
+from cache.json_file import parse_json, read_limited
 
 # A path, which may hold blanks and commas, and the integers at the end of the line.
-_LINE = r"(.*?[^\s,])((?:%s-?[0-9]+){%s})"
+_LINE = r"(.*?[^\s,])((?:%s-?[0-9]{1,18}){%s})"
 _COMMA, _COMMA_OR_BLANK = r"\s*,\s*", r"[\s,]+"
 SHOWN = 80  # characters of a wrong line in a message
 
@@ -56,7 +57,7 @@ def mmaction_annotations(file: Path) -> list[Annotation]:
         form = '[{"filename": ..., "label": ...}, ...]'
         return [
             Annotation(where, (item["filename"],), _label_texts(_label_list(item["label"], where)))
-            for where, item in json_items(file, form, "mmaction", {"filename": str, "label": (int, list)})
+            for where, item in json_items(file, form, "mmaction", {"filename": str, "label": (int, float, list)})
         ]
     return [
         Annotation(where, (path,), _label_texts(numbers))
@@ -68,7 +69,9 @@ def rawframes_annotations(file: Path, *, with_offset: bool) -> list[Annotation]:
     """mmaction2's rawframe lists: `dir total label...`, or `dir start total label...` with an offset; or JSON."""
     if begins_with(file, "["):
         form = '[{"frame_dir": ..., "total_frames": ..., "label": ...}, ...]'
-        types = {"frame_dir": str, "total_frames": int, "label": (int, list)} | ({"offset": int} if with_offset else {})
+        types = {"frame_dir": str, "total_frames": int, "label": (int, float, list)} | (
+            {"offset": int} if with_offset else {}
+        )
         return [
             Annotation(where, (item["frame_dir"],), _label_texts(_label_list(item["label"], where)),
                        total=item["total_frames"], offset=item["offset"] if with_offset else None)
@@ -90,8 +93,8 @@ def begins_with(file: Path, mark: str) -> bool:
 def read_text(file: Path) -> str:
     """Raises ReskdError for a file that can't be read or isn't UTF-8."""
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_limited(file).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ReskdError(f"{file}: the annotations can't be read ({reason}). Give a file of text in UTF-8") from error
 
@@ -100,7 +103,7 @@ def read_json(file: Path, form: str, name: str) -> Any:
     """The content of a JSON file. `form` and `name`: the expected format, for the error."""
     text = read_text(file)
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise wrong_format(f"{file} ({error})", text.strip(), form, name) from error
 
@@ -152,6 +155,7 @@ def _label_texts(numbers: list[int]) -> tuple[str, ...]:
 
 def _label_list(label: int | list, where: str) -> list[int]:
     labels = label if isinstance(label, list) else [label]
+    labels = [int(v) if isinstance(v, float) and v.is_integer() else v for v in labels]  # JSON's 1.0 is 1
     wrong = next((v for v in labels if isinstance(v, bool) or not isinstance(v, int)), None)
     if wrong is not None:
         raise ReskdError(f"{where}: {wrong!r} is no label. Give integers")

@@ -1,6 +1,5 @@
 """Clips that are the same video, in one data set or in two that should share none. They are reported, never removed."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from cache.errors import ReskdError
+from cache.json_file import parse_json, read_limited
 from stages.shards.dataset import Dataset, Row
 from stages.shards.index import write_lines
 
@@ -45,10 +46,12 @@ def update_report(data: Dataset, report: Path, disjoint: Mapping[str, Dataset]) 
     Returns a summary of the whole file, empty for an empty file.
     """
     try:
-        before = [json.loads(line) for line in report.read_bytes().splitlines()]
+        before = [parse_json(line) for line in read_limited(report).splitlines()]
+        lines = [line for line in before if line["kind"] != "overlap" or line["with"] not in disjoint]
     except FileNotFoundError:
-        before = []
-    lines = [line for line in before if line["kind"] != "overlap" or line["with"] not in disjoint]
+        before, lines = [], []
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReskdError(f"{report}: damaged ({error!r}). Delete it, and run `prepare` again") from error
     lines += [line for name, other in disjoint.items() for line in overlaps(data, other, name)]
     if lines != before:
         write_lines(report, lines)

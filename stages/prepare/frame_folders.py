@@ -1,5 +1,6 @@
 """Lists of frame folders (rawframes): which folder holds the pictures of a clip, and whether all of them exist."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,18 +85,19 @@ def _fault(annotation: Annotation, pictures: list[FrameFolder], templates: list[
     """Why the folder `path` doesn't hold the pictures of the annotation; None if it does."""
     if not pictures:
         return (
-            f"no picture called {' or '.join(templates)}: give --frame-template" if path.is_dir() else "no such folder"
+            f"no picture called {' or '.join(templates)}: give --frame-template"
+            if os.path.isdir(path)
+            else "no such folder"
         )
     if len(pictures) > 1:
         return f"has both {pictures[0].template} and {pictures[1].template}: give --frame-template"
     first = _first_number(annotation, pictures[0])
     if annotation.total < 1 or first < 0:
         return f"{annotation.total} frames from {annotation.offset or 0} on"
-    missing = [i for i in range(first, first + annotation.total) if i not in pictures[0].numbers]
-    if missing:
-        return (
-            f"{len(missing)} of {annotation.total} frames are missing, the first is {pictures[0].template % missing[0]}"
-        )
+    numbers, wanted = pictures[0].numbers, range(first, first + annotation.total)
+    if missing := annotation.total - sum(i in wanted for i in numbers):  # the list may claim any total
+        lacking = next(i for i in wanted if i not in numbers)
+        return f"{missing} of {annotation.total} frames are missing, the first is {pictures[0].template % lacking}"
     return None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cache.errors import ReskdError
 from cache.identity import ShardEntry
+from cache.json_file import read_json
 from cache.store import write_atomically
 from stages.runtime.lock import locked
 from stages.shards.index import INDEX, dump, rows_path
@@ -49,8 +50,8 @@ def check_output(output: Path, arguments: Mapping[str, Any], *, among_tars: bool
             raise ReskdError(f"{output}: not empty, it holds {foreign}. Choose an empty or new folder as the output")
         return
     try:
-        stored = dict(json.loads(file.read_bytes()))
-    except ValueError as error:
+        stored = dict(read_json(file))
+    except (ValueError, TypeError) as error:
         raise ReskdError(f"{file}: damaged ({error}). Choose another output, or delete {output}") from error
     names = [name for name in {**stored, **arguments} if stored.get(name) != arguments.get(name)]
     if names:
@@ -99,15 +100,18 @@ def read_note(output: Path, shard: str, base: Path) -> Note | None:
     path = _note_path(output, shard)
     if not path.exists():
         return None
-    note = json.loads(path.read_bytes())
-    note["entry"] = entry = ShardEntry(**note["entry"]) if note["entry"] else None
-    if entry:
+    try:
+        values = read_json(path)
+        note = Note(**{**values, "entry": ShardEntry(**values["entry"]) if values["entry"] else None})
+    except (ValueError, KeyError, TypeError):
+        return None
+    if entry := note.entry:
         rows, tar = rows_path(output, shard), base / shard
-        if not rows.exists() or hashlib.sha256(rows.read_bytes()).hexdigest() != note["rows_sha256"]:
+        if not rows.exists() or hashlib.sha256(rows.read_bytes()).hexdigest() != note.rows_sha256:
             return None
         if not tar.exists() or tar.stat().st_size != entry.bytes:
             return None
-    return Note(**note)
+    return note
 
 
 def _note_path(output: Path, shard: str) -> Path:

@@ -104,9 +104,9 @@ def actnet_annotations(file: Path, split: str | None) -> list[Annotation]:
     """JSON {database: {id: {subset, annotations: [{label}, ...]}}}: untrimmed videos, each with all its labels."""
     form = '{"database": {"<id>": {"subset": ..., "annotations": [{"label": ...}, ...]}, ...}}'
     content = read_json(file, form, "actnet")
-    database = content.get("database")
+    database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, dict):
-        raise wrong_format(str(file), ", ".join(content), form, "actnet")
+        raise wrong_format(str(file), read_text(file).strip(), form, "actnet")
     if split is None:
         raise ReskdError(f"{file}: holds training, validation and testing. Choose with --split train, val or test")
     annotations = []

@@ -165,7 +165,7 @@ def _existing_clips(clip_list: ClipList) -> ClipList:
 def _absent_line(clip: Clip) -> Line | None:
     """The line of quarantine.jsonl for a clip without a file, or whose file isn't a video by its extension."""
     if clip.size is None:
-        is_outside = clip.name.startswith(("/", "../")) and clip.path.is_file()
+        is_outside = clip.name.startswith(("/", "../")) and os.path.isfile(clip.path)
         reason = "it lies outside the folder of the videos" if is_outside else "no such file"
         return {"path": clip.name, "kind": "absent", "reason": f"{reason} ({clip.where})"}
     if clip.frames is None and extension(clip.name) not in VIDEO_EXTENSIONS:

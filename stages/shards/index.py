@@ -14,7 +14,9 @@ from typing import Any
 
 from cache.errors import ReskdError
 from cache.identity import ShardEntry
+from cache.json_file import read_json
 from cache.store import write_atomically
+from stages.shards.index_types import check_index, short_reason
 
 FORMAT = 2
 INDEX = "index.json"
@@ -59,7 +61,7 @@ def read_index(path: Path) -> dict[str, Any]:
     """The content of index.json. Raises ReskdError if the file is missing, damaged, or of another format version."""
     file = path / INDEX
     try:
-        index = json.loads(file.read_bytes())
+        index = read_json(file)
         version = index["format"]
     except OSError as error:
         raise ReskdError(f"{file}: no data set in this folder ({error.strerror}). `prepare` makes one from videos or "
@@ -69,6 +71,10 @@ def read_index(path: Path) -> dict[str, Any]:
     if version != FORMAT:
         raise ReskdError(f"{file}: format version {version}, this program reads {FORMAT}. Run `prepare` into a new "
                          "folder, or use the version of reskd that wrote it")  # fmt: skip
+    try:
+        check_index(index)
+    except ValueError as error:
+        raise ReskdError(f"{file}: damaged ({short_reason(error)}). Run `prepare` into a new folder") from error
     return index
 
 

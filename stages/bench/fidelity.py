@@ -44,6 +44,7 @@ from stages.bench.outcomes import (
 from stages.metrics.spread import SeedScores
 from stages.runtime.lock import locked
 from stages.runtime.log import console, progress_bar
+from stages.runtime.plots import warn_if_it_fails
 
 
 def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
@@ -71,8 +72,10 @@ def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
     figures = _figures(outcomes)
     _write(config, outcomes, best, views)
     print_table(outcomes, config, views, {name: net.top1 for name, net in nets.items()})
-    draw((output or config.output / "fidelity.json").with_suffix(".png"), outcomes)
     show("fidelity", figures, output)
+    picture = (output or config.output / "fidelity.json").with_suffix(".png")
+    with warn_if_it_fails(f"{picture}"):
+        draw(picture, outcomes)
     return figures
 
 

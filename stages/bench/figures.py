@@ -56,6 +56,8 @@ def median_of(values: Sequence[float]) -> tuple[float, float]:
 
 def show(title: str, figures: Sequence[Figure], output: Path | None) -> None:
     """Print the figures and the machine. Write the figures as a JSON list into `output`, unless it is None."""
+    if output is not None:
+        write_atomically(output, (json.dumps([asdict(figure) for figure in figures], indent=2) + "\n").encode())
     table = Table("figure", "value", "spread", "goal", "", title=title)
     for figure in figures:
         mark = "" if figure.ok is None else "ok" if figure.ok else "[bold red]missed[/]"
@@ -63,8 +65,6 @@ def show(title: str, figures: Sequence[Figure], output: Path | None) -> None:
         table.add_row(figure.name, f"{figure.value:.4g} {figure.unit}", spread, figure.goal or "", mark)
     console.print(table)
     console.print(machine(), highlight=False)
-    if output is not None:
-        write_atomically(output, (json.dumps([asdict(figure) for figure in figures], indent=2) + "\n").encode())
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from stages.packs.pack import pack
 from stages.prepare.prepare import prepare
 from stages.runtime.distributed import join_ranks
 from stages.runtime.memory import peak_memory
+from stages.runtime.plots import warn_if_it_fails
 from stages.student.config import TrainConfig
 from stages.student.train_student import train_student
 from stages.teacher.cache_teacher import cache_teacher
@@ -60,8 +61,10 @@ def run_growth(quick: bool, output: Path | None, trace: Path | None, folder: Pat
             if trace is not None:
                 _stages(_bench(Path(temporary) / "traced", folder, setup.times[0], setup))
     figures = _figures(seconds, peaks, setup)
-    draw((output or folder / "growth.json").with_suffix(".png"), seconds, setup)
     show("growth", figures, output)
+    picture = (output or folder / "growth.json").with_suffix(".png")
+    with warn_if_it_fails(f"{picture}"):
+        draw(picture, seconds, setup)
     return figures
 
 

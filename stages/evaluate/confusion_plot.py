@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from stages.runtime.plots import plot_text
+
 MAX_NAMED, MAX_WRITTEN = 60, 15  # the picture shows names for at most 60 classes, and shares for at most 15
 
 
@@ -17,7 +19,7 @@ def plot_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> No
 
     Names are shown for up to 60 classes, shares for up to 15. A class without clips is a gray row.
     """
-    clips, names = counts.sum(1, keepdims=True), [name[:32].replace("$", r"\$") for name in classes]
+    clips, names = counts.sum(1, keepdims=True), [plot_text(name[:32]) for name in classes]
     shares = np.ma.masked_invalid(np.where(clips, 100 * counts / np.maximum(clips, 1), np.nan))
     side = min(14, 3.5 + 0.22 * len(names)) if len(names) <= MAX_NAMED else 11
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")

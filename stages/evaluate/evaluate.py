@@ -25,6 +25,7 @@ from stages.models.checkpoints import load_model
 from stages.models.video_model import model_stats, to_device
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.log import console, progress_bar
+from stages.runtime.plots import warn_if_it_fails
 from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.labels import check_labels
 from stages.stream.batch import Batch
@@ -40,8 +41,8 @@ def evaluate(config: EvaluateConfig) -> dict:
     "views", "average", "size", "gmacs" (of a view), "gflops" (of a video: gmacs × views), "confused" (the most confused
     pairs of classes; None if a clip has several labels), "checkpoint", "data".
 
-    NAME.classes.csv and, if every clip has one label, NAME.confusion.png are written beside NAME.json. Raises ReskdError
-    if the data set has other classes than the checkpoint, or no labelled clip.
+    NAME.classes.csv and, if every clip has one label, NAME.confusion.png are written beside NAME.json, after it: if they
+    fail, a warning says so. Raises ReskdError if the data set has other classes than the checkpoint, or no labelled clip.
     """
     if config.output is not None:
         _check_writable(config.output)
@@ -77,7 +78,8 @@ def evaluate(config: EvaluateConfig) -> dict:
             table = per_class(scored)
             if config.output is not None:
                 _write_files(config.output, result, table, counts, data.classes)
-            _print_result(result, table, data.classes)
+            with warn_if_it_fails("the tables of the metrics"):
+                _print_result(result, table, data.classes)
     return result
 
 
@@ -144,19 +146,25 @@ def _check_writable(output: Path) -> None:
 def _write_files(
     output: Path, result: dict, table: dict[str, np.ndarray], counts: np.ndarray | None, classes: Sequence[str]
 ) -> None:
-    """Write the three files. Deletes an earlier evaluation's picture if this one has no confusion matrix."""
-    name = output.name.removesuffix(".json")
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["class", *table])
-    for label, values in zip(classes, zip(*(column.tolist() for column in table.values()), strict=True), strict=True):
-        rows.writerow([label, *("" if value != value else value for value in values)])  # NaN: undefined
-    write_atomically(output.with_name(f"{name}.classes.csv"), text.getvalue().encode())
-    picture = output.with_name(f"{name}.confusion.png")
-    picture.unlink(missing_ok=True)
-    if counts is not None:
-        plot_confusion(picture, counts, classes)
+    """Write the JSON, and then the files beside it, which may fail with a warning.
+
+    Deletes an earlier evaluation's picture if this one has no confusion matrix.
+    """
     write_atomically(output, (json.dumps(result, indent=2) + "\n").encode())
+    name = output.name.removesuffix(".json")
+    beside = output.with_name(f"{name}.classes.csv")
+    with warn_if_it_fails(f"{beside}"):
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["class", *table])
+        for label, *values in zip(classes, *(column.tolist() for column in table.values()), strict=True):
+            rows.writerow([label, *("" if value != value else value for value in values)])  # NaN: undefined
+        write_atomically(beside, text.getvalue().encode(errors="backslashreplace"))  # names may not be UTF-8
+    picture = output.with_name(f"{name}.confusion.png")
+    with warn_if_it_fails(f"{picture}"):
+        picture.unlink(missing_ok=True)
+        if counts is not None:
+            plot_confusion(picture, counts, classes)
 
 
 def _print_result(result: dict, table: dict[str, np.ndarray], classes: Sequence[str]) -> None:

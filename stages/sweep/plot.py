@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from stages.runtime.plots import plot_text
 from stages.sweep.pareto_front import Point
 
 
@@ -18,11 +19,13 @@ def plot_front(path: Path, points: Sequence[Point], front: Sequence[Point], labe
         colour = "tab:blue" if point in front else "tab:gray"
         scores = point.scores
         axes.errorbar(point.gflops, scores.mean, yerr=scores.std or None, fmt="o", color=colour, capsize=2)
-        axes.annotate(point.name, (point.gflops, scores.mean), fontsize=7, xytext=(4, 4), textcoords="offset points")
+        axes.annotate(
+            plot_text(point.name), (point.gflops, scores.mean), fontsize=7, xytext=(4, 4), textcoords="offset points"
+        )
     axes.plot(
         [p.gflops for p in front], [p.scores.mean for p in front], color="tab:blue", alpha=0.5, label="Pareto front"
     )
-    axes.set(xscale="log", xlabel="GFLOPs a view", ylabel=label)
+    axes.set(xscale="log", xlabel="GFLOPs a view", ylabel=plot_text(label))
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=130)

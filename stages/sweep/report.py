@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cache.store import write_atomically
 from stages.runtime.log import console
+from stages.runtime.plots import warn_if_it_fails
 from stages.student.config import TrainConfig
 from stages.sweep.cost import teacher_cost
 from stages.sweep.pareto_front import over_seeds, pareto_front, print_front
@@ -41,10 +42,13 @@ def write_report(
     if points:
         metric = "mAP" if any(row["headline"] == "map" for row in rows.values()) else "top-1"
         data = test or "validation, each at its best"
-        plot_front(out / "sweep.png", points, front, f"{metric} on {data}, %")
-        print_front(points, front, f"{metric} %", f"on {data}")
+        with warn_if_it_fails(f"{out / 'sweep.png'}"):
+            plot_front(out / "sweep.png", points, front, f"{metric} on {data}, %")
+        with warn_if_it_fails("the table of the front"):
+            print_front(points, front, f"{metric} %", f"on {data}")
         console.print(f"written: {out}/sweep.json, sweep.png", highlight=False)
-    _print_cost(cost)
+    with warn_if_it_fails("the table of the costs"):
+        _print_cost(cost)
     return result
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cache.view import View
+from stages.runtime.plots import plot_text
 from stages.shards.dataset import Dataset
 from stages.video.decode import decode_frames
 from stages.video.render import render
@@ -38,6 +39,6 @@ def clip_sheet(
             axes.set_anchor("W")
             axes.set_axis_off()
             axes.text(0, -0.02, f"frame {frame}", transform=axes.transAxes, va="top", fontsize=6)
-        axes_line[0].set_title(view_title.replace("$", r"\$"), fontsize=8, loc="left")
-    figure.text(0.01, 1 - 0.1 / height, title.replace("$", r"\$"), fontsize=9, va="top")
+        axes_line[0].set_title(plot_text(view_title), fontsize=8, loc="left")
+    figure.text(0.01, 1 - 0.1 / height, plot_text(title), fontsize=9, va="top")
     figure.savefig(path, dpi=130)

@@ -53,10 +53,10 @@ def inspect_cache(
     result = summary(path, manifest)
     result["top1"] = _accuracy(path, manifest, dataset) if dataset is not None else None
     result["clip"] = clip_views(path, manifest, *place) if place is not None else None
-    if png is not None:
-        _draw(png, path, dataset, result["clip"], manifest.identity.teacher["size"])
     if output is not None:
         write_atomically(output, (json.dumps(result, indent=2) + "\n").encode())
+    if png is not None:
+        _draw(png, path, dataset, result["clip"], manifest.identity.teacher["size"])
     _show(path, result)
     return result
 

@@ -12,6 +12,7 @@ from cache.store import write_atomically
 from stages.bench.arms import Arm
 from stages.bench.config import StudyConfig
 from stages.config.file import load_config
+from stages.config.options import as_yaml
 from stages.demo.digits import CLASSES, make_digits
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
@@ -154,4 +155,4 @@ def _built(config: TrainConfig) -> VideoModel:
 def _config(model: type, file: Path, changes: dict[str, Any]):
     """The config in `file` with `changes`, which follow the rules of --set."""
     values = {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}
-    return load_config(model, file, [f"{key}={json.dumps(value)}" for key, value in values.items()])
+    return load_config(model, file, [f"{key}={as_yaml(value)}" for key, value in values.items()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from cache.store import write_atomically
 from stages.config.schema import Config
 
 C = TypeVar("C", bound=Config)
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # as Python has bytes of file names that aren't UTF-8
 
 
 def load_config(model: type[C], file: Path | None = None, overrides: Sequence[str] = ()) -> C:
@@ -102,7 +104,7 @@ def _apply_override(values: dict, override: str) -> None:
     if not equals or not key:
         raise ReskdError(f"--set {override!r} is not of the form key=value (such as --set optim.lr=0.01)")
     try:
-        value = yaml.safe_load(text)
+        value = text if _NO_UTF8.search(text) else yaml.safe_load(text)  # YAML takes UTF-8 alone; others are paths
     except yaml.YAMLError as error:
         raise ReskdError(f"--set {override}: the value is not YAML: {error}") from error
     *parents, last = key.split(".")

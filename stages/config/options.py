@@ -1,6 +1,7 @@
 """Command-line options that several commands share. This file imports click alone, so that help is quick."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,5 +23,13 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Check everything and pri
 
 def with_options(options: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
     """The options that were given, as overrides "key=value", then those of --set, so that --set wins."""
-    # JSON is YAML, and its quotes protect blanks, colons and hashes in paths.
-    return [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None] + list(overrides)
+    return [f"{name}={as_yaml(value)}" for name, value in options.items() if value is not None] + list(overrides)
+
+
+def as_yaml(value: Any) -> str:
+    """A value as YAML in one line of ASCII.
+
+    JSON is YAML, and its quotes protect blanks, colons and hashes in paths. YAML reads its escapes of two characters
+    (for an emoji) as two, and takes no bytes that aren't UTF-8: both are written as YAML's own escapes.
+    """
+    return re.sub(r"[^ -~]", lambda found: f"\\U{ord(found[0]):08x}", json.dumps(value, ensure_ascii=False))

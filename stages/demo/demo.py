@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cache.store import write_atomically
 from stages.config.file import C, flat, load_config
+from stages.config.options import as_yaml
 from stages.demo.config import DemoConfig
 from stages.demo.digits import make_digits
 from stages.demo.plots import contact_sheet, learning_curves
@@ -25,6 +26,7 @@ from stages.runtime.interrupt import RUN_AGAIN
 from stages.runtime.lock import locked
 from stages.runtime.log import console, read_metrics
 from stages.runtime.memory import peak_memory
+from stages.runtime.plots import warn_if_it_fails
 from stages.runtime.stage_timer import stage_timer
 from stages.shards.classes import read_classes
 from stages.shards.dataset import open_dataset
@@ -80,9 +82,6 @@ def run_demo(config: DemoConfig) -> dict:
         cached = [timed(f"cache-teacher {stored.output.stem}", partial(cache_teacher, stored)) for stored in caches]
         runs = {kind: [_train(config, kind, seed, timed) for seed in range(config.seeds)] for kind in kinds}
         curves = {f"{kind} {s}": read_metrics(run) for kind, folders in runs.items() for s, run in enumerate(folders)}
-        learning_curves(out / "curves.png", curves, read_metrics(teacher))
-        size = _run_config(config, "distilled", 0).size
-        contact_sheet(out / "views.png", open_dataset(caches[-1].data), caches[-1].output, size)
         scores = {kind: _scores(folders) for kind, folders in {"teacher": [teacher], **runs}.items()}
         summary = {
             **scores,
@@ -96,7 +95,13 @@ def run_demo(config: DemoConfig) -> dict:
             "seeds": config.seeds,
         }
         write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-    _print_summary(summary, out)
+        with warn_if_it_fails(f"{out / 'curves.png'}"):
+            learning_curves(out / "curves.png", curves, read_metrics(teacher))
+        with warn_if_it_fails(f"{out / 'views.png'}"):
+            size = _run_config(config, "distilled", 0).size
+            contact_sheet(out / "views.png", open_dataset(caches[-1].data), caches[-1].output, size)
+    with warn_if_it_fails("the tables of the summary"):
+        _print_summary(summary, out)
     return summary
 
 
@@ -158,7 +163,7 @@ def _cache_config(config: DemoConfig, kind: Kind) -> CacheConfig:
 def _stage_config(model: type[C], file: Path, changes: dict, paths: dict[str, Any]) -> C:
     """The config in `file` with the demo's paths and the user's changes, which follow the rules of --set."""
     values = {key: value if isinstance(value, int) else str(value) for key, value in paths.items()}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in (values | flat(changes)).items()]
+    overrides = [f"{key}={as_yaml(value)}" for key, value in (values | flat(changes)).items()]
     return load_config(model, file, overrides)
 
 

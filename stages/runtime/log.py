@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.progress import (
@@ -21,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cache.store import write_atomically
 from stages.config.file import flat
 from stages.runtime.terminal import Terminal, printable
+from stages.runtime.utf8_path import utf8_path
 
 console = Terminal(stderr=True)
 
@@ -56,18 +59,38 @@ class RunLog:
         kept = [row for row in read_metrics(folder) if row["step"] <= step]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.file = self.path.open("a", buffering=1)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self.board: SummaryWriter | None = None
+        self.open_files = ExitStack()
+        with self._board_may_fail():
+            board_folder = folder / "tensorboard"
+            board_folder.mkdir(exist_ok=True)
+            name = self.open_files.enter_context(utf8_path(board_folder))
+            self.board = SummaryWriter(name, purge_step=step + 1)
 
     def row(self, kind: str, step: int, values: dict) -> None:
         """Append the row `{"kind": kind, "step": step, **values}`. TensorBoard gets nested numbers as kind/a/b."""
         self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        for name, value in flat(values, f"{kind}/", "/").items():
-            if isinstance(value, (int, float)):
-                self.board.add_scalar(name, value, step)
+        with self._board_may_fail():
+            for name, value in flat(values, f"{kind}/", "/").items():
+                if isinstance(value, (int, float)) and self.board is not None:
+                    self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         self.file.close()
-        self.board.close()
+        with self._board_may_fail():
+            if self.board is not None:
+                self.board.close()
+        self.open_files.close()
+
+    @contextmanager
+    def _board_may_fail(self) -> Iterator[None]:
+        """A training goes on without TensorBoard: metrics.jsonl has the same numbers."""
+        try:
+            yield
+        except Exception as error:
+            self.board = None
+            console.print(f"[yellow]warning[/] {self.path.parent / 'tensorboard'}: no more TensorBoard logs "
+                          f"({type(error).__name__}: {error}). metrics.jsonl has all numbers", soft_wrap=True)  # fmt: skip
 
 
 def read_metrics(folder: Path) -> list[dict]:

@@ -74,7 +74,7 @@ def replay_view(epoch: int, shard: str, views: int) -> int:
     views in `views` epochs.
     """
     assert views >= 1
-    offset = int.from_bytes(hashlib.sha256(shard.encode()).digest()[:8], "little")
+    offset = int.from_bytes(hashlib.sha256(shard.encode(errors="surrogateescape")).digest()[:8], "little")
     return (epoch + offset) % views
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import ReskdError
-from stages.shards.tar_scan import Sample, read_member, scan_tar
+from stages.shards.tar_scan import TarContent, read_member, scan_tar
 
 # The keys that `prepare` writes into the json of a part of a video. A "segment" without the others may mean anything.
 PART_KEYS = {"segment", "start", "frames", "decoder"}
@@ -21,6 +21,7 @@ class Survey:
     """The labels of tars: each label of each field, and the first clip that lacks the field."""
 
     clips: int = 0
+    without_video: int = 0  # keys
     labels: dict[str, dict[str, str]] = field(default_factory=dict)  # field -> label -> its first place
     lacking: dict[str, str] = field(default_factory=dict)  # field -> the first place without it
 
@@ -30,9 +31,9 @@ def survey_shard(path: Path, text: bool) -> Survey:
 
     Raises ReskdError as `scan_tar` does, and for a member that isn't what its extension says.
     """
-    samples, labels, _ = shard_labels(path, text)
-    survey = Survey(len(samples))
-    for sample, fields in zip(samples, labels, strict=True):
+    content, labels, _ = shard_labels(path, text)
+    survey = Survey(len(content.samples), len(content.without_video))
+    for sample, fields in zip(content.samples, labels, strict=True):
         where = f"{path}: clip {sample.key!r}"
         for name in FIELDS:
             if name in fields:
@@ -45,14 +46,14 @@ def survey_shard(path: Path, text: bool) -> Survey:
 
 def merge_surveys(surveys: Iterable[Survey]) -> Survey:
     """The survey of all tars; the first place of a label is the first in the order of `surveys`."""
-    clips, labels, lacking = 0, {}, {}
+    clips, without_video, labels, lacking = 0, 0, {}, {}
     for survey in surveys:
-        clips += survey.clips
+        clips, without_video = clips + survey.clips, without_video + survey.without_video
         lacking = survey.lacking | lacking
         for name, places in survey.labels.items():
             known = labels.setdefault(name, {})
             known |= {label: where for label, where in places.items() if label not in known}
-    return Survey(clips, labels, lacking)
+    return Survey(clips, without_video, labels, lacking)
 
 
 def choose_field(survey: Survey) -> tuple[str | None, dict[str, str]]:
@@ -71,13 +72,13 @@ def choose_field(survey: Survey) -> tuple[str | None, dict[str, str]]:
 
 def shard_labels(
     path: Path, text: bool
-) -> tuple[list[Sample], list[dict[str, tuple[str, ...]]], list[tuple[float, float] | None]]:
-    """The clips of a tar. For each clip: the labels in every field that it has (empty: an unlabelled clip); and its
+) -> tuple[TarContent, list[dict[str, tuple[str, ...]]], list[tuple[float, float] | None]]:
+    """The content of a tar. For each clip: the labels in every field that it has (empty: an unlabelled clip); and its
     start and end in its video, in seconds, if `prepare` wrote that it is a part of one.
     """
-    samples, all_fields, parts = scan_tar(path), [], []
+    content, all_fields, parts = scan_tar(path), [], []
     with open(path, "rb") as file:
-        for sample in samples:
+        for sample in content.samples:
             fields, part = {}, None
             for ext, member in sample.labels.items():
                 if ext != "txt" or text:
@@ -86,7 +87,7 @@ def shard_labels(
                     part = _part_times(value, where) if ext == "json" and value.keys() >= PART_KEYS else part
             all_fields.append(fields)
             parts.append(part)
-    return samples, all_fields, parts
+    return content, all_fields, parts
 
 
 def _content(ext: str, data: bytes, where: str) -> dict[str, Any]:
@@ -117,6 +118,7 @@ def _part_times(value: dict[str, Any], where: str) -> tuple[float, float]:
 
 def _label_texts(value: Any, where: str) -> tuple[str, ...]:
     values = [v for v in (value if isinstance(value, list) else [value]) if v is not None and v != ""]
+    values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]  # JSON's 1.0 is 1
     wrong = next((v for v in values if isinstance(v, bool) or not isinstance(v, (str, int))), None)
     if wrong is not None:
         raise ReskdError(

@@ -50,7 +50,7 @@ def extension(name: str) -> str:
 
 def file_size(path: Path) -> int | None:
     """Bytes; None if there is no such file."""
-    return path.stat().st_size if path.is_file() else None
+    return os.path.getsize(path) if os.path.isfile(path) else None
 
 
 def _refuse_unreadable(error: OSError) -> None:

@@ -98,15 +98,16 @@ def index_shard(
     workers: Workers,
     advance: Callable[[str | None], None],
 ) -> Shard:
-    """The rows of an existing tar, labelled by `field`. An unreadable video is a row with an `error`.
+    """The rows of an existing tar, labelled by `field`. An unreadable video is a row with an `error`; what has no video is
+    no row, but a line of quarantine.jsonl.
 
     `table`: label -> class number. `advance` is called for each clip, with the reason if it is unreadable, or None.
     """
-    samples, labels, parts = shard_labels(path, field == "txt")
-    videos = [(sample.video.offset, sample.video.size) for sample in samples]
+    content, labels, parts = shard_labels(path, field == "txt")
+    videos = [(sample.video.offset, sample.video.size) for sample in content.samples]
     results = workers.map([hash_task(path), *(probe_task(path, *video) for video in videos)], crashed_probe)
     digest, rows, quarantine, report = next(results), [], [], []
-    for sample, fields, part, whole in zip(samples, labels, parts, results, strict=True):
+    for sample, fields, part, whole in zip(content.samples, labels, parts, results, strict=True):
         probe, start, remark = _cut_part(whole, *(part or (None, None)), sample.video.name)
         advance(probe.error)
         path_field = {"path": f"{name}/{sample.video.name}"}
@@ -118,6 +119,10 @@ def index_shard(
             quarantine.append(line)
         if remark:
             report.append(path_field | {"kind": "range", "key": sample.key, "reason": remark})
+    for members in content.without_video:
+        reason = "no video beside it" + (f", but {', '.join(members[1:])}" if members[1:] else "")
+        quarantine.append({"path": f"{name}/{members[0]}", "kind": "no video", "reason": reason, "shard": name})
+        advance(reason)
     keys = keys_digest([row["key"] for row in rows])
     return Shard(ShardEntry(name, len(rows), path.stat().st_size, digest, keys), rows, quarantine, report)
 
@@ -142,7 +147,8 @@ def _cut_part(probe: Probe, start: float | None, end: float | None, where: str) 
 def _row(key: str, ext: str, probe: Probe, labels: Sequence[int], start: int = 0) -> dict[str, Any]:
     info = asdict(probe.info) if probe.info else dict.fromkeys(("frames", "fps", "width", "height", "duration"), 0)
     info = {"decoder": "", "fallback": None} | info | {"start": start}
-    return {"key": key, "ext": ext, "sha256": probe.sha256, **info, "labels": list(labels), "error": probe.error}
+    labels = list(dict.fromkeys(labels))  # two forms of a name are one class
+    return {"key": key, "ext": ext, "sha256": probe.sha256, **info, "labels": labels, "error": probe.error}
 
 
 def _properties(row: Mapping[str, Any], clip: Clip) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from stages.prepare.make_shards import Shard, index_shard, pack_shard, spread_cl
 from stages.prepare.output_folder import WORK
 from stages.prepare.source import Source
 from stages.prepare.workers import Workers
-from stages.shards.classes import class_table
+from stages.shards.classes import class_table, forms_of_one_class
 
 TAR_OVERHEAD = 1.02  # bytes of a tar, with its headers and padding, for each byte of video
 
@@ -28,6 +28,8 @@ class Plan:
     sizes: dict[str, int]  # bytes that each shard will need; 0 for a tar that exists
     labelled: int | None = None  # clips; None if only the tars know
     several: int = 0  # clips with several labels
+    without_video: int = 0  # of `clips`: keys in tars that have no video
+    forms: tuple[str, ...] = ()  # classes whose name the source has in several Unicode forms
 
 
 def make_plan(
@@ -56,7 +58,8 @@ def _plan_packing(
         sizes[name] = sum(clip.size or 0 for _, clip in clips)
     label_counts = [len(clip.labels) for clips in shards for _, clip in clips]
     labelled, several = (sum(count > least for count in label_counts) for least in (0, 1))
-    return Plan(classes, len(label_counts), make, sizes, labelled, several)
+    forms = tuple(forms_of_one_class(found.clip_list.labels))
+    return Plan(classes, len(label_counts), make, sizes, labelled, several, forms=forms)
 
 
 def _plan_index(found: Source, source: Path, workers: Workers, order: Sequence[str] | None) -> Plan:
@@ -66,7 +69,8 @@ def _plan_index(found: Source, source: Path, workers: Workers, order: Sequence[s
     field, labels = choose_field(survey)
     classes, table = class_table(labels, order, names=False)
     make = {name: partial(index_shard, source / name, name, field, table, workers) for name in found.tars}
-    return Plan(classes, survey.clips, make, dict.fromkeys(found.tars, 0))
+    clips, forms = survey.clips + survey.without_video, tuple(forms_of_one_class(labels))
+    return Plan(classes, clips, make, dict.fromkeys(found.tars, 0), without_video=survey.without_video, forms=forms)
 
 
 def check_disk(plan: Plan, shards: Sequence[str], output: Path) -> None:

@@ -183,6 +183,7 @@ def _summarise(plan: Plan, output: Path, notes: Sequence[Note], console: Termina
         sum(note.entry is not None for note in notes),
     )
     _say(console, f"{output}: {clips} clips in {shards} shards, {len(plan.classes)} classes.")
+    _say_forms(plan, console)
     if several := sum(note.several for note in notes):
         _say(console, f"{several} clips have several labels.")
     if unlabelled := sum(note.unlabelled for note in notes):
@@ -191,12 +192,22 @@ def _summarise(plan: Plan, output: Path, notes: Sequence[Note], console: Termina
         _say(console, f"{fallbacks} clips are decoded by PyAV instead of decord.")
 
 
+def _say_forms(plan: Plan, console: Terminal) -> None:
+    if plan.forms:
+        _say(console, f"{len(plan.forms)} class names come in two Unicode forms (NFC and NFD), which look the same and count "
+                      f"as one class: {', '.join(plan.forms)}.")  # fmt: skip
+
+
 def _describe(plan: Plan, found: Source, output: Path, console: Terminal) -> None:
     """Say what a run would do."""
     several = f", {plan.several} with several labels" if plan.several else ""
     labelled = "" if plan.labelled is None else f" ({plan.labelled} labelled{several})"
-    _say(console, f"Dry run: {output} would have {plan.clips} clips{labelled} of {len(plan.classes)} classes, "
+    clips = plan.clips - plan.without_video
+    _say(console, f"Dry run: {output} would have {clips} clips{labelled} of {len(plan.classes)} classes, "
                   f"{sum(plan.sizes.values()) / 1e9:.3f} GB more, in {len(plan.make)} shards.")  # fmt: skip
+    _say_forms(plan, console)
+    if plan.without_video:
+        _say(console, f"{plan.without_video} keys in the tars have no video. They will be quarantined.")
     if finished := sum(read_note(output, name, output / found.base) is not None for name in plan.make):
         _say(console, f"{finished} of the shards are finished already.")
     if found.clip_list.quarantine:

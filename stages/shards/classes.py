@@ -1,19 +1,23 @@
 """The classes of a data set: their names in the order of their numbers, and the class number of each label."""
 
 import difflib
-import json
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from cache.differences import first_difference
 from cache.errors import ReskdError
+from cache.json_file import parse_json, read_limited
+from stages.runtime.utf8_path import utf8_path
 from stages.shards.dataset import Dataset
 from stages.shards.index import read_index
 
+_INTEGER = r"-?[0-9]{1,300}"  # more digits are a name: Python refuses to read thousands of them
 MAX_CLASSES = 100_000  # a larger number counts as a mistake: an id in the label's column
 
 
@@ -23,7 +27,8 @@ def read_classes(classes: Path | str | Sequence[str] | None) -> tuple[str, ...] 
     `classes` is one of: the names themselves; a text file with one name a line; a JSON list of names; a JSON object
     {name: number}, such as Something-Something's labels.json; the folder of a prepared data set; a checkpoint of this
     program. If each line of a text file is a number and a name, and the numbers start at 0 or 1 and have no gaps, the
-    numbers order the names; a first line `id,name` is then a header.
+    numbers order the names; a first line `id,name` is then a header. Names are in Unicode's form NFC, but those of a data
+    set or a checkpoint are as they are there.
 
     Raises ReskdError for a source that can't be read, for no name, and for a name that is listed twice.
     """
@@ -37,12 +42,13 @@ def read_classes(classes: Path | str | Sequence[str] | None) -> tuple[str, ...] 
         if Path(classes).suffix == ".safetensors":
             return _classes_of_checkpoint(Path(classes))
         try:
-            text = Path(classes).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_limited(Path(classes)).decode("utf-8-sig")
+        except (OSError, ValueError) as error:
             raise ReskdError(f"{source}: no readable list of class names ({error}). Write one name a line") from error
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         is_json = re.match(r'\s*(\{|\[\s*")', text)
         classes = _names_from_json(text, source) if is_json else _names_by_number(lines) or lines
+    classes = list(map(_nfc, classes))
     repeated = [name for name, count in Counter(classes).items() if count > 1]
     if repeated or not classes:
         problem = f"{repeated[0]!r} is listed twice" if repeated else "no class in it"
@@ -52,11 +58,23 @@ def read_classes(classes: Path | str | Sequence[str] | None) -> tuple[str, ...] 
 
 def _classes_of_checkpoint(path: Path) -> tuple[str, ...]:
     try:
-        with safe_open(path, framework="numpy") as file:
-            return tuple(json.loads(file.metadata()["reskd"])["classes"])
+        with utf8_path(path) as name, safe_open(name, framework="numpy") as file:
+            return _checked_names(parse_json(file.metadata()["reskd"], nan=True)["classes"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ReskdError(f"{path}: no checkpoint with class names ({error!r}). Give a checkpoint of train-student or "
                          "import-checkpoint, or a file with one name a line") from error  # fmt: skip
+
+
+def _checked_names(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("not a list of names")
+    return tuple(names)
+
+
+def _class_number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):  # Something-Something writes "0"
+        raise TypeError(f"{value!r} is no class number")
+    return int(value)
 
 
 def class_table(
@@ -67,11 +85,46 @@ def class_table(
     With `classes`, a label is one of these names; if all labels are integers, a label may be a position in `classes`.
     Without `classes`, integer labels are class numbers, and the max+1 classes are named "0", "1", ...; other labels are
     class names, which are sorted. `names`: labels are names even if they look like integers (names of class folders);
-    such names are sorted by value. Raises ReskdError for an unknown label and for a number out of range.
+    such names are sorted by value. `1.0` is the number 1 if all labels are whole numbers. Labels that differ only in
+    Unicode's form (NFC or NFD) are one class, whose name is NFC unless `classes` has it otherwise.
+    Raises ReskdError for an unknown label and for a number out of range.
     """
-    are_integers = all(re.fullmatch(r"-?[0-9]+", label) for label in labels)
+    meant = _labels_as_meant(labels, classes, names=names)
+    places: dict[str, str] = {}
+    for label, place in labels.items():
+        places.setdefault(meant[label], place)
+    order, numbers = _number_labels(places, classes, names=names)
+    return order, {label: numbers[meant[label]] for label in labels}
+
+
+def forms_of_one_class(labels: Iterable[str]) -> list[str]:
+    """Names that are among `labels` in several Unicode forms, such as `é` in one character (NFC) and in two (NFD)."""
+    counts = Counter(map(_nfc, set(labels)))
+    return sorted(name for name, count in counts.items() if count > 1)
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _labels_as_meant(labels: Iterable[str], classes: Sequence[str] | None, *, names: bool) -> dict[str, str]:
+    """Label -> the label in NFC, and without the zeros of `1.0` if all are whole numbers that aren't names of classes."""
+    meant = {label: _nfc(label) for label in labels}
+    are_names = names or (classes is not None and set(meant.values()) <= set(map(_nfc, classes)))
+    if not are_names and all(re.fullmatch(_INTEGER + r"([.]0*)?", label) for label in labels):
+        meant = {label: label.partition(".")[0] for label in labels}
+    return meant
+
+
+def _number_labels(
+    labels: Mapping[str, str], classes: Sequence[str] | None, *, names: bool
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """`class_table` for labels that are written in one way each."""
+    are_integers = all(re.fullmatch(_INTEGER, label) for label in labels)
     if classes is not None:
-        numbers = {name: i for i, name in enumerate(classes)}
+        if twice := forms_of_one_class(classes):
+            raise ReskdError(f"classes: {twice[0]!r} is listed twice, in two Unicode forms. Remove one of them")
+        numbers = {_nfc(name): i for i, name in enumerate(classes)}
         unknown = next((label for label in labels if label not in numbers), None)
         if unknown is None or names or not are_integers:
             _refuse_unknown(labels, unknown, classes)
@@ -92,7 +145,7 @@ def class_table(
 
 def _names_by_number(lines: Sequence[str]) -> list[str] | None:
     """Names from lines such as `0 abseiling` or `1,air drumming`, by number; None if the lines have no numbers."""
-    matches = [re.fullmatch(r"([0-9]+)[\s,]+(.+)", line) for line in lines]
+    matches = [re.fullmatch(r"([0-9]{1,18})[\s,]+(.+)", line) for line in lines]
     if len(matches) > 2 and matches[0] is None and re.fullmatch(r"[A-Za-z_]+,[A-Za-z_]+", lines[0]):
         matches = matches[1:]  # without the header
     if len(matches) < 2 or not all(matches):
@@ -104,10 +157,10 @@ def _names_by_number(lines: Sequence[str]) -> list[str] | None:
 
 def _names_from_json(text: str, source: str) -> list[str]:
     try:
-        content = json.loads(text)
-        if isinstance(content, list) and all(isinstance(name, str) for name in content):
-            return content
-        numbers = {name: int(number) for name, number in content.items()}
+        content = parse_json(text.removeprefix("\ufeff"))
+        if isinstance(content, list):
+            return list(_checked_names(content))
+        numbers = {name: _class_number(number) for name, number in content.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ReskdError(f"{source}: begins like JSON, but isn't an object {{name: number}} or a list of names ({error}). "
                          "Write such JSON, or one name a line") from error  # fmt: skip

@@ -15,11 +15,13 @@ import numpy as np
 
 from cache.errors import ReskdError
 from cache.identity import ShardEntry, check_shard_names
+from cache.json_file import parse_json, read_limited
 from cache.lru import LRU
 from cache.store import move_into_place
 from stages.shards.index import INDEX, read_index, rows_path
+from stages.shards.index_types import check_rows, short_reason
 from stages.shards.tar_file import TarFile
-from stages.shards.tar_scan import HEADER, VIDEO_EXTENSIONS, Sample, scan_tar
+from stages.shards.tar_scan import HEADER, VIDEO_EXTENSIONS, Sample, has_video, scan_tar
 
 # By default, WebDataset runs code that data names (`pipe:` URLs, GOPEN_REWRITE). The variable must be set before
 # webdataset is imported. It is set in the environment, so that spawned workers inherit it. webdataset imports torch;
@@ -111,6 +113,7 @@ class Dataset:
         """
         rows, count = self.rows(shard), 0
         self._open_tar(shard)  # checks the size before the first row
+        scan_tar(self.base / shard)  # WebDataset would unpack a compressed tar and fill a sparse member, however large
         try:
             with open(self.base / shard, "rb") as file:
                 for count, sample in enumerate(_samples(file), 1):
@@ -144,14 +147,18 @@ class Dataset:
         """The rows of a shard, and the crc32 of each row's tar header."""
         digest, path = self._entry(shard)[1], rows_path(self.path, shard)
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ReskdError(f"{path}: can't be read ({error.strerror}). Run `prepare` into a new folder") from error
+            data = read_limited(path)
+        except (OSError, ValueError) as error:
+            raise ReskdError(f"{path}: can't be read ({error}). Run `prepare` into a new folder") from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise ReskdError(
                 f"{path}: not the rows that {self.path / INDEX} was made with. Run `prepare` into a new folder"
             )
-        columns = json.loads(data)
+        try:
+            columns = parse_json(data)
+            check_rows(columns, self.entry(shard))
+        except (ValueError, TypeError) as error:
+            raise ReskdError(f"{path}: damaged ({short_reason(error)}). Run `prepare` into a new folder") from error
         columns["labels"] = [tuple(labels) for labels in columns["labels"]]
         rows = tuple(Row(*values) for values in zip(*(columns[name] for name in Row.__slots__), strict=True))
         return rows, columns["header"]
@@ -202,13 +209,17 @@ def open_dataset(path: Path) -> Dataset:
 
 
 def _samples(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    """WebDataset's samples of an open tar. We open the tar, since WDS_SECURE makes WebDataset refuse local files."""
+    """WebDataset's samples of an open tar that have a video, as in `scan_tar`.
+
+    We open the tar, since WDS_SECURE makes WebDataset refuse local files.
+    """
     import webdataset
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     shard = {"url": file.name, "stream": file}
     try:
-        yield from webdataset.DataPipeline([[shard]], tar_file_expander, group_by_keys)
+        samples = webdataset.DataPipeline([[shard]], tar_file_expander, group_by_keys)
+        yield from (sample for sample in samples if has_video(sample))  # its names `__key__` and `__url__` have no dot
     except ValueError as error:  # the same member twice
         raise tarfile.ReadError(str(error.args[0])) from error
 
@@ -238,7 +249,7 @@ def write_shard(
     if count == 0:
         temporary.unlink()
         return [], 0, ""
-    samples, size = scan_tar(temporary, extensions), temporary.stat().st_size
+    samples, size = scan_tar(temporary, extensions).samples, temporary.stat().st_size
     assert len(samples) == count
     move_into_place(temporary, path)
     return samples, size, hashed.sha256.hexdigest()

@@ -201,7 +201,9 @@ def test_a_tar_cut_anywhere_is_refused(cut, at_block, whole):
     end = end_of(tar) + 1024
     tar.write_bytes(data[:cut])
     if cut >= end and cut % 512 == 0:
-        assert len(scan_tar(tar)) == 5  # cut in the padding after its end: nothing is lost, and a tar alone can't know
+        assert (
+            len(scan_tar(tar).samples) == 5
+        )  # cut in the padding after its end: nothing is lost, and a tar alone can't know
     else:
         with pytest.raises(ReskdError, match=r"000\.tar: .*(write it anew)"):
             scan_tar(tar)
@@ -225,7 +227,6 @@ def test_a_cut_at_each_member_boundary_is_refused(dataset):
 
 LONG = "k" * 180
 OFFENDERS = {
-    "directory": (["folder", "k.mp4"], "'folder' is a directory"),
     "symlink": (["k.mp4", ("l.mp4", b"", tarfile.SYMTYPE, "k.mp4")], "'l.mp4' is a link"),
     "hard link": (["k.mp4", ("l.mp4", b"", tarfile.LNKTYPE, "k.mp4")], "'l.mp4' is a link"),
     "fifo": (["k.mp4", ("f.mp4", b"", tarfile.FIFOTYPE)], "'f.mp4' is a special file"),
@@ -233,20 +234,17 @@ OFFENDERS = {
     "same in capitals": (["k.mp4", "k.MP4"], "'k.MP4' occurs twice"),
     "key again, not adjacent": (["k.mp4", "l.mp4", "k.json"], "'k.json': key 'k' occurs again"),
     "whole clip again": (["k.json", "k.mp4", "l.mp4", "k.json", "k.mp4"], "key 'k' occurs again"),
-    "dotted stem": (["a.b.mp4", "a.c.mp4"], "'a.b.mp4': dotted stem"),
-    "dotted stem of a label": (["a.mp4", "a.b.json"], "'a.b.json': dotted stem"),
-    "no video": (["k.mp4", "l.json"], "'l' has no video"),
-    "two videos": (["k.mp4", "k.webm"], "'k' has two videos"),
-    "hidden": (["k.mp4", "._k.mp4"], "'._k.mp4': WebDataset would skip it"),
-    "no extension": (["k.mp4", "README"], "'README': WebDataset would skip it"),
-    "metadata": (["__MACOSX__/k.mp4"], "'__MACOSX__/k.mp4': WebDataset would skip it"),
+    "dotted stem": (["a.b.mp4", "a.c.mp4"], "'a' has 2 videos: 'a.b.mp4' and 'a.c.mp4'"),
+    "two videos": (["k.mp4", "k.json", "k.webm"], "'k' has 2 videos: 'k.mp4' and 'k.webm'"),
+    "no video": (["k.json", "README"], "no clip in it, but files such as 'README'"),
+    "hidden": (["k.mp4", "._k.mp4"], "'._k.mp4': WebDataset would skip this video"),
+    "metadata": (["__MACOSX__/k.mp4"], "'__MACOSX__/k.mp4': WebDataset would skip this video"),
     "nothing": ([], "empty shard"),
 }
 
 
 @pytest.mark.parametrize("members, message", OFFENDERS.values(), ids=OFFENDERS)
 def test_offenders_are_named(tmp_path, members, message):
-    members = [(m, b"", tarfile.DIRTYPE) if m == "folder" else m for m in members]
     with pytest.raises(ReskdError, match=message) as caught:
         scan_tar(make_tar(tmp_path / "x.tar", *members))
     assert str(tmp_path / "x.tar") in str(caught.value)
@@ -256,7 +254,7 @@ def test_offenders_are_named(tmp_path, members, message):
 def test_every_dialect_of_tar_is_read_long_names_and_foreign_members_too(tmp_path, form):
     long = "k" * 180 if form != tarfile.USTAR_FORMAT else "k" * 90
     names = [f"./{long}.json", f"./{long}.mp4", "./l.seg.png", "./l.MKV", "dir.v1/m.webm"]
-    samples = scan_tar(make_tar(tmp_path / "x.tar", *names, format=form))
+    samples = scan_tar(make_tar(tmp_path / "x.tar", *names, format=form)).samples
     assert [(s.key, s.ext, sorted(s.labels)) for s in samples] == [
         (f"./{long}", "mp4", ["json"]), ("./l", "mkv", []), ("dir.v1/m", "webm", [])]  # fmt: skip
     data = (tmp_path / "x.tar").read_bytes()

@@ -18,6 +18,8 @@ from cache.json_file import read_json
 from cache.store import METADATA, write_atomically
 from cache.view import BLOCK
 
+CODEC_NAMES = ["bytes", "blosc", "crc32c"]  # of every array, in this order
+
 
 @dataclass(frozen=True)
 class ArraySpec:
@@ -118,10 +120,33 @@ def resize_array(folder: Path, views: int) -> None:
 
 
 def open_for_reading(store: LocalStore, name: str) -> zarr.Array:
+    _check_format(Path(store.root) / name)
     return zarr.open_array(store, path=name, mode="r", zarr_format=3)
 
 
 def open_for_writing(folder: Path, name: str) -> zarr.Array:
     """An array that writes all its chunks. By default, zarr writes no file for a chunk of fill values."""
+    _check_format(folder / name)
     with zarr.config.set({"array.write_empty_chunks": True}):
         return zarr.open_array(LocalStore(folder), path=name, mode="r+", zarr_format=3)
+
+
+def _check_format(folder: Path) -> None:
+    """Raises ReskdError unless an array's metadata name the codecs and chunk files of `file_format`, and no others.
+
+    zarr looks up any codec that is installed, such as one that runs pickles; and a link would be written through.
+    """
+    try:
+        node = read_json(folder / METADATA, nan=True)
+    except ValueError as error:
+        raise ReskdError(
+            f"{folder / METADATA} is damaged ({error}): delete {folder.parent} and run cache-teacher again."
+        ) from error
+    parts = node if isinstance(node, dict) else {}
+    names = [codec.get("name") if isinstance(codec, dict) else codec for codec in parts.get("codecs") or ()]
+    keys = {"name": "default", "configuration": {"separator": "."}}
+    if names != CODEC_NAMES or parts.get("chunk_key_encoding") != keys or parts.get("storage_transformers"):
+        raise ReskdError(f"{folder / METADATA} names other codecs ({names!r:.100}) or chunk files than a cache has: delete "
+                         f"{folder.parent} and run cache-teacher again.")  # fmt: skip
+    if folder.is_symlink():
+        raise ReskdError(f"{folder} is a link: delete {folder.parent} and run cache-teacher again.")

@@ -13,7 +13,7 @@ from cache.arrays import file_format, open_for_reading
 from cache.errors import ReskdError
 from cache.identity import CONSTANTS, Identity
 from cache.json_file import read_json
-from cache.manifest import FORMAT, Manifest
+from cache.manifest import FORMAT, Manifest, is_digest
 from cache.store import METADATA, file_digest, write_atomically
 
 TEMPORARY = ".tmp"  # a folder in the cache, for groups that are not committed yet
@@ -68,7 +68,26 @@ def load_group(path: Path, shard: str) -> dict[str, Any] | None:
         raise ReskdError(
             f"{path / shard} is not a shard of a cache of format {FORMAT}: delete it and run cache-teacher again."
         )
+    if fault := _fault(attributes):
+        raise ReskdError(
+            f"{path / shard / METADATA} is damaged: {fault}: delete {path / shard} and run cache-teacher again."
+        )
     return attributes
+
+
+def _fault(group: Mapping[str, Any]) -> str | None:
+    """What is wrong with the types of a group's attributes; None if nothing is."""
+    types = {"keys": list, "views": int, "targets": dict, "files": dict, "quarantine": dict, "fallbacks": dict}
+    if bad := [name for name, kind in types.items() if not isinstance(group[name], kind)]:
+        return f"{bad[0]} is {group[bad[0]]!r:.40}"
+    texts = (group["keys"], group["quarantine"].values(), group["fallbacks"].values(), group["targets"].values())
+    if not all(isinstance(text, str) for part in texts for text in part):
+        return "keys, reasons or fingerprints that are no text"
+    if not all(map(is_digest, group["files"].values())):
+        return "files without a size and a sha256"
+    if group["views"] < 1 or not {*group["quarantine"], *group["fallbacks"]} <= {*group["keys"]}:
+        return f"{group['views']} views, or reasons for clips that the shard doesn't have"
+    return None
 
 
 def check_fingerprint(path: Path, identity: Identity, shard: str, attributes: Mapping[str, Any]) -> None:

@@ -1,15 +1,21 @@
 """The manifest of a cache: its identity and the state of the work. It is stored as the root's attributes."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from cache.codecs import codec_of
 from cache.errors import ReskdError
-from cache.identity import Identity, ShardEntry
+from cache.identity import CONSTANTS, Identity, ShardEntry
 from cache.view import ViewPolicy
 
 FORMAT = 2
+# Limits on what a manifest claims, checked before memory is taken for it.
+MAX_VIEWS = 100_000
+MAX_CLIPS = 200_000_000
+MAX_TARGET_BYTES = 256 << 20  # of one clip in one view; maps of 16 frames of 512 px have 33 MiB
+_CONSTANT_FILE = re.compile(rf"({'|'.join(CONSTANTS)})/(zarr[.]json|c([.][0-9]{{1,9}})*)")
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class Manifest:
                 "make the cache anew with cache-teacher, or use the version of reskd that wrote it."
             )
         try:
+            if fault := _fault(data):
+                raise TypeError(fault)
             if unknown := _unknown_keys(data):
                 raise ReskdError(
                     "a newer version of reskd wrote the cache: its manifest has keys that this version doesn't know "
@@ -73,8 +81,47 @@ class Manifest:
                 constants=dict(data["constants"]),
                 notes=dict(data["notes"]),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except ReskdError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ReskdError(f"the cache's manifest is damaged ({error!r}): make the cache anew.") from error
+
+
+def is_digest(value: Any) -> bool:
+    """Whether a value is [size, sha256], as the cache lists its files."""
+    return isinstance(value, list) and list(map(type, value)) == [int, str]
+
+
+def _fault(data: Mapping[str, Any]) -> str | None:
+    """What is wrong with the types and ranges of a manifest's JSON; None if nothing is. A KeyError is a missing key."""
+    identity = data["identity"]
+    numbers = [data[name] for name in ("views", "finalised", "finalised_shards")]
+    numbers += [shard[name] for shard in identity["shards"] for name in ("clips", "bytes")]
+    if not all(type(n) is int and 0 <= n < 2**63 for n in numbers) or data["views"] > MAX_VIEWS:
+        return "numbers of views, shards, clips or bytes out of range"
+    if sum(shard["clips"] for shard in identity["shards"]) > MAX_CLIPS:
+        return f"more than {MAX_CLIPS} clips"
+    texts = [identity["decoder"], *identity["classes"], *data["finalised_targets"]]
+    texts += [shard[name] for shard in identity["shards"] for name in ("name", "sha256", "keys_sha256")]
+    if not all(isinstance(text, str) for text in texts) or isinstance(identity["classes"], str):
+        return "names or digests that are no text"
+    if wrong := [file for file in data["constants"] if not _CONSTANT_FILE.fullmatch(file)]:
+        return f"{wrong[0]!r:.80} is no file of an array at the root"
+    if not all(map(is_digest, data["constants"].values())):
+        return "constants without a size and a sha256"
+    if not isinstance(data["notes"], dict) or not isinstance(identity["teacher"], dict):
+        return "notes or teacher that are no objects"
+    return _target_fault(identity["targets"])
+
+
+def _target_fault(targets: Mapping[str, Any]) -> str | None:
+    for name, settings in targets.items():
+        shape = [*settings.get("grid", ()), settings["width"]]
+        if not all(type(n) is int and n > 0 for n in shape):
+            return f"{name} of the shape {shape!r:.80}"
+        if codec_of(name, settings["codec"]).bytes(shape) > MAX_TARGET_BYTES:
+            return f"{name} of more than {MAX_TARGET_BYTES >> 20} MiB a clip and view"
+    return None
 
 
 def _unknown_keys(data: Mapping[str, Any]) -> list[str]:

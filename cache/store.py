@@ -20,11 +20,16 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     path = Path(path)
     make_folders(path.parent)
     partial = partial_file(path)
-    with open(partial, "wb") as f:
+    with open(partial, "wb", opener=no_link) as f:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())
     move_into_place(partial, path)
+
+
+def no_link(path: str, flags: int) -> int:
+    """An `opener` for files of fixed names: a link that others put at the name isn't written through."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def partial_file(path: Path) -> Path:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from cache.errors import ReskdError
+
 NOTE = "paid"  # the sum's key in the manifest's notes
 _COUNTED_LOGS = "paid_ledgers"  # key of the names of the logs in that sum: a kill may prevent the removal of some
 _LOGS = ".paid-*.jsonl"  # in the root's folder, one log for each rank and run; removed when the cache is finalised
@@ -57,15 +59,21 @@ def open_time_log(path: str | Path, rank: int, began: float) -> Callable[[float,
 
 def teacher_time_of(path: str | Path, notes: Mapping[str, Any]) -> TeacherTime | None:
     """The cache's teacher time so far, from the manifest's notes and the logs that they don't count yet; None: unknown."""
-    times = [TeacherTime(**notes[NOTE])] if NOTE in notes else []
+    times = [_read_time(path, notes[NOTE])] if NOTE in notes else []
     for file in sorted(Path(path).glob(_LOGS)):
         if file.name in notes.get(_COUNTED_LOGS, ()):
             continue
         lines = file.read_text().splitlines()
-        times += [
-            TeacherTime(**json.loads(line)) for line in lines if line.endswith("}")
-        ]  # a kill may cut the last line
+        times += [_read_time(file, json.loads(line)) for line in lines if line.endswith("}")]  # a kill may cut the last
     return sum(times, TeacherTime()) if times else None
+
+
+def _read_time(path: str | Path, values: Any) -> TeacherTime:
+    try:
+        time = TeacherTime(**values)
+        return time + TeacherTime(0.0, 0, 0.0)  # adds numbers alone
+    except TypeError as error:
+        raise ReskdError(f"{path}: its teacher time is damaged ({error}): run cache-teacher again.") from error
 
 
 def with_teacher_time(path: str | Path, notes: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from decimal import Context, Decimal
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ BLOCK = 64  # rows of a block: the unit that training orders permute, and one ch
 # Where the words of each purpose begin in the stream: a policy with another crop draws the same frames and the same flip.
 _FLIP, _BOX, _FRAMES = 0, 1, 41
 _ATTEMPTS = 10  # random_resized_crop tries so often, with four words each time
+# Limits on policies of others, such as a checkpoint's: far beyond what nets take, and no burden for a machine.
+MAX_NUM_FRAMES, MAX_STRIDE, MAX_CLIPS = 4096, 1 << 20, 1000
 _GRID = 1 << 24  # boxes are multiples of 2^-24, exact in float32: top + height never exceeds 1
 _EXACT = Context(prec=20)  # decimal's exp and ln are correctly rounded; those of libm differ between machines
 
@@ -50,15 +53,16 @@ class ViewPolicy:
     def __post_init__(self):
         checks = {
             "sampling": self.sampling in _SAMPLINGS,
-            "num_frames": self.num_frames >= 1,
-            "stride": self.stride >= 1,
+            "seed": isinstance(self.seed, Integral),
+            "num_frames": _is_count(self.num_frames, MAX_NUM_FRAMES),
+            "stride": _is_count(self.stride, MAX_STRIDE),
             "crop": self.crop in _CROPS,
             "scales": len(self.scales) > 0 and all(0 < s <= 1 for s in self.scales),
             "area": len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1,
             "ratio": len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1] < math.inf,
             "center_fraction": 0 < self.center_fraction <= 1,
             "flip": 0 <= self.flip <= 1,
-            "clips": self.clips >= 1,
+            "clips": _is_count(self.clips, MAX_CLIPS),
         }
         for name, ok in checks.items():
             if not ok:
@@ -81,6 +85,10 @@ class ViewPolicy:
         """The JSON in identities. `clips` is left out if it is 1: identities that are older than this key stay the same."""
         values = asdict(self)
         return values if self.clips > 1 else {name: value for name, value in values.items() if name != "clips"}
+
+
+def _is_count(value: int, most: int) -> bool:
+    return isinstance(value, Integral) and 1 <= value <= most
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from cache.errors import ReskdError
 from cache.store import write_atomically
 from stages.config.schema import Config
+from stages.config.yaml_text import parse_yaml, read_yaml
 
 C = TypeVar("C", bound=Config)
 _NO_UTF8 = re.compile("[\udc80-\udcff]")  # as Python has bytes of file names that aren't UTF-8
@@ -56,7 +57,7 @@ def read_values(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if file.resolve() in above:
         raise ReskdError(f"config {file}: it is its own base, by way of {' -> '.join(p.name for p in above)}")
     try:
-        values = yaml.safe_load(file.read_text()) or {}
+        values = read_yaml(file) or {}
     except OSError as error:
         where = f" (base of {above[-1]})" if above else "; give an existing file with --config"
         raise ReskdError(f"config {file}: {error.strerror}{where}") from error
@@ -67,7 +68,7 @@ def read_values(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     bases = values.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ReskdError(f"config {file}: `base` must be a file or a list of files (given: {bases!r})")
+        raise ReskdError(f"config {file}: `base` must be a file or a list of files (given: {bases!r:.200})")
     merged: dict[str, Any] = {}
     for base in bases:
         merged = _merge(merged, read_values(file.parent / base, (*above, file.resolve())))
@@ -104,7 +105,7 @@ def _apply_override(values: dict, override: str) -> None:
     if not equals or not key:
         raise ReskdError(f"--set {override!r} is not of the form key=value (such as --set optim.lr=0.01)")
     try:
-        value = text if _NO_UTF8.search(text) else yaml.safe_load(text)  # YAML takes UTF-8 alone; others are paths
+        value = text if _NO_UTF8.search(text) else parse_yaml(text)  # YAML takes UTF-8 alone; others are paths
     except yaml.YAMLError as error:
         raise ReskdError(f"--set {override}: the value is not YAML: {error}") from error
     *parents, last = key.split(".")
@@ -140,7 +141,7 @@ def _explain(model: type[Config], error: dict) -> str:
         return f"  {'.'.join(path)}: missing; set it in the config or with --set {'.'.join(path)}=..."
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
-    shown = f" (given: {given!r})" if path and not isinstance(given, dict) else ""
+    shown = f" (given: {given!r:.200})" if path and not isinstance(given, dict) else ""
     return f"  {'.'.join(path) or model.__name__}: {message}{shown}"
 
 

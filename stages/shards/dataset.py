@@ -17,7 +17,7 @@ from cache.errors import ReskdError
 from cache.identity import ShardEntry, check_shard_names
 from cache.json_file import parse_json, read_limited
 from cache.lru import LRU
-from cache.store import move_into_place
+from cache.store import move_into_place, no_link
 from stages.shards.index import INDEX, read_index, rows_path
 from stages.shards.index_types import check_rows, short_reason
 from stages.shards.tar_file import TarFile
@@ -239,7 +239,7 @@ def write_shard(
     import webdataset
 
     count = 0
-    with open(temporary, "wb") as file:
+    with open(temporary, "wb", opener=no_link) as file:
         hashed = _HashedFile(file)
         with webdataset.TarWriter(hashed, encoder=False, mtime=0, user="", group="") as writer:
             for count, (key, ext, video, metadata) in enumerate(clips, 1):  # noqa: B007

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cache.identity import ShardEntry
+from stages.shards.tar_scan import HEADER
 
 MAX_CLIPS = 200_000_000  # of a data set: a number for each clip must fit into memory
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -70,8 +71,8 @@ def check_rows(values: Mapping[str, Sequence], entry: ShardEntry) -> None:
     if lengths != {entry.clips}:
         raise ValueError(f"columns of {sorted(lengths)} rows; the index has {entry.clips}")
     for key, offset, size in zip(rows.key, rows.offset, rows.size, strict=True):
-        if offset + size > entry.bytes:
-            raise ValueError(f"clip {key!r} would lie behind the end of the tar")
+        if offset < HEADER or offset + size > entry.bytes:
+            raise ValueError(f"clip {key!r} would lie outside the tar")
     for key, error, sides in zip(
         rows.key, rows.error, zip(rows.frames, rows.width, rows.height, strict=True), strict=True
     ):

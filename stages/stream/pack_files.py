@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from cache.differences import differences, differing_shards
 from cache.errors import ReskdError
-from cache.identity import ShardEntry
+from cache.identity import ShardEntry, check_shard_names
+from cache.json_file import parse_json, read_json, read_limited
 from cache.store import write_atomically
 from cache.view import View, ViewPolicy
 from stages.shards.index import dump, rows_path
@@ -64,6 +66,9 @@ class PackManifest:
     quarantine: dict[str, dict[int, str]] = field(default_factory=dict)  # shard -> row -> reason
 
 
+_TYPES = TypeAdapter(PackManifest)
+
+
 def view_digest(view: View) -> int:
     """crc32 of a view's frames, box and flip. A crop is checked by it: another view's crop is refused."""
     parts = (view.frames.astype(np.int32), view.box.astype(np.float32), np.array([view.flip]))
@@ -81,15 +86,19 @@ def read_pack(path: Path) -> PackManifest | None:
     if not file.exists():
         return None
     try:
-        values = json.loads(file.read_bytes())
+        values = read_json(file)
         version = values["format"]
         if version == FORMAT:
-            return PackManifest(
+            manifest = PackManifest(
                 PackIdentity.from_json(values["identity"]),
                 values["finished"],
                 {shard: ShardFiles(**files) for shard, files in values["files"].items()},
                 {shard: {int(r): reason for r, reason in rows.items()} for shard, rows in values["quarantine"].items()},
             )
+            if _TYPES.validate_python(asdict(manifest)) != manifest:
+                raise TypeError("values of other types")
+            check_shard_names([entry.name for entry in manifest.identity.shards])
+            return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReskdError(f"{file}: damaged ({error!r}). Run `pack` into a new folder") from error
     raise ReskdError(f"{file}: format version {version}, this program reads {FORMAT}. Run `pack` into a new folder, or use "
@@ -101,9 +110,12 @@ def read_committed_shard(path: Path, shard: str) -> tuple[ShardFiles, dict[int, 
     rows, tar = rows_path(path, shard), path / shard
     if not rows.exists() or not tar.exists():
         return None
-    content = rows.read_bytes()
-    columns = json.loads(content)
-    if tar.stat().st_size != columns["bytes"]:
+    try:
+        content = read_limited(rows)
+        columns = parse_json(content)
+        if tar.stat().st_size != columns["bytes"]:
+            return None
+    except (ValueError, KeyError, TypeError):
         return None
     files = ShardFiles(columns["bytes"], columns["sha256"], hashlib.sha256(content).hexdigest())
     return files, {r: error for r, error in enumerate(columns["error"]) if error is not None}

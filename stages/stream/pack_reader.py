@@ -6,15 +6,16 @@
 """
 
 import hashlib
-import json
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cache.errors import ReskdError
+from cache.json_file import parse_json, read_limited
 from cache.lru import LRU
 from cache.view import View
 from stages.shards.dataset import OPEN_SHARDS, Dataset, Row
@@ -115,15 +116,20 @@ class Pack:
             )
         path = rows_path(self.path, shard)
         try:
-            content = path.read_bytes()
+            content = read_limited(path)
         except OSError as error:
             raise self._missing_file(error) from error
         if hashlib.sha256(content).hexdigest() != self.manifest.files[shard].rows_sha256:
             raise self._changed_tar(shard, f"{path.name} beside it is not the one of {PACK}")
-        columns = json.loads(content)
-        for name, kind in (("frames", np.int32), ("offsets", np.int64), ("crc", np.uint32)):
-            columns[name] = [np.array(values, kind) for values in columns[name]]
-        return tuple(PackedRow(*v) for v in zip(*(columns[name] for name in PackedRow.__slots__), strict=True))
+        try:
+            columns = parse_json(content)
+            for name, kind in (("frames", np.int32), ("offsets", np.int64), ("crc", np.uint32)):
+                columns[name] = [np.array(values, kind) for values in columns[name]]
+            rows = tuple(PackedRow(*v) for v in zip(*(columns[name] for name in PackedRow.__slots__), strict=True))
+            _check_rows(rows, self.manifest.files[shard].bytes)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise self._changed_tar(shard, f"{path.name} beside it is damaged ({error!r:.200})") from error
+        return rows
 
     def _open_tar(self, shard: str) -> TarFile:
         try:
@@ -165,6 +171,21 @@ class Pack:
     def _missing_file(self, error: OSError) -> ReskdError:
         return ReskdError(f"{error.filename}: missing ({error.strerror}), {self.path / PACK} lists it. Put the file back, or "
                           "run `pack` again, which packs the shard again")  # fmt: skip
+
+
+def _check_rows(rows: Sequence[PackedRow], tar_bytes: int) -> None:
+    """Raises ValueError or TypeError unless the JPEGs of all rows lie inside the tar, one after the other."""
+    for row in rows:
+        numbers = (row.offset, row.size, row.header, row.width, row.height, *row.views)
+        if not all(type(n) is int and n >= 0 for n in numbers) or not isinstance(row.key, str):
+            raise TypeError(f"clip {row.key!r} has other types")
+        ends = np.append(row.offsets, row.size)
+        if row.error is None and not HEADER <= row.offset <= row.offset + row.size <= tar_bytes:
+            raise ValueError(f"clip {row.key!r} would lie outside the tar")
+        if not len(row.frames) == len(row.offsets) == len(row.crc) or (ends < 0).any() or (np.diff(ends) < 0).any():
+            raise ValueError(f"the frames of clip {row.key!r} would lie outside of it")
+        if row.views and len(row.frames) % len(row.views):
+            raise ValueError(f"clip {row.key!r} has {len(row.frames)} frames of {len(row.views)} views")
 
 
 def open_pack(path: Path) -> Pack:

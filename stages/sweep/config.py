@@ -28,12 +28,12 @@ def load_sweep(
     values, where = read_config(file, overrides)
     axes = values.pop("grid", None) or {}
     if not isinstance(axes, dict):
-        raise ReskdError(f"{where}: `grid` must map keys to lists of values (given: {axes!r})")
+        raise ReskdError(f"{where}: `grid` must map keys to lists of values (given: {axes!r:.200})")
     axes = {str(key): options for key, options in axes.items()}
     for line in grid:
         key, _, text = line.partition("=")
         try:
-            axes[key] = yaml.safe_load(f"[{text}]")
+            axes[key] = parse_yaml(f"[{text}]")
         except yaml.YAMLError as error:
             raise ReskdError(f"--grid {line}: the values are not YAML, such as size=96,112: {error}") from error
     for key, options in axes.items():  # of the file and of --grid

@@ -1,7 +1,8 @@
 """The arrays of a shard's group: their shapes, chunks and files."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,33 +121,41 @@ def resize_array(folder: Path, views: int) -> None:
 
 
 def open_for_reading(store: LocalStore, name: str) -> zarr.Array:
+    """Raises ValueError for metadata of other codecs or chunk files than a cache has; zarr raises many types for others."""
     _check_format(Path(store.root) / name)
     return zarr.open_array(store, path=name, mode="r", zarr_format=3)
 
 
 def open_for_writing(folder: Path, name: str) -> zarr.Array:
     """An array that writes all its chunks. By default, zarr writes no file for a chunk of fill values."""
-    _check_format(folder / name)
+    with metadata_errors(folder):
+        _check_format(folder / name)
     with zarr.config.set({"array.write_empty_chunks": True}):
         return zarr.open_array(LocalStore(folder), path=name, mode="r+", zarr_format=3)
 
 
-def _check_format(folder: Path) -> None:
-    """Raises ReskdError unless an array's metadata name the codecs and chunk files of `file_format`, and no others.
-
-    zarr looks up any codec that is installed, such as one that runs pickles; and a link would be written through.
-    """
+@contextmanager
+def metadata_errors(folder: Path) -> Iterator[None]:
+    """Turns the ValueError of damaged metadata into a ReskdError that names the group's folder."""
     try:
-        node = read_json(folder / METADATA, nan=True)
+        yield
     except ValueError as error:
         raise ReskdError(
-            f"{folder / METADATA} is damaged ({error}): delete {folder.parent} and run cache-teacher again."
+            f"{folder}: an array's {METADATA} is damaged ({error}): delete {folder} and run cache-teacher again."
         ) from error
+
+
+def _check_format(folder: Path) -> None:
+    """Raises ValueError unless an array's metadata name the codecs and chunk files of `file_format`, and no others.
+
+    zarr looks up any codec that is installed; and a folder that is a link would be written through.
+    """
+    node = read_json(folder / METADATA, nan=True)
     parts = node if isinstance(node, dict) else {}
-    names = [codec.get("name") if isinstance(codec, dict) else codec for codec in parts.get("codecs") or ()]
+    codecs = parts.get("codecs") if isinstance(parts.get("codecs"), list) else []
+    names = [codec.get("name") if isinstance(codec, dict) else codec for codec in codecs]
     keys = {"name": "default", "configuration": {"separator": "."}}
     if names != CODEC_NAMES or parts.get("chunk_key_encoding") != keys or parts.get("storage_transformers"):
-        raise ReskdError(f"{folder / METADATA} names other codecs ({names!r:.100}) or chunk files than a cache has: delete "
-                         f"{folder.parent} and run cache-teacher again.")  # fmt: skip
+        raise ValueError(f"other codecs ({names!r:.100}) or names of chunk files than a cache has")
     if folder.is_symlink():
-        raise ReskdError(f"{folder} is a link: delete {folder.parent} and run cache-teacher again.")
+        raise ValueError("the array's folder is a link")

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore, MemoryStore
 
-from cache.arrays import file_format, open_for_reading
+from cache.arrays import file_format, metadata_errors, open_for_reading
 from cache.errors import ReskdError
 from cache.identity import CONSTANTS, Identity
 from cache.json_file import read_json
@@ -132,4 +132,5 @@ def read_constants(path: Path, manifest: Manifest, names: Sequence[str] = CONSTA
             )
     present = [file.removesuffix(f"/{METADATA}") for file in listed if file.endswith(METADATA)]
     store = LocalStore(path, read_only=True)
-    return {name: np.asarray(open_for_reading(store, name)[:]) for name in present}
+    with metadata_errors(path):
+        return {name: np.asarray(open_for_reading(store, name)[:]) for name in present}

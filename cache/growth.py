@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.arrays import ArraySpec, create_arrays, open_for_reading, resize_array
+from cache.arrays import ArraySpec, create_arrays, metadata_errors, open_for_reading, resize_array
 from cache.differences import Translate, differing_identities
 from cache.errors import ReskdError
 from cache.group import load_group
@@ -95,7 +95,8 @@ class StoredViews:
 
     def __init__(self, folder: Path, files: Mapping[str, list], views: range):
         store = VerifiedStore(folder, files)
-        arrays = {name: open_for_reading(store, name) for name in ("frames", "box", "flip", "valid")}
+        with metadata_errors(folder):
+            arrays = {name: open_for_reading(store, name) for name in ("frames", "box", "flip", "valid")}
         self.columns = {name: {v: np.asarray(array[:, v]) for v in views} for name, array in arrays.items()}
 
     def valid(self, view: int, rows: slice) -> np.ndarray:

@@ -106,7 +106,9 @@ def actnet_annotations(file: Path, split: str | None) -> list[Annotation]:
     content = read_json(file, form, "actnet")
     database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, dict):
-        raise wrong_format(str(file), read_text(file).strip(), form, "actnet")
+        raise wrong_format(
+            str(file), ", ".join(content) if isinstance(content, dict) else read_text(file), form, "actnet"
+        )
     if split is None:
         raise ReskdError(f"{file}: holds training, validation and testing. Choose with --split train, val or test")
     annotations = []

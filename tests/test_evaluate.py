@@ -275,3 +275,13 @@ def test_refuses_what_it_cannot_mean(small, changes, said):
 def test_the_command_refuses_another_average(small):
     done = CliRunner().invoke(cli, ["evaluate", str(small.net), "--average", "median"])
     assert done.exit_code == 2 and "'prob', 'logit', 'feature'" in done.output
+
+
+def test_a_score_is_not_lost_to_what_is_written_beside_it(small, tmp_path, capsys):
+    for ornament in ("s.classes.csv", "s.confusion.png"):
+        (tmp_path / ornament).mkdir()
+        (tmp_path / ornament / "in the way").touch()
+    result = evaluate(config_of(small.net, small.data, f"output={tmp_path / 's.json'}"))
+    assert json.loads((tmp_path / "s.json").read_text()) == result
+    said = " ".join(capsys.readouterr().err.split())
+    assert "s.classes.csv: not made (" in said and "s.confusion.png: not made (" in said

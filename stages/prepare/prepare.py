@@ -194,8 +194,11 @@ def _summarise(plan: Plan, output: Path, notes: Sequence[Note], console: Termina
 
 def _say_forms(plan: Plan, console: Terminal) -> None:
     if plan.forms:
-        _say(console, f"{len(plan.forms)} class names come in two Unicode forms (NFC and NFD), which look the same and count "
-                      f"as one class: {', '.join(plan.forms)}.")  # fmt: skip
+        names = ", ".join(plan.forms)
+        _say(
+            console,
+            f"Class names in two Unicode forms (NFC and NFD), which look the same, count as one class: {names}.",
+        )
 
 
 def _describe(plan: Plan, found: Source, output: Path, console: Terminal) -> None:

@@ -46,7 +46,10 @@ def test_summary(demo):
 def test_a_rerun_resumes_and_more_seeds_are_added(demo):
     output, run, summary = demo
     checkpoint = (output / "runs" / "teacher-0" / "last.pt").stat().st_mtime_ns
+    (output / "curves.png").unlink()
+    (output / "curves.png").mkdir()  # a plot that fails costs no result
     again = run("--seeds", "2")
+    assert list((output / "curves.png").iterdir()) == []
     assert (output / "runs" / "teacher-0" / "last.pt").stat().st_mtime_ns == checkpoint
     assert again["distilled"]["per_seed"][0] == summary["distilled"]["per_seed"][0]
     assert len(again["distilled"]["per_seed"]) == 2 and again["seeds"] == 2

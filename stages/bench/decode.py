@@ -13,7 +13,8 @@ from cache.view import ViewPolicy, sample_view
 from stages.bench.clocks import RUNS, cpu_seconds
 from stages.bench.figures import Figure, measured, profiled, show
 from stages.bench.videos import LARGE, SMALL, Kind, make_videos
-from stages.video.decode import decode_frames, decord, probe
+from stages.video.decode import decode_frames, probe
+from stages.video.decord_decode import decord
 from stages.video.render import render
 
 SIZES = (224, 112)

@@ -36,7 +36,7 @@ from stages.teacher.config import CacheConfig
 from stages.teacher.forward import FORWARDS_ON_CPU
 from stages.teacher.load_teacher import load_teacher
 from stages.teacher.teacher import Teacher
-from stages.video.decode import decord
+from stages.video.decord_decode import decord
 
 FULL = Setup()
 QUICK = Setup(clips=2, batch_size=1, few=4, times=(1, 4), many=16, sizes=(1, 4))

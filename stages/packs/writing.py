@@ -1,16 +1,15 @@
-"""Writing a pack. DataLoader workers decode and encode the pictures in tar order; each shard becomes one tar."""
+"""Writing a pack. Workers decode and encode the pictures in tar order; each shard becomes one tar."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import IterableDataset
 
 from cache.errors import ReskdError
 from cache.reader import Block, CacheReader
@@ -19,11 +18,13 @@ from cache.view import View
 from stages.shards.dataset import Dataset, Row, write_shard
 from stages.shards.index import dump, rows_path
 from stages.shards.worker_chunks import chunks_of_worker, count_chunks
+from stages.stream.clip_at_work import clip_at_work
 from stages.stream.epoch_plan import splitmix64
 from stages.stream.frame_height import packed_size
 from stages.stream.pack_files import COLUMNS, view_digest
 from stages.video import jpeg
-from stages.video.decode import DecodeError, decode_frames
+from stages.video.decode import decode_frames
+from stages.video.errors import DecodeError
 from stages.video.render import needed_frames, render
 
 CHUNK = 4  # clips that a worker returns at once
@@ -105,7 +106,7 @@ def pack_crops(video: bytes, row: Row, views: Sequence[View], size: int, quality
     return PackedClip(row.key, frames, tuple(jpegs), size, size, decoder, None, digests)
 
 
-class AllPictures(IterableDataset):
+class AllPictures:
     """Iterates over lists of PackedClips: the rows of the given shards, shard after shard."""
 
     def __init__(self, data: Dataset, shards: Sequence[str], wanted: WantedPictures, short: int, quality: int):
@@ -115,9 +116,18 @@ class AllPictures(IterableDataset):
         return count_chunks(self.data, self.shards, CHUNK)
 
     def __iter__(self) -> Iterator[list[PackedClip] | ReskdError]:
+        return self.chunks()
+
+    def fetcher(self, first: int, step: int) -> Callable[[int], list[PackedClip] | ReskdError]:
+        """What a worker makes the lists `first`, `first + step`, … with: see `make_batches`."""
+        chunks = self.chunks(first, step)
+        return lambda number: next(chunks)
+
+    def chunks(self, first: int = 0, step: int = 1) -> Iterator[list[PackedClip] | ReskdError]:
+        """The lists `first`, `first + step`, …"""
         try:
             position = None
-            for number, start, rows in chunks_of_worker(self.data, self.shards, CHUNK):
+            for number, start, rows in chunks_of_worker(self.data, self.shards, CHUNK, first, step):
                 if number != position:
                     position, shard = number, self.shards[number]
                     quarantined = self.wanted.quarantined(self.data, shard)
@@ -127,21 +137,22 @@ class AllPictures(IterableDataset):
                         else self.wanted.frames_of_rows(self.data, shard)
                     )
                 yield [
-                    self._pack_row(row, video, r, needed, quarantined.get(r))
+                    self._pack_row(shard, row, video, r, needed, quarantined.get(r))
                     for r, (row, video) in enumerate(rows, start)
                 ]
         except ReskdError as error:  # yielded as a value: see stages/stream/clips.py
             yield error
 
     def _pack_row(
-        self, row: Row, video: bytes, r: int, needed: list[np.ndarray] | list[Block], error: str | None
+        self, shard: str, row: Row, video: bytes, r: int, needed: list[np.ndarray] | list[Block], error: str | None
     ) -> PackedClip:
-        """Row number `r`. `needed`: the frames of each row; for crops, the shard's stored views."""
+        """Row number `r` of a shard. `needed`: the frames of each row; for crops, the shard's stored views."""
         if error is None:
             try:
-                if self.wanted.crops:
-                    return pack_crops(video, row, [block.view_of(r) for block in needed], self.short, self.quality)
-                return pack_frames(video, row, needed[r], self.short, self.quality)
+                with clip_at_work(f"{shard}/{row.key}"):
+                    if self.wanted.crops:
+                        return pack_crops(video, row, [block.view_of(r) for block in needed], self.short, self.quality)
+                    return pack_frames(video, row, needed[r], self.short, self.quality)
             except DecodeError as failure:
                 error = str(failure)
         return PackedClip(row.key, np.array([], np.int64), (), 0, 0, row.decoder, error)

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from stages.prepare.clips import Clip, Frames
 from stages.prepare.probe_videos import Probe, probe_bytes
 from stages.prepare.workers import Task
-from stages.video.decode import DecodeError
+from stages.video.errors import DecodeError
 
 # 4:4:4 keeps the colour of every pixel, and allows odd sizes. On noisy 360p video this keeps at least 46 dB; JPEG at
 # quality 95 keeps 43 to 44 dB with two thirds of the bytes. `zerolatency` turns the lookahead off, because its result

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
 from cache.errors import ReskdError
 from cache.view import View, ViewPolicy, sample_view
 from stages.shards.dataset import Dataset, Row
 from stages.shards.worker_chunks import chunks_of_worker, count_chunks
-from stages.video.decode import DecodeError, decode_frames
+from stages.stream.clip_at_work import clip_at_work
+from stages.video.decode import decode_frames
+from stages.video.errors import DecodeError
 from stages.video.render import needed_frames, render
 
 
@@ -44,7 +45,7 @@ class ViewBatch:
         return ViewBatch(**{**self.__dict__, "clips": self.clips.pin_memory()})
 
 
-class AllViews(IterableDataset):
+class AllViews:
     """Iterates over the ViewBatches of the given work, shard after shard."""
 
     def __init__(self, data: Dataset, work: Sequence[ShardWork], policy: ViewPolicy, size: int, batch_size: int):
@@ -55,8 +56,17 @@ class AllViews(IterableDataset):
         return count_chunks(self.data, self._shards(), self.batch_size)
 
     def __iter__(self) -> Iterator[ViewBatch | ReskdError]:
+        return self.batches()
+
+    def fetcher(self, first: int, step: int) -> Callable[[int], ViewBatch | ReskdError]:
+        """What a worker makes the batches `first`, `first + step`, … with: see `make_batches`."""
+        batches = self.batches(first, step)
+        return lambda number: next(batches)
+
+    def batches(self, first: int = 0, step: int = 1) -> Iterator[ViewBatch | ReskdError]:
+        """The batches `first`, `first + step`, …"""
         try:
-            for position, start, rows in chunks_of_worker(self.data, self._shards(), self.batch_size):
+            for position, start, rows in chunks_of_worker(self.data, self._shards(), self.batch_size, first, step):
                 yield self._render(self.work[position], start, rows)
         except ReskdError as error:  # yielded as a value: see stages/stream/clips.py
             yield error
@@ -67,8 +77,6 @@ class AllViews(IterableDataset):
     def _render(self, work: ShardWork, start: int, rows: Sequence[tuple[Row, bytes]]) -> ViewBatch:
         time, size = self.policy.num_frames, self.size
         clips = torch.zeros((len(work.views), self.batch_size, time, 3, size, size), dtype=torch.uint8)
-        if get_worker_info():
-            clips = clips.share_memory_()  # else DataLoader copies the filled clips to shared memory
         pixels = clips.numpy()
         frames = np.zeros((len(rows), len(work.views), time), np.int32)
         box = np.zeros((len(rows), len(work.views), 4), np.float32)
@@ -83,14 +91,15 @@ class AllViews(IterableDataset):
                 frames[i, j], box[i, j], flip[i, j] = view.frames, view.box, view.flip
             wanted, places = needed_frames(views)
             try:
-                pictures, served = decode_frames(video, row.start + wanted, row.decoder)
+                with clip_at_work(f"{work.shard}/{row.key}"):
+                    pictures, served = decode_frames(video, row.start + wanted, row.decoder)
+                    for j, view in enumerate(views):
+                        pixels[j, i] = render([pictures[k] for k in places[j]], view, size)
             except DecodeError as error:
                 quarantine[row.key] = str(error)
                 continue
             if served != row.decoder:
                 fallbacks[row.key] = f"{row.decoder} failed, {served} served"
-            for j, view in enumerate(views):
-                pixels[j, i] = render([pictures[k] for k in places[j]], view, size)
         return ViewBatch(work, start, frames, box, flip, clips, quarantine, fallbacks)
 
     def _view(self, shard: str, row: Row, index: int) -> View:

@@ -20,8 +20,10 @@ from cache.reader import CacheReader
 from cache.view import BLOCK, View, ViewPolicy, sample_view
 from stages.shards.dataset import Dataset, Row
 from stages.stream.batch import Batch
-from stages.video.decode import DecodeError, decode_frames
+from stages.stream.clip_at_work import clip_at_work
+from stages.video.decode import decode_frames
 from stages.video.device_render import PixelWindow, Rendering, cut_window, stack_windows
+from stages.video.errors import DecodeError
 from stages.video.render import needed_frames, render, resize_pictures
 
 Index = tuple[int, int, int]  # shard (position in the data set's list), row, view
@@ -77,6 +79,10 @@ class ClipDataset(TorchDataset):
     def __getitem__(self, index: Index) -> Batch:
         return self.__getitems__([index])
 
+    def fetcher(self, first: int, step: int) -> Callable[[Sequence[Index]], Batch | ReskdError]:
+        """What a worker makes batches with: see `make_batches`."""
+        return self.__getitems__
+
     def __getitems__(self, indices: Sequence[Index]) -> Batch | ReskdError:
         # Errors are returned: an error that a worker raises shows the user the tracebacks of two processes.
         try:
@@ -94,7 +100,8 @@ class ClipDataset(TorchDataset):
             (s, r, _), row = indices[run[0]], rows[run[0]]
             clip = f"{self.data.shards[s].name}/{row.key}"
             try:
-                served = self._render_row(run, indices, row, views, pixels)
+                with clip_at_work(clip):
+                    served = self._render_row(run, indices, row, views, pixels)
             except DecodeError as error:
                 usable[run] = False
                 failures.setdefault((s, r), f"{clip}: {error}")

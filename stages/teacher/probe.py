@@ -19,7 +19,8 @@ from stages.teacher.config import CacheConfig
 from stages.teacher.encodings import ProbeOutput
 from stages.teacher.sample_maps import HOLD_OUT_EVERY
 from stages.teacher.teacher import Teacher
-from stages.video.decode import DecodeError, decode_frames
+from stages.video.decode import decode_frames
+from stages.video.errors import DecodeError
 from stages.video.render import render
 
 TIMED = 4  # clips whose views are all decoded, to time it

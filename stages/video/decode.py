@@ -1,48 +1,33 @@
-"""Encoded video in, upright RGB frames out. The only file that decodes by decord and PyAV.
+"""Encoded video in, upright RGB frames out.
 
 "Frame i" must be the same picture, whatever other frames are requested: teacher and student, or two epochs, request
-different frames. decord 0.6 breaks this rule silently for some files. It takes a key frame's place in coding order for
-the frame's place in time (wrong by the leading B-frames of an open group of pictures: x265's default, MPEG-4 in AVI).
-It also replaces lost frames by their neighbours. Therefore `probe` first reads the packets' times, without decoding.
-decord serves only files in which its seeking is exact. PyAV, which decodes from the start, serves the others.
+different frames. It is the i-th frame that FFmpeg shows when it decodes the whole video from its start, turned and
+mirrored as its display matrix says. `probe` finds out how these frames can be had:
+
+    "decord"      decord's seeking is exact in this file (decord_decode.py says when)
+    "pyav-seek"   PyAV starts at the packets from which decoding can start; each packet gives the frame of its time
+    "pyav"        PyAV decodes from the start, which is exact for every file
+
+Colours: videos of 8 bits become RGB by FFmpeg's swscale, which reads the range of the file (full or limited). Both
+decoders take the matrix of BT.601 for every file, whatever the file names.
 """
 
-import io
-import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from __future__ import annotations
+
+from bisect import bisect_left
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Literal
 
 import av
-import av.stream
 import numpy as np
 
-from cache.errors import ReskdError
+from stages.video import decord_decode
+from stages.video.container import Timeline, open_video, read_packets, read_timeline
+from stages.video.errors import DecodeError, short_reason
+from stages.video.pyav_decode import can_seek, decode_by_seeking, decode_from_start, orientation, upright, whole_frames
 
-# decord's library reads this variable when it loads. By default, decord returns an earlier frame for one that it can't get.
-os.environ["DECORD_REWIND_RETRY_MAX"] = "0"
-try:
-    import decord
-except (ImportError, OSError):  # no wheel for this platform, or the wheel's library doesn't load
-    decord = None
-else:
-    decord.logging.set_level(decord.logging.QUIET)  # the log only repeats errors that are raised
-av.logging.set_level(None)
-
-# Still images, text and playlists (HLS, DASH, concat) are left out on purpose: a playlist makes FFmpeg open other files
-# and addresses.
-CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
-# decord's smallest threshold for the share of lost frames: with it, the first lost frame raises.
-NO_LOST_FRAME = 1e-9
-# Parts of decord's messages: clock time and source line, values of pointers, the name of the file in memory.
-_VARYING_PARTS = re.compile(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: |\(-?\d+ vs\. -?\d+\) ?|\[?/proc/self/fd/\d+\]?")
-
-
-class DecodeError(ReskdError):
-    """No decoder can serve these frames of a video. The caller adds the clip's name to the message."""
+RULES = 2  # of what frame i is, and which files are refused; raised when a version decides otherwise for any file
+MAX_DIFFERENCE = 2.0  # grey levels on average between the decoders' last frames; they are equal on all 8-bit files seen
 
 
 @dataclass(frozen=True)
@@ -54,71 +39,190 @@ class VideoInfo:
     width: int
     height: int
     duration: float
-    decoder: Literal["decord", "pyav"]
+    decoder: Literal["decord", "pyav-seek", "pyav"]
     fallback: str | None  # why decord was not used
 
 
 @dataclass(frozen=True)
-class _Timeline:
-    """The video stream's packets, in coded order; nothing is decoded for it."""
+class _Probed:
+    info: VideoInfo
+    seconds: np.ndarray  # float64 [frames]: the time of each frame, from the first one on
 
-    times: list[int | None]  # presentation times, in the stream's units
-    keys: list[int]  # positions of the packets at which decoding can start
-    discards: int  # packets that an edit list hides
-    fps: float  # the container's average rate
-    duration: float  # seconds
+
+class PartError(DecodeError):
+    """A part of a video begins after the video's end."""
 
 
 def decoder_identity() -> str:
     """This machine's preferred decoder, as caches record it: "decord 0.6.0", or "pyav 18.1.0" without decord."""
-    return f"pyav {av.__version__}" if decord is None else f"decord {decord.__version__}"
+    if decord_decode.decord is None:
+        return f"pyav {av.__version__}"
+    return f"decord {decord_decode.decord.__version__}"
 
 
-def probe(data: bytes) -> VideoInfo:
+def probe(data: bytes, *, every_frame: bool = False) -> VideoInfo:
     """Choose the decoder for a video, and decode enough frames to trust this decoder with any frame.
 
-    decord is chosen if its seeking is exact; it decodes the first, middle and last frame. Otherwise PyAV decodes every
-    frame, since it can't count frames without decoding. Raises DecodeError, with both decoders' reasons, if the file is
-    unreadable or ends within a frame. (A cut Matroska file whose last packets are whole counts as a shorter video.)
+    For decord, the first, middle and last frame are decoded, and the last group of pictures; `every_frame`: all frames.
+    PyAV always decodes every frame, since it can't count frames without decoding. Raises DecodeError, with both
+    decoders' reasons, if the file is unreadable, ends within a frame, holds damaged frames among those decoded, or
+    changes the size of its frames. (A cut Matroska file whose last packets are whole counts as a shorter video.)
     """
-    reason = None
-    try:
-        timeline = _read_timeline(data)
-        reason = "it is not installed" if decord is None else _why_seeking_fails(data, timeline)
-        if reason is None:
-            try:
-                return _probe_decord(data, timeline)
-            except Exception as error:
-                reason = _short_reason(error)
-        return replace(_probe_pyav(data, timeline), fallback=f"decord: {reason}")
-    except Exception as error:
-        both = f"decord: {reason}; PyAV: {_short_reason(error)}" if reason else _short_reason(error)
-        raise DecodeError(f"unreadable video: {both}") from error
+    return _probe(data, every_frame).info
+
+
+def probe_part(data: bytes, start: float, end: float, *, every_frame: bool = False) -> tuple[VideoInfo, int, float]:
+    """As `probe`, for the part from `start` to `end` (seconds): its VideoInfo, its first frame, the video's duration.
+
+    The frames' own times say which frames these are: those from the frame nearest to `start` to the one before the
+    frame nearest to `end`; at least one. Raises PartError if the part begins after the end of the video.
+    """
+    probed = _probe(data, every_frame)
+    info = probed.info
+    if start >= info.duration:
+        raise PartError(
+            f"the part from {start:g} to {end:g} s begins after the end of the video, at {info.duration:.2f} s"
+        )
+    borders = [*probed.seconds.tolist(), info.duration]
+    first = min(_nearest(borders, start), info.frames - 1)
+    last = _nearest(borders, end)
+    part = replace(info, frames=max(1, last - first), duration=min(end, info.duration) - start)
+    return part, first, info.duration
 
 
 def decode_frames(data: bytes, indices: np.ndarray, decoder: str) -> tuple[np.ndarray, str]:
     """The frames of these indices, uint8 [T,H,W,3] upright RGB in the same order, and the decoder that served them.
 
     `indices`: [T] integers from 0 to frames - 1, in any order; a repeated one is decoded once. `decoder`: the one that
-    `probe` chose for this video. If decord fails nevertheless, PyAV serves the frames, and the result names "pyav".
+    `probe` chose for this video. If it fails nevertheless, PyAV decodes from the start, and the result names "pyav".
     Raises DecodeError for an index that the video doesn't have, and if no decoder can serve the frames.
     """
     wanted, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
     if not len(wanted) or wanted[0] < 0:
         raise DecodeError(f"{_frame_list(wanted)} were asked for; expected one or more indices from 0 on")
-    reason = None
-    if decoder == "decord" and decord is not None:
-        try:
-            return _reordered(_decord_frames(data, wanted), inverse), "decord"
-        except DecodeError:  # no such frame
-            raise
-        except Exception as error:  # decord raises errors of many types
-            reason = _short_reason(error)
+    reasons = []
     try:
-        return _reordered(_pyav_frames(data, wanted), inverse), "pyav"
+        if decoder == "decord" and decord_decode.decord is not None:
+            return _reordered(decord_decode.decode(data, wanted), inverse), "decord"
+        if decoder == "pyav-seek":
+            return _reordered(decode_by_seeking(data, wanted), inverse), "pyav-seek"
+    except Exception as error:  # decord raises errors of many types
+        reasons.append(f"{decoder}: {short_reason(error)}")
+    try:
+        return _reordered(decode_from_start(data, wanted), inverse), "pyav"
     except Exception as error:
-        both = f"decord: {reason}; PyAV: {_short_reason(error)}" if reason else f"PyAV: {_short_reason(error)}"
+        both = "; ".join((*reasons, f"PyAV: {short_reason(error)}"))
         raise DecodeError(f"{_frame_list(wanted)} can't be decoded: {both}") from error
+
+
+def _probe(data: bytes, every_frame: bool) -> _Probed:
+    reason = None
+    try:
+        reason, probed = _probe_decord(data)
+        if probed is None:
+            probed = _probe_pyav(data, f"decord: {reason}")
+        elif every_frame:
+            return _probe_pyav(data, None, probed)
+        return probed
+    except Exception as error:
+        both = f"decord: {reason}; PyAV: {short_reason(error)}" if reason else short_reason(error)
+        raise DecodeError(f"unreadable video: {both}") from error
+
+
+def _probe_decord(data: bytes) -> tuple[str | None, _Probed | None]:
+    """Why decord can't serve the video, or what it is. Raises DecodeError if no decoder could read it."""
+    with open_video(data) as (container, stream):
+        packets = read_packets(container, stream)
+        timeline = read_timeline(container, stream, packets)
+        if decord_decode.decord is None:
+            return "it is not installed", None
+        reason = decord_decode.why_not_exact(timeline, container.format.name, stream.codec_context.pix_fmt)
+        if reason is None:
+            reason, last = _why_groups_fail(stream, packets, timeline)
+    if reason is not None:
+        return reason, None
+    try:
+        frames = decord_decode.first_middle_last(data, timeline)
+    except Exception as error:
+        return short_reason(error), None
+    if frames.shape[1:] != last.shape or np.abs(frames[-1].astype(np.int16) - last).mean() > MAX_DIFFERENCE:
+        return "its last frame differs from PyAV's", None
+    height, width = frames.shape[1:3]
+    info = VideoInfo(len(timeline.times), timeline.fps, width, height, timeline.duration, "decord", None)
+    return None, _Probed(info, (np.array(timeline.shown) - timeline.shown[0]) * float(timeline.unit))
+
+
+def _why_groups_fail(
+    stream: av.VideoStream, packets: list[av.Packet], timeline: Timeline
+) -> tuple[str | None, np.ndarray | None]:
+    """Why the packets from a key frame on don't give one frame each, or None and the last frame.
+
+    The last group of pictures must decode to exactly the times of its packets (VP8's hidden frames and packed B-frames
+    fail here). Where the type of a picture can't be read from its packet, each key frame is decoded alone.
+    """
+    for key in timeline.keys[:-1] if timeline.starts is None else ():
+        frame = next(_decode_from(stream, packets[key : key + 1]), None)
+        if frame is None or frame.pts != timeline.times[key] or frame.pict_type != av.video.frame.PictureType.I:
+            return f"packet {key} is marked as a key frame, but decoding can't start there", None
+    last, frame, times = timeline.keys[-1], None, []
+    try:
+        for frame in _decode_from(stream, packets[last:]):
+            if frame.is_corrupt:
+                return f"frame {timeline.shown.index(frame.pts)} is damaged", None
+            times.append(frame.pts)
+    except av.FFmpegError as error:
+        return f"the packets from the last key frame on do not decode ({short_reason(error)})", None
+    if frame is None or times != timeline.shown[last:]:
+        return "the packets from the last key frame on do not give one frame each", None
+    swap, mirror_x, mirror_y = orientation(frame)
+    if swap == (mirror_x == mirror_y):
+        return "its display matrix mirrors", None
+    return None, upright(frame)
+
+
+def _decode_from(stream: av.VideoStream, packets: list[av.Packet]):
+    stream.codec_context.flush_buffers()
+    for packet in packets:
+        yield from stream.decode(packet)
+    yield from stream.decode(None)
+
+
+def _probe_pyav(data: bytes, fallback: str | None, by_decord: _Probed | None = None) -> _Probed:
+    """What PyAV finds when it decodes every frame. `by_decord`: what decord found; then PyAV only checks it."""
+    times, sizes, frame = [], set(), None
+    with open_video(data) as (container, stream):
+        for frame in whole_frames(container.decode(stream)):
+            times.append(frame.pts)
+            sizes.add((frame.width, frame.height, orientation(frame)))
+        if frame is None:
+            raise DecodeError("no frame comes out of its packets")
+        if len(sizes) > 1:
+            raise DecodeError("its frames change size or rotation on the way")
+        height, width = upright(frame).shape[:2]
+    if by_decord is not None:
+        if len(times) != by_decord.info.frames:
+            raise DecodeError(f"{len(times)} frames come out of {by_decord.info.frames} packets")
+        return by_decord
+    with open_video(data) as (container, stream):
+        timeline = read_timeline(container, stream, read_packets(container, stream))
+    decoder = "pyav-seek" if can_seek(timeline, times) else "pyav"
+    info = VideoInfo(len(times), timeline.fps, width, height, timeline.duration, decoder, fallback)
+    return _Probed(info, _seconds(times, timeline))
+
+
+def _seconds(times: list[int | None], timeline: Timeline) -> np.ndarray:
+    """The time of each frame from the first one on; from the average rate if the file gives no times, or unordered ones."""
+    if None not in times and all(a < b for a, b in zip(times, times[1:], strict=False)):
+        return (np.array(times) - times[0]) * float(timeline.unit)
+    return np.arange(len(times)) / (timeline.fps or 1.0)
+
+
+def _nearest(borders: list[float], time: float) -> int:
+    """The number of the border that is nearest to a time; the later one of two equally near."""
+    i = bisect_left(borders, time)
+    if i == 0 or i == len(borders):
+        return min(i, len(borders) - 1)
+    return i if borders[i] - time <= time - borders[i - 1] else i - 1
 
 
 def _reordered(frames: np.ndarray, inverse: np.ndarray) -> np.ndarray:
@@ -126,161 +230,7 @@ def _reordered(frames: np.ndarray, inverse: np.ndarray) -> np.ndarray:
     return frames if np.array_equal(inverse, np.arange(len(frames))) else frames[inverse]
 
 
-@contextmanager
-def _open_video(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    options = {"format_whitelist": CONTAINERS}
-    try:
-        opened = av.open(io.BytesIO(data), metadata_errors="ignore", options=options)
-    except av.FFmpegError as error:
-        raise DecodeError(
-            f"{len(data)} bytes that do not open as one of {CONTAINERS} ({_short_reason(error)})"
-        ) from error
-    with opened as container:
-        stream = container.streams.best("video")  # av_find_best_stream, as decord does
-        if stream is None:
-            raise DecodeError("it has no video stream")
-        if stream.disposition & av.stream.Disposition.attached_pic:
-            raise DecodeError("its only picture is a cover image")
-        if stream.codec_context is None:
-            raise DecodeError("its video codec is not known")
-        stream.codec_context.thread_count = 1
-        yield container, stream
-
-
-def _read_timeline(data: bytes) -> _Timeline:
-    times, keys, spans, discards = [], [], [], 0
-    with _open_video(data) as (container, stream):
-        for packet in container.demux(stream):
-            if not packet.size:  # the end
-                continue
-            if packet.is_corrupt:
-                raise DecodeError(f"it is cut short: packet {len(times)} of the video is incomplete")
-            if packet.is_keyframe:
-                keys.append(len(times))
-            if packet.pts is not None and not packet.is_discard:
-                spans.append((packet.pts, packet.pts + (packet.duration or 0)))
-            discards += packet.is_discard
-            times.append(packet.pts)
-        rate, unit = stream.average_rate or stream.guessed_rate, stream.time_base
-    if not times:
-        raise DecodeError("its video stream is empty")
-    seconds = float((max(end for _, end in spans) - min(start for start, _ in spans)) * unit) if spans else 0.0
-    fps = float(rate) if rate else len(times) / seconds if seconds > 0 else 0.0
-    return _Timeline(times, keys, discards, fps, seconds if seconds > 0 else len(times) / fps if fps else 0.0)
-
-
-def _why_seeking_fails(data: bytes, timeline: _Timeline) -> str | None:
-    """Why decord's frame numbers would be wrong; None if they are right.
-
-    They are right if two things hold. At every key frame, packet k is frame k. Each packet gives one frame: this is
-    checked on the last group of pictures, which must decode to exactly the times of its packets (VP8's hidden frames,
-    packed B-frames and intra refresh fail here).
-    """
-    if None in timeline.times or len(set(timeline.times)) < len(timeline.times):
-        return "packets without a time of their own"
-    if timeline.discards:
-        return f"an edit list hides {timeline.discards} packets"
-    shown = sorted(timeline.times)
-    if not timeline.keys or any(timeline.times[key] != shown[key] for key in timeline.keys):
-        return "a key frame is coded before frames that are shown earlier (open group of pictures)"
-    last = timeline.keys[-1]
-    with _open_video(data) as (container, stream):
-        if last:
-            container.seek(shown[last], stream=stream)
-        try:
-            times = [frame.pts for frame in container.decode(stream)]
-        except av.FFmpegError as error:
-            return f"the packets from the last key frame on do not decode ({_short_reason(error)})"
-    if times[:1] != shown[last : last + 1]:
-        return "a seek to the last key frame does not land there"
-    return None if times == shown[last:] else "the packets from the last key frame on do not give one frame each"
-
-
-def _probe_decord(data: bytes, timeline: _Timeline) -> VideoInfo:
-    reader = _decord_reader(data)
-    count = len(reader)
-    if count != len(timeline.times):
-        raise DecodeError(f"it counts {count} frames where the file holds {len(timeline.times)}")
-    starts = reader.get_frame_timestamp(np.arange(count))[:, 0]
-    # decord's older FFmpeg finds no times in some AVI files; decord then sorts garbage.
-    if not (np.abs(starts) < 1e9).all() or any(b < a for a, b in pairwise(starts.tolist())):
-        raise DecodeError("it finds no times in this container")
-    height, width = reader.get_batch(sorted({0, count // 2, count - 1})).shape[1:3]
-    return VideoInfo(count, timeline.fps, width, height, timeline.duration, "decord", None)
-
-
-def _probe_pyav(data: bytes, timeline: _Timeline) -> VideoInfo:
-    count, sizes, frame = 0, set(), None
-    with _open_video(data) as (container, stream):
-        for frame in _whole_frames(container, stream):
-            count += 1
-            sizes.add((frame.width, frame.height, frame.rotation))
-        if frame is None:
-            raise DecodeError("no frame comes out of its packets")
-        if len(sizes) > 1:
-            raise DecodeError("its frames change size or rotation on the way")
-        height, width = _upright(frame).shape[:2]
-    return VideoInfo(count, timeline.fps, width, height, timeline.duration, "pyav", None)
-
-
-def _decord_reader(data: bytes) -> "decord.VideoReader":
-    """A reader of a file in memory. decord doesn't check the end of bytes, and a damaged header makes it read beyond."""
-    options = {"num_threads": 1, "fault_tol": NO_LOST_FRAME}
-    if not hasattr(os, "memfd_create"):  # Windows
-        return decord.VideoReader(io.BytesIO(data), **options)
-    descriptor = os.memfd_create("clip")
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(data)
-        return decord.VideoReader(f"/proc/self/fd/{descriptor}", **options)
-    finally:
-        os.close(descriptor)
-
-
-def _decord_frames(data: bytes, wanted: np.ndarray) -> np.ndarray:
-    """Frames of the indices `wanted`, which are sorted and unique: decord then never seeks back."""
-    reader = _decord_reader(data)
-    if wanted[-1] >= len(reader):
-        raise DecodeError(f"frame {wanted[-1]} was asked for; the video has {len(reader)} frames")
-    return reader.get_batch(wanted).asnumpy()
-
-
-def _pyav_frames(data: bytes, wanted: np.ndarray) -> np.ndarray:
-    """Decode from the start, which is exact for every container and codec; convert only the wanted frames to RGB."""
-    indices, frames, index = wanted.tolist(), [], -1
-    with _open_video(data) as (container, stream):
-        for index, frame in enumerate(_whole_frames(container, stream)):
-            if index == indices[len(frames)]:
-                frames.append(_upright(frame))
-                if len(frames) == len(indices):
-                    return np.stack(frames)
-    raise DecodeError(f"frame {indices[-1]} was asked for; the video has {index + 1} frames")
-
-
 def _frame_list(frames: np.ndarray) -> str:
     """Frame numbers for messages, shortened: ten views of 32 frames would fill a screen."""
     numbers = frames.tolist()
     return f"frames {numbers if len(numbers) <= 16 else f'{min(numbers)} to {max(numbers)} ({len(numbers)} of them)'}"
-
-
-def _whole_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    index = 0
-    try:
-        for frame in container.decode(stream):
-            if frame.is_corrupt:
-                raise DecodeError(f"frame {index} is damaged")
-            yield frame
-            index += 1
-    except av.FFmpegError as error:
-        raise DecodeError(f"nothing can be decoded after {index} frames ({_short_reason(error)})") from error
-
-
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), (frame.rotation // 90) % 4))
-
-
-def _short_reason(error: Exception) -> str:
-    """An error's first line, without the parts that change from run to run: reasons are stored, and runs must be equal."""
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    text = _VARYING_PARTS.sub("", text.splitlines()[0])
-    return text[:200]

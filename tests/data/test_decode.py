@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.video import decode
-from stages.video.decode import DecodeError, VideoInfo, decode_frames, decoder_identity, probe
+from stages.video import decord_decode
+from stages.video.decode import VideoInfo, decode_frames, decoder_identity, probe
+from stages.video.errors import DecodeError
 from tests.media import encode_audio, encode_video, moving_square, numbered_frames, read_numbers
 
 N = 40
@@ -112,9 +113,9 @@ HAS_AV1 = pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="thi
 def test_pyav_takes_over_where_decord_would_fail_or_miscount_and_the_reason_is_kept(make, reason):
     data = make()
     info = probe(data)
-    assert info.decoder == "pyav" and info.fallback.startswith("decord: ") and reason in info.fallback
+    assert info.decoder == "pyav-seek" and info.fallback.startswith("decord: ") and reason in info.fallback
     frames, served = decode_frames(data, np.arange(info.frames), info.decoder)
-    assert served == "pyav" and len(frames) == info.frames
+    assert served == "pyav-seek" and len(frames) == info.frames
 
 
 def test_hidden_frames_are_not_counted():
@@ -250,16 +251,16 @@ def test_a_file_whose_header_points_beyond_its_end_does_not_take_the_process_wit
 
 
 def test_without_decord_pyav_serves_and_says_so(monkeypatch):
-    monkeypatch.setattr(decode, "decord", None)
+    monkeypatch.setattr(decord_decode, "decord", None)
     info = probe(numbered())
-    assert (info.decoder, info.fallback) == ("pyav", "decord: it is not installed")
+    assert (info.decoder, info.fallback) == ("pyav-seek", "decord: it is not installed")
     assert decoder_identity() == f"pyav {av.__version__}"
     assert decode_frames(numbered(), np.array([3]), "decord")[1] == "pyav"
 
 
 @needs_decord
 def test_the_identity_names_decord_and_its_version():
-    assert decoder_identity() == f"decord {decode.decord.__version__}"
+    assert decoder_identity() == f"decord {decord_decode.decord.__version__}"
 
 
 def test_decoding_needs_no_torch_and_leaves_no_descriptor_open():

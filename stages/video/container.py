@@ -1,0 +1,168 @@
+"""A video file in memory: opened by PyAV, with limits; and its packets' times, in coded order."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import av.stream
+
+from stages.video.errors import DecodeError, short_reason
+from stages.video.picture_types import SIZED, extradata_layout, frame_layout, is_start
+
+av.logging.set_level(None)
+
+# Still images, text and playlists (HLS, DASH, concat) are left out on purpose: a playlist makes FFmpeg open other files
+# and addresses.
+CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
+# Limits on what a file claims. They are checked before memory is taken for it.
+MAX_PIXELS = 2**26  # of a frame: 8192 x 8192
+MAX_FRAMES = 2**22  # 19 hours at 60 frames per second
+MAX_SECONDS = 7 * 24 * 3600
+_BOXES_OF_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf")
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The video stream's packets, in coded order; nothing is decoded for it. Times are in the stream's units."""
+
+    times: list[int | None]  # presentation time of each packet
+    shown: list[int]  # the times of the packets that an edit list doesn't hide, sorted
+    keys: list[int]  # positions of the packets that the container marks as key frames, in the packets or in its index
+    index_agrees: bool  # every key frame of the container's index is a packet, at the place that the index names
+    starts: list[int] | None  # the keys at which decoding can start; None if the codec's packets aren't known
+    layouts: int  # number of different frame layouts that the keys announce
+    fps: float  # the container's average rate
+    duration: float  # seconds
+    unit: Fraction  # seconds
+
+
+@contextmanager
+def open_video(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its best video stream, as av_find_best_stream finds it. Raises DecodeError."""
+    _check_claimed_frames(data)
+    options = {"format_whitelist": CONTAINERS, "max_pixels": str(MAX_PIXELS)}
+    try:
+        opened = av.open(io.BytesIO(data), metadata_errors="ignore", options=options)
+    except av.FFmpegError as error:
+        raise DecodeError(
+            f"{len(data)} bytes that do not open as one of {CONTAINERS} ({short_reason(error)})"
+        ) from error
+    with opened as container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise DecodeError("it has no video stream")
+        if stream.disposition & av.stream.Disposition.attached_pic:
+            raise DecodeError("its only picture is a cover image")
+        if stream.codec_context is None:
+            raise DecodeError("its video codec is not known")
+        codec = stream.codec_context
+        if codec.width * codec.height > MAX_PIXELS:
+            raise DecodeError(f"frames of {codec.width}x{codec.height} px; at most {MAX_PIXELS} pixels are decoded")
+        if container.duration is not None and container.duration / 1e6 > MAX_SECONDS:
+            raise DecodeError(
+                f"it claims {container.duration / 3.6e9:.0f} hours; at most {MAX_SECONDS // 3600} are read"
+            )
+        codec.thread_count = 1
+        codec.flags |= av.codec.context.Flags.unaligned  # without it, a crop on the left is rounded
+        codec.options = {"max_pixels": str(MAX_PIXELS)}
+        yield container, stream
+
+
+def read_packets(container: av.container.InputContainer, stream: av.VideoStream) -> list[av.Packet]:
+    """All packets of the video stream, in coded order. Raises DecodeError for a packet that the file cuts."""
+    packets = []
+    for packet in container.demux(stream):
+        if not packet.size:  # the end
+            continue
+        if packet.is_corrupt:
+            raise DecodeError(f"it is cut short: packet {len(packets)} of the video is incomplete")
+        packets.append(packet)
+        if len(packets) > MAX_FRAMES:
+            raise DecodeError(f"more than {MAX_FRAMES} frames; that many are read at most")
+    if not packets:
+        raise DecodeError("its video stream is empty")
+    return packets
+
+
+def read_timeline(container: av.container.InputContainer, stream: av.VideoStream, packets: list[av.Packet]) -> Timeline:
+    """The times and key frames of the packets that `read_packets` gave. The container may be read no further after it."""
+    times = [packet.pts for packet in packets]
+    shown = [packet for packet in packets if packet.pts is not None and not packet.is_discard]
+    rate, unit = stream.average_rate or stream.guessed_rate, stream.time_base or Fraction(1)
+    seconds = 0.0
+    if shown:
+        seconds = float((max(p.pts + (p.duration or 0) for p in shown) - min(p.pts for p in shown)) * unit)
+    fps = float(rate) if rate else len(times) / seconds if seconds > 0 else 0.0
+    marked = _marked_in_index(container, stream, packets)
+    keys = sorted({i for i, packet in enumerate(packets) if packet.is_keyframe} | marked - {-1})
+    starts, layouts = _read_keys(stream, packets, keys)
+    duration = seconds if seconds > 0 else len(times) / fps if fps else 0.0
+    return Timeline(times, sorted(p.pts for p in shown), keys, -1 not in marked, starts, layouts, fps, duration, unit)
+
+
+def _marked_in_index(
+    container: av.container.InputContainer, stream: av.VideoStream, packets: list[av.Packet]
+) -> set[int]:
+    """Positions of the packets that the container's index marks as key frames; -1 if it marks what is none.
+
+    A decoder seeks by this index. Matroska's, the Cues, is read at the first seek. Until then FFmpeg has an index of the
+    packets that it read, with which the Cues must agree.
+    """
+    if container.format.name.startswith("matroska"):
+        read = {(entry.timestamp, entry.pos) for entry in stream.index_entries}
+        try:
+            container.seek(0, stream=stream)
+        except av.FFmpegError:
+            return {-1}
+        return set() if read >= {(entry.timestamp, entry.pos) for entry in stream.index_entries} else {-1}
+    positions = {packet.pts: i for i, packet in enumerate(packets)} | {
+        packet.dts: i for i, packet in enumerate(packets)
+    }
+    return {positions.get(entry.timestamp, -1) for entry in stream.index_entries if entry.is_keyframe}
+
+
+def _read_keys(stream: av.VideoStream, packets: list[av.Packet], keys: list[int]) -> tuple[list[int] | None, int]:
+    """`starts` and `layouts` of a Timeline."""
+    codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata or b""
+    has_new_header = any(packets[key].has_sidedata("new_extradata") for key in keys)
+    if stream.codec_context.codec.intra_only:
+        return keys, 1 + has_new_header
+    if codec not in SIZED:
+        return None, 1 + has_new_header
+    contents = {key: bytes(packets[key]) for key in keys}
+    starts = [key for key in keys if is_start(codec, contents[key], extradata)]
+    layouts = {layout for content in contents.values() for layout in frame_layout(codec, content, extradata)}
+    return starts, len(layouts | extradata_layout(codec, extradata)) + has_new_header
+
+
+def _check_claimed_frames(data: bytes) -> None:
+    """Raises DecodeError if the sample tables of an ISO file (MP4, MOV) claim too many frames: FFmpeg makes room for them."""
+    if data[4:8] not in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+        return
+    parts = [(0, len(data))]
+    while parts:
+        position, end = parts.pop()
+        while position + 8 <= end:
+            size, kind, head = (
+                int.from_bytes(data[position : position + 4], "big"),
+                data[position + 4 : position + 8],
+                8,
+            )
+            if size == 1:
+                size, head = int.from_bytes(data[position + 8 : position + 16], "big"), 16
+            stop = min(position + size, end) if size else end
+            if kind in _BOXES_OF_BOXES:
+                parts.append((position + head, stop))
+            field = {b"stsz": 8, b"stz2": 8, b"trun": 4}.get(kind)
+            if field is not None:
+                count = int.from_bytes(data[position + head + field : position + head + field + 4], "big")
+                if count > MAX_FRAMES:
+                    raise DecodeError(f"it claims {count} frames; at most {MAX_FRAMES} are read")
+            if stop <= position:
+                break
+            position = stop

@@ -163,3 +163,22 @@ def as_rkd(student: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor], t
         if teachers_head:
             state[f"cls_head.fc_cls_t.{name}"] = teacher[f"cls_head.fc_cls.{name}"]
     return state
+
+
+PYTORCHVIDEO = {"conv1": "branch2.conv_a", "bn1": "branch2.norm_a", "conv2": "branch2.conv_b", "bn2": "branch2.norm_b",
+                "conv3": "branch2.conv_c", "bn3": "branch2.norm_c", "downsample.0": "branch1_conv",
+                "downsample.1": "branch1_norm"}  # fmt: skip
+
+
+def as_pytorchvideo(net: nn.Module) -> dict:
+    """The names in a file of pytorchvideo, of the stem, the stages and the head in `blocks`."""
+    state = {}
+    for name, tensor in net.state_dict().items():
+        module, _, leaf = name.rpartition(".")
+        if module in ("conv1", "bn1", "fc"):
+            new = {"conv1": "0.conv", "bn1": "0.norm", "fc": "5.proj"}[module]
+        else:
+            stage, block, part = module.removeprefix("layer").split(".", 2)
+            new = f"{stage}.res_blocks.{block}.{PYTORCHVIDEO[part]}"
+        state[f"blocks.{new}.{leaf}"] = tensor
+    return {"model_state": state}

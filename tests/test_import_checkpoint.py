@@ -14,7 +14,18 @@ from stages.models.checkpoints import load_model
 from stages.models.zoo import ZOO
 from stages.shards.classes import read_classes
 from stages.shards.dataset import open_dataset
-from tests.foreign_files import as_mmaction2, as_rkd, clips, inflated, model_config, output, resnet, shifted, swin
+from tests.foreign_files import (
+    as_mmaction2,
+    as_pytorchvideo,
+    as_rkd,
+    clips,
+    inflated,
+    model_config,
+    output,
+    resnet,
+    shifted,
+    swin,
+)
 
 NAMES = ("dive", "jump", "ride a bike", "run", "swim")
 
@@ -26,9 +37,9 @@ def names(tmp_path):
     return path
 
 
-def run(tmp_path, state, arch="tsn", meta=None, classes=None, **changes):
+def run(tmp_path, state, arch="tsn", meta=None, classes=None, key="state_dict", **changes):
     path = tmp_path / "theirs.pth"
-    torch.save({"state_dict": state, "meta": meta or {}}, path)
+    torch.save({key: state, "meta": meta or {}}, path)
     config = ImportConfig(
         source=path,
         **{"output": tmp_path / "made" / "ours.safetensors", "model": model_config(arch, classes=None),
@@ -60,6 +71,38 @@ def test_each_family_comes_in_with_its_views_and_gives_the_same(arch, names, tmp
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
     said = capsys.readouterr().err
     assert "mmaction2, " in said and f"{arch} " in said and "5 classes, 32 px, 4 frames" in said
+
+
+@pytest.mark.parametrize("arch, stride", [("slowonly", 8), ("swin", 2), ("tsm", 1)])
+def test_the_test_clips_are_those_of_the_version_of_mmaction2(arch, stride, names, tmp_path, capsys):
+    net = swin() if arch == "swin" else resnet()
+    net = inflated(net, own_weights=True) if arch == "slowonly" else net
+    state = as_mmaction2(net, shift=arch == "tsm")
+    for meta, dense in (({"mmaction_version": "0.24.1"}, "dense"), ({"mmengine_version": "0.8.2"}, "dense_1x")):
+        card, path = run(tmp_path, state, arch, meta, names, output=tmp_path / f"{dense}.safetensors")
+        sampling = "segments" if arch == "tsm" else dense
+        assert (card.eval_policy.sampling, card.eval_policy.stride) == (sampling, stride)
+        assert load_model(path)[1].eval_policy == card.eval_policy
+        assert f"4 frames ({sampling}" in capsys.readouterr().err
+
+
+def test_pytorchvideos_pixels_are_told(names, tmp_path, capsys):
+    state = as_pytorchvideo(inflated(resnet(), own_weights=True))["model_state"]
+    pixels = {"mean": (0.45,) * 3, "std": (0.225,) * 3}
+    for number, (changes, warned) in enumerate((({}, True), (pixels, False))):
+        model = model_config("slowonly", classes=None, **changes)
+        run(
+            tmp_path,
+            state,
+            "slowonly",
+            None,
+            names,
+            "model_state",
+            model=model,
+            output=tmp_path / f"{number}.safetensors",
+        )
+        told = "--set model.mean=[0.45,0.45,0.45] --set model.std=[0.225,0.225,0.225]" in capsys.readouterr().err
+        assert told is warned
 
 
 def test_the_seeds_teacher_comes_out_of_its_container_with_a_classifier_only_where_asked(names, tmp_path):

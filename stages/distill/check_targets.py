@@ -5,6 +5,7 @@ from __future__ import annotations
 from cache.errors import ReskdError
 from cache.manifest import Manifest
 from stages.distill.config import LossConfig
+from stages.distill.targets import NO_CLASS_MAP
 from stages.models.video_model import ModelOutput
 
 
@@ -26,6 +27,8 @@ def check_targets(manifest: Manifest, losses: LossConfig, output: ModelOutput, n
                              f"(cache-teacher again, with targets.{name}), or set the weight of that loss to 0")  # fmt: skip
     if "features" in losses.stored_targets:
         _check_maps(stored["features"], losses, list(output.features.shape[1:4]), num_frames)
+    if losses.teacher_reads("class_map") and manifest.identity.teacher.get("model", {}).get("head_norm"):
+        raise ReskdError(NO_CLASS_MAP)
     reads_classes = losses.teacher_reads("logits") or losses.teacher_reads("class_map")
     if reads_classes and stored["logits"]["width"] != output.logits.shape[1]:
         raise ReskdError(f"the cache has logits of {stored['logits']['width']} classes, the student of "

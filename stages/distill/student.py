@@ -38,8 +38,9 @@ class Student(nn.Module):
     def forward(self, clips: Tensor) -> StudentOutput:
         """Clips uint8 [B,T,3,H,W]."""
         logits, features = self.model(clips)
-        fc = self.model.head.fc
-        class_map = classify(features, fc.weight, fc.bias) if self.with_class_map else None
+        head, class_map = self.model.head, None
+        if self.with_class_map:
+            class_map = classify(head.at_positions(features), head.fc.weight, head.fc.bias)
         return StudentOutput(logits, features if self.adapter is None else self.adapter(features), class_map)
 
 

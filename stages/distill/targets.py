@@ -8,12 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cache.errors import ReskdError
 from cache.manifest import Manifest
 from cache.reduction import Constants
 from stages.distill.config import LossConfig
 from stages.distill.losses import LOSSES, UNLABELLED
 from stages.distill.student import StudentOutput, classify
 from stages.stream.batch import Batch
+
+NO_CLASS_MAP = (
+    "losses.logit_map_kl needs a teacher whose classifier takes the map as it is, and this teacher has a norm before its "
+    "classifier (model.head_norm): use feature_mse or logit_kl, and set the weight of logit_map_kl to 0"
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,12 @@ class TargetDecoder:
         return values if self.scale is None else values * self.scale + self.offset
 
     def decode(self, batch: Batch, losses: LossConfig) -> Targets:
-        """The targets that these losses read from a batch on the device."""
+        """The targets that these losses read from a batch on the device.
+
+        Raises ReskdError if they read class maps, and the teacher's head is not a classifier of the map alone.
+        """
+        if losses.teacher_reads("class_map") and self.classifier is None:
+            raise ReskdError(NO_CLASS_MAP)
         maps = self.features(batch.features) if "features" in losses.stored_targets else None
         return Targets(
             usable=batch.usable,

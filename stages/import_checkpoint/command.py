@@ -12,7 +12,9 @@ from stages.config.options import CONFIG, SET, with_options
 @click.option("--class-order", "classes", help="Its classes: a file with one name per line, or a prepared data set.")
 @click.option("--size", type=int, help="Pixels of its square input.  [default: 224]")
 @click.option(
-    "--format", type=click.Choice(["auto", "mmaction2", "rkd", "torchvision", "timm"]), help="[default: by its keys]"
+    "--format",
+    type=click.Choice(["auto", "mmaction2", "rkd", "torchvision", "timm", "mit", "pytorchvideo"]),
+    help="[default: by its keys]",
 )
 @click.option(
     "--part",
@@ -23,7 +25,8 @@ from stages.config.options import CONFIG, SET, with_options
 @CONFIG
 @SET
 def import_checkpoint(config_file, overrides, model, **options):
-    """Convert a checkpoint of mmaction2, upstream (ResKD), torchvision or timm into one of this program.
+    """Convert a checkpoint of mmaction2, upstream (ResKD), torchvision, timm, MIT's TSM or pytorchvideo into one of this
+    program.
 
     The check is strict: every missing, unexpected or mis-shaped weight is listed. The weights of a 2D network are
     inflated for a 3D model. Only tensors are read: a file that holds code is refused. --head reinit replaces a

@@ -15,7 +15,8 @@ from stages.models.config import CheckpointFormat, HeadPolicy, ModelConfig
 class ImportConfig(Config):
     """`pipeline.py import-checkpoint`: converts a checkpoint of another program."""
 
-    source: Path = Field(description="a checkpoint of mmaction2, upstream (ResKD), torchvision or timm")
+    source: Path = Field(description="a checkpoint of mmaction2, upstream (ResKD), torchvision, timm, MIT's TSM or "
+                                     "pytorchvideo")  # fmt: skip
     output: Path = Field(description="a new .safetensors")
     model: ModelConfig
     size: Size = Field(224, description="pixels of the model's square input")
@@ -26,8 +27,9 @@ class ImportConfig(Config):
         "student", description="rkd: which of the two networks in the container"
     )
     head: HeadPolicy = "keep"
-    eval_policy: ViewPolicy | None = Field(None, description="views for evaluation; if null middle frames (slowonly, swin: "
-                                                             "the middle clip), centre crop")  # fmt: skip
+    eval_policy: ViewPolicy | None = Field(None, description="views for evaluation; if null middle frames (slowonly, swin: the "
+                                                             "middle clip, dense_1x for a file of mmaction2 1.x), centre "
+                                                             "crop")  # fmt: skip
     render_via: Size | None = Field(None, description="render at this size, then shrink bilinearly without "
                                                       "antialiasing, as upstream does")  # fmt: skip
 

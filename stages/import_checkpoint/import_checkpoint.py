@@ -11,6 +11,7 @@ from stages.import_checkpoint.config import ImportConfig
 from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, save_model
 from stages.models.config import InitConfig, ModelConfig
+from stages.models.head_norm import has_head_norm
 from stages.models.init_weights import load_stored
 from stages.models.swin import ATTENTION
 from stages.models.video_model import VideoModel, model_stats
@@ -21,7 +22,9 @@ from stages.shards.classes import read_classes
 
 # Frames from one frame of a clip to the next, in upstream's configs. The other architectures take segments.
 STRIDES = {"slowonly": 8, "swin": 2}
-CLASSIFIERS = ("cls_head.fc_cls.weight", "fc.weight", "head.weight", "head.fc.weight", "classifier.weight")
+CLASSIFIERS = ("cls_head.fc_cls.weight", "fc.weight", "head.weight", "head.fc.weight", "classifier.weight",
+               "new_fc.weight", "base_model.fc.weight", "blocks.5.proj.weight")  # fmt: skip
+PYTORCHVIDEO = (0.45, 0.225)  # mean and std of each colour
 
 
 def import_checkpoint(config: ImportConfig) -> ModelCard:
@@ -37,13 +40,16 @@ def import_checkpoint(config: ImportConfig) -> ModelCard:
     classes = _class_names(config, stored)
     model_config = config.model.model_copy(update={"num_classes": len(classes)})
     model = build_model(model_config)
+    if config.head != "drop" and has_head_norm(model.backbone):  # the classifier of the file stands behind the norm
+        model_config = model_config.model_copy(update={"head_norm": True})
+        model = build_model(model_config)
     init = InitConfig(path=config.source, format=config.format, part=config.part, head=config.head)
     description = load_stored(model, model_config, init, stored, classes)
-    policy = config.eval_policy or default_policy(model_config)
+    policy = config.eval_policy or default_policy(model_config, spread=stored.mmaction2_1x)
     card = ModelCard(model_config, classes, config.size, config.render_via, policy, {"imported": config.source.name})
     make_folders(config.output.parent)
     save_model(config.output, model, card)
-    views = f"dense, stride {policy.stride}" if policy.sampling == "dense" else policy.sampling
+    views = policy.sampling if policy.sampling == "segments" else f"{policy.sampling}, stride {policy.stride}"
     console.print(f"{description}\n{config.output}: {config.model.arch} {config.model.backbone}, {len(classes)} classes, "
                   f"{config.size} px, {config.model.num_frames} frames ({views}), crop {policy.crop}",
                   markup=False, soft_wrap=True)  # fmt: skip
@@ -54,7 +60,11 @@ def import_checkpoint(config: ImportConfig) -> ModelCard:
 
 def _warnings(config: ImportConfig, stored: StoredWeights, model: VideoModel) -> Iterator[str]:
     """Settings that no checkpoint stores, and that would be wrong in silence."""
-    if recognise_format(stored.tensors) == ("rkd",) and config.part == "student" and config.render_via is None:
+    layout, (mean, std) = recognise_format(stored.tensors), PYTORCHVIDEO
+    if layout == ("pytorchvideo",) and (config.model.mean, config.model.std) != ((mean,) * 3, (std,) * 3):
+        yield (f"pytorchvideo's networks saw pixels with mean {mean} and std {std}: import it with --set "
+               f"model.mean=[{mean},{mean},{mean}] --set model.std=[{std},{std},{std}]")  # fmt: skip
+    if layout == ("rkd",) and config.part == "student" and config.render_via is None:
         yield ("upstream's students saw 112 px, shrunk from 224 without antialiasing: import it with --size 112 "
                "--set render_via=224")  # fmt: skip
     if config.model.arch == "swin" and config.model.rel_pos == "exact":
@@ -66,9 +76,13 @@ def _warnings(config: ImportConfig, stored: StoredWeights, model: VideoModel) ->
                    "--set model.rel_pos=upstream")  # fmt: skip
 
 
-def default_policy(model: ModelConfig) -> ViewPolicy:
-    """The middle frame of each segment, or the middle clip with a stride; the centre crop; no mirrored views."""
-    dense = {"sampling": "dense", "stride": STRIDES[model.arch]} if model.arch in STRIDES else {}
+def default_policy(model: ModelConfig, spread: bool) -> ViewPolicy:
+    """The middle frame of each segment, or the middle clip with a stride; the centre crop; no mirrored views.
+
+    `spread`: several clips of a test go from end to end of the video, as in mmaction2 1.x.
+    """
+    sampling = "dense_1x" if spread else "dense"
+    dense = {"sampling": sampling, "stride": STRIDES[model.arch]} if model.arch in STRIDES else {}
     return ViewPolicy(num_frames=model.num_frames, jitter=False, crop="center", flip=0.0, **dense)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stages.models.head_norm import take_head_norm
 from stages.models.slowonly import build_slowonly, encode_volume
 from stages.models.swin import build_swin, encode_swin
 from stages.models.tsm import build_tsm
@@ -27,10 +28,12 @@ def build_model(config: ModelConfig, pretrained: bool = False) -> VideoModel:
     `config.num_classes` must not be None.
 
     Raises:
-        ReskdError: the backbone doesn't exist, its arguments or `shift_div` don't fit, or it has no pretrained weights.
+        ReskdError: the backbone doesn't exist, its arguments, `shift_div` or `head_norm` don't fit, or it has no
+            pretrained weights.
     """
     assert config.num_classes is not None
     build, encode = ARCHITECTURES[config.arch]
     backbone = build(config, pretrained)
-    head = Head(backbone.num_features, config.num_classes, config.dropout)
+    norm = take_head_norm(backbone, config.backbone) if config.head_norm else None
+    head = Head(backbone.num_features, config.num_classes, config.dropout, norm)
     return VideoModel(backbone, encode, head, num_frames=config.num_frames, mean=config.mean, std=config.std)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save as to_bytes
 
 from cache.errors import ReskdError
@@ -22,6 +21,7 @@ from stages.models.video_model import VideoModel
 from stages.models.weight_files import read_safetensors
 
 FORMAT = 1
+MAX_SIZE = 8192  # px of a picture's side
 LISTED = 12  # weights that don't fit, in one message
 
 
@@ -69,6 +69,8 @@ def parse_card(path: Path, text: str | None) -> ModelCard:
     if meta.get("format") != FORMAT:
         raise ReskdError(f"checkpoint {path} has format {meta.get('format')}, and this version reads format {FORMAT}")
     try:
+        if fault := _card_fault(meta):
+            raise TypeError(fault)
         return ModelCard(
             model=ModelConfig.model_validate(meta["model"]),
             classes=tuple(meta["classes"]),
@@ -79,8 +81,21 @@ def parse_card(path: Path, text: str | None) -> ModelCard:
             ),
             notes=meta["notes"],
         )
-    except (KeyError, TypeError, ValidationError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ReskdError(f"checkpoint {path}: its model description is incomplete: {error}") from error
+
+
+def _card_fault(meta: dict) -> str | None:
+    """What is wrong with the types of a card; None if nothing is. `ModelConfig` and `ViewPolicy` check the rest."""
+    classes = meta["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return "its classes are no list of names"
+    if meta["model"].get("num_classes") not in (None, len(classes)):
+        return f"{len(classes)} classes, and a network for {meta['model']['num_classes']}"
+    sizes = [meta["size"], *([] if meta["render_via"] is None else [meta["render_via"]])]
+    if not all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes):
+        return f"size or render_via is not from 1 to {MAX_SIZE} px"
+    return None if isinstance(meta["notes"], dict) else "its notes are no object"
 
 
 def load_model(path: Path) -> tuple[VideoModel, ModelCard]:
@@ -100,8 +115,10 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path:
     model.load_state_dict(tensors)
 
 
-def check_fit(wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """ReskdError if `tensors` of the checkpoint don't fit the state dict `wanted` of the model."""
+def check_fit(
+    wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], path: Path, model: str = "the model"
+) -> None:
+    """ReskdError if `tensors` of the checkpoint don't fit the state dict `wanted` of the model. `model`: in the message."""
     missing = sorted(f"missing {name}" for name in wanted.keys() - tensors.keys())
     unexpected = sorted(f"unexpected {name}" for name in tensors.keys() - wanted.keys())
     others = []
@@ -111,7 +128,7 @@ def check_fit(wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor],
             others.append(f"{name}: the checkpoint has shape {list(stored.shape)}, the model {list(needed.shape)}")
         elif stored.is_floating_point() != needed.is_floating_point():
             others.append(f"{name}: the checkpoint has {stored.dtype}, the model {needed.dtype}")
-        elif not stored.isfinite().all():
+        elif not stored.to(needed.dtype).isfinite().all():
             others.append(f"{name} holds numbers that are not finite")
     kinds = [faults for faults in (missing, unexpected, others) if faults]
     if kinds:
@@ -119,7 +136,7 @@ def check_fit(wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor],
         shown = [fault for faults in kinds for fault in faults[: LISTED // len(kinds)]]
         more = sum(map(len, kinds)) - len(shown)
         lines = shown + ([f"and {more} more"] if more else [])
-        raise ReskdError(f"checkpoint {path} doesn't fit the model:\n  " + "\n  ".join(lines))
+        raise ReskdError(f"checkpoint {path} doesn't fit {model}:\n  " + "\n  ".join(lines))
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

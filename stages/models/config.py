@@ -23,6 +23,9 @@ class ModelConfig(Config):
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="stochastic depth of the last block; linear from 0 at the first"
     )
+    head_norm: bool = Field(
+        False, description="tsn: the network's own norm between pooling and classifier (ConvNeXt and others) is part of "
+        "the head. Without it the classifier takes the mean of the map")  # fmt: skip
     shift_div: Positive = Field(8, description="tsm: 1/shift_div of the channels come from the next frame, and "
                                                "1/shift_div from the previous frame")  # fmt: skip
     rel_pos: Annotated[Literal["exact", "upstream"], formerly(seed="upstream")] = Field(
@@ -32,7 +35,7 @@ class ModelConfig(Config):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
-CheckpointFormat = Literal["auto", "reskd", "mmaction2", "rkd", "torchvision", "timm"]
+CheckpointFormat = Literal["auto", "reskd", "mmaction2", "rkd", "torchvision", "timm", "mit", "pytorchvideo"]
 
 
 HeadPolicy = Literal["keep", "reinit", "drop"]

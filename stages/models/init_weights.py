@@ -8,12 +8,14 @@ from cache.differences import first_difference
 from cache.errors import ReskdError
 from stages.models.checkpoints import check_fit, parse_card
 from stages.models.config import InitConfig, ModelConfig
+from stages.models.fit_weights import fit_to_model
+from stages.models.head_norm import head_fault
+from stages.models.resnet_names import shifted_blocks
+from stages.models.tsm import shifting_blocks
 from stages.models.video_model import VideoModel
 from stages.models.weight_files import StoredWeights, read_weight_file
 from stages.models.weight_names import (
     check_normalisation,
-    fit_to_model,
-    has_temporal_shift,
     recognise_format,
     to_our_names,
 )
@@ -42,21 +44,29 @@ def load_stored(
     initial = model.state_dict()
     fresh_head = {name: initial[name] for name in initial if name.startswith("head.fc.")}
     head = {name: tensors.pop(name) for name in fresh_head if name in tensors}
-    check_fit({name: value for name, value in initial.items() if name not in fresh_head}, tensors, init.path)
+    body = {name: value for name, value in initial.items() if name not in fresh_head}
+    check_fit(body, tensors, init.path, f"a {config.arch} of {config.backbone}")
     kept = init.head != "drop"
-    if kept and (fault := _classifier_fault(head, fresh_head, names, classes)):
+    fault = _classifier_fault(head, fresh_head, names, classes) if kept else None
+    if kept and fault is None:
+        check_fit(fresh_head, head, init.path)  # numbers that are not finite
+        fault = _fault_before_classifier(model, config, layout, head, tensors, stored)
+    if fault:
         if init.head == "keep":
             part = " (its teacher)" if init.part == "teacher" else ""
             raise ReskdError(f"checkpoint {init.path}{part} {fault}, or take a fresh classifier: head: reinit where it doesn't "
-                             "fit, head: drop in any case")  # fmt: skip
+                             f"fit, head: drop in any case. (The file was taken for {config.backbone})")  # fmt: skip
         kept = False
     model.load_state_dict(tensors | (head if kept else fresh_head))
     notes += ["2D weights inflated"] if inflated else []
-    notes += [f"the averaged weights ({stored.averaged}) in the file not taken"] if stored.averaged else []
+    if stored.others:
+        notes += [f"the file's {stored.key} taken, its {' and '.join(stored.others)} not"]
     notes += ["its classifier" if kept else "a fresh classifier"]
     if kept and names is None and classes is not None:
         notes += ["the file names no classes, and they are taken to be in this order"]
-    return f"{init.path}: {layout}, {len(tensors) + 2 * kept} tensors, " + ", ".join(notes)
+    layout = f"{layout} ({init.part})" if layout == "rkd" else layout
+    # Some networks have the same names, such as timm's resnet50, resnetaa50 and resnetblur50.
+    return f"{init.path}, taken for {config.backbone}: {layout}, {len(tensors) + 2 * kept} tensors, " + ", ".join(notes)
 
 
 def _translated(model: VideoModel, config: ModelConfig, init: InitConfig, stored: StoredWeights):
@@ -65,9 +75,13 @@ def _translated(model: VideoModel, config: ModelConfig, init: InitConfig, stored
         card = parse_card(init.path, stored.card)
         for what in ("mean", "std"):
             check_normalisation(what, getattr(card.model, what), getattr(config, what))
+        if card.model.head_norm != config.head_norm:
+            value = str(card.model.head_norm).lower()
+            raise ReskdError(f"checkpoint {init.path} has model.head_norm {value}: set model.head_norm: {value}")
         formats, shifted, names = ("reskd",), card.model.arch == "tsm", card.classes
     else:
-        formats, shifted, names = recognise_format(stored.tensors), has_temporal_shift(stored.tensors), stored.classes
+        blocks = shifted_blocks(stored.tensors)
+        formats, shifted, names = recognise_format(stored.tensors), bool(blocks), stored.classes
     layout = formats[0] if init.format == "auto" else init.format
     if layout not in formats:
         raise ReskdError(f"checkpoint {init.path} is not of the format {layout}: by its keys it is of "
@@ -79,11 +93,25 @@ def _translated(model: VideoModel, config: ModelConfig, init: InitConfig, stored
     if shifted and config.arch != "tsm":
         raise ReskdError(f"checkpoint {init.path} is a TSM. Its weights need the temporal shift: set model.arch to tsm, not "
                          f"{config.arch}")  # fmt: skip
+    if shifted and stored.card is None and blocks != shifting_blocks(model.backbone):
+        raise ReskdError(f"checkpoint {init.path} shifts the blocks {', '.join(sorted(blocks))}, and a TSM of "
+                         f"{config.backbone} shifts {', '.join(sorted(shifting_blocks(model.backbone)))}: give the "
+                         "backbone of the checkpoint")  # fmt: skip
     notes = ["trained without the temporal shift"] if config.arch == "tsm" and not shifted else []
     if layout == "reskd":
         return stored.tensors, layout, names, notes
     renamed = to_our_names(stored.tensors, layout, init.part, config, model.backbone)
-    return renamed, f"{layout} ({init.part})" if layout == "rkd" else layout, names, notes
+    return renamed, layout, names, notes
+
+
+def _fault_before_classifier(
+    model: VideoModel, config: ModelConfig, layout: str, classifier: dict, tensors: dict, stored: StoredWeights
+) -> str | None:
+    """Why a network of timm has another head than the model, and how to mend it; None if their heads are the same."""
+    if config.arch != "tsn" or layout not in ("timm", "torchvision"):
+        return None
+    norm = {name: tensor for name, tensor in tensors.items() if name.startswith("head.norm.")}
+    return head_fault(model.head, classifier | norm, config, stored.tensors)
 
 
 def _classifier_fault(

@@ -63,5 +63,14 @@ def add_temporal_shift(backbone: ResNet, num_frames: int, shift_div: int) -> Non
             block.conv1.register_forward_pre_hook(partial(_shift_input, num_frames, shift_div))
 
 
+def shifting_blocks(backbone: ResNet) -> set[str]:
+    """The blocks, such as layer1.0, whose `conv1` shifts its input."""
+    return {
+        name.removesuffix(".conv1")
+        for name, module in backbone.named_modules()
+        if name.endswith(".conv1") and module._forward_pre_hooks
+    }
+
+
 def _shift_input(num_frames: int, shift_div: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     return temporal_shift(inputs[0], num_frames, shift_div)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 from typing import TYPE_CHECKING
 
 import timm
@@ -12,6 +13,9 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
+
+# Those that load weights from files and addresses: a checkpoint's own description may name arguments, too.
+LOADING_ARGUMENTS = inspect.signature(timm.create_model).parameters.keys() - {"kwargs"}
 
 if TYPE_CHECKING:  # the config reads the table of architectures
     from stages.models.config import ModelConfig
@@ -57,10 +61,14 @@ def encode_frames(backbone: nn.Module, clips: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 1).unflatten(0, clips.shape[:2])
 
 
-def _arguments(config: ModelConfig) -> dict:
+def timm_arguments(config: ModelConfig) -> dict:
     """The arguments for `timm.create_model`. YAML's lists become tuples."""
     if "drop_path_rate" in config.args:
         raise ReskdError(f"model.args has drop_path_rate {config.args['drop_path_rate']}: give it as model.drop_path")
+    if loading := sorted(config.args.keys() & LOADING_ARGUMENTS):
+        raise ReskdError(
+            f"model.args has {loading[0]}: only arguments of the network itself; weights come from init.path"
+        )
     args = {key: tuple(value) if isinstance(value, list) else value for key, value in config.args.items()}
     if config.drop_path:
         args["drop_path_rate"] = config.drop_path
@@ -68,7 +76,7 @@ def _arguments(config: ModelConfig) -> dict:
 
 
 def _create(config: ModelConfig, known: list[str]) -> nn.Module:
-    name, args = config.backbone, _arguments(config)
+    name, args = config.backbone, timm_arguments(config)
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         raise ReskdError(
@@ -85,7 +93,7 @@ def _create(config: ModelConfig, known: list[str]) -> nn.Module:
 
 def _create_pretrained(config: ModelConfig) -> nn.Module:
     try:  # all reasons (network, disk, other widths) have the same remedy
-        return timm.create_model(config.backbone, pretrained=True, **_arguments(config))
+        return timm.create_model(config.backbone, pretrained=True, **timm_arguments(config))
     except Exception as error:
         raise ReskdError(
             f"timm's pretrained weights of the backbone {config.backbone!r} (args {config.args}) can't be loaded: "

@@ -22,20 +22,42 @@ class ModelOutput(NamedTuple):
 
 
 class Head(nn.Module):
-    """Mean over all positions and times, dropout, linear layer: [B, T', h, w, D] -> [B, K]."""
+    """Mean over all positions and times, dropout, linear layer: [B, T', h, w, D] -> [B, K].
 
-    def __init__(self, width: int, num_classes: int, dropout: float) -> None:
+    With a `norm` over the channels, the mean of each frame is normalised before the mean over times. (A network for images
+    that has such a norm scores each frame in this way.)
+    """
+
+    def __init__(self, width: int, num_classes: int, dropout: float, norm: nn.LayerNorm | None = None) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(width, num_classes)
+        self.norm = norm
         nn.init.normal_(self.fc.weight, std=FC_STD)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        pooled = features.mean((1, 2, 3), dtype=self.fc.weight.dtype)
+        if self.norm is None:
+            pooled = features.mean((1, 2, 3), dtype=self.fc.weight.dtype)
         # bfloat16 would round a logit of 10 by up to 0.03, more than the cache's uint8 does, and would save no time.
         with torch.autocast(features.device.type, enabled=False):
+            if self.norm is not None:
+                pooled = self.norm(features.mean((2, 3), dtype=self.fc.weight.dtype)).mean(1)
             return self.fc(self.dropout(pooled))
+
+    def at_positions(self, features: Tensor) -> Tensor:
+        """What `fc` takes at each position for a class map [B, T', h, w, K]. The mean of the class map is the logits.
+
+        So a norm takes its statistics from the mean of each frame, for all positions of the frame.
+        """
+        if self.norm is None:
+            return features
+        with torch.autocast(features.device.type, enabled=False):
+            values = features.to(torch.promote_types(features.dtype, torch.float32))
+            frame = values.mean((2, 3), keepdim=True)
+            centred = values - frame.mean(-1, keepdim=True)
+            scaled = centred * (frame.var(-1, unbiased=False, keepdim=True) + self.norm.eps).rsqrt() * self.norm.weight
+            return scaled if self.norm.bias is None else scaled + self.norm.bias
 
 
 class VideoModel(nn.Module):

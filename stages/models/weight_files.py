@@ -22,10 +22,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cache.errors import ReskdError
+from stages.models.weight_containers import (
+    EXPORT_WEIGHTS,
+    class_names,
+    is_mmaction2_1x,
+    other_weights,
+    state_dict_of,
+    weights_key,
+    without_prefixes,
+)
+from stages.runtime.utf8_path import utf8_path
 
-EXPORT_WEIGHTS = "if you trust the file, export the weights alone: torch.save(model.state_dict(), PATH)"
 COPY_AGAIN = "copy or download it again"
-AVERAGED = ("state_dict_ema", "model_ema")  # averaged weights: the keys of timm's and of torchvision's trainer
 
 
 class StoredWeights(NamedTuple):
@@ -34,7 +42,9 @@ class StoredWeights(NamedTuple):
     tensors: dict[str, Tensor]  # under the names in the file
     classes: tuple[str, ...] | None = None  # class names, if the file has them
     card: str | None = None  # the description that `save_model` wrote
-    averaged: str | None = None  # the key of averaged weights that the file has too, and that are not in `tensors`
+    key: str | None = None  # where `tensors` are in a trainer's checkpoint; None: the file is a state dict itself
+    others: tuple[str, ...] = ()  # the keys of other sets of weights in the checkpoint, such as averaged ones
+    mmaction2_1x: bool = False  # whether mmaction2 1.x wrote the file
 
 
 class Ignored:
@@ -70,9 +80,9 @@ STAND_INS = [
 def read_weight_file(path: Path) -> StoredWeights:
     """The weights in a .safetensors, or in a .pth, .pt or .bin of `torch.save`: a state dict or a trainer's checkpoint.
 
-    From a checkpoint `state_dict` or `model` is taken. mmengine stores averaged weights there. timm's and torchvision's
-    trainers store them under another key: they are not taken, and `averaged` names the key.
-    The prefixes of DistributedDataParallel and torch.compile are removed from the names.
+    From a checkpoint the first of the keys `weight_containers.KEYS` is taken. mmengine stores averaged weights there. Other
+    trainers store them under another key: they are not taken, and `others` names the key.
+    The prefixes of wrappers are removed from the names.
 
     Raises:
         ReskdError: the file doesn't exist, is damaged, has no weights, or has objects that are not known to be harmless.
@@ -81,16 +91,22 @@ def read_weight_file(path: Path) -> StoredWeights:
         raise ReskdError(f"checkpoint {path} does not exist, or is not a file; give a .safetensors, .pth, .pt or .bin")
     if path.suffix == ".safetensors" or _is_safetensors(path):
         tensors, metadata = read_safetensors(path)
-        return StoredWeights(_without_prefixes(tensors), card=metadata.get("reskd"))
+        return StoredWeights(without_prefixes(tensors), card=metadata.get("reskd"))
     loaded = _unpickle(path)
-    averaged = next((key for key in AVERAGED if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)), None)
-    return StoredWeights(_without_prefixes(_state_dict(path, loaded)), classes=_class_names(loaded), averaged=averaged)
+    tensors = without_prefixes(state_dict_of(path, loaded))
+    return StoredWeights(
+        tensors,
+        classes=class_names(loaded),
+        key=weights_key(loaded),
+        others=other_weights(loaded),
+        mmaction2_1x=is_mmaction2_1x(loaded, set(tensors)),
+    )
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a safetensors file. Raises ReskdError if it can't be read."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with utf8_path(path) as name, safe_open(name, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ReskdError(
@@ -150,6 +166,8 @@ def _zip_fault(path: Path) -> str | None:
     """What is wrong with a zip archive of `torch.save`, or None. torch doesn't check the checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if (claimed := sum(member.file_size for member in archive.infolist())) > path.stat().st_size:
+                return f"claims {claimed} bytes, more than the file has: torch.save doesn't compress"
             for member in archive.infolist():
                 if member.filename.endswith("/constants.pkl"):
                     raise ReskdError(f"checkpoint {path} is a TorchScript program; {EXPORT_WEIGHTS}")
@@ -160,39 +178,4 @@ def _zip_fault(path: Path) -> str | None:
                         pass
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
         return f"is truncated or damaged ({error})"
-    return None
-
-
-def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
-    inner = loaded
-    if isinstance(loaded, dict):
-        inner = next((loaded[k] for k in ("state_dict", "model") if isinstance(loaded.get(k), dict)), loaded)
-    if not isinstance(inner, dict) or not any(isinstance(value, Tensor) for value in inner.values()):
-        keys = f" with {', '.join(map(str, list(inner)[:12])) or 'nothing'} in it" if isinstance(inner, dict) else ""
-        raise ReskdError(
-            f"checkpoint {path} is a {type(inner).__name__}{keys}, not a state dict of tensors; {EXPORT_WEIGHTS}"
-        )
-    for name, value in inner.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ReskdError(f"checkpoint {path}: {name!r} is a {type(value).__name__}, not a tensor; {EXPORT_WEIGHTS}")
-        if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise ReskdError(f"checkpoint {path}: {name} is sparse, quantised, or without data; save plain tensors")
-    return {name: value.detach() for name, value in inner.items()}
-
-
-def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in ("module.", "_orig_mod.", "module."):
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _class_names(loaded: Any) -> tuple[str, ...] | None:
-    """The class names: `meta.CLASSES` of mmcv, `meta.dataset_meta.classes` of mmengine."""
-    meta = loaded.get("meta") if isinstance(loaded, dict) else None
-    for section in (meta, meta.get("dataset_meta") if isinstance(meta, dict) else None):
-        for key in ("CLASSES", "classes"):
-            names = section.get(key) if isinstance(section, dict) else None
-            if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
-                return tuple(names)
     return None

@@ -15,6 +15,8 @@ In this program: `backbone.` and timm's name (tsn, tsm, slowonly) or torchvision
 | `norm3.` (mmaction2 1.x)                                    | `norm.`                                             |
 | torchvision's 2D Swin `features.0.0.`, `.0.2.`, `features.k`| `patch_embed.proj.`, `.norm.`, `features.k-1.`      |
 | torchvision, timm `X`; `fc.`, `head.fc.`, `head.`, ...      | `backbone.X`; `head.fc.`                            |
+| timm `head.norm.` (with model.head_norm)                    | `head.norm.`                                        |
+| MIT's TSN and TSM, pytorchvideo                             | as torchvision: see `resnet_names`                  |
 """
 
 from __future__ import annotations
@@ -22,12 +24,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-import torch
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
 from stages.models.config import ModelConfig
-from stages.models.slowonly import inflate_weight
+from stages.models.resnet_names import is_mit, is_pytorchvideo, renamed, to_torchvision_names
 
 CONV_MODULE = (
     (re.compile(r"\bdownsample\.conv\."), "downsample.0."),
@@ -35,7 +36,6 @@ CONV_MODULE = (
     (re.compile(r"\bconv(\d)\.conv\.(net\.)?"), r"conv\1."),
     (re.compile(r"\bconv(\d)\.bn\."), r"bn\1."),
 )
-INDEX, MASK = ".attn.relative_position_index", ".attn_mask"  # computed from the window's size, not learned
 
 
 def recognise_format(names: Collection[str]) -> tuple[str, ...]:
@@ -44,16 +44,15 @@ def recognise_format(names: Collection[str]) -> tuple[str, ...]:
         return ("rkd",)
     if any(name.startswith(("backbone.", "cls_head.")) for name in names):
         return ("mmaction2",)
+    if is_mit(names):
+        return ("mit",)
+    if is_pytorchvideo(names):
+        return ("pytorchvideo",)
     if "layer1.0.conv1.weight" in names:
         return ("torchvision", "timm")  # both have the same names
     if any(re.fullmatch(r"features\.\d+\.\d+\.attn\.qkv\.weight", name) for name in names):
         return ("torchvision",)
     return ("timm",)
-
-
-def has_temporal_shift(names: Collection[str]) -> bool:
-    """Whether these are mmaction2's names for a network with a temporal shift."""
-    return any(re.search(r"\bconv\d\.conv\.net\.", name) for name in names)
 
 
 def to_our_names(tensors: dict[str, Tensor], format: str, part: str, config: ModelConfig, net: nn.Module) -> dict:
@@ -68,19 +67,19 @@ def to_our_names(tensors: dict[str, Tensor], format: str, part: str, config: Mod
         tensors = _check_normalisation(tensors, config)
         body, fc = "backbone.", "cls_head.fc_cls."
     else:
-        body, fc = "", _classifier(tensors, net)
+        tensors = to_torchvision_names(tensors, format) if format in ("mit", "pytorchvideo") else tensors
+        body, fc = "", classifier_prefix(tensors, net)
     backbone = {name.removeprefix(body) for name in tensors if name.startswith(body) and not name.startswith(fc)}
     table = _backbone_names(backbone, tensors, config.arch == "swin")
-    renamed = {}
-    for name, tensor in tensors.items():
+
+    def our_name(name: str) -> str:
         if name.startswith(fc):
-            new = "head.fc." + name.removeprefix(fc)
-        else:
-            new = "backbone." + table[name.removeprefix(body)] if name.startswith(body) else name
-        if new in renamed:
-            raise ReskdError(f"two tensors of the checkpoint become {new}, one of them is {name}: it mixes two namings")
-        renamed[new] = tensor
-    return renamed
+            return "head.fc." + name.removeprefix(fc)
+        if config.head_norm and name.startswith("head.norm."):
+            return name
+        return "backbone." + table[name.removeprefix(body)] if name.startswith(body) else name
+
+    return renamed(tensors, our_name)
 
 
 def _rkd_part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -115,7 +114,7 @@ def check_normalisation(what: str, stored: tuple[float, ...], config: tuple[floa
         )
 
 
-def _classifier(names: Collection[str], net: nn.Module) -> str:
+def classifier_prefix(names: Collection[str], net: nn.Module) -> str:
     """The prefix of the classifier in a file of torchvision or timm. A file without one gets a prefix that no name has."""
     timm_config = getattr(net, "pretrained_cfg", None) or {}
     for name in (timm_config.get("classifier"), "fc", "head.fc", "head", "classifier"):
@@ -158,46 +157,3 @@ def _from_swin(name: str, at_end: bool, last: int) -> str:
     if match := re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name):
         return f"features.{2 * int(match[1]) + (1 if at_end else -1)}.{match[2]}"
     return re.sub(rf"^norm{last}\.", "norm.", name)
-
-
-def fit_to_model(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """The tensors in the shapes of the model, and whether 2D weights were inflated. A tensor that doesn't fit stays.
-
-    Convolutions are repeated in time and divided by their length in time. The position biases of a 2D Swin are repeated for
-    each distance in time. The position indices and masks in a file must be those of the model's windows, but may be
-    absent. BatchNorm's `num_batches_tracked` may be absent from the whole file, as before torch 0.4.1: no average uses it.
-    """
-    wanted, patch = model.state_dict(), "backbone.patch_embed.proj.weight"
-    swin_2d = patch in wanted and wanted[patch].dim() == 5 and patch in tensors and tensors[patch].dim() == 4
-    fitted, inflated = {}, swin_2d
-    for name, tensor in tensors.items():
-        target = wanted.get(name)
-        if name.endswith(MASK) and set(tensor.unique().tolist()) <= {0.0, -100.0}:
-            continue
-        if name.endswith(INDEX) and target is not None:
-            _check_index(name, tensor, model, swin_2d)
-            tensor = target
-        elif swin_2d and name.endswith(".relative_position_bias_table") and target is not None:
-            t, h, w = model.get_submodule(name.rpartition(".")[0]).window_size
-            if len(tensor) == (2 * h - 1) * (2 * w - 1):
-                tensor = tensor.repeat(2 * t - 1, 1)
-        elif tensor.dim() == 4 and target is not None and target.dim() == 5:
-            tensor, inflated = inflate_weight(tensor, target.shape[2]), True
-        fitted[name] = tensor
-    untracked = not any(name.endswith(".num_batches_tracked") for name in fitted)
-    absent = {
-        n: v for n, v in wanted.items() if n.endswith(INDEX) or (untracked and n.endswith(".num_batches_tracked"))
-    }
-    return absent | fitted, inflated
-
-
-def _check_index(name: str, tensor: Tensor, model: nn.Module, swin_2d: bool) -> None:
-    """ReskdError unless the index of relative positions is that of the model's window, or, of a 2D Swin, of one frame."""
-    attention = model.get_submodule(name.rpartition(".")[0])
-    t, h, w = attention.window_size
-    wanted = attention.relative_position_index.view(t, h * w, t, h * w)
-    wanted = wanted[0, :, 0] - (t - 1) * (2 * h - 1) * (2 * w - 1) if swin_2d else wanted
-    if tensor.numel() != wanted.numel() or not torch.equal(tensor.flatten().to(wanted), wanted.flatten()):
-        raise ReskdError(
-            f"{name} of the checkpoint is not the index of a window of {[t, h, w]}: the checkpoint is of another Swin"
-        )

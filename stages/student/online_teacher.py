@@ -39,11 +39,10 @@ class OnlineTeacher:
         return add_targets
 
     def decoder(self, device: torch.device) -> TargetDecoder:
-        """The decoder of its targets, on `device`."""
-        fc = self.model.head.fc
-        return TargetDecoder(
-            (*self.grid[1:], self.width), classifier=(fc.weight.detach().to(device), fc.bias.detach().to(device))
-        )
+        """The decoder of its targets, on `device`. A head with a norm gives it no classifier, as in a cache."""
+        fc, has_norm = self.model.head.fc, self.model.head.norm is not None
+        classifier = None if has_norm else (fc.weight.detach().to(device), fc.bias.detach().to(device))
+        return TargetDecoder((*self.grid[1:], self.width), classifier=classifier)
 
 
 def open_teacher(config: OnlineTeacherConfig, data: Dataset, num_frames: int) -> OnlineTeacher:

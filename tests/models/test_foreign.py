@@ -1,5 +1,7 @@
 """Nets of other programs give here what they give there."""
 
+import re
+
 import pytest
 import safetensors.torch
 import timm
@@ -16,6 +18,7 @@ from stages.models.weight_names import recognise_format, to_our_names
 from tests.foreign_files import (
     SWIN,
     as_mmaction2,
+    as_pytorchvideo,
     as_rkd,
     clips,
     inflated,
@@ -290,18 +293,43 @@ def test_a_net_that_does_not_fit_is_refused_with_what_does_not(arch, state, mess
 
 
 def test_a_prefix_is_seen_as_what_is_missing_stands_beside_what_is_there_instead(tmp_path):
-    state = {f"model.{name}": tensor for name, tensor in resnet().state_dict().items()}
+    state = {f"student.{name}": tensor for name, tensor in resnet().state_dict().items()}
     with pytest.raises(
-        ReskdError, match=r"(?s)missing backbone.bn1.bias.*unexpected backbone.model.bn1.bias.*and \d+ more$"
+        ReskdError, match=r"(?s)missing backbone.bn1.bias.*unexpected backbone.student.bn1.bias.*and \d+ more$"
     ):
         loaded(save(tmp_path / "lightning.pth", state), model_config("tsn"))
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path):
-    state = resnet().state_dict()
-    state["layer1.0.bn1.running_var"][1] = float("inf")
-    with pytest.raises(ReskdError, match=r"backbone.layer1.0.bn1.running_var holds numbers that are not finite$"):
-        loaded(save(tmp_path / "net.pth", state), model_config("tsn"))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e300], ids=["nan", "inf", "too large"])
+@pytest.mark.parametrize(
+    "name, ours",
+    [
+        ("layer1.0.bn1.running_var", "backbone.layer1.0.bn1.running_var"),
+        ("conv1.weight", "backbone.conv1.weight"),
+        ("fc.weight", "head.fc.weight"),
+        ("fc.bias", "head.fc.bias"),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused_by_name(name, ours, value, tmp_path):
+    """A float64 of a file may be finite, and not be so as float32."""
+    state = {
+        key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in resnet().state_dict().items()
+    }
+    state[name].view(-1)[1] = value
+    path = save(tmp_path / "net.pth", state)
+    with pytest.raises(ReskdError, match=rf"{ours} holds numbers that are not finite$"):
+        loaded(path, model_config("tsn"))
+    if name.startswith("fc"):
+        loaded(path, model_config("tsn"), head="drop")  # it isn't taken
+
+
+def test_the_message_names_the_net_that_a_file_was_taken_for_and_the_weights_in_it(tmp_path):
+    """timm's resnet50, resnetaa50 and resnetblur50 have the same names, and other pooling."""
+    state = timm.create_model("resnetblur50", num_classes=5, **{"layers": [1, 1, 1, 1]}).state_dict()
+    config = ModelConfig(backbone="resnet50", args={"layers": [1, 1, 1, 1]}, num_classes=5, num_frames=1)
+    path = save(tmp_path / "net.pth", {"model": state, "model_ema": state})
+    _, said = loaded(path, config)
+    assert "net.pth, taken for resnet50: " in said and "the file's model taken, its model_ema not" in said
 
 
 @pytest.mark.parametrize("given, found", [("mmaction2", "torchvision or timm"), ("rkd", "torchvision or timm")])
@@ -311,3 +339,67 @@ def test_a_format_that_the_keys_deny_is_refused(given, found, tmp_path):
         loaded(path, model_config("tsn"), format=given)
     with pytest.raises(ReskdError, match="part: teacher chooses from an rkd container"):
         loaded(path, model_config("tsn"), part="teacher")
+
+
+# ---- MIT's TSN and TSM, pytorchvideo's ResNet ----
+
+
+def as_mit(net, shift=False, place="conv1"):
+    """The names in a file of MIT's program, whose `DataParallel` adds `module.`."""
+    state = {}
+    for name, tensor in net.state_dict().items():
+        if shift and re.match(r"layer\d\.\d+\.conv1\.", name):
+            name = name.replace("conv1.", "conv1.net.") if place == "conv1" else name.replace("conv1.", "net.conv1.")
+        name = name.replace("fc.", "new_fc.") if name.startswith("fc.") else f"base_model.{name}"
+        state[f"module.{name}"] = tensor
+    return {"epoch": 50, "arch": "resnet50", "state_dict": state, "best_prec1": 70.1}
+
+
+@pytest.mark.parametrize("arch", ["tsn", "tsm"])
+def test_a_file_of_mits_program_gives_what_its_net_gives(arch, tmp_path):
+    net = resnet()
+    path = save(tmp_path / "ckpt.best.pth.tar", as_mit(net, shift=arch == "tsm"))
+    model, said = loaded(path, model_config(arch))
+    same(model, output(nets(arch), arch, clips()), clips())
+    assert ": mit, " in said and "its classifier" in said and "without the temporal shift" not in said
+
+
+def test_a_file_of_pytorchvideo_gives_what_its_net_gives(tmp_path):
+    net = nets("slowonly")
+    model, said = loaded(save(tmp_path / "SLOW_8x8_R50.pyth", as_pytorchvideo(net)), model_config("slowonly"))
+    same(model, output(net, "slowonly", clips()), clips())
+    assert ": pytorchvideo, " in said and "inflated" not in said
+
+
+def without_one_shift(content):
+    """One block of the file doesn't shift."""
+    name = "module.base_model.layer2.1.conv1.net.weight"
+    state = dict(content["state_dict"])
+    return {"state_dict": state | {name.replace(".net", ""): state.pop(name)}}
+
+
+def with_more(content, key, **tensors):
+    return {key: content[key] | tensors}
+
+
+@pytest.mark.parametrize(
+    "arch, content, message",
+    [
+        ("tsm", lambda: as_mit(resnet(), shift=True, place="block"), r"(?s)missing.*unexpected backbone.layer1.0.net.conv1"),
+        ("tsm", lambda: without_one_shift(as_mit(resnet(), shift=True)), r"shifts the blocks layer1.0, layer2.0, layer3.0, "
+         "layer4.0, and a TSM of resnet50 shifts layer1.0, layer2.0, layer2.1, layer3.0, layer4.0"),
+        ("tsn", lambda: as_mit(resnet(), shift=True), "is a TSM.*set model.arch to tsm, not tsn"),
+        ("tsn", lambda: with_more(as_mit(resnet()), "state_dict", **{"module.base_model.nl.g.weight": torch.zeros(3)}),
+         "unexpected backbone.nl.g.weight$"),
+        ("tsn", lambda: with_more(as_mit(resnet()), "state_dict", **{"module.base_model.fc.bias": torch.zeros(5)}),
+         "two tensors of the checkpoint become fc.bias"),
+        ("slowonly", lambda: with_more(as_pytorchvideo(nets("slowonly")), "model_state",
+                                       **{"blocks.1.res_blocks.0.branch2.se.weight": torch.zeros(3)}),
+         "unexpected backbone.blocks.1.res_blocks.0.branch2.se.weight$"),
+        ("tsn", lambda: as_pytorchvideo(nets("slowonly")), r"conv1.weight: the checkpoint has shape \[64, 3, 1, 7, 7\]"),
+    ],
+    ids=["blocks", "one block", "tsm", "non-local", "two classifiers", "se", "3d"],
+)  # fmt: skip
+def test_a_file_of_theirs_that_does_not_fit_whole_is_refused(arch, content, message, tmp_path):
+    with pytest.raises(ReskdError, match=message):
+        loaded(save(tmp_path / "net.pth", content()), model_config(arch))

@@ -139,20 +139,57 @@ def test_what_trainers_leave_beside_the_weights_is_passed_over(foreign_types, le
     assert stored.classes == ("x", "y")
 
 
-@pytest.mark.parametrize("prefixes", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+WRAPPERS = ["module.", "_orig_mod.", "model.", "net."]
+
+
+@pytest.mark.parametrize("prefixes", [*WRAPPERS, "module._orig_mod.", "_orig_mod.module.", "model.net.module."])
 def test_prefixes_of_wrappers_are_taken_off_where_all_have_them(prefixes, tmp_path):
     torch.save({prefixes + name: tensor for name, tensor in STATE.items()}, tmp_path / "net.bin")
     equal(read_weight_file(tmp_path / "net.bin"))
-    torch.save({**STATE, "module.b": torch.zeros(1)}, tmp_path / "net.bin")
-    assert "module.b" in read_weight_file(tmp_path / "net.bin").tensors
+    torch.save({**STATE, f"{prefixes}b": torch.zeros(1)}, tmp_path / "net.bin")
+    assert f"{prefixes}b" in read_weight_file(tmp_path / "net.bin").tensors
 
 
-@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema"])
-def test_averaged_weights_beside_those_taken_are_named(key, tmp_path):
-    torch.save({"state_dict": STATE, key: {name: 2 * tensor for name, tensor in STATE.items()}}, tmp_path / "net.pth")
+TWICE = {name: 2 * tensor for name, tensor in STATE.items()}
+TRAINER = {"epoch": 3, "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}}
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "model_state", "net", "params"])
+def test_weights_are_found_under_the_keys_of_many_trainers(key, tmp_path):
+    torch.save({**TRAINER, key: STATE}, tmp_path / "net.pth")
     stored = read_weight_file(tmp_path / "net.pth")
     equal(stored)
-    assert stored.averaged == key
+    assert (stored.key, stored.others) == (key, ())
+
+
+@pytest.mark.parametrize("key, other", [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("params", "params_ema"),
+                                        ("state_dict", "ema_state_dict"), ("model", "net")])  # fmt: skip
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_of_several_weights_in_a_file_those_taken_and_the_others_are_named(key, other, wrapper, tmp_path):
+    others = {wrapper + name: tensor for name, tensor in TWICE.items()}
+    torch.save({other: others, **TRAINER, key: STATE}, tmp_path / "net.pth")
+    stored = read_weight_file(tmp_path / "net.pth")
+    equal(stored)
+    assert (stored.key, stored.others) == (key, (other,))
+
+
+@pytest.mark.parametrize(
+    "beside, new",
+    [
+        ({"meta": {"mmengine_version": "0.7.1", "epoch": 3}}, True),
+        ({"meta": {"dataset_meta": {"classes": ["a"]}}}, True),
+        ({"meta": {"mmaction_version": "1.2.0"}}, True),
+        ({"message_hub": {}}, True),
+        ({"meta": {"mmaction_version": "0.20.0+6d6685c", "mmcv_version": "1.4.0"}}, False),
+        ({"meta": {"CLASSES": ["a"]}}, False),
+        ({"meta": None}, False),
+        ({}, False),
+    ],
+    ids=["mmengine", "dataset_meta", "1.2", "message_hub", "0.20", "mmcv", "null", "nothing"],
+)
+def test_a_file_tells_the_version_of_mmaction2(beside, new, tmp_path):
+    torch.save({**beside, "state_dict": STATE}, tmp_path / "net.pth")
+    assert read_weight_file(tmp_path / "net.pth").mmaction2_1x is new
 
 
 def test_safetensors_are_known_by_their_content_too(tmp_path):
@@ -205,7 +242,7 @@ LEGACY = {"_use_new_zipfile_serialization": False}
         (lambda: bytes_of(STATE, **LEGACY)[:60], "is damaged or no file of weights"),
         (a_tar, "is a tar archive"),
         (a_script, "is a TorchScript program"),
-        (lambda: bytes_of({"epoch": 3, "net": STATE}), "is a dict with epoch, net in it, not a state dict"),
+        (lambda: bytes_of({"epoch": 3, "weights": STATE}), "is a dict with epoch, weights in it, not a state dict"),
         (lambda: bytes_of([torch.zeros(3)]), "is a list, not a state dict"),
         (lambda: bytes_of({**STATE, "epoch": 3}), "'epoch' is a int, not a tensor"),
         (lambda: bytes_of({"a": torch.zeros(3).to_sparse()}), "a is sparse, quantised"),

@@ -232,7 +232,7 @@ def test_a_csv_alone_has_paths_relative_to_itself_and_integers_are_class_numbers
     assert labels(data) == {"videos_a": (1,)}
 
 
-@pytest.mark.parametrize("header", ["path,label", "video,Label", "filename,class", "label,label"])
+@pytest.mark.parametrize("header", ["path,label", "video,Label", "filename,class", "Video_Path,Class Name"])
 def test_a_header_is_no_clip_and_no_class(tmp_path, header):
     write(tmp_path / "a.mp4", clip(0))
     assert make(csv(tmp_path / "l.csv", header, "a.mp4,x"), tmp_path / "out").classes == ("x",)

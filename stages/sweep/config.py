@@ -12,6 +12,7 @@ import yaml
 
 from cache.errors import ReskdError
 from stages.config.file import read_config
+from stages.config.yaml_text import parse_yaml
 from stages.student.cohort_config import named_students, student_config
 from stages.student.config import TrainConfig
 

@@ -10,10 +10,9 @@ from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
-import torch
 from rich.table import Table
-from torch.utils.data import DataLoader
 
+from cache.differences import renewed_shards
 from cache.errors import ReskdError
 from stages.packs.config import PackConfig
 from stages.packs.plan import Plan, plan_pack
@@ -22,8 +21,11 @@ from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.lock import locked
 from stages.runtime.log import console, progress_bar
 from stages.shards.dataset import Dataset, open_dataset
-from stages.stream.loading import decoding_workers, keep_batch, raise_errors
+from stages.shards.index import rows_path
+from stages.stream.loading import decoding_workers, raise_errors
 from stages.stream.pack_files import PackManifest, finish_pack, read_committed_shard, read_pack, write_pack
+from stages.stream.rules import check_rules
+from stages.stream.worker_pool import make_batches
 
 
 def pack(config: PackConfig, *, dry_run: bool = False) -> dict:
@@ -39,6 +41,7 @@ def pack(config: PackConfig, *, dry_run: bool = False) -> dict:
     """
     started = time.perf_counter()
     data = open_dataset(config.data)
+    check_rules(data)
     data.check_files()
     with join_ranks(timeout=timedelta(days=7)) as ranks:  # shards differ: the first rank to finish waits for the last
         if dry_run:
@@ -68,7 +71,10 @@ def _begin_pack(output: Path, plan: Plan) -> None:
         raise ReskdError(f"{output}: the pack needs about {plan.bytes / 1e9:.2f} GB more, the disk has {free / 1e9:.2f} GB free: "
                          "make room, lower quality, psnr or height, or give another output")  # fmt: skip
     _print_small_clips(plan)
-    if read_pack(output) is None:
+    stored = read_pack(output)
+    for entry in renewed_shards(stored.identity.shards, plan.identity.shards) if stored else ():
+        rows_path(output, entry.name).unlink(missing_ok=True)  # before the manifest: a rerun finds it missing
+    if stored is None or stored.identity != plan.identity:
         write_pack(output, PackManifest(plan.identity))
 
 
@@ -83,14 +89,13 @@ def _pack_shards(config: PackConfig, data: Dataset, plan: Plan, ranks: Ranks) ->
     shards = plan.missing[ranks.rank :: ranks.world]
     frames = AllPictures(data, shards, plan.wanted, plan.identity.height, plan.identity.quality)
     workers = min(decoding_workers(config.loader), len(frames))
-    loader = DataLoader(frames, batch_size=None, num_workers=workers, collate_fn=keep_batch, generator=torch.Generator(),
-                        prefetch_factor=config.loader.prefetch if workers else None)  # fmt: skip
+    chunks = make_batches(frames.fetcher, range(len(frames)), workers, config.loader, data=data)
     total = sum(data.entry(shard).clips for shard in shards)
     with progress_bar("clips", disable=not ranks.first) as bar:
         task, started = bar.add_task("pack", total=total, rate=0.0, note=""), time.perf_counter()
 
         def clips_with_progress() -> Iterator[PackedClip]:
-            for chunk in raise_errors(loader):
+            for chunk in raise_errors(chunks):
                 bar.advance(task, len(chunk))
                 bar.update(task, rate=bar.tasks[0].completed / (time.perf_counter() - started))
                 yield from chunk

@@ -1,4 +1,4 @@
-"""Worker processes that run many tasks in order, with few of them in flight, and survive a task that crashes."""
+"""Worker processes that run many tasks in order, with few of them in flight, and survive a task that crashes or hangs."""
 
 import multiprocessing
 import os
@@ -8,15 +8,32 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.connection import wait
 from typing import TypeVar
 
 from cache.errors import ReskdError
+from stages.runtime.limits import OUT_OF_MEMORY, RETRY_FACTOR, limited
 
 T = TypeVar("T")
 Task = Callable[[], T]  # picklable: a partial of a module's function
 TASKS_IN_FLIGHT = 4  # per worker
+# What a video may take: no good one comes near it. A process that overruns ends, as if it had crashed.
+SECONDS, SECONDS_PER_MB = 60, 30  # a long video of still pictures has half an hour in 20 MB
+MEMORY = 4 * 2**30  # bytes
+
+_factor: int | None = None  # of the limits in this process; None: it is no worker, and has no limits
+
+
+@contextmanager
+def video_limits(size: int) -> Iterator[None]:
+    """The work on one video of `size` bytes: in a worker, it has limits of time and memory."""
+    if _factor is None:
+        yield
+        return
+    with limited((SECONDS + SECONDS_PER_MB * size / 1e6) * _factor, MEMORY * _factor):
+        yield
 
 
 class Workers:
@@ -38,9 +55,9 @@ class Workers:
     def map(self, tasks: Iterable[Task[T]], crashed: Callable[[str], T] | None = None) -> Iterator[T]:
         """The results in the order of the tasks. An exception of a task is raised here.
 
-        A decoder may crash its process on a damaged file, and then the whole pool dies. The tasks in flight are then run
-        again, one at a time. The result of a task that crashes again is `crashed(reason)`; without `crashed`, ReskdError
-        is raised.
+        A decoder may crash its process on a damaged file, or overrun `video_limits`, and then the whole pool dies. The
+        tasks in flight are then run again, one at a time, with larger limits. The result of a task that fails again is
+        `crashed(reason)`; without `crashed`, ReskdError is raised.
         """
         if self.count == 0:
             yield from (task() for task in tasks)
@@ -71,18 +88,23 @@ class Workers:
 
     def _run_alone(self, task: Task[T], crashed: Callable[[str], T] | None) -> T:
         if self.retry_pool is None:
-            self.retry_pool = _start_pool(1)
+            self.retry_pool = _start_pool(1, RETRY_FACTOR)
+        (process,) = self.retry_pool._processes.values()
         try:
             return self.retry_pool.submit(task).result()
         except BrokenProcessPool as error:
+            self.retry_pool.shutdown()
             self.retry_pool = None
             if crashed is None:
                 raise ReskdError(f"a worker process died twice in {task}. Is there enough memory?") from error
-            return crashed("crashes the process that decodes it")
+            reasons = {-signal.SIGALRM: "takes too long to decode", OUT_OF_MEMORY: "needs too much memory to decode"}
+            return crashed(reasons.get(process.exitcode, "crashes the process that decodes it"))
 
 
-def _start_pool(count: int) -> ProcessPoolExecutor:
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_initialise_worker)
+def _start_pool(count: int, factor: int = 1) -> ProcessPoolExecutor:
+    """A pool of processes. `factor`: of their limits."""
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, spawn, initializer=_initialise_worker, initargs=(factor,))
     try:
         pool.submit(os.getpid).result()
     except BrokenProcessPool as error:
@@ -91,8 +113,10 @@ def _start_pool(count: int) -> ProcessPoolExecutor:
     return pool
 
 
-def _initialise_worker() -> None:
+def _initialise_worker(factor: int) -> None:
     """A worker ignores Ctrl-C, which the parent handles, and ends when its parent is killed."""
+    global _factor
+    _factor = factor
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sentinel = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from cache.errors import ReskdError
 
-TIMEOUT = 7  # seconds: DataLoader workers inherit the lock, and end up to 5 s after their parent was killed
+TIMEOUT = 7  # seconds: decoding workers inherit the lock, and end up to 1 s after their parent was killed
 
 
 @contextmanager

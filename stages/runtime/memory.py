@@ -1,12 +1,28 @@
-"""The memory of a process and its children."""
+"""The memory of a process and its children, and of the machine."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
+
+# A container's limit and use of memory, in bytes, and the name of the reclaimable part in memory.stat.
+_CGROUPS = ((Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+            (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))  # fmt: skip
+
+
+def available_memory() -> int:
+    """Bytes that new allocations can have without swapping, in the machine and within the container's limit."""
+    available = psutil.virtual_memory().available
+    for folder, limit, used, reclaimable in _CGROUPS:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            free = int((folder / limit).read_text()) - int((folder / used).read_text()) + int(stat[reclaimable])
+            available = min(available, max(0, free))
+    return available
 
 
 def memory_of_tree(pid: int | None = None) -> float:

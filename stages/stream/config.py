@@ -9,8 +9,19 @@ from pydantic import Field
 from stages.config.schema import Config, Positive
 
 
+class ClipLimits(Config):
+    """What a decoding process may take for one clip: time, and memory beside what it has before the clip.
+
+    The process ends at a limit, and the clip is tried once more, with ten times the limits. If it fails again, it is left
+    out by name. Clips that are decoded without decoding processes (`loader.workers: 0`) have no limits.
+    """
+
+    seconds: float = Field(60.0, gt=0, description="of one decoding: all views of a clip that a batch has")
+    bytes: Positive = Field(4 * 2**30, description="of private memory, in the same time")
+
+
 class LoaderConfig(Config):
-    """How DataLoader workers read and decode clips.
+    """How decoding processes ("workers") read and decode clips.
 
     `window` and `streams` change the order of the clips. `render: device` changes some pixels by one grey level. The
     other keys change the speed and the memory alone, not the results.
@@ -23,3 +34,4 @@ class LoaderConfig(Config):
     resident: bool = Field(False, description="keep whole decoded clips in memory: for small data sets and few workers")
     render: Literal["workers", "device"] = Field("workers", description="who shrinks a pack's frames to the student's size; "
                                                  "device: if the workers can't keep up with a GPU")  # fmt: skip
+    limits: ClipLimits = Field(ClipLimits(), description="what one clip may take before it is left out")

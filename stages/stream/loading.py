@@ -1,17 +1,15 @@
-"""DataLoaders: the number of decoding processes, batches in row order, errors that workers return as values."""
+"""Loading: the number of decoding processes, batches in row order, errors that workers return as values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-
-import torch
-from torch.utils.data import DataLoader
 
 from cache.errors import ReskdError
 from stages.runtime.distributed import Ranks, cores
 from stages.stream.batch import Batch
 from stages.stream.clips import ClipDataset
 from stages.stream.config import LoaderConfig
+from stages.stream.worker_pool import make_batches
 
 
 def raise_errors(batches: Iterable[Batch | ReskdError]) -> Iterator[Batch]:
@@ -20,11 +18,6 @@ def raise_errors(batches: Iterable[Batch | ReskdError]) -> Iterator[Batch]:
         if isinstance(batch, ReskdError):
             raise batch
         yield batch
-
-
-def keep_batch(batch: Batch) -> Batch:
-    """A collate function that returns its batch: the data set makes whole batches."""
-    return batch
 
 
 def decoding_workers(loader: LoaderConfig) -> int:
@@ -45,12 +38,5 @@ def batches_in_order(clips: ClipDataset, loader: LoaderConfig, batch_size: int, 
     starts = range(0, len(rows), step)[ranks.rank :: ranks.world]
     batches = [[(s, r, v) for s, r in rows[i : i + step] for v in range(views)] for i in starts]
     workers = min(decoding_workers(loader), len(batches))
-    return DataLoader(
-        clips,
-        batch_sampler=batches,
-        num_workers=workers,
-        prefetch_factor=loader.prefetch if workers else None,
-        collate_fn=keep_batch,
-        pin_memory=ranks.device.type == "cuda",
-        generator=torch.Generator(),
-    )
+    pin = ranks.device.type == "cuda"
+    return make_batches(clips.fetcher, batches, workers, loader, data=clips.data, pin=pin)

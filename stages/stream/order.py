@@ -1,4 +1,4 @@
-"""The batches of a run, epoch after epoch, as lists of (shard, row, view). DataLoader workers fetch them."""
+"""The batches of a run, epoch after epoch, as lists of (shard, row, view). Workers fetch them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
 from stages.runtime.distributed import Ranks
 from stages.stream.batch import Batch
 from stages.stream.clips import ClipDataset, Index
 from stages.stream.config import LoaderConfig
 from stages.stream.epoch_plan import plan_epoch, replay_view, stream_count
-from stages.stream.loading import decoding_workers, keep_batch, raise_errors
+from stages.stream.loading import decoding_workers, raise_errors
+from stages.stream.worker_pool import make_batches
 
 
 @dataclass(frozen=True)
@@ -71,33 +70,19 @@ class Order:
             yield [(int(s), int(r), views[s]) for s, r in zip(shards[j], rows[j], strict=True)]
 
 
-class _RemainingBatches:
-    """A batch sampler over the rest of the run. So workers already fetch the next epoch at the end of an epoch."""
-
-    def __init__(self, order: Order, epochs: int, start: tuple[int, int], ranks: Ranks):
-        self.order, self.epochs, self.start, self.ranks = order, epochs, start, ranks
-
-    def __iter__(self) -> Iterator[list[Index]]:
-        first_epoch, first_step = self.start
-        for epoch in range(first_epoch, self.epochs):
-            yield from self.order.batches(epoch, first_step, self.ranks.rank, self.ranks.world)
-            first_step = 0
+def _remaining_batches(order: Order, epochs: int, start: tuple[int, int], ranks: Ranks) -> Iterator[list[Index]]:
+    """The batches of the rest of the run. So workers already fetch the next epoch at the end of an epoch."""
+    first_epoch, first_step = start
+    for epoch in range(first_epoch, epochs):
+        yield from order.batches(epoch, first_step, ranks.rank, ranks.world)
+        first_step = 0
 
 
 def batches_of_run(
     clips: ClipDataset, order: Order, epochs: int, start: tuple[int, int], loader: LoaderConfig, ranks: Ranks
 ) -> Iterable[Batch]:
     """All micro-batches of this rank from `start` (epoch, step in the epoch) to the end of the run."""
-    workers = decoding_workers(loader)
+    batches, pin = _remaining_batches(order, epochs, start, ranks), ranks.device.type == "cuda"
     return raise_errors(
-        DataLoader(
-            clips,
-            batch_sampler=_RemainingBatches(order, epochs, start, ranks),
-            num_workers=workers,
-            prefetch_factor=loader.prefetch if workers else None,
-            collate_fn=keep_batch,
-            pin_memory=ranks.device.type == "cuda",
-            # An iterator draws from the generator. With the global one, dropout would differ after a resume.
-            generator=torch.Generator(),
-        )
+        make_batches(clips.fetcher, batches, decoding_workers(loader), loader, data=clips.data, pin=pin)
     )

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from stages.runtime.distributed import Ranks
 from stages.runtime.log import progress_bar
 from stages.shards.dataset import Dataset
 from stages.stream.clips import ClipDataset
 from stages.stream.epoch_plan import hash_parts, splitmix64
-from stages.stream.loading import decoding_workers, keep_batch, raise_errors
+from stages.stream.loading import decoding_workers, raise_errors
+from stages.stream.worker_pool import make_batches
 from stages.teacher.config import CacheConfig
 from stages.teacher.reduction import Sample, gather_sample
 from stages.teacher.teacher import Teacher
@@ -39,13 +39,12 @@ def sample_maps(config: CacheConfig, data: Dataset, teacher: Teacher, ranks: Ran
     held_out = [np.array([position[c] % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1 for c, _ in part]) for part in parts]
     views = ClipDataset(data, size=teacher.size, num_classes=len(data.classes), policy=config.policy)
     workers = min(decoding_workers(config.loader), len(batches))
-    loader = DataLoader(views, batch_sampler=batches, num_workers=workers, collate_fn=keep_batch, generator=torch.Generator(),
-                        prefetch_factor=config.loader.prefetch if workers else None)  # fmt: skip
+    decoded = make_batches(views.fetcher, batches, workers, config.loader, data=data)
     with progress_bar("clip·views", disable=not ranks.first) as bar:
         task, started = bar.add_task("basis and ranges", total=total, rate=0.0, note=""), time.perf_counter()
 
         def finite_maps() -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-            for batch, held in zip(raise_errors(loader), held_out, strict=True):
+            for batch, held in zip(raise_errors(decoded), held_out, strict=True):
                 maps = teacher.maps(batch.clips)
                 finite = (maps.flatten(1).abs() <= FLOAT16_MAX).all(1).cpu() & batch.usable
                 yield maps[finite.to(maps.device)], held[finite.numpy()]

@@ -6,16 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
-import torch
-from torch.utils.data import DataLoader
-
 from cache.errors import ReskdError
 from stages.runtime.distributed import Ranks
 from stages.runtime.log import progress_bar
+from stages.runtime.memory import available_memory
 from stages.shards.dataset import Dataset
 from stages.stream.all_views import AllViews, ShardWork, ViewBatch
 from stages.stream.loading import decoding_workers, raise_errors
+from stages.stream.worker_pool import make_batches
 from stages.teacher.config import CacheConfig
 from stages.teacher.teacher import Teacher
 
@@ -29,23 +27,16 @@ def view_batches(
     workers = min(decoding_workers(config.loader), len(views))
     clip_bytes = config.policy.num_frames * 3 * teacher.size**2
     batch_bytes = max((len(w.views) for w in work), default=0) * teacher.batch_size * clip_bytes
-    fitting = (
-        psutil.virtual_memory().available // 8 // max(1, batch_bytes * workers)
-    )  # batches a worker, in shared memory
-    loader = DataLoader(
-        views,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=max(1, min(config.loader.prefetch, fitting)) if workers else None,
-        pin_memory=ranks.device.type == "cuda",
-        generator=torch.Generator(),
-    )
+    fitting = available_memory() // 8 // max(1, batch_bytes * workers)  # batches a worker
+    loader = config.loader.model_copy(update={"prefetch": max(1, min(config.loader.prefetch, fitting))})
+    pin = ranks.device.type == "cuda"
+    decoded = make_batches(views.fetcher, range(len(views)), workers, loader, data=data, pin=pin)
     total = sum(data.entry(w.shard).clips * len(w.views) for w in work)
     with progress_bar("clip·views", disable=not ranks.first) as bar:
         task, started = bar.add_task(title, total=total, rate=0.0, note=""), time.perf_counter()
 
         def checked_batches() -> Iterator[ViewBatch]:
-            for batch in raise_errors(loader):
+            for batch in raise_errors(decoded):
                 for key, reason in batch.quarantine.items() if strict else ():
                     raise ReskdError(f"{data.path}: shard {batch.work.shard}, clip {key!r}: {reason} (--strict)")
                 yield batch

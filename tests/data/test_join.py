@@ -105,11 +105,10 @@ def test_a_video_that_fails_fails_in_all_its_views_and_is_named_once(data, tmp_p
 @pytest.mark.parametrize(("batch_size", "videos"), [(16, 2), (6, 1), (4, 1)])
 def test_ranks_share_whole_videos_none_twice(batch_size, videos):
     data = SimpleNamespace(usable_rows=lambda: [np.array([0, 2, 3]), np.array([1])])
-    clips = SimpleNamespace(data=data, policy=TWICE)
+    clips = SimpleNamespace(data=data, policy=TWICE, fetcher=lambda first, step: lambda batch: batch)
     taken = []
     for rank in range(3):
-        loader = batches_in_order(clips, LoaderConfig(workers=0), batch_size, Ranks(rank, 3, torch.device("cpu")))
-        for batch in loader.batch_sampler:
+        for batch in batches_in_order(clips, LoaderConfig(workers=0), batch_size, Ranks(rank, 3, torch.device("cpu"))):
             rows = [batch[i][:2] for i in range(0, len(batch), 6)]
             assert batch == [(*row, v) for row in rows for v in range(6)] and len(rows) <= videos
             taken += rows

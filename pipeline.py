@@ -20,7 +20,10 @@ COMMANDS = (demo, models, prepare, import_checkpoint, cache_teacher, inspect_cac
 
 
 class Pipeline(click.Group):
-    """Shows an error that the user can mend as a message, without a traceback."""
+    """Shows an error that the user can mend as a message, without a traceback.
+
+    The exit status is 1, or 128 + the number of the signal that has stopped the command.
+    """
 
     def list_commands(self, ctx):
         return [command.name for command in COMMANDS]
@@ -33,7 +36,12 @@ class Pipeline(click.Group):
         except ReskdError as error:
             from stages.runtime.terminal import printable
 
-            raise click.ClickException(printable(str(error))) from error
+            failure = click.ClickException(printable(str(error)))
+            failure.exit_code = getattr(error, "exit_status", 1)
+            raise failure from error
+        except KeyboardInterrupt:
+            click.echo("Stopped.", err=True)
+            ctx.exit(128 + 2)
 
 
 def print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

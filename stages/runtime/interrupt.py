@@ -12,12 +12,16 @@ RUN_AGAIN = "run it again: it goes on"  # the advice of commands that start seve
 
 
 class Interrupted(ReskdError):
-    """A run was asked to stop, and has saved its state."""
+    """A run was asked to stop by a signal, and has saved its state. `exit_status`: that of a program that ends by it."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.exit_status = 128 + number
 
 
 @contextmanager
-def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Gives a function that tells whether SIGINT or SIGTERM has come. The second signal ends the process at once.
+def stop_requested() -> Iterator[Callable[[], int]]:
+    """Gives a function that tells which of SIGINT and SIGTERM has come; 0: none. The second signal ends the process at once.
 
     If the caller doesn't raise Interrupted after a signal (it came too late, or another error was raised), the signal has
     its usual effect at the end of the context. So the code after the context is stopped too.
@@ -31,10 +35,10 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
     try:
         old = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # only the main thread gets signals
-        yield lambda: False
+        yield lambda: 0
         return
     try:
-        yield lambda: bool(received)
+        yield lambda: received[0] if received else 0
     except Interrupted:
         received.clear()
         raise

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from cache.errors import ReskdError
 from stages.distill.targets import loss_terms
 from stages.metrics.accuracy import headline
 from stages.metrics.scoring import ScoredModel
@@ -16,7 +17,11 @@ from stages.runtime.log import RunLog, console, progress_bar
 from stages.stream.batch import Batch
 from stages.stream.random_label import with_one_label
 from stages.student.failures import failure_lines, for_each_run, raise_failures, unfinished_runs
-from stages.student.training_run import TrainingRun, check_finite, save_checkpoint
+from stages.student.training_run import TrainingRun, check_finite, remember_state, save_checkpoint
+
+
+class NoBatch(ReskdError):
+    """The next batch can't be had. The runs are as they were before the step."""
 
 
 def fit(
@@ -37,10 +42,12 @@ def fit(
 
     Raises StudentsFailed once the others are finished; the last good checkpoint of a failed student is kept. Raises
     Interrupted after a SIGINT or SIGTERM, even one at the last step, once every run is saved; `go_on` says what to do then.
+    If a batch can't be had, the runs of a single process are saved, too, and ReskdError is raised.
     """
     config, ranks = runs[0].config, runs[0].ranks  # of `config`, only keys that all runs share: see cohort.SHARED
     global_batch = config.batch_size * config.accumulate * ranks.world
     step, total = min(run.progress.step for run in runs), max(run.steps for run in runs)
+    first_step = step
     for run in runs if ranks.first else ():
         run.log = RunLog(run.config.output, run.progress.step)
     batches = iter(batches_from(divmod(step, steps_per_epoch)))
@@ -57,7 +64,13 @@ def fit(
                 step = log_step = next_step
                 batches = iter(batches_from(divmod(step, steps_per_epoch)))
             active = [run for run in unfinished if run.progress.step == step]  # later ones skip this step's batches
-            _optimizer_step(active, runs, batches, step // steps_per_epoch, teach)
+            try:
+                _optimizer_step(active, runs, batches, step // steps_per_epoch, teach)
+            except NoBatch as error:
+                if ranks.world > 1 or step == first_step:  # the other ranks can't save now; there is nothing new to save
+                    raise
+                for_each_run(active, runs, save_checkpoint, share_failures=True)
+                raise ReskdError(f"{error}\n{_stopped(runs, step, total, go_on)}") from error
             step += 1
             epoch, epoch_ends = step // steps_per_epoch, step % steps_per_epoch == 0
             log_now = epoch_ends or step % config.log_every == 0
@@ -73,12 +86,12 @@ def fit(
                 log_time, log_step = time.perf_counter(), step
 
             # To ask the other ranks at every step would make each step wait. So they are asked where they meet anyway.
-            stop = signal_came() if ranks.world == 1 else log_now and ranks.any(signal_came())
+            stop = signal_came() if ranks.world == 1 else log_now and ranks.any(bool(signal_came()))
             if epoch_ends or stop or step % config.checkpoint_every == 0:
                 for_each_run(active, runs, save_checkpoint, share_failures=True)
             for_each_run([run for run in active if run.steps == step], runs, _finish, share_failures=True)
-        if stop or ranks.any(signal_came()):
-            raise Interrupted(_interrupted(runs, step, total, go_on))
+        if number := max(ranks.gather(signal_came())):
+            raise Interrupted(_stopped(runs, step, total, go_on), number)
     raise_failures(runs)
 
 
@@ -92,8 +105,14 @@ def _optimizer_step(
     """One optimizer step of each active run, with gradients averaged over `accumulate` micro-batches and the ranks."""
     config, device = runs[0].config, runs[0].ranks.device
     for_each_run(active, runs, _begin_step)
+    undo = [remember_state(run) for run in active] if config.accumulate > 1 else ()
     for i in range(config.accumulate):
-        batch = next(batches)
+        try:
+            batch = next(batches)
+        except ReskdError as error:
+            for undo_run in undo:
+                undo_run()
+            raise NoBatch(str(error)) from error
         for label, lines in (("masked", batch.failures), ("fallback", batch.fallbacks)):
             for line in lines:
                 console.print(f"[yellow]{label}[/] {line}", highlight=False)
@@ -199,8 +218,8 @@ def _loss_summary(active: Sequence[TrainingRun]) -> str:
     return f"{len(losses)} students, loss {min(losses):.4f} to {max(losses):.4f}"
 
 
-def _interrupted(runs: Sequence[TrainingRun], step: int, total: int, go_on: str) -> str:
-    """The message of Interrupted."""
+def _stopped(runs: Sequence[TrainingRun], step: int, total: int, go_on: str) -> str:
+    """What is said of runs that are saved before their end."""
     unfinished = ", ".join(str(run.config.output) for run in unfinished_runs(runs))
     message = f"{unfinished or 'all students are finished'}: stopped at step {step} of {total}; all is saved, {go_on}"
     failed = sum(run.failure is not None for run in runs)

@@ -12,7 +12,8 @@ from stages.runtime.log import console
 from stages.student.config import TrainConfig
 
 # Keys that may change between a run and its resume: where and how often it is written, and how batches are fetched.
-FREE_KEYS = ("output", "log_every", "checkpoint_every", "loader.workers", "loader.prefetch")
+FREE_KEYS = ("output", "log_every", "checkpoint_every", "loader.workers", "loader.prefetch", "loader.limits.seconds",
+             "loader.limits.bytes")  # fmt: skip
 
 
 def check_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from timm.utils import ModelEmaV3
@@ -133,6 +133,19 @@ def check_finite(run: TrainingRun, terms: Mapping[str, torch.Tensor]) -> None:
 def _last_good(config: TrainConfig) -> str:
     last = config.output / "last.pt"
     return f"the last good checkpoint is {last}" if last.exists() else "there was no checkpoint yet"
+
+
+def remember_state(run: TrainingRun) -> Callable[[], None]:
+    """A function that undoes what micro-batches change in a run before its optimizer's step."""
+    buffers = [buffer.clone() for buffer in run.student.buffers()]
+    progress, generators = replace(run.progress, sums=dict(run.progress.sums)), run.generators
+
+    def undo() -> None:
+        for buffer, old in zip(run.student.buffers(), buffers, strict=True):
+            buffer.data.copy_(old)
+        run.progress, run.generators = progress, generators
+
+    return undo
 
 
 def save_checkpoint(run: TrainingRun) -> None:

@@ -1,5 +1,6 @@
 """Students of other widths, and of class maps: through the stages, with what is exported, resumed and refused."""
 
+import dataclasses
 import functools
 import shutil
 
@@ -11,12 +12,15 @@ from cache.errors import ReskdError
 from cache.reader import CacheReader
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
+from stages.models.architectures import build_model
 from stages.models.checkpoints import load_model, save_model
 from stages.student.train_student import train_student
 from stages.teacher.cache_teacher import cache_teacher
-from tests.runs import cache_config, cut_at, rows_of, train_config
+from stages.teacher.verify_cache import verify_cache
+from tests.runs import POLICY, cache_config, cut_at, rows_of, train_config
 
-WIDE = "model.args={channels: [8, 16, 16, 24], layers: [1, 1, 1, 1], output_stride: 8}"
+WIDE_NET = "{channels: [8, 16, 16, 24], layers: [1, 1, 1, 1], output_stride: 8}"
+WIDE = f"model.args={WIDE_NET}"
 BOTH = [WIDE, "losses.feature_mse=5", "losses.logit_map_kl=0.5", "losses.temperature=2"]
 
 
@@ -102,6 +106,32 @@ def test_class_maps_alone_teach_the_classifier_too(data, teacher, tmp_path, capf
     assert values[0] == pytest.approx(0.5, abs=0.3) and values[-1] < values[0] / 2
     learnt = load_model(config.output / "last.safetensors")[0].head.fc.bias.detach()
     assert np.corrcoef(learnt, net.head.fc.bias.detach())[0, 1] > 0.7
+
+
+def test_a_teacher_with_a_norm_before_its_classifier_gives_all_but_class_maps(data, teacher, tmp_path):
+    """A linear classifier of its stored map would give other logits than its own, so the cache has none."""
+    card = load_model(teacher)[1]
+    sizes = {"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 16]}
+    net = card.model.model_copy(update={"arch": "tsn", "backbone": "convnext_atto", "args": sizes, "head_norm": True})
+    torch.manual_seed(0)
+    model = build_model(net)
+    for parameter in (*model.head.norm.parameters(), *model.head.fc.parameters()):
+        torch.nn.init.normal_(parameter)
+    normed = tmp_path / "normed.safetensors"
+    save_model(normed, model, dataclasses.replace(card, model=net, size=64))
+    few = type(data)(train=data.val)
+    cache = cache_config(tmp_path / "t.zarr", few, normed, "views=1", "targets.features={codec: int8, dims: 8}")
+    cache_teacher(cache)
+    assert set(CacheReader(cache.output, ("features",)).constants()) == {"basis", "mean", "scale", "offset"}
+    assert verify_cache(cache.output, data=data.val, recompute=4, teacher=normed)["problems"] == []
+    replayed = [f"data.cache={cache.output}", "losses.feature_mse=1", "losses.logit_kl=1"]
+    quick = ["schedule.epochs=1", "model.arch=tsn", f"model.args={WIDE_NET}"]
+    train_student(train_config(tmp_path / "run", few, *replayed, *quick))
+    online = [f"teacher.checkpoint={normed}", f"policy={POLICY}"]
+    for name, changes in (("replayed", replayed), ("online", online)):
+        config = train_config(tmp_path / name, few, *changes, *quick, "losses.logit_map_kl=1")
+        with pytest.raises(ReskdError, match="this teacher has a norm before its classifier"):
+            train_student(config)
 
 
 def test_gradient_checkpointing_changes_nothing(data, cached, tmp_path):

@@ -32,6 +32,13 @@ def no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
+def check_inside(root: Path, *folders: Path) -> None:
+    """Raises ReskdError if a folder that is written to lies outside of `root`, because it, or one above it, is a link."""
+    for folder in folders:
+        if not folder.resolve().is_relative_to(root.resolve()):
+            raise ReskdError(f"{folder} is a link that leads out of {root}: remove it, and run cache-teacher again.")
+
+
 def partial_file(path: Path) -> Path:
     """The path at which a file is written before its rename. The name is fixed, so that the next run overwrites it."""
     return path.with_name(f".{path.name}.partial")

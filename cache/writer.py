@@ -19,7 +19,7 @@ from cache.group import TEMPORARY, check_fingerprint, load_group, read_constants
 from cache.growth import StoredViews, missing_work, prepare_growth, undo_growth
 from cache.identity import keys_digest
 from cache.manifest import FORMAT, Manifest
-from cache.store import METADATA, file_digest, make_folders, sync
+from cache.store import METADATA, check_inside, file_digest, make_folders, sync
 
 
 class ShardWriter:
@@ -37,13 +37,13 @@ class ShardWriter:
         self.targets = self._checked_targets()
         self.adds_targets = self.stored is not None and not set(self.targets) & set(self.stored["targets"])
         self.specs = array_specs(manifest.identity, self.targets if self.adds_targets else None)
+        self.folder = self.path / TEMPORARY / shard if self.stored is None else self.path / shard
+        check_inside(self.path, self.folder, *(self.folder / name for name in self.specs))
         if self.stored is None:
-            self.folder = self.path / TEMPORARY / shard
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             create_arrays(self.folder, self.specs, len(self.keys), views.stop)
         else:
-            self.folder = self.path / shard
             prepare_growth(self.folder, self.stored["files"], self.specs, len(self.keys), views.stop, self.adds_targets)
         self._constants = read_constants(self.path, manifest)
         self._buffers = RowBuffers(self.folder, self.specs, len(self.keys))

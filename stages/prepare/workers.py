@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import wait
 from typing import TypeVar
@@ -19,28 +20,38 @@ from stages.runtime.limits import OUT_OF_MEMORY, RETRY_FACTOR, limited
 T = TypeVar("T")
 Task = Callable[[], T]  # picklable: a partial of a module's function
 TASKS_IN_FLIGHT = 4  # per worker
-# What a video may take: no good one comes near it. A process that overruns ends, as if it had crashed.
-SECONDS, SECONDS_PER_MB = 60, 30  # a long video of still pictures has half an hour in 20 MB
-MEMORY = 4 * 2**30  # bytes
 
-_factor: int | None = None  # of the limits in this process; None: it is no worker, and has no limits
+
+@dataclass(frozen=True)
+class VideoLimits:
+    """What the work on one video may take in a worker. No good video comes near it. A process that overruns ends."""
+
+    seconds: float = 60.0
+    seconds_per_mb: float = 30.0  # a long video of still pictures has half an hour in 20 MB
+    memory: int = 4 * 2**30  # bytes
+
+    def times(self, factor: int) -> "VideoLimits":
+        return VideoLimits(self.seconds * factor, self.seconds_per_mb * factor, self.memory * factor)
+
+
+_limits: VideoLimits | None = None  # of this process; None: it is no worker, and has no limits
 
 
 @contextmanager
 def video_limits(size: int) -> Iterator[None]:
-    """The work on one video of `size` bytes: in a worker, it has limits of time and memory."""
-    if _factor is None:
+    """The work on one video of `size` bytes."""
+    if _limits is None:
         yield
         return
-    with limited((SECONDS + SECONDS_PER_MB * size / 1e6) * _factor, MEMORY * _factor):
+    with limited(_limits.seconds + _limits.seconds_per_mb * size / 1e6, _limits.memory):
         yield
 
 
 class Workers:
     """A pool of `count` processes. They are spawned, because a fork after threads may hang. 0: this process works."""
 
-    def __init__(self, count: int):
-        self.count = count
+    def __init__(self, count: int, limits: VideoLimits = VideoLimits()):
+        self.count, self.limits = count, limits
         self.pool: ProcessPoolExecutor | None = None
         self.retry_pool: ProcessPoolExecutor | None = None  # one process, which runs one task at a time
 
@@ -79,16 +90,16 @@ class Workers:
 
     def _submit(self, task: Task[T]) -> tuple[ProcessPoolExecutor, Future[T]]:
         if self.pool is None:
-            self.pool = _start_pool(self.count)
+            self.pool = _start_pool(self.count, self.limits)
         try:
             return self.pool, self.pool.submit(task)
         except BrokenProcessPool:  # the pool has died, but no result has shown it yet
-            self.pool = _start_pool(self.count)
+            self.pool = _start_pool(self.count, self.limits)
             return self.pool, self.pool.submit(task)
 
     def _run_alone(self, task: Task[T], crashed: Callable[[str], T] | None) -> T:
         if self.retry_pool is None:
-            self.retry_pool = _start_pool(1, RETRY_FACTOR)
+            self.retry_pool = _start_pool(1, self.limits.times(RETRY_FACTOR))
         (process,) = self.retry_pool._processes.values()
         try:
             return self.retry_pool.submit(task).result()
@@ -101,10 +112,9 @@ class Workers:
             return crashed(reasons.get(process.exitcode, "crashes the process that decodes it"))
 
 
-def _start_pool(count: int, factor: int = 1) -> ProcessPoolExecutor:
-    """A pool of processes. `factor`: of their limits."""
+def _start_pool(count: int, limits: VideoLimits) -> ProcessPoolExecutor:
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, spawn, initializer=_initialise_worker, initargs=(factor,))
+    pool = ProcessPoolExecutor(count, spawn, initializer=_initialise_worker, initargs=(limits,))
     try:
         pool.submit(os.getpid).result()
     except BrokenProcessPool as error:
@@ -113,10 +123,10 @@ def _start_pool(count: int, factor: int = 1) -> ProcessPoolExecutor:
     return pool
 
 
-def _initialise_worker(factor: int) -> None:
+def _initialise_worker(limits: VideoLimits) -> None:
     """A worker ignores Ctrl-C, which the parent handles, and ends when its parent is killed."""
-    global _factor
-    _factor = factor
+    global _limits
+    _limits = limits
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sentinel = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()

@@ -67,7 +67,7 @@ def fit(
             try:
                 _optimizer_step(active, runs, batches, step // steps_per_epoch, teach)
             except NoBatch as error:
-                if ranks.world > 1 or step == first_step:  # the other ranks can't save now; there is nothing new to save
+                if ranks.world > 1 or step == first_step:  # others can't save now; nothing is new
                     raise
                 for_each_run(active, runs, save_checkpoint, share_failures=True)
                 raise ReskdError(f"{error}\n{_stopped(runs, step, total, go_on)}") from error

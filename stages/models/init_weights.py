@@ -60,7 +60,7 @@ def load_stored(
     model.load_state_dict(tensors | (head if kept else fresh_head))
     notes += ["2D weights inflated"] if inflated else []
     if stored.others:
-        notes += [f"the file's {stored.key} taken, its {' and '.join(stored.others)} not"]
+        notes += [f"of the file the weights under {stored.key}, not those under {' and '.join(stored.others)}"]
     notes += ["its classifier" if kept else "a fresh classifier"]
     if kept and names is None and classes is not None:
         notes += ["the file names no classes, and they are taken to be in this order"]

@@ -329,7 +329,10 @@ def test_the_message_names_the_net_that_a_file_was_taken_for_and_the_weights_in_
     config = ModelConfig(backbone="resnet50", args={"layers": [1, 1, 1, 1]}, num_classes=5, num_frames=1)
     path = save(tmp_path / "net.pth", {"model": state, "model_ema": state})
     _, said = loaded(path, config)
-    assert "net.pth, taken for resnet50: " in said and "the file's model taken, its model_ema not" in said
+    assert (
+        "net.pth, taken for resnet50: " in said
+        and "of the file the weights under model, not those under model_ema" in said
+    )
 
 
 @pytest.mark.parametrize("given, found", [("mmaction2", "torchvision or timm"), ("rkd", "torchvision or timm")])

@@ -20,6 +20,7 @@ except ImportError:  # not a Unix
     resource = None
 
 RETRY_FACTOR = 10  # a piece of work that overran its limits is tried once more, with limits so many times as large
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 OUT_OF_MEMORY = 86  # the exit status of a process that overran its limit of memory
 
 
@@ -57,14 +58,16 @@ def why_ended(status: int, seconds: float, size: int) -> str:
 def _limit_memory(size: int) -> tuple[int, int] | None:
     """Set RLIMIT_DATA to today's private memory plus `size` bytes; returns what it was. None: there is no such limit."""
     try:
-        with open("/proc/self/statm", "rb", buffering=0) as file:
-            pages = int(file.read(200).split()[5])
+        file = os.open("/proc/self/statm", os.O_RDONLY)
     except OSError:  # only Linux has it
         return None
-    old = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = pages * resource.getpagesize() + size
-    lowest = min([wanted, *(limit for limit in old if limit != resource.RLIM_INFINITY)])
-    resource.setrlimit(resource.RLIMIT_DATA, (lowest, old[1]))
+    try:
+        private = int(os.read(file, 200).split()[5]) * PAGE
+    finally:
+        os.close(file)
+    soft, hard = old = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = private + size if soft == resource.RLIM_INFINITY else min(soft, private + size)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
     return old
 
 

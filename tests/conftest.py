@@ -1,7 +1,8 @@
 """Small real data, made once a session: H.264 clips, prepared shards, a trained teacher, its cache.
 
 The tests run in several processes (pytest-xdist, see pyproject.toml), with one thread each. A module's tests stay in one
-process, so that its fixtures are made once; modules that take long begin first.
+process, so that its fixtures are made once; modules that take long begin first. The process that leads the others runs no
+test and imports nothing of ours: the imports are in the functions.
 """
 
 import os
@@ -13,7 +14,6 @@ import faulthandler
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,12 +21,7 @@ import psutil
 import pytest
 from hypothesis import settings
 
-from stages.demo.digits import make_digits
-from stages.prepare.prepare import prepare
-from stages.student.train_student import train_student
-from stages.teacher.cache_teacher import cache_teacher
-from tests.runs import POLICY, cache_config, train_config
-from tests.zygote import Zygote
+from tests.zygote import Zygote, start_zygote
 
 settings.register_profile("house", deadline=None)  # a busy machine fails no test
 settings.load_profile("house")
@@ -34,8 +29,15 @@ settings.load_profile("house")
 MARK = "RESKD_TEST_SESSION"  # in the environment of every program that the tests start
 
 
+def leads(config) -> bool:
+    """Whether this process only hands the tests to others."""
+    return bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
+
+
 def pytest_configure(config):
     os.environ[MARK] = str(os.getpid())
+    if not leads(config) and not config.getoption("collectonly", False):
+        config.zygote = start_zygote()
 
 
 LONG = ("bench/test_fidelity", "e2e/", "test_stored_maps", "test_train_student", "bench/", "test_cohorts", "cache/test_kills",
@@ -47,10 +49,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: next((i for i, part in enumerate(LONG) if part in item.nodeid), len(LONG)))
 
 
+def pytest_unconfigure(config):
+    if hasattr(config, "zygote"):
+        config.zygote.close()
+
+
 def pytest_sessionfinish(session, exitstatus):
     """No process outlives the tests, and an interpreter that does not end says where it hangs, and ends."""
-    leads = bool(session.config.getoption("numprocesses", None)) and not hasattr(session.config, "workerinput")
-    for process in [] if leads else psutil.process_iter():  # who leads the others has started nothing else
+    for process in [] if leads(session.config) else psutil.process_iter():  # who leads has started nothing else
         with contextlib.suppress(psutil.Error):
             ours = process.pid != os.getpid() and process.environ().get(MARK) == str(os.getpid())
             if ours and "resource_tracker" not in " ".join(process.cmdline()):  # which ends with us
@@ -67,16 +73,22 @@ def pytest_sessionfinish(session, exitstatus):
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> SimpleNamespace:
     """train: 200 clips in 3 shards of 80, 80, 40; val: 40 in one. `videos` are their files."""
+    from stages.demo.digits import make_digits
+    from stages.prepare.prepare import prepare
+
     root = tmp_path_factory.mktemp("digits")
     make_digits(root / "videos", clips={"train": 200, "val": 40})
     for split in ("train", "val"):
-        prepare(root / "videos" / split, root / split, clips_per_shard=80, workers=2)
+        prepare(root / "videos" / split, root / split, clips_per_shard=80, workers=0)
     return SimpleNamespace(train=root / "train", val=root / "val", videos=root / "videos")
 
 
 @pytest.fixture(scope="session")
 def teacher(data, tmp_path_factory) -> Path:
     """The checkpoint of a net trained for a moment at 32 px."""
+    from stages.student.train_student import train_student
+    from tests.runs import POLICY, train_config
+
     output = tmp_path_factory.mktemp("runs") / "teacher"
     train_student(train_config(output, data, "size=32", f"policy={POLICY}", f"data.val={data.val}"))
     return output / "last.safetensors"
@@ -85,18 +97,20 @@ def teacher(data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def cached(data, teacher, tmp_path_factory) -> Path:
     """Two views of every clip of `data.train`, logits and features."""
+    from stages.teacher.cache_teacher import cache_teacher
+    from tests.runs import cache_config
+
     output = tmp_path_factory.mktemp("cache") / "teacher.zarr"
     cache_teacher(cache_config(output, data, teacher))
     return output
 
 
 @pytest.fixture(scope="session")
-def zygote(tmp_path_factory) -> Iterator[Zygote]:
+def zygote(request, tmp_path_factory) -> Zygote:
     """Runs commands in processes of their own, without paying the imports each time."""
-    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
-    zygote.run(["--help"])  # once its imports are done
-    yield zygote
-    zygote.close()
+    zygote = request.config.zygote
+    zygote.folder = tmp_path_factory.mktemp("zygote")
+    return zygote
 
 
 @pytest.fixture(scope="session")

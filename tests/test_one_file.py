@@ -1,11 +1,8 @@
 """A loss, a codec and an architecture are each added in one file: those of the READMEs, appended to a copy of the project."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -52,12 +49,9 @@ def project(tmp_path_factory) -> Path:
     return copy
 
 
-def test_they_work_together(project, data, tmp_path):
+def test_they_work_together(project, data, zygote, tmp_path):
     def run(*arguments: str, expect: int = 0) -> str:
-        done = subprocess.run([sys.executable, "pipeline.py", *map(str, arguments)], cwd=project, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ)  # fmt: skip
-        assert done.returncode == expect, done.stdout
-        return done.stdout
+        return zygote.run([*arguments], expect, cwd=project, project=project)
 
     net = [part for line in MODEL for part in ("--set", line)]
     common = {"model.arch": "last_frame", "data.train": str(data.train), "loader.workers": 0, "schedule.epochs": 1,

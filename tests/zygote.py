@@ -1,19 +1,24 @@
 """Runs the pipeline's commands in processes of their own, which can be killed, without paying the imports each time.
 
-One process imports everything and then forks for each command: `Zygote().start([...])`.
+The process of the tests imports everything once. Then `start_zygote` forks it, before it has data or threads, and the
+fork forks for each command: `Zygote.start([...])`.
 """
 
 import contextlib
+import faulthandler
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,26 +48,25 @@ class Command:
 
 
 class Zygote:
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.commands = folder, []
-        with open(folder / "zygote.txt", "w") as said:  # a file: a process that is left behind holds nobody's pipe open
-            self.process = subprocess.Popen([sys.executable, __file__], cwd=ROOT, stdin=subprocess.PIPE,
-                                            stdout=subprocess.PIPE, stderr=said, text=True)  # fmt: skip
+    """The side of the tests. `requests` and `replies` are the pipes to and from the forked process, in `folder` it writes."""
 
-    def start(self, arguments: list[str], cwd: Path = ROOT, **environment: str) -> Command:
+    def __init__(self, process: int, requests: int, replies: int):
+        self.process, self.folder, self.commands = process, Path(), []
+        self.requests, self.replies = os.fdopen(requests, "w"), os.fdopen(replies)
+
+    def start(self, arguments: list[str], cwd: Path = ROOT, project: Path = ROOT, **environment: str) -> Command:
+        """Start a command. `project`: the folder whose code runs, a copy of ours."""
         name = str(len(self.commands))
         output, status = self.folder / f"{name}.txt", self.folder / f"{name}.status"
-        self.process.stdin.write(
-            json.dumps([list(map(str, arguments)), str(cwd), environment, str(output), str(status)]) + "\n"
-        )
-        self.process.stdin.flush()
-        self.commands.append(Command(int(self.process.stdout.readline()), output, status))
+        request = [list(map(str, arguments)), str(cwd), str(project), environment, str(output), str(status)]
+        self.requests.write(json.dumps(request) + "\n")
+        self.requests.flush()
+        self.commands.append(Command(int(self.replies.readline()), output, status))
         return self.commands[-1]
 
-    def run(self, arguments: list[str], expect: int = 0, cwd: Path = ROOT) -> str:
+    def run(self, arguments: list[str], expect: int = 0, cwd: Path = ROOT, project: Path = ROOT) -> str:
         """Run to the end; returns what it said."""
-        command = self.start(arguments, cwd)
+        command = self.start(arguments, cwd, project)
         status = command.wait()
         assert status == expect, command.said()
         return command.said()
@@ -85,22 +89,77 @@ class Zygote:
 
     def close(self) -> None:
         self.kill_all()
-        self.process.stdin.close()
-        self.process.wait(60)
+        self.requests.close()
+        os.waitpid(self.process, 0)
 
 
-def _child(arguments: list[str], cwd: str, environment: dict[str, str], output: str) -> None:
-    os.setpgid(0, 0)
-    os.chdir(cwd)
-    os.environ.update(environment)
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.argv = ["pipeline.py", *arguments]
-    import pipeline
+def start_zygote() -> Zygote:
+    """Import all that any command imports, and fork."""
+    import stages
 
+    for module in pkgutil.walk_packages(stages.__path__, "stages."):
+        importlib.import_module(module.name)
+    (requests, ours), (theirs, replies) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _close_all_but(requests, replies)  # the pipes of whoever runs the tests, the write end of `requests`
+            _serve(os.fdopen(requests), os.fdopen(replies, "w"))
+        finally:
+            os._exit(0)
+    os.close(requests)
+    os.close(replies)
+    return Zygote(pid, ours, theirs)
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close all files but the three standard streams and `kept`."""
+    for below, above in pairwise([2, *sorted(kept), os.sysconf("SC_OPEN_MAX")]):
+        os.closerange(below + 1, above)
+
+
+def _serve(requests: TextIO, replies: TextIO) -> None:
+    import torch
+
+    faulthandler.disable()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)  # OpenMP's threads don't survive a fork; and one thread adds in one order
+    waiting = {}
+    for line in requests:
+        *request, status = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            # A grandchild does the work, so that its parent can wait for it while this process reads on.
+            worker = os.fork()
+            if worker == 0:
+                _child(*request)
+            print(worker, file=replies, flush=True)
+            _, code = os.waitpid(worker, 0)
+            Path(status + ".part").write_text(str(os.waitstatus_to_exitcode(code)))
+            os.replace(status + ".part", status)
+            os._exit(0)
+        waiting[pid] = status
+        for done in list(waiting):
+            if os.waitpid(done, os.WNOHANG)[0]:
+                del waiting[done]
+
+
+def _child(arguments: list[str], cwd: str, project: str, environment: dict[str, str], output: str) -> None:
     code = 1
     try:
+        os.setpgid(0, 0)
+        os.chdir(cwd)
+        os.environ.update(environment)
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream, name in enumerate(("stdin", "stdout", "stderr")):
+            os.dup2(file if stream else os.open(os.devnull, os.O_RDONLY), stream)
+            setattr(sys, name, os.fdopen(stream, "w" if stream else "r"))
+        _close_all_but()
+        sys.argv = ["pipeline.py", *arguments]
+        if project != str(ROOT):
+            _use_code_of(project)
+        import pipeline
+
         pipeline.cli()
     except SystemExit as exit:
         code = exit.code or 0
@@ -112,38 +171,8 @@ def _child(arguments: list[str], cwd: str, environment: dict[str, str], output: 
         os._exit(code)
 
 
-def _serve() -> None:
-    sys.path.insert(0, str(ROOT))
-    import importlib
-    import pkgutil
-
-    import torch
-
-    import stages
-
-    for module in pkgutil.walk_packages(stages.__path__, "stages."):  # all that any command imports
-        importlib.import_module(module.name)
-
-    torch.set_num_threads(1)  # OpenMP's threads don't survive a fork; and one thread adds in one order
-    waiting = {}
-    for line in sys.stdin:
-        arguments, cwd, environment, output, status = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            # A grandchild does the work, so that its parent can wait for it while this process reads on.
-            worker = os.fork()
-            if worker == 0:
-                _child(arguments, cwd, environment, output)
-            print(worker, flush=True)
-            _, code = os.waitpid(worker, 0)
-            Path(status + ".part").write_text(str(os.waitstatus_to_exitcode(code)))
-            os.replace(status + ".part", status)
-            os._exit(0)
-        waiting[pid] = status
-        for done in list(waiting):
-            if os.waitpid(done, os.WNOHANG)[0]:
-                del waiting[done]
-
-
-if __name__ == "__main__":
-    _serve()
+def _use_code_of(project: str) -> None:
+    """Forget our own modules, so that they are imported from `project`. Those of the libraries stay."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("pipeline", "stages", "cache")]:
+        del sys.modules[name]
+    sys.path.insert(0, project)

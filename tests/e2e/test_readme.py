@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import click
@@ -11,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import cli
-from stages.demo.digits import make_digits
+from stages.demo.digits import CLASSES, draw_clip, encode_clip
 from tests.runs import command
 
 ROOT = Path(__file__).parents[2]
@@ -47,13 +46,13 @@ def table() -> list[list[str]]:
 @pytest.fixture
 def own_videos(tmp_path):
     """Six clips of each of three classes to train on, three to validate on."""
-    make_digits(tmp_path / "all", clips={"train": 240, "val": 120})
     for split, count in (("train", 6), ("val", 3)):
-        for folder in sorted((tmp_path / "all" / split).iterdir())[:3]:
-            for video in sorted(folder.iterdir())[:count]:
-                target = tmp_path / "my_videos" / split / folder.name / video.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(video, target)
+        for label in range(3):
+            folder = tmp_path / "my_videos" / split / CLASSES[label]
+            folder.mkdir(parents=True)
+            for index in range(count):
+                clip = draw_clip(split=split, label=label, seed=0, index=index)
+                (folder / f"{index}.mp4").write_bytes(encode_clip(clip))
     return tmp_path
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from cache.codecs import codec_of
+from cache.codecs import CODECS, codec_of
 from cache.errors import ReskdError
 from cache.identity import CONSTANTS, Identity, ShardEntry
 from cache.view import ViewPolicy
@@ -119,7 +119,8 @@ def _target_fault(targets: Mapping[str, Any]) -> str | None:
         shape = [*settings.get("grid", ()), settings["width"]]
         if not all(type(n) is int and n > 0 for n in shape):
             return f"{name} of the shape {shape!r:.80}"
-        if codec_of(name, settings["codec"]).bytes(shape) > MAX_TARGET_BYTES:
+        codec = CODECS.get(name, {}).get(settings["codec"])  # None: one that this program doesn't have
+        if codec is not None and codec.bytes(shape) > MAX_TARGET_BYTES:
             return f"{name} of more than {MAX_TARGET_BYTES >> 20} MiB a clip and view"
     return None
 

@@ -9,6 +9,7 @@ batches that the old one still had to make, so that their order and their conten
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterable, Iterator, MutableMapping
 from itertools import islice
@@ -161,6 +162,8 @@ class _Pool:
             self.given_up[clip] = f"{reason} (loader.limits)"
         else:
             self.retried[clip] = batch
+            if worker.process.exitcode == -signal.SIGTERM:  # sent to all processes of the command, which will end, too
+                return
             console.print(f"[yellow]again[/] {clip}: {reason}; it is tried once more, with {RETRY_FACTOR} times the limits",
                           highlight=False)  # fmt: skip
 

@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
     return root / "data"
 
 
-def loader(workers: int = 2, seconds: float = 0.4, size: int = 10**8, prefetch: int = 2) -> LoaderConfig:
+def loader(workers: int = 2, seconds: float = 0.25, size: int = 10**8, prefetch: int = 2) -> LoaderConfig:
     return LoaderConfig(workers=workers, prefetch=prefetch, limits={"seconds": seconds, "bytes": size})
 
 
@@ -86,7 +86,7 @@ def allocate_in_small_parts():
 
 
 FAULTS = {
-    "sleeps": (partial(time.sleep, 1000), "takes more than 4 s (loader.limits)"),
+    "sleeps": (partial(time.sleep, 1000), "takes more than 2.5 s (loader.limits)"),
     "is killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), "ends the process that decodes it (SIGKILL)"),
     "aborts": (os.abort, "ends the process that decodes it (SIGABRT)"),
     "reads address 0": (lambda: ctypes.string_at(0), "ends the process that decodes it (SIGSEGV)"),
@@ -94,7 +94,7 @@ FAULTS = {
     "needs memory": (allocate, "needs more than 1 GB of memory (loader.limits)"),
     "needs ever more memory": (allocate_in_small_parts, "needs more than 1 GB of memory (loader.limits)"),
     "ignores the timer": (lambda: (signal.signal(signal.SIGALRM, signal.SIG_IGN), time.sleep(1000)),
-                       "doesn't answer for 4 s (loader.limits)"),
+                       "doesn't answer for 2.5 s (loader.limits)"),
 }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_a_clip_that_fails_twice_is_masked_as_if_it_could_not_be_decoded(folder,
 
 
 def test_a_slow_clip_gets_ten_times_the_time_and_is_served(folder):
-    found = batches_of(folder, loader(), partial(only_bad, partial(time.sleep, 0.8)))
+    found = batches_of(folder, loader(), partial(only_bad, partial(time.sleep, 0.5)))
     assert_equal(found, batches_of(folder, loader(0)))
     assert not any(batch.failures for batch in found)
 
@@ -253,6 +253,22 @@ def test_batches_need_no_room_in_dev_shm():
     if status == 77:
         pytest.skip("no mount namespace here")
     assert status == 0 and said[0].recv() == [0, 10**6, 2 * 10**6, 3 * 10**6]
+
+
+def test_too_few_open_files_are_an_error_and_no_endless_wait():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    batches = make_batches(Made(lambda item: torch.zeros(99)), range(200), 2, loader(prefetch=50), data=Made(0))
+    held = [next(batches)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 4, hard))
+    try:
+        with pytest.raises(ReskdError, match=r"can't be received .*Too many open files.*ulimit -n"):
+            for batch in batches:
+                if isinstance(batch, ReskdError):
+                    raise batch
+                held.append(batch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(held) < 200
 
 
 def test_workers_end_soon_after_their_parent_was_killed():

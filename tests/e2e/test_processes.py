@@ -77,8 +77,9 @@ def test_train_student_killed_at_random_moments(zygote, data, cached, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_says_how_to_go_on(zygote, data, tmp_path, number, status):
+@pytest.mark.parametrize(("number", "group", "status"), [(signal.SIGTERM, False, 143), (signal.SIGTERM, True, 143),
+                                                         (signal.SIGINT, True, 130)])  # a group: its workers, too  # fmt: skip
+def test_a_signal_saves_and_says_how_to_go_on(zygote, data, tmp_path, number, group, status):
     output = tmp_path / "run"
     command = ["train-student", *options(f"output={output}", f"data.train={data.train}", *QUICK, "size=16",
                "schedule.epochs=200", "checkpoint_every=100000")]  # fmt: skip
@@ -86,7 +87,7 @@ def test_a_signal_saves_and_says_how_to_go_on(zygote, data, tmp_path, number, st
     while len(rows_of(output)) < 5:
         assert not running.status.exists(), running.said()
         time.sleep(0.01)
-    running.kill(number, group=number == signal.SIGINT)  # Ctrl-C goes to the whole group
+    running.kill(number, group=group)
     assert running.wait() == status
     said = re.sub(r"\s+", " ", running.said())
     step = int(re.search(r"stopped at step (\d+) of 2400", said).group(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -121,7 +122,8 @@ def _with_defaults(origin: dict) -> dict:
 
 def _package_versions() -> dict[str, str]:
     names = ("torch", "torchvision", "timm", "numpy", "zarr", "decord", "av", "pillow", "webdataset")
-    installed = {
-        d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]
-    }
-    return {name: installed[name] for name in names if name in installed}
+    versions = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

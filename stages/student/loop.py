@@ -21,7 +21,7 @@ from stages.student.training_run import TrainingRun, check_finite, remember_stat
 
 
 class NoBatch(ReskdError):
-    """The next batch can't be had. The runs are as they were before the step."""
+    """Clips to train or to validate on can't be had. The runs are as they were before the step, or before validation."""
 
 
 def fit(
@@ -42,7 +42,7 @@ def fit(
 
     Raises StudentsFailed once the others are finished; the last good checkpoint of a failed student is kept. Raises
     Interrupted after a SIGINT or SIGTERM, even one at the last step, once every run is saved; `go_on` says what to do then.
-    If a batch can't be had, the runs of a single process are saved, too, and ReskdError is raised.
+    If clips can't be had, the runs of a single process are saved, too, and ReskdError is raised.
     """
     config, ranks = runs[0].config, runs[0].ranks  # of `config`, only keys that all runs share: see cohort.SHARED
     global_batch = config.batch_size * config.accumulate * ranks.world
@@ -51,6 +51,11 @@ def fit(
     for run in runs if ranks.first else ():
         run.log = RunLog(run.config.output, run.progress.step)
     batches = iter(batches_from(divmod(step, steps_per_epoch)))
+    for run in [run for run in runs if run.progress.validation_due]:  # its validation clips couldn't be read
+        if validate:
+            _validate([run], runs, run.progress.step // steps_per_epoch, validate)
+        run.progress.validation_due = False
+        for_each_run([run], runs, save_checkpoint)
     # A run may have been killed between its last checkpoint and its result.
     for_each_run([run for run in runs if run.progress.step == run.steps], runs, _finish, share_failures=True)
     with progress_bar("clips", disable=not ranks.first) as bar, stop_requested() as signal_came:
@@ -69,7 +74,7 @@ def fit(
             except NoBatch as error:
                 if ranks.world > 1 or step == first_step:  # others can't save now; nothing is new
                     raise
-                for_each_run(active, runs, save_checkpoint, share_failures=True)
+                for_each_run(active, runs, save_checkpoint)
                 raise ReskdError(f"{error}\n{_stopped(runs, step, total, go_on)}") from error
             step += 1
             epoch, epoch_ends = step // steps_per_epoch, step % steps_per_epoch == 0
@@ -81,7 +86,15 @@ def fit(
                 bar.update(task, completed=step, rate=rate, note=_loss_summary(active))
             due = [run for run in active if run.failure is None and epoch_ends and _validation_is_due(run, epoch)]
             if validate and due:
-                _validate(due, runs, epoch, validate)
+                try:
+                    _validate(due, runs, epoch, validate)
+                except NoBatch as error:
+                    if ranks.world > 1:
+                        raise
+                    for run in due:
+                        run.progress.validation_due = True
+                    for_each_run(active, runs, save_checkpoint)
+                    raise ReskdError(f"{error}\n{_stopped(runs, step, total, go_on)}") from error
             if log_now:  # the next rate is without the time of validation
                 log_time, log_step = time.perf_counter(), step
 
@@ -167,7 +180,10 @@ def _validate(due: Sequence[TrainingRun], runs: Sequence[TrainingRun], epoch: in
     """Score the runs on one stream of validation clips. Save a run's weights if they are its best so far."""
     for run in due:
         run.ranks.average_statistics(run.evaluated)  # what is scored is what is saved
-    metrics_of = validate([ScoredModel(run.evaluated.eval(), run.rendering, run.amp) for run in due])
+    try:
+        metrics_of = validate([ScoredModel(run.evaluated.eval(), run.rendering, run.amp) for run in due])
+    except ReskdError as error:
+        raise NoBatch(str(error)) from error
     scores = {id(run): metrics for run, metrics in zip(due, metrics_of, strict=True)}
 
     def keep_score(run: TrainingRun) -> None:

@@ -31,6 +31,7 @@ class Progress:
     sums: dict[str, torch.Tensor] = field(default_factory=dict)  # of the loss and its terms, over micro-batches
     summed: int = 0  # micro-batches in `sums`
     failed_clips: int = 0  # clips that this rank could not decode
+    validation_due: bool = False  # whether the validation after the last step couldn't be done
     logged_loss: float = float("nan")  # of the last log row
 
     def add(self, terms: dict[str, torch.Tensor]) -> None:
@@ -169,6 +170,7 @@ def save_checkpoint(run: TrainingRun) -> None:
             "order": run.order_digest,
             "step": progress.step,
             "best": progress.best,
+            "validation_due": progress.validation_due,
             "model": model.state_dict(),
             "adapter": adapter.state_dict() if adapter else None,
             "ema": run.ema.module.state_dict() if run.ema else None,
@@ -200,5 +202,10 @@ def _restore(run: TrainingRun, checkpoint: dict) -> None:
     run.generators = torch_state()
     sums = {n: v.to(ranks.device) for n, v in of_this_rank["sums"].items()}
     run.progress = Progress(
-        checkpoint["step"], checkpoint["best"], sums, of_this_rank["summed"], of_this_rank["failed"]
+        checkpoint["step"],
+        checkpoint["best"],
+        sums,
+        of_this_rank["summed"],
+        of_this_rank["failed"],
+        checkpoint.get("validation_due", False),
     )

@@ -1,6 +1,7 @@
 """Making a new cache, or opening an existing one to add to it: the root's manifest and arrays."""
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.arrays import array_specs
-from cache.differences import Translate
+from cache.differences import Translate, renewed_shards
 from cache.errors import ReskdError
 from cache.group import constant_files, load_manifest, write_attributes
 from cache.growth import grown_identity
@@ -20,8 +21,8 @@ from cache.store import METADATA, file_digest, make_folders, write_atomically
 def check_cache(path: str | Path, manifest: Manifest, translate: Translate = dict) -> Manifest:
     """The manifest that `create_cache` would write. Nothing is written.
 
-    An existing cache must have the same identity, except for added shards and targets. It can be planned for more views.
-    What is finished stays finished. `translate`: see `differing_identities`.
+    An existing cache must have the same identity, except for added shards and targets, and for shards whose frames newer
+    rules changed. It can be planned for more views. What is finished stays finished. `translate`: see `differing_identities`.
     Raises ReskdError for another identity (the message names every difference), for fewer views, and for a folder that
     holds no cache.
     """
@@ -68,7 +69,11 @@ def create_cache(
     again.
     Raises ReskdError as `check_cache` does.
     """
-    path, manifest = Path(path), check_cache(path, manifest, translate)
+    path, wanted = Path(path), manifest.identity
+    manifest = check_cache(path, manifest, translate)
+    if (path / METADATA).exists():
+        for entry in renewed_shards(load_manifest(path).identity.shards, wanted.shards):
+            shutil.rmtree(path / entry.name, ignore_errors=True)  # before the manifest: a rerun finds it missing
     if constants:
         manifest = replace(manifest, constants=_write_constants(path, constants))
     if not (path / METADATA).exists() or load_manifest(path) != manifest:

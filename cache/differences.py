@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from cache.identity import Identity, ShardEntry
@@ -68,6 +68,13 @@ def differing_shards(stored: Sequence[ShardEntry], wanted: Sequence[ShardEntry],
     if not lines and [e.name for e in stored] != [e.name for e in wanted]:
         lines.append(f"shards: the same {len(a)} shards in another order")
     return lines
+
+
+def renewed_shards(stored: Sequence[ShardEntry], wanted: Sequence[ShardEntry]) -> list[ShardEntry]:
+    """The entries of `wanted` that differ from the `stored` ones by newer rules for frames alone. They are made again."""
+    older = {entry.name: entry for entry in stored}
+    both = [entry for entry in wanted if entry.name in older and older[entry.name].rules < entry.rules]
+    return [entry for entry in both if replace(older[entry.name], rules=entry.rules) == entry]
 
 
 def first_difference(first: Sequence[str], second: Sequence[str], sides: tuple[str, str]) -> str:

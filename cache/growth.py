@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cache.arrays import ArraySpec, create_arrays, metadata_errors, open_for_reading, resize_array
-from cache.differences import Translate, differing_identities
+from cache.differences import Translate, differing_identities, renewed_shards
 from cache.errors import ReskdError
 from cache.group import load_group
 from cache.identity import Identity
@@ -24,14 +24,17 @@ from cache.store import METADATA, VerifiedStore
 def grown_identity(stored: Identity, wanted: Identity, translate: Translate = dict) -> tuple[Identity, list[str]]:
     """The `stored` identity with the shards and targets that only `wanted` has, and a line for every other difference.
 
-    The new shards come after the old ones, whatever their place in `wanted`. `translate`: see `differing_identities`.
+    The new shards come after the old ones, whatever their place in `wanted`. Renewed shards have their new entries.
+    `translate`: see `differing_identities`.
     """
     old_names = {entry.name for entry in stored.shards}
     new_shards = tuple(entry for entry in wanted.shards if entry.name not in old_names)
     old_targets = {name: settings for name, settings in wanted.targets.items() if name in stored.targets}
+    renewed = {entry.name: entry for entry in renewed_shards(stored.shards, wanted.shards)}
     kept = {entry.name: entry for entry in wanted.shards if entry.name in old_names}
     # Compared in the cache's order: a data set may list its shards in any order.
     old_shards = tuple(kept[entry.name] for entry in stored.shards if entry.name in kept)
+    stored = replace(stored, shards=tuple(renewed.get(entry.name, entry) for entry in stored.shards))
     lines = differing_identities(stored, replace(wanted, shards=old_shards, targets=old_targets), translate)
     all_targets = {name: stored.targets.get(name, settings) for name, settings in wanted.targets.items()}
     return replace(stored, shards=stored.shards + new_shards, targets=all_targets), lines

@@ -18,13 +18,22 @@ CONSTANTS = ("classifier", "classifier_bias", "basis", "mean", "scale", "offset"
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar shard. `name` is its path relative to the data set; `keys_sha256` is `keys_digest` of its keys in tar order."""
+    """One tar shard. `name` is its path relative to the data set; `keys_sha256` is `keys_digest` of its keys in tar order.
+
+    `rules`: the number of the rules that say which picture frame i of a video is (see `stages/video/decode.py`).
+    """
 
     name: str
     clips: int
     bytes: int
     sha256: str
     keys_sha256: str
+    rules: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields. The first rules aren't written: the versions that used them knew no number."""
+        values = asdict(self)
+        return values if self.rules != 1 else {name: value for name, value in values.items() if name != "rules"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Identity:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON that is stored. If the identity was read, it keeps the keys that it was read with."""
-        shards = [asdict(entry) for entry in self.shards]
+        shards = [entry.to_json() for entry in self.shards]
         return json.loads(_canonical({**(self.as_read or self._fields()), "shards": shards, "targets": self.targets}))
 
     def _fields(self) -> dict[str, Any]:
@@ -90,7 +99,7 @@ class Identity:
         """sha256 of all that decides the content of one shard's group, except for its targets and the other shards."""
         settings = self.as_read or self._fields()
         common = {name: value for name, value in settings.items() if name not in ("shards", "targets")}
-        return _sha256(_canonical({**common, "shard": asdict(self.shard(shard))}))
+        return _sha256(_canonical({**common, "shard": self.shard(shard).to_json()}))
 
     def target_fingerprint(self, target: str) -> str:
         """sha256 of a target's settings."""

@@ -105,7 +105,8 @@ def with_matrix(data: bytes, a: int, b: int, c: int, d: int) -> bytes:
 def open_groups(codec="libx265", container="mp4", n=60) -> bytes:
     """Groups of pictures whose first pictures in time refer to the group before."""
     options = {
-        "libx265": {"crf": "10", "preset": "ultrafast", "x265-params": "keyint=12:min-keyint=12:open-gop=1:bframes=3:log-level=none"},
+        "libx265": {"crf": "10", "preset": "ultrafast",
+                    "x265-params": "keyint=12:min-keyint=12:open-gop=1:bframes=3:log-level=none"},
         "libx264": {"crf": "6", "x264-params": "keyint=12:min-keyint=12:open-gop=1:bframes=3:b-adapt=0:scenecut=0"},
         "mpeg2video": {"bf": "2", "g": "12", "b": "4M"},
     }[codec]  # fmt: skip

@@ -36,10 +36,12 @@ FLOORS = [
 WINGS = [room for floor in FLOORS[6:10] for room in floor] + ["stages.models"]  # those that have commands
 OWNED = {
     "webdataset": ["stages/shards/dataset.py"],
-    "decord": ["stages/video/decode.py"],
-    # these others encode, they decode nothing
+    "decord": ["stages/video/decord_decode.py"],
+    # the last three encode, they decode nothing
     "av": [
+        "stages/video/container.py",
         "stages/video/decode.py",
+        "stages/video/pyav_decode.py",
         "stages/demo/digits.py",
         "stages/prepare/encode_frames.py",
         "stages/bench/videos.py",

@@ -489,13 +489,13 @@ def test_killed_at_every_commit_step_a_rerun_gives_the_undisturbed_bytes(tmp_pat
     source = class_folders(tmp_path / "source", "xy")
     write(source / "x/bad.mp4", b"")
     found = finished_before(tmp_path, source, "steps", {"clips_per_shard": 4})
-    # before and after each rename: arguments, tar, rows, note, tar, rows, note, quarantine, report, index
-    assert found == [0] * 7 + [1] * 6 + [2] * 7
+    # before and after each rename: arguments, check, tar, rows, note, tar, rows, note, quarantine, report, index
+    assert found == [0] * 9 + [1] * 6 + [2] * 7
 
 
 def test_an_index_killed_at_every_commit_step_is_continued(tmp_path):
     found = finished_before(tmp_path, foreign(tmp_path / "source"), "steps", {})
-    assert found == [0] * 5 + [1] * 4 + [2] * 7
+    assert found == [0] * 7 + [1] * 4 + [2] * 7
 
 
 def test_killed_at_random_moments_a_rerun_gives_the_undisturbed_bytes(tmp_path):

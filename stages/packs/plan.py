@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.differences import renewed_shards
 from cache.errors import ReskdError
 from cache.reader import CacheReader, check_join
 from cache.view import ViewPolicy
@@ -19,6 +20,7 @@ from stages.shards.dataset import Dataset, Row
 from stages.stream.frame_height import height_for, smallest_side, smallest_stored_side
 from stages.stream.pack_files import PACK, PackIdentity, pack_differences, read_committed_shard, read_pack
 from stages.stream.replay import missing_parts
+from stages.stream.rules import rows_of_older_rules
 from stages.video import jpeg
 from stages.video.decode import decoder_identity
 
@@ -53,7 +55,11 @@ def plan_pack(config: PackConfig, data: Dataset) -> Plan:
     identity = PackIdentity(data.shards, decoder_identity(), config.frames, views if views_only else None, policy, side, height,
                         quality, config.psnr)  # fmt: skip
     _refuse_other(config.output, identity)
-    missing = tuple(e.name for e in data.shards if read_committed_shard(config.output, e.name) is None)
+    stored = read_pack(config.output)
+    renewed = {entry.name for entry in renewed_shards(stored.identity.shards, identity.shards)} if stored else set()
+    missing = tuple(
+        e.name for e in data.shards if e.name in renewed or read_committed_shard(config.output, e.name) is None
+    )
     frames = {e.name: sum(map(len, wanted.frames_of_rows(data, e.name))) for e in data.shards}
     jpeg_bytes = np.mean([len(encode(picture, quality)) for picture in pictures])
     # 12 bytes a picture in the rows file, 2,048 a clip for tar headers.
@@ -67,6 +73,9 @@ def _open_cache(config: PackConfig, data: Dataset) -> tuple[CacheReader | None, 
         return None, 0
     reader = CacheReader(config.cache, ())
     check_join(reader.manifest, data.shards)
+    if older := rows_of_older_rules(config.cache, reader.manifest.identity.shards, data, "cache-teacher"):
+        raise ReskdError(f"{config.cache}: newer rules changed frames of {sum(map(len, older.values()))} of its clips: run "
+                         "cache-teacher again first")  # fmt: skip
     views = config.views or reader.manifest.finalised or reader.manifest.views
     if views > reader.manifest.views:
         raise ReskdError(f"views {views}: {config.cache} has {reader.manifest.views}: lower `views`, or raise `views` "

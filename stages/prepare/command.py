@@ -1,5 +1,7 @@
 """The command `prepare`."""
 
+from pathlib import Path
+
 import click
 
 from stages.config.options import CONFIG, DRY_RUN, SET, with_options
@@ -21,6 +23,18 @@ from stages.config.options import CONFIG, DRY_RUN, SET, with_options
 @click.option(
     "--limit", type=click.IntRange(1), help="Take this many clips, from all over the source; always the same."
 )
+@click.option(
+    "--check",
+    type=click.Choice(["quick", "full"]),
+    help="Decode some frames of each video, or every frame, which "
+    "finds damage anywhere.  [default: full if that takes at most 10 minutes]",
+)
+@click.option(
+    "--recheck",
+    metavar="DATASET",
+    help="Check the videos of a data set again, by today's rules, and renew its index "
+    "in place. Goes with --check alone.",
+)
 @click.option("--clips-per-shard", type=int)
 @click.option("--with-offset", is_flag=True, default=None, help="rawframes: lines are `dir start total label...`.")
 @click.option("--frame-template", help="rawframes: file names.  [default: img_%05d or image_%05d, .jpg or .png]")
@@ -28,7 +42,7 @@ from stages.config.options import CONFIG, DRY_RUN, SET, with_options
 @CONFIG
 @SET
 @DRY_RUN
-def prepare(config_file, overrides, dry_run, **options):
+def prepare(config_file, overrides, dry_run, recheck, **options):
     """Make a data set from SOURCE: videos -> tar shards and an index.
 
     \b
@@ -54,6 +68,13 @@ def prepare(config_file, overrides, dry_run, **options):
     from stages.config.file import load_config
     from stages.prepare.config import PrepareConfig
     from stages.prepare.prepare import prepare
+    from stages.prepare.recheck import recheck as check_again
 
+    if recheck is not None:
+        given = [name for name, value in options.items() if value not in (None, (), False) and name != "check"]
+        if given or dry_run or config_file or overrides:
+            raise click.UsageError("--recheck takes no other option than --check")
+        check_again(Path(recheck), check=options["check"])
+        return
     options["disjoint_from"] = list(options["disjoint_from"]) or None
     prepare(**dict(load_config(PrepareConfig, config_file, with_options(options, overrides))), dry_run=dry_run)

@@ -38,3 +38,5 @@ class PrepareConfig(Config):
     max_shard_bytes: Positive = 1_000_000_000
     seed: int = Field(0, description="decides how the clips are spread over the shards")
     workers: int | None = Field(None, ge=0, description="processes that check the videos; one per core if null")
+    check: Literal["quick", "full"] | None = Field(None, description="decode some frames of each video, or every frame; null: "
+                                                   "every frame if that takes at most ten minutes")  # fmt: skip

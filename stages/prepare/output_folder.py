@@ -14,6 +14,7 @@ from cache.json_file import read_json
 from cache.store import write_atomically
 from stages.runtime.lock import locked
 from stages.shards.index import INDEX, dump, rows_path
+from stages.video.decode import RULES
 
 ARGUMENTS = "prepare.json"  # what the folder is made from; a run with other arguments is refused
 WORK = ".prepare"  # the lock, notes of finished shards, unfinished tars; removed when the data set is finished
@@ -33,6 +34,7 @@ class Note:
     errors: dict[str, str] = field(default_factory=dict)  # row -> reason
     quarantine: list[dict[str, Any]] = field(default_factory=list)  # lines of quarantine.jsonl
     report: list[dict[str, Any]] = field(default_factory=list)  # lines of report.jsonl
+    rules: int = 1  # by which its videos were probed
 
 
 def check_output(output: Path, arguments: Mapping[str, Any], *, among_tars: bool) -> None:
@@ -93,7 +95,7 @@ def write_note(output: Path, shard: str, note: Note) -> None:
 
 
 def read_note(output: Path, shard: str, base: Path) -> Note | None:
-    """The note of a finished shard; None if it isn't finished, or if its files aren't those that were written.
+    """The note of a finished shard; None if it isn't finished, was made by older rules, or has other files than written.
 
     `base`: the folder of the tars.
     """
@@ -104,6 +106,8 @@ def read_note(output: Path, shard: str, base: Path) -> Note | None:
         values = read_json(path)
         note = Note(**{**values, "entry": ShardEntry(**values["entry"]) if values["entry"] else None})
     except (ValueError, KeyError, TypeError):
+        return None
+    if note.rules != RULES:
         return None
     if entry := note.entry:
         rows, tar = rows_path(output, shard), base / shard

@@ -20,11 +20,11 @@ TAR_OVERHEAD = 1.02  # bytes of a tar, with its headers and padding, for each by
 
 @dataclass(frozen=True)
 class Plan:
-    """`make[shard](advance)` makes a shard, and calls `advance(error)` after each clip."""
+    """`make[shard](every_frame, advance)` makes a shard, and calls `advance(error)` after each clip."""
 
     classes: tuple[str, ...]
     clips: int
-    make: dict[str, Callable[[Callable[[str | None], None]], Shard]]
+    make: dict[str, Callable[[bool, Callable[[str | None], None]], Shard]]
     sizes: dict[str, int]  # bytes that each shard will need; 0 for a tar that exists
     labelled: int | None = None  # clips; None if only the tars know
     several: int = 0  # clips with several labels

@@ -12,29 +12,31 @@ whole and then noted, and index.json, which finishes the data set, is written la
       existing_shards.py                  the labels in existing tars
     plan.py              the shards to be made, and the classes
     make_shards.py       packs a tar, or indexes an existing one; encode_frames.py makes a video from pictures
-    workers.py, probe_videos.py           worker processes, which check each video
+    workers.py, probe_videos.py, check.py  worker processes, which check each video; how thoroughly
+    recheck.py           checks a finished data set again
     output_folder.py     the lock, the arguments and the notes of the output; duplicates.py: videos that occur twice
 """
 
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
 from cache.errors import ReskdError
+from stages.prepare.check import Check, choose_check
 from stages.prepare.duplicates import count_kinds, duplicates, update_report
 from stages.prepare.make_shards import Shard
 from stages.prepare.output_folder import WORK, Note, check_output, disk_errors, locked_output, read_note, write_note
 from stages.prepare.plan import Plan, check_disk, make_plan
+from stages.prepare.progress import say, video_progress
 from stages.prepare.source import AnnotationOptions, Source, published_name, read_source
 from stages.prepare.workers import Workers
 from stages.runtime.terminal import Terminal
 from stages.shards.classes import read_classes
 from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import INDEX, make_index, write_index, write_lines, write_rows
+from stages.video.decode import RULES
 
 QUARANTINE = "quarantine.jsonl"  # what is not in the data set, and why: path, kind, reason
 REPORT = "report.jsonl"  # what is in the data set, but odd
@@ -57,6 +59,7 @@ def prepare(
     max_shard_bytes: int = 1_000_000_000,
     seed: int = 0,
     workers: int | None = None,
+    check: Check | None = None,
     dry_run: bool = False,
 ) -> Dataset | None:
     """Make a data set in `output`, continue an unfinished one, or open a finished one.
@@ -69,8 +72,9 @@ def prepare(
     `classes`: see `read_classes`. `limit`: take only that many clips, the first in the order of a hash.
     A shard is full at `clips_per_shard` clips or `max_shard_bytes` of video. `seed` spreads the clips over the shards.
     `disjoint_from`: data sets that should share no clip with this one; the data set `classes` is also one.
-    `workers`: processes that decode (None: one per core; 0: this process alone). `dry_run`: say what would be done, write
-    nothing, return None.
+    `workers`: processes that decode (None: one per core; 0: this process alone). `check`: decode some frames of each video
+    ("quick") or every frame ("full", which finds damage anywhere); None: see `choose_check`. `dry_run`: say what would be
+    done, write nothing, return None.
 
     What can't be decoded, doesn't exist or isn't listed goes to quarantine.jsonl with its reason. These clips stay and
     are reported in report.jsonl: clips that are twice in the data set or in a data set that should share none; parts
@@ -82,7 +86,7 @@ def prepare(
     annotated = AnnotationOptions(_path(annotations), _path(videos), split, with_offset, frame_template, fps)
     console = Terminal(stderr=True)
     if source.exists() and published_name(source, annotated):
-        _say(console, f"{source}: taken for the format of the annotations, not for the folder {source}.")
+        say(console, f"{source}: taken for the format of the annotations, not for the folder {source}.")
     options = {"clips_per_shard": clips_per_shard, "max_shard_bytes": max_shard_bytes, "seed": seed, "limit": limit}
     disjoint = _disjoint_data_sets(output, classes, disjoint_from)
     found = read_source(source, output, annotated, options, order)
@@ -92,17 +96,19 @@ def prepare(
         if (output / INDEX).exists():
             data = open_dataset(output)
             data.check_files()
-            _say(console, f"{output} was finished before: {len(data.shards)} shards. Nothing to do.")
+            say(console, f"{output} was finished before: {len(data.shards)} shards. Nothing to do.")
         else:
             plan = make_plan(found, source, output, pool, order, options)
             if dry_run:
                 return _describe(plan, found, output, console)
             with locked_output(output, found.arguments, among_tars=bool(found.tars)):
-                data = _make_data_set(plan, found, output, console)
+                chosen, why = choose_check(check, found, source, output / WORK, pool)
+                say(console, f"Check: {chosen} ({why}).")
+                data = _make_data_set(plan, found, output, chosen, console)
         if dry_run:
             return None
         if summary := update_report(data, output / REPORT, disjoint):
-            _say(console, f"{output / REPORT} lists clips that are in the data set, but odd: {summary}.")
+            say(console, f"{output / REPORT} lists clips that are in the data set, but odd: {summary}.")
         shutil.rmtree(output / WORK, ignore_errors=True)
     return data
 
@@ -117,25 +123,19 @@ def _disjoint_data_sets(
     return {str(path): open_dataset(path) for path in paths if path.resolve() != output.resolve()}
 
 
-def _make_data_set(plan: Plan, found: Source, output: Path, console: Terminal) -> Dataset:
+def _make_data_set(plan: Plan, found: Source, output: Path, check: Check, console: Terminal) -> Dataset:
     """Make the unfinished shards, one after the other, and then the index."""
     notes = {name: read_note(output, name, output / found.base) for name in plan.make}
     finished = [note for note in notes.values() if note]
     check_disk(plan, [name for name, note in notes.items() if not note], output)
     if finished:
-        _say(console, f"Continuing: {len(finished)} of {len(notes)} shards were finished before.")
-    columns = (TextColumn("prepare"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
-               TextColumn("{task.fields[bad]} unreadable"))  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=plan.clips - sum(note.clips for note in finished), bad=0)
-
-        def advance(error: str | None) -> None:
-            progress.update(bar, advance=1, bad=progress.tasks[bar].fields["bad"] + (error is not None))
-
+        say(console, f"Continuing: {len(finished)} of {len(notes)} shards were finished before.")
+    total = plan.clips - sum(note.clips for note in finished)
+    with video_progress("prepare", total, console) as advance:
         for name in notes:
             if notes[name] is None:
-                notes[name] = _make_shard(output, name, plan.make[name], advance)
-    return _finish(plan, found, output, notes, console)
+                notes[name] = _make_shard(output, name, partial(plan.make[name], check == "full"), advance)
+    return _finish(plan, found, output, notes, check, console)
 
 
 def _make_shard(output: Path, name: str, make: Callable, advance: Callable[[str | None], None]) -> Note:
@@ -151,12 +151,15 @@ def _make_shard(output: Path, name: str, make: Callable, advance: Callable[[str 
         errors={str(i): row["error"] for i, row in enumerate(shard.rows) if row["error"]},
         quarantine=shard.quarantine,
         report=shard.report,
+        rules=RULES,
     )
     write_note(output, name, note)
     return note
 
 
-def _finish(plan: Plan, found: Source, output: Path, notes: dict[str, Note], console: Terminal) -> Dataset:
+def _finish(
+    plan: Plan, found: Source, output: Path, notes: dict[str, Note], check: Check, console: Terminal
+) -> Dataset:
     """Write quarantine.jsonl, report.jsonl and last index.json. Raises ReskdError if no clip is readable."""
     excluded = found.clip_list.quarantine + [line for note in notes.values() for line in note.quarantine]
     write_lines(output / QUARANTINE, sorted(excluded, key=lambda line: line["path"]))
@@ -167,13 +170,21 @@ def _finish(plan: Plan, found: Source, output: Path, notes: dict[str, Note], con
         raise ReskdError(f"{output}: none of {len(bad)} clips is readable, see {QUARANTINE} in this folder.{first}")
     errors = {name: note.errors for name, note in notes.items() if note.errors}
     decoder = found.arguments["decoder"]
-    index = make_index(classes=plan.classes, decoder=decoder, base=found.base, shards=shards, quarantine=errors)
+    index = make_index(
+        classes=plan.classes,
+        decoder=decoder,
+        base=found.base,
+        shards=shards,
+        quarantine=errors,
+        rules=RULES,
+        check=check,
+    )
     odd = found.clip_list.report + [line for note in notes.values() for line in note.report]
     write_lines(output / REPORT, odd + duplicates(Dataset(output, index)))
     write_index(output, index)
     _summarise(plan, output, list(notes.values()), console)
     if excluded:
-        _say(console, f"{output / QUARANTINE} says why these are not in the data set: {count_kinds(excluded)}.")
+        say(console, f"{output / QUARANTINE} says why these are not in the data set: {count_kinds(excluded)}.")
     return open_dataset(output)
 
 
@@ -182,14 +193,14 @@ def _summarise(plan: Plan, output: Path, notes: Sequence[Note], console: Termina
         sum(note.clips - len(note.quarantine) for note in notes),
         sum(note.entry is not None for note in notes),
     )
-    _say(console, f"{output}: {clips} clips in {shards} shards, {len(plan.classes)} classes.")
+    say(console, f"{output}: {clips} clips in {shards} shards, {len(plan.classes)} classes.")
     _say_forms(plan, console)
     if several := sum(note.several for note in notes):
-        _say(console, f"{several} clips have several labels.")
+        say(console, f"{several} clips have several labels.")
     if unlabelled := sum(note.unlabelled for note in notes):
-        _say(console, f"{unlabelled} clips have no label: they can be cached and distilled from.")
+        say(console, f"{unlabelled} clips have no label: they can be cached and distilled from.")
     if fallbacks := sum(note.fallbacks for note in notes):
-        _say(console, f"{fallbacks} clips are decoded by PyAV instead of decord.")
+        say(console, f"{fallbacks} clips are decoded by PyAV instead of decord.")
 
 
 def _say_forms(plan: Plan, console: Terminal) -> None:
@@ -206,28 +217,19 @@ def _describe(plan: Plan, found: Source, output: Path, console: Terminal) -> Non
     several = f", {plan.several} with several labels" if plan.several else ""
     labelled = "" if plan.labelled is None else f" ({plan.labelled} labelled{several})"
     clips = plan.clips - plan.without_video
-    _say(console, f"Dry run: {output} would have {clips} clips{labelled} of {len(plan.classes)} classes, "
+    say(console, f"Dry run: {output} would have {clips} clips{labelled} of {len(plan.classes)} classes, "
                   f"{sum(plan.sizes.values()) / 1e9:.3f} GB more, in {len(plan.make)} shards.")  # fmt: skip
     _say_forms(plan, console)
     if plan.without_video:
-        _say(console, f"{plan.without_video} keys in the tars have no video. They will be quarantined.")
+        say(console, f"{plan.without_video} keys in the tars have no video. They will be quarantined.")
     if finished := sum(read_note(output, name, output / found.base) is not None for name in plan.make):
-        _say(console, f"{finished} of the shards are finished already.")
+        say(console, f"{finished} of the shards are finished already.")
     if found.clip_list.quarantine:
-        _say(console, f"Not in the data set: {count_kinds(found.clip_list.quarantine)}. For example:")
+        say(console, f"Not in the data set: {count_kinds(found.clip_list.quarantine)}. For example:")
         examples = {line["kind"]: line for line in reversed(found.clip_list.quarantine)}
         for kind in sorted(examples):
-            _say(console, f"  {kind}: {examples[kind]['path']}: {examples[kind]['reason']}")
-
-
-def _say(console: Terminal, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+            say(console, f"  {kind}: {examples[kind]['path']}: {examples[kind]['reason']}")
 
 
 def _path(value: Path | str | None) -> Path | None:
     return None if value is None else Path(value)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.0f} clips/s")

@@ -64,6 +64,12 @@ class Dataset:
         self.base: Path = self.path / index["base"]  # the folder of the tars
         self.classes: tuple[str, ...] = tuple(index["classes"])
         self.decoder: str = index["decoder"]
+        self.rules: int = index.get("rules", 1)  # by which the rows were made or checked last
+        self.check: str = index.get("check", "quick")  # of the videos: "quick" or "full"
+        # Shard -> row -> the number of the rules that changed the row's frames.
+        self.changed: dict[str, dict[int, int]] = {
+            shard: {int(row): rules for row, rules in rows.items()} for shard, rows in index.get("changed", {}).items()
+        }
         entries = [(ShardEntry(**{k: v for k, v in e.items() if k != "rows_sha256"}), e["rows_sha256"])
                    for e in index["shards"]]  # fmt: skip
         self.shards: tuple[ShardEntry, ...] = tuple(entry for entry, _ in entries)

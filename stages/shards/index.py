@@ -8,7 +8,6 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,18 @@ def make_index(
     base: str,
     shards: Sequence[tuple[ShardEntry, str]],
     quarantine: Mapping[str, Mapping[int, str]],
+    rules: int,
+    check: str,
+    changed: Mapping[str, Mapping[int, int]] = {},
 ) -> dict[str, Any]:
-    """The content of index.json. `shards`: (entry, sha256 of its rows file) of each shard."""
-    entries = [asdict(entry) | {"rows_sha256": digest} for entry, digest in shards]
+    """The content of index.json. `shards`: (entry, sha256 of its rows file) of each shard.
+
+    `rules`: the number of the rules by which the rows were made or checked last. `check`: "quick" or "full".
+    `changed`: shard -> row -> the number of the rules that changed the row's frames. An older index has none of the three.
+    """
+    entries = [entry.to_json() | {"rows_sha256": digest} for entry, digest in shards]
     index = {"format": FORMAT, "decoder": decoder, "base": base, "classes": list(classes), "shards": entries}
+    index |= {"rules": rules, "check": check, "changed": {shard: dict(rows) for shard, rows in changed.items()}}
     return index | {"quarantine": {shard: dict(rows) for shard, rows in quarantine.items()}}
 
 

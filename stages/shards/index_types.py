@@ -3,7 +3,7 @@ read and how much memory is taken. Keys that are not listed here are passed over
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,7 @@ from stages.shards.tar_scan import HEADER
 MAX_CLIPS = 200_000_000  # of a data set: a number for each clip must fit into memory
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Small = Annotated[int, Field(ge=0, lt=2**31)]  # frames are counted in int32
+RowNumber = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 Digest = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]  # empty for a file that couldn't be read
 
 
@@ -27,6 +28,7 @@ class _Shard(_Strict):
     sha256: Digest
     keys_sha256: Digest
     rows_sha256: Digest
+    rules: Annotated[int, Field(ge=1, lt=2**31)] = 1
 
 
 class _Index(_Strict):
@@ -34,7 +36,10 @@ class _Index(_Strict):
     base: str
     classes: list[str]
     shards: list[_Shard]
-    quarantine: dict[str, dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], str]]
+    quarantine: dict[str, dict[RowNumber, str]]
+    rules: Annotated[int, Field(ge=1, lt=2**31)] = 1
+    check: Literal["quick", "full"] = "quick"
+    changed: dict[str, dict[RowNumber, Annotated[int, Field(ge=1, lt=2**31)]]] = {}
 
 
 class _Rows(_Strict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,32 @@ from stages.stream.config import LoaderConfig
 from stages.stream.frame_height import largest_size_served, smallest_side
 from stages.stream.pack_reader import Pack, open_pack
 from stages.stream.replay import Replay
+from stages.stream.rules import check_rules, rows_of_older_rules
 
 
 def open_frames(data: Dataset, path: Path | None) -> tuple[Dataset, Pack | None]:
     """The data set and its pack, at `path`; the pack's quarantined rows are added to the data set's. None: no pack.
 
     Raises ReskdError if the pack isn't finished, was made of other shards or lacks a file; without a pack, if a tar of
-    the data set is missing or has another size.
+    the data set is missing or has another size; and as `check_rules` and `rows_of_older_rules` do.
     """
+    check_rules(data)
     if path is None:
         data.check_files()
         return data, None
     pack = open_pack(path)
     names = {entry.name for entry in data.shards}
     packed = [entry for entry in pack.manifest.identity.shards if entry.name in names]  # a pack may have more shards
-    lines = differing_shards(packed, data.shards, ("the pack", str(data.path)))
+    rules = {entry.name: entry.rules for entry in data.shards}
+    same_rules = [replace(entry, rules=rules[entry.name]) for entry in packed]
+    lines = differing_shards(same_rules, data.shards, ("the pack", str(data.path)))
     if lines:
         raise ReskdError(f"{path} is a pack of other videos than {data.path} has: {'; '.join(lines)}. Give the pack's data "
                          "set, or run `pack` into a new folder")  # fmt: skip
     pack.check_files()
     usable = sum(map(len, data.usable_rows()))
-    data = data.with_quarantine(pack.manifest.quarantine)
+    older = rows_of_older_rules(path, packed, data, "pack")
+    data = data.with_quarantine(pack.manifest.quarantine).with_quarantine(older)
     if quarantined := usable - sum(map(len, data.usable_rows())):
         console.print(f"[yellow]warning[/] {path}: {quarantined} of {usable} clips are in its quarantine and left out")
     return data, pack

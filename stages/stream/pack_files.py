@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import TypeAdapter
 
-from cache.differences import differences, differing_shards
+from cache.differences import differences, differing_shards, renewed_shards
 from cache.errors import ReskdError
 from cache.identity import ShardEntry, check_shard_names
 from cache.json_file import parse_json, read_json, read_limited
@@ -40,7 +40,8 @@ class PackIdentity:
     psnr: float | None  # dB, if `quality` was chosen for a PSNR
 
     def to_json(self) -> dict[str, Any]:
-        return json.loads(dump(asdict(self) | {"policy": self.policy.to_json()}))
+        shards = [entry.to_json() for entry in self.shards]
+        return json.loads(dump(asdict(self) | {"policy": self.policy.to_json(), "shards": shards}))
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "PackIdentity":
@@ -133,5 +134,7 @@ def finish_pack(path: Path, identity: PackIdentity) -> PackManifest:
 def pack_differences(stored: PackIdentity, wanted: PackIdentity) -> list[str]:
     """One line for each field in which two identities differ, with both values; empty if they are equal."""
     stored_fields, wanted_fields = ({**asdict(identity), "shards": None} for identity in (stored, wanted))
-    lines = differing_shards(stored.shards, wanted.shards, ("the pack", "this run"))
+    renewed = {entry.name: entry for entry in renewed_shards(stored.shards, wanted.shards)}
+    shards = [renewed.get(entry.name, entry) for entry in stored.shards]
+    lines = differing_shards(shards, wanted.shards, ("the pack", "this run"))
     return lines + differences(stored_fields, wanted_fields, ("the pack has", "this run wants"))

@@ -15,6 +15,7 @@ from cache.reader import CacheReader, check_join
 from cache.store import METADATA
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset
+from stages.stream.rules import rows_of_older_rules
 from stages.video.decode import decoder_identity
 
 
@@ -44,6 +45,12 @@ def open_replay(path: Path, views: int | None, targets: Sequence[str], data: Dat
     """
     manifest = load_manifest(path)
     check_join(manifest, data.shards)
+    older = rows_of_older_rules(path, manifest.identity.shards, data, "cache-teacher")
+    usable = sum(map(len, data.usable_rows()))
+    data = data.with_quarantine(older)
+    if masked := usable - sum(map(len, data.usable_rows())):
+        console.print(f"[yellow]warning[/] {path}: {masked} clips are left out: newer rules changed their frames. Run cache-teacher "
+                      "again, which computes their shards anew")  # fmt: skip
     if tuple(manifest.identity.classes) != tuple(data.classes):
         raise ReskdError(f"{path} was made for other classes than {data.path} has: run cache-teacher into a new folder")
     if manifest.identity.decoder != decoder_identity():

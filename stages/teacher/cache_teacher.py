@@ -23,6 +23,7 @@ from stages.runtime.lock import locked
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset, open_dataset
 from stages.stream.all_views import ShardWork, ViewBatch
+from stages.stream.rules import check_rules
 from stages.teacher.audit import teacher_accuracy, verify_targets
 from stages.teacher.batch_norm_pass import estimate_statistics
 from stages.teacher.config import CacheConfig
@@ -54,6 +55,7 @@ def cache_teacher(
         raise ReskdError("--budget, --probe and --student-grid are options of the size planner: give --dry-run, too")
     started = time.perf_counter()
     data = open_dataset(config.data)
+    check_rules(data)
     data.check_files()
     with join_ranks(timeout=timedelta(days=7)) as ranks:  # shards differ: the first rank to finish waits for the last
         teacher, wanted = load_teacher(config, data, ranks.device)

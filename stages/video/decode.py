@@ -24,7 +24,15 @@ import numpy as np
 from stages.video import decord_decode
 from stages.video.container import Timeline, open_video, read_packets, read_timeline
 from stages.video.errors import DecodeError, short_reason
-from stages.video.pyav_decode import can_seek, decode_by_seeking, decode_from_start, orientation, upright, whole_frames
+from stages.video.pyav_decode import (
+    can_seek,
+    decode_by_seeking,
+    decode_from_start,
+    mirrors,
+    orientation,
+    upright,
+    whole_frames,
+)
 
 RULES = 2  # of what frame i is, and which files are refused; raised when a version decides otherwise for any file
 MAX_DIFFERENCE = 2.0  # grey levels on average between the decoders' last frames; they are equal on all 8-bit files seen
@@ -174,8 +182,7 @@ def _why_groups_fail(
         return f"the packets from the last key frame on do not decode ({short_reason(error)})", None
     if frame is None or times != timeline.shown[last:]:
         return "the packets from the last key frame on do not give one frame each", None
-    swap, mirror_x, mirror_y = orientation(frame)
-    if swap == (mirror_x == mirror_y):
+    if mirrors(frame):
         return "its display matrix mirrors", None
     return None, upright(frame)
 

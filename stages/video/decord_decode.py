@@ -78,7 +78,7 @@ def decode(data: bytes, wanted: np.ndarray) -> np.ndarray:
     return reader.get_batch(wanted).asnumpy()
 
 
-def _open(data: bytes) -> "decord.VideoReader":
+def _open(data: bytes) -> decord.VideoReader:
     """A reader of a file in memory. decord doesn't check the end of bytes, and a damaged header makes it read beyond."""
     if not _is_container(data):  # decord has no list of allowed formats: it would open the files that a playlist names
         raise DecodeError("it does not begin like a video file")

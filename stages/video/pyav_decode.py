@@ -120,6 +120,18 @@ def upright(frame: av.VideoFrame) -> np.ndarray:
     return np.ascontiguousarray(pixels[:: -1 if mirror_y else 1, :: -1 if mirror_x else 1])
 
 
+def is_mirrored(data: bytes) -> bool:
+    """Whether the video's display matrix mirrors its frames. Raises DecodeError if its first frame can't be decoded."""
+    with open_video(data) as (container, stream):
+        return mirrors(next(whole_frames(container.decode(stream))))
+
+
+def mirrors(frame: av.VideoFrame) -> bool:
+    """Whether the frame's display matrix mirrors it; a turn alone does not."""
+    swap, mirror_x, mirror_y = orientation(frame)
+    return swap == (mirror_x == mirror_y)
+
+
 def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """Whether the frame's display matrix swaps x and y, and whether the result is mirrored in x and in y.
 

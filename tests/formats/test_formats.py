@@ -2,8 +2,11 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 from pipeline import cli
+from stages.prepare.recheck import recheck
 
 VERSIONS = sorted(path.parent for path in Path(__file__).parent.glob("*/expected.json"))
 NEW_NAMES = ["model.rel_pos=upstream", "optim.groups=swin_upstream"]
@@ -27,11 +31,18 @@ same_decoder = pytest.mark.skipif(_installed("decord") != "0.6.0", reason="the f
 
 
 @pytest.fixture(params=VERSIONS, ids=lambda path: path.name)
-def expected(request, tmp_path, monkeypatch) -> dict:
+def as_written(request, tmp_path, monkeypatch) -> dict:
     """What the version that wrote the files got from them. A copy of the files is the working directory."""
     shutil.copytree(request.param, tmp_path / "files")
     monkeypatch.chdir(tmp_path / "files")
     return json.loads(Path("expected.json").read_text())
+
+
+@pytest.fixture
+def expected(as_written) -> dict:
+    """As `as_written`; the videos were checked by today's rules."""
+    recheck(Path("data"), workers=0)
+    return as_written
 
 
 def run(*arguments: object, fails: bool = False) -> str:
@@ -42,8 +53,9 @@ def run(*arguments: object, fails: bool = False) -> str:
     return " ".join(done.output.split())
 
 
-def train(config: str, *changes: str, flags: tuple[str, ...] = ()) -> str:
-    return run("train-student", "--config", config, *(part for c in changes for part in ("--set", c)), *flags)
+def train(config: str, *changes: str, flags: tuple[str, ...] = (), fails: bool = False) -> str:
+    changed = (part for c in changes for part in ("--set", c))
+    return run("train-student", "--config", config, *changed, *flags, fails=fails)
 
 
 def rows(folder: str, kind: str = "train") -> list[dict]:
@@ -74,8 +86,51 @@ def assert_same(found: object, stored: object, rel: float = 1e-4) -> None:
         assert found == pytest.approx(stored, rel=rel, abs=1e-7)
 
 
+ROOT = Path(__file__).parents[2]
+KILLED_AT_RENAMES = """
+import itertools, os, shutil, signal
+from pathlib import Path
+from stages.prepare.recheck import recheck
+
+def until_rename(path, calls):
+    rename, count = os.replace, itertools.count(1)
+    os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL) if next(count) == calls else rename(*paths)
+    recheck(path, workers=0)
+    os._exit(0)
+
+for calls in itertools.count(1):
+    path = Path(f"killed{calls}")
+    shutil.copytree("data", path)
+    child = os.fork()
+    if not child:
+        until_rename(path, calls)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        break
+for number in range(1, calls):  # after all forks: decord's threads are not forked
+    recheck(Path(f"killed{number}"), workers=0)
+print(calls - 1)
+"""
+
+
 def test_there_are_files():
     assert VERSIONS
+
+
+@pytest.mark.parametrize("command", [
+    ("train-student", "--config", "student.yaml", "--set", "output=new"), ("cache-teacher", "--config", "cache.yaml"),
+    ("evaluate", "teacher.safetensors", "--data", "data", "--output", "e.json"), ("pack", "--config", "crops.yaml"),
+], ids=lambda command: command[0])  # fmt: skip
+def test_videos_that_older_rules_checked_are_to_be_checked_again(as_written, command):
+    before = files(".")
+    assert "prepare --recheck data" in run(*command, fails=True)
+    assert {name: content for name, content in files(".").items() if name in before} == before
+
+
+def test_a_recheck_finds_every_video_as_it_was(as_written):
+    rows_before = files("data", "*.rows.json")
+    assert "every video is as it was" in run("prepare", "--recheck", "data")
+    assert files("data", "*.rows.json") == rows_before
+    assert json.loads(Path("data/index.json").read_text())["changed"] == {}
 
 
 def test_a_checkpoint_is_evaluated(expected):
@@ -198,3 +253,89 @@ def test_a_newer_format_is_refused_with_what_to_do(expected, file, command):
     said = run(*command, fails=True)
     assert "99" in said and re.search("anew|new folder|version of reskd", said)
     assert before.items() <= files(".").items()
+
+
+@pytest.fixture
+def older_rules(tmp_path, monkeypatch) -> None:
+    """Files that were made by the first rules for frames, some of them from videos whose frames are others now."""
+    shutil.copytree(Path(__file__).parent / "older_rules", tmp_path / "files")
+    monkeypatch.chdir(tmp_path / "files")
+
+
+CHANGED = {
+    "up_nonkey": {"decoder", "frames"}, "left_mirrored48": set(), "down_mirrored": {"decoder"}, "right_false_sync": {"decoder"},
+    "right_size": {"decoder", "frames", "width", "height", "error"},
+}  # fmt: skip
+
+
+def changes() -> dict[str, dict]:
+    lines = [json.loads(line) for line in Path("data/recheck.jsonl").read_text().splitlines()]
+    return {Path(line["path"]).stem: line for line in lines}
+
+
+def test_a_recheck_lists_the_videos_whose_frames_are_others_now(older_rules):
+    said = run("prepare", "--recheck", "data")
+    assert "5 videos changed" in said
+    found = changes()
+    assert {key: line.keys() - {"path", "shard", "row"} for key, line in found.items()} == {
+        key: names - {"start"} | ({"decoder"} if key == "left_mirrored48" else set()) for key, names in CHANGED.items()
+    }
+    assert found["up_nonkey"]["frames"] == [31, 28]
+    quarantine = [json.loads(line) for line in Path("data/quarantine.jsonl").read_text().splitlines()]
+    assert [line["path"] for line in quarantine] == [found["right_size"]["path"]]
+    index = json.loads(Path("data/index.json").read_text())
+    assert index["rules"] == 2 and [entry.get("rules", 1) for entry in index["shards"]] == [2, 2, 2]
+    assert index["changed"] == {
+        entry["name"]: {str(line["row"]): 2 for line in found.values() if line["shard"] == entry["name"]}
+        for entry in index["shards"]
+    }
+    before = files("data")
+    assert "every video is as it was" in run("prepare", "--recheck", "data")
+    assert files("data", "*.tar*") == {name: data for name, data in before.items() if ".tar" in name}
+    assert json.loads(Path("data/index.json").read_text()) == index
+
+
+def test_changed_videos_are_masked_in_an_older_cache_until_their_shards_are_made_anew(older_rules):
+    recheck(Path("data"), workers=0)
+    said = train("student.yaml", "output=masked", "schedule.epochs=1", "data.val=null")
+    assert "4 clips are left out: newer rules changed their frames" in said  # the fifth is in quarantine
+    assert rows("masked")[-1]["step"] == 3  # 6 clips in batches of 2
+    before = files("cache.zarr", "c.*")
+    run("cache-teacher", "--config", "cache.yaml")
+    after = files("cache.zarr", "c.*")
+    assert before.keys() == after.keys() and before != after
+    run("verify-cache", "cache.zarr", "--data", "data", "--recompute", 20, "--teacher", "teacher.safetensors")
+    said = train("student.yaml", "output=whole", "schedule.epochs=1", "data.val=null")
+    assert "newer rules" not in said and rows("whole")[-1]["step"] == 5  # 10 clips
+
+
+@pytest.mark.parametrize("frames", ["crops", "views"])
+def test_and_in_an_older_pack(older_rules, frames):
+    recheck(Path("data"), workers=0)
+    student = ["student.yaml", "schedule.epochs=1", "data.val=null", f"data.pack={frames}", "data.views=1"]
+    train(*student, "output=masked")
+    assert rows("masked")[-1]["step"] == 3
+    assert "run cache-teacher again first" in run("pack", "--config", f"{frames}.yaml", fails=True)
+    run("cache-teacher", "--config", "cache.yaml")
+    run("pack", "--config", f"{frames}.yaml")
+    train(*student, "output=whole")
+    assert rows("whole")[-1]["step"] == 5
+
+
+def test_a_killed_recheck_is_continued(older_rules):
+    shutil.copytree("data", "whole")
+    recheck(Path("whole"), workers=0)
+    done = subprocess.run([sys.executable, "-c", KILLED_AT_RENAMES], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+                          stdout=subprocess.PIPE, timeout=100)  # fmt: skip
+    assert done.stdout == "10\n"  # three notes, the new index; three rows files, quarantine, changes, index
+    killed = sorted(Path().glob("killed*"))
+    assert len(killed) == 11 and all(files(str(path)) == files("whole") for path in killed)
+
+
+def test_a_data_set_that_was_made_anew_does_not_join_an_older_cache(older_rules):
+    for file in Path("data").glob("*.tar"):
+        Path("tars").mkdir(exist_ok=True)
+        shutil.copy(file, "tars")
+    run("prepare", "tars", "--output", "anew", "--classes", "data")
+    said = train("student.yaml", "output=new", "data.train=anew", "data.val=null", fails=True)
+    assert "was made by rules 1" in said and "cache-teacher" in said

@@ -160,7 +160,8 @@ def indexed(folder: Path, samples: list) -> Dataset:
     size = (folder / "0.tar").stat().st_size
     entry = ShardEntry("0.tar", len(rows), size, "0" * 64, keys_digest([row["key"] for row in rows]))
     shards = [(entry, write_rows(folder, "0.tar", rows))]
-    write_index(folder, make_index(classes=[], decoder="pyav 1", base=".", shards=shards, quarantine={}))
+    write_index(folder, make_index(classes=[], decoder="pyav 1", base=".", shards=shards, quarantine={}, rules=2,
+                                   check="quick"))  # fmt: skip
     return open_dataset(folder)
 
 

@@ -151,7 +151,8 @@ def _older(folder: Path, classes: tuple[str, ...]) -> Path:
     from stages.shards.index import make_index, write_index
 
     folder.mkdir()
-    write_index(folder, make_index(classes=classes, decoder="pyav 1", base=".", shards=[], quarantine={}))
+    write_index(folder, make_index(classes=classes, decoder="pyav 1", base=".", shards=[], quarantine={}, rules=2,
+                                    check="quick"))  # fmt: skip
     return folder
 
 

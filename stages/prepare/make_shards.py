@@ -59,7 +59,8 @@ def pack_shard(
     """Copies readable videos into the tar `path`, each beside a json of its labels and properties.
 
     The tar is written as `temporary` first. Pictures are encoded into files beside `temporary`, and then copied.
-    `table`: label -> class number. `every_frame`: see `probe_bytes`. `advance` is called for each clip, with the reason if it is unreadable, or None.
+    `table`: label -> class number. `every_frame`: see `probe_bytes`. `advance` is called for each clip, with the reason if
+    it is unreadable, or None.
     """
     rows, quarantine, report = [], [], []
     files = {key: temporary.parent / "encoded" / f"{key}.mp4" if clip.frames else clip.path for key, clip in clips}
@@ -106,7 +107,8 @@ def index_shard(
     """The rows of an existing tar, labelled by `field`. An unreadable video is a row with an `error`; what has no video is
     no row, but a line of quarantine.jsonl.
 
-    `table`: label -> class number. `every_frame`: see `probe_bytes`. `advance` is called for each clip, with the reason if it is unreadable, or None.
+    `table`: label -> class number. `every_frame`: see `probe_bytes`. `advance` is called for each clip, with the reason if
+    it is unreadable, or None.
     """
     content, labels, parts = shard_labels(path, field == "txt")
     tasks = [

@@ -206,7 +206,7 @@ def _summarise(plan: Plan, output: Path, notes: Sequence[Note], console: Termina
 def _say_forms(plan: Plan, console: Terminal) -> None:
     if plan.forms:
         names = ", ".join(plan.forms)
-        _say(
+        say(
             console,
             f"Class names in two Unicode forms (NFC and NFD), which look the same, count as one class: {names}.",
         )

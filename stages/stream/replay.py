@@ -49,8 +49,8 @@ def open_replay(path: Path, views: int | None, targets: Sequence[str], data: Dat
     usable = sum(map(len, data.usable_rows()))
     data = data.with_quarantine(older)
     if masked := usable - sum(map(len, data.usable_rows())):
-        console.print(f"[yellow]warning[/] {path}: {masked} clips are left out: newer rules changed their frames. Run cache-teacher "
-                      "again, which computes their shards anew")  # fmt: skip
+        console.print(f"[yellow]warning[/] {path}: {masked} clips are left out: newer rules changed their frames. Run "
+                      "cache-teacher again, which computes their shards anew")  # fmt: skip
     if tuple(manifest.identity.classes) != tuple(data.classes):
         raise ReskdError(f"{path} was made for other classes than {data.path} has: run cache-teacher into a new folder")
     if manifest.identity.decoder != decoder_identity():

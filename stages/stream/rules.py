@@ -19,8 +19,8 @@ from stages.video.decode import RULES
 def check_rules(data: Dataset) -> None:
     """Raises ReskdError if the rows of a data set were made by older rules, and not checked since."""
     if data.rules < RULES:
-        raise ReskdError(f"{data.path}: its videos were checked by an older version (rules {data.rules}, now {RULES}). Frames of "
-                         f"some videos are others now. Run `prepare --recheck {data.path}`, which lists these videos")  # fmt: skip
+        raise ReskdError(f"{data.path}: its videos were checked by an older version (rules {data.rules}, now {RULES}), and "
+                         f"frames of some videos are others now. Run `prepare --recheck {data.path}`, which lists them")  # fmt: skip
 
 
 def rows_of_older_rules(
@@ -38,8 +38,8 @@ def rows_of_older_rules(
         if rules == entry.rules:
             continue
         if entry.name not in data.changed or rules > entry.rules:
-            raise ReskdError(f"{path}: shard {entry.name} was made by rules {rules} for the frames of videos, {data.path} by rules "
-                             f"{entry.rules}, and which of its rows differ isn't known. Run `{command}`")  # fmt: skip
+            raise ReskdError(f"{path}: shard {entry.name} was made by rules {rules} for the frames of videos, {data.path} by "
+                             f"rules {entry.rules}, and which of its rows differ isn't known. Run `{command}`")  # fmt: skip
         reason = f"its frames changed with newer rules; run `{command}`"
         changed[entry.name] = {row: reason for row, number in data.changed[entry.name].items() if number > rules}
     return changed

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import av
@@ -219,7 +220,7 @@ def _probe_pyav(data: bytes, fallback: str | None, by_decord: _Probed | None = N
 
 def _seconds(times: list[int | None], timeline: Timeline) -> np.ndarray:
     """The time of each frame from the first one on; from the average rate if the file gives no times, or unordered ones."""
-    if None not in times and all(a < b for a, b in zip(times, times[1:], strict=False)):
+    if None not in times and all(a < b for a, b in pairwise(times)):
         return (np.array(times) - times[0]) * float(timeline.unit)
     return np.arange(len(times)) / (timeline.fps or 1.0)
 

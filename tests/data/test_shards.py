@@ -50,7 +50,8 @@ def make_dataset(folder: Path, shards: int = 2, clips: int = 5) -> Dataset:
         for s in range(shards)
     ]
     write_index(folder, make_index(classes=["x", "y", "z"], decoder="pyav 1", base=".", shards=entries,
-                                   quarantine={"a/000.tar": {1: "damaged"}} if clips > 1 else {}))  # fmt: skip
+                                   quarantine={"a/000.tar": {1: "damaged"}} if clips > 1 else {}, rules=2,
+                                   check="quick"))  # fmt: skip
     return open_dataset(folder)
 
 
@@ -119,7 +120,8 @@ def test_streaming_runs_no_commands(tmp_path, monkeypatch):
     monkeypatch.setenv("GOPEN_REWRITE", "a=pipe:touch rewritten #")
     name = "pipe:touch ran #.tar"
     entry = make_shard(tmp_path, name, ["k"])
-    write_index(tmp_path, make_index(classes=[], decoder="pyav 1", base=".", shards=[entry], quarantine={}))
+    write_index(tmp_path, make_index(classes=[], decoder="pyav 1", base=".", shards=[entry], quarantine={}, rules=2,
+                                     check="quick"))  # fmt: skip
     assert [data for _, _, data in open_dataset(tmp_path).stream(name)] == [video(0)]
     assert not (tmp_path / "ran").exists() and not (tmp_path / "rewritten").exists()
     import webdataset
@@ -168,7 +170,8 @@ def test_open_files_are_bounded_however_many_shards(tmp_path, monkeypatch):
 
 def test_ten_thousand_shards_are_opened_and_pickled_without_touching_one(tmp_path):
     shards = [(ShardEntry(f"{i:05d}.tar", 1000, 1, "0" * 64, "0" * 64), "0" * 64) for i in range(10_000)]
-    write_index(tmp_path, make_index(classes=["x"], decoder="pyav 1", base=".", shards=shards, quarantine={}))
+    write_index(tmp_path, make_index(classes=["x"], decoder="pyav 1", base=".", shards=shards, quarantine={}, rules=2,
+                                     check="quick"))  # fmt: skip
     dataset = pickle.loads(pickle.dumps(open_dataset(tmp_path)))
     assert len(dataset.shards) == 10_000 and sum(map(len, dataset.usable_rows())) == 10_000_000
 

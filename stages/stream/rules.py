@@ -20,7 +20,7 @@ def check_rules(data: Dataset) -> None:
     """Raises ReskdError if the rows of a data set were made by older rules, and not checked since."""
     if data.rules < RULES:
         raise ReskdError(f"{data.path}: its videos were checked by an older version (rules {data.rules}, now {RULES}), and "
-                         f"frames of some videos are others now. Run `prepare --recheck {data.path}`, which lists them")  # fmt: skip
+                         f"frames of some are others now. Run `prepare --recheck {data.path}`, which lists them")  # fmt: skip
 
 
 def rows_of_older_rules(

@@ -38,6 +38,7 @@ class Setup:
     memory: tuple[int, int] = (4, 40)
     seconds: float = 10.0
     runs: int = RUNS
+    start: str = "spawn"  # how the process whose memory is measured begins
 
 
 FULL = Setup()
@@ -56,7 +57,10 @@ def run_growth(quick: bool, output: Path | None, trace: Path | None, folder: Pat
         for run in range(setup.runs):
             for times, stage_seconds in seconds.items():
                 stage_seconds.append(_stages(_bench(Path(temporary) / f"{times}-{run}", folder, times, setup)))
-        peaks = [_peak(_bench(Path(temporary) / f"memory-{times}", folder, times, setup)) for times in setup.memory]
+        peaks = [
+            _peak(_bench(Path(temporary) / f"memory-{times}", folder, times, setup), setup.start)
+            for times in setup.memory
+        ]
         with profiled(trace):
             if trace is not None:
                 _stages(_bench(Path(temporary) / "traced", folder, setup.times[0], setup))
@@ -94,10 +98,10 @@ def _student(bench: Bench, packed: Path) -> TrainConfig:
     return bench.student("student", DEMO, 32, data=data, losses=DISTILLED, log_every=1000)
 
 
-def _peak(bench: Bench) -> float:
+def _peak(bench: Bench, start: str) -> float:
     """The peak memory in MB of a student's process tree. The student trains in a new process."""
     config = _student(bench, bench.packed("views", 32))
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context(start)) as pool:
         return pool.submit(_train, config).result()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,13 @@ from cache.manifest import FORMAT, Manifest
 from cache.reader import CacheReader
 from cache.view import BLOCK, ViewPolicy, sample_view
 from cache.writer import ShardWriter
-from stages.bench.clocks import cpu_seconds
+from stages.bench.clocks import RUNS, cpu_seconds
 from stages.bench.figures import Figure, at_most, show
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
 from stages.teacher.reduction import Sample, estimate_constants, reduce_features
 
-CLASSES, FRAMES, CLIPS = 400, 8, 1024
+CLASSES, FRAMES = 400, 8
 MAP = (8, 4, 4, 128)  # 16 KB in int8
 # Encodings of maps of 8×7×7×2048: codec, dimensions, side of the student's grid, bytes allowed. Random maps in a basis have
 # no zeros, so they take as many bytes as maps can take.
@@ -32,13 +33,30 @@ ENCODINGS = (("int8", None, 7, None), ("int4", None, 7, None), ("int8", 128, 7, 
         ("int4", 256, 4, 20_000))  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Setup:
+    """Caches of `clips` clips and of `shards` shards; maps of the shape `maps`, whose first side is their number; a
+    ResNet-50 at `size` px."""
+
+    clips: int = 1024
+    shards: int = 10_000
+    maps: tuple[int, ...] = (16, 8, 7, 7, 2048)
+    size: int = 224
+    runs: int = RUNS
+
+
+FULL = Setup()
+QUICK = Setup(shards=1000)
+
+
 def run_join(quick: bool, output: Path | None) -> list[Figure]:
     """Measure the cost of a clip on one core, with caches of 400 classes that are in the page cache."""
+    setup = QUICK if quick else FULL
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        figures = [*_joining(path), _opening(path, 1000 if quick else 10_000), _memory(path), _logits_on_disk(path)]
-    figures += _encoding()
+        figures = [*_joining(path, setup), _opening(path, setup), _memory(path, setup), _logits_on_disk(path, setup)]
+    figures += _encoding(setup)
     show("join", figures, output)
     return figures
 
@@ -83,16 +101,16 @@ def _make(path: Path, clips: int, features: bool) -> Path:
     return path
 
 
-def _joining(path: Path) -> list[Figure]:
+def _joining(path: Path, setup: Setup) -> list[Figure]:
     """Read every row of a view in random order, as a worker does: the block, the row, the view."""
     figures = []
     for name, features, goal in (("logits + view", False, 30), ("logits + view + 16 KB of features", True, 100)):
-        cache = _make(path / name.replace(" ", ""), CLIPS, features)
-        order = np.random.default_rng(1).permutation(CLIPS)
+        cache = _make(path / name.replace(" ", ""), setup.clips, features)
+        order = np.random.default_rng(1).permutation(setup.clips)
 
         def join(cache: Path = cache, features: bool = features, order: np.ndarray = order) -> None:
             reader = CacheReader(cache, ("logits", "features") if features else ("logits",))
-            for start in range(0, CLIPS, 16):
+            for start in range(0, setup.clips, 16):
                 rows = order[start : start + 16]
                 blocks = [(reader.block("000000.tar", 0, int(r) // BLOCK), int(r) % BLOCK) for r in rows]
                 np.stack([b.logits[i] for b, i in blocks])
@@ -101,20 +119,22 @@ def _joining(path: Path) -> list[Figure]:
                 for block, i in blocks:
                     block.view_of(i)
 
-        figures.append(at_most(f"join, {name}", [1e6 * s / CLIPS for s in cpu_seconds(join)], "µs a clip", goal))
+        cost = [1e6 * s / setup.clips for s in cpu_seconds(join, setup.runs)]
+        figures.append(at_most(f"join, {name}", cost, "µs a clip", goal))
     return figures
 
 
-def _opening(path: Path, shards: int) -> Figure:
-    names = {f"{i:06d}.tar": 1 for i in range(shards)}
+def _opening(path: Path, setup: Setup) -> Figure:
+    names = {f"{i:06d}.tar": 1 for i in range(setup.shards)}
     create_cache(path / "many", Manifest(_identity(names, False), 1))
-    return at_most(f"open a cache of {shards} shards", cpu_seconds(lambda: CacheReader(path / "many")), "s", 0.1)
+    seconds = cpu_seconds(lambda: CacheReader(path / "many"), setup.runs)
+    return at_most(f"open a cache of {setup.shards} shards", seconds, "s", 0.1)
 
 
-def _memory(path: Path) -> Figure:
+def _memory(path: Path, setup: Setup) -> Figure:
     """The additional memory of a reader for a cache with four times the clips. A reader keeps a bounded number of blocks."""
     grown = []
-    for clips in (CLIPS, 4 * CLIPS):
+    for clips in (setup.clips, 4 * setup.clips):
         cache, process = _make(path / f"memory-{clips}", clips, True), psutil.Process()
         reader = CacheReader(cache, ("logits", "features"), capacity_blocks=8)
         before = process.memory_info().rss
@@ -124,32 +144,34 @@ def _memory(path: Path) -> Figure:
     return at_most("a reader's memory over 4 times the clips", [(grown[1] - grown[0]) / 1e6], "MB more", 16)
 
 
-def _logits_on_disk(path: Path) -> Figure:
+def _logits_on_disk(path: Path, setup: Setup) -> Figure:
     files = [p for p in (path / "logits+view" / "000000.tar").glob("*/c.*")]
-    return at_most("400 logits, on disk", [sum(p.stat().st_size for p in files) / (2 * CLIPS)], "B a clip·view", 420)
+    return at_most(
+        "400 logits, on disk", [sum(p.stat().st_size for p in files) / (2 * setup.clips)], "B a clip·view", 420
+    )
 
 
-def _encoding() -> list[Figure]:
+def _encoding(setup: Setup) -> list[Figure]:
     """The time and the bytes of encoding maps like those of a ResNet-50: 8×7×7×2048, positive, 15 % not zero."""
     random = torch.Generator().manual_seed(0)
-    maps = torch.randn(16, 8, 7, 7, 2048, generator=random).sub(1.04).relu()
+    maps = torch.randn(*setup.maps, generator=random).sub(1.04).relu()
     model = build_model(ModelConfig(backbone="resnet50", num_classes=CLASSES)).eval()
-    clip = torch.zeros(1, 8, 3, 224, 224, dtype=torch.uint8)
+    clip = torch.zeros(1, FRAMES, 3, setup.size, setup.size, dtype=torch.uint8)
     with torch.inference_mode():
-        teacher = float(np.median(cpu_seconds(lambda: model(clip))))
-    figures = [Figure("ResNet-50 at 224, 8 frames, one core", 1e3 * teacher, "ms a clip·view")]
+        teacher = float(np.median(cpu_seconds(lambda: model(clip), setup.runs)))
+    figures = [Figure(f"ResNet-50 at {setup.size}, {FRAMES} frames, one core", 1e3 * teacher, "ms a clip·view")]
     for codec, dims, grid, most in ENCODINGS:
-        sample = Sample((8, grid, grid), moments=dims is not None)
+        sample = Sample((setup.maps[1], grid, grid), moments=dims is not None)
         sample.add(maps, np.zeros(len(maps), bool))
         constants = estimate_constants(sample, codec, dims, None)
         tensors = {n: torch.from_numpy(constants[n]) for n in ("basis", "mean") if n in constants}
 
         def encode(codec=codec, tensors=tensors, constants=constants, grid=grid) -> int:
-            reduced = reduce_features(maps, (8, grid, grid), tensors).numpy()
+            reduced = reduce_features(maps, (setup.maps[1], grid, grid), tensors).numpy()
             return compressed_bytes(codec_of("features", codec).encode(reduced, constants)["features"])
 
         name = f"encoding: {codec}" + (f", {dims} dims" if dims else "") + (f", {grid}×{grid} grid" if grid < 7 else "")
-        cost = [s / len(maps) for s in cpu_seconds(encode)]
+        cost = [s / len(maps) for s in cpu_seconds(encode, setup.runs)]
         figures.append(Figure(name, 1e3 * float(np.median(cost)), "ms a clip·view"))
         figures.append(at_most(f"{name}, of the teacher's time", [100 * s / teacher for s in cost], "%", 3))
         if most:

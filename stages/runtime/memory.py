@@ -46,14 +46,18 @@ def peak_memory(every: float = 1.0, so_far: float = 0.0) -> Iterator[Callable[[]
     """
     peak, stop = [so_far], threading.Event()
 
+    def measure() -> float:
+        peak[0] = max(peak[0], memory_of_tree())
+        return peak[0]
+
     def sample() -> None:
         while not stop.wait(every):
-            peak[0] = max(peak[0], memory_of_tree())
+            measure()
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
-        yield lambda: peak[0]
+        yield measure  # it measures once more, so that work shorter than `every` has a peak, too
     finally:
         stop.set()
         thread.join()

@@ -11,7 +11,8 @@ from stages.bench import clocks, decode, stage1
 from stages.bench.figures import at_least, profiled
 from stages.bench.stage1_runs import TINY
 from stages.bench.videos import Kind, make_videos
-from stages.video.decode import decode_frames, decord, probe
+from stages.video.decode import decode_frames, probe
+from stages.video.decord_decode import decord
 from tests.runs import command
 
 SMALL = Kind(64, 48, 6)

@@ -37,7 +37,7 @@ WINGS = [room for floor in FLOORS[6:10] for room in floor] + ["stages.models"]  
 OWNED = {
     "webdataset": ["stages/shards/dataset.py"],
     "decord": ["stages/video/decord_decode.py"],
-    # the last three encode, they decode nothing
+    # the last five encode, they decode nothing
     "av": [
         "stages/video/container.py",
         "stages/video/decode.py",
@@ -45,6 +45,8 @@ OWNED = {
         "stages/demo/digits.py",
         "stages/prepare/encode_frames.py",
         "stages/bench/videos.py",
+        "stages/bench/made_videos.py",
+        "stages/bench/odd_videos.py",
     ],
     "torch.distributed": ["stages/runtime/distributed.py"],
 }

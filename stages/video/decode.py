@@ -25,6 +25,7 @@ import numpy as np
 from stages.video import decord_decode
 from stages.video.container import Timeline, open_video, read_packets, read_timeline
 from stages.video.errors import DecodeError, short_reason
+from stages.video.h264_frame_numbers import first_gap
 from stages.video.pyav_decode import (
     can_seek,
     decode_by_seeking,
@@ -147,6 +148,8 @@ def _probe_decord(data: bytes) -> tuple[str | None, _Probed | None]:
             return "it is not installed", None
         reason = decord_decode.why_not_exact(timeline, container.format.name, stream.codec_context.pix_fmt)
         if reason is None:
+            reason = _why_pictures_miss(stream, packets)
+        if reason is None:
             reason, last = _why_groups_fail(stream, packets, timeline)
     if reason is not None:
         return reason, None
@@ -159,6 +162,14 @@ def _probe_decord(data: bytes) -> tuple[str | None, _Probed | None]:
     height, width = frames.shape[1:3]
     info = VideoInfo(len(timeline.times), timeline.fps, width, height, timeline.duration, "decord", None)
     return None, _Probed(info, (np.array(timeline.shown) - timeline.shown[0]) * float(timeline.unit))
+
+
+def _why_pictures_miss(stream: av.VideoStream, packets: list[av.Packet]) -> str | None:
+    """Why the decoders may conceal a lost picture, each in its own way; None if none is lost, or the codec isn't H.264."""
+    if stream.codec_context.codec.canonical_name != "h264":
+        return None
+    gap = first_gap(map(memoryview, packets), stream.codec_context.extradata or b"")
+    return None if gap is None else f"a picture is missing before packet {gap}"
 
 
 def _why_groups_fail(

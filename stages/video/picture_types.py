@@ -7,7 +7,7 @@ Sources: ITU-T H.264 section 7.3.1 and table 7-1; H.265 table 7-1; ISO/IEC 14496
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 H264_SLICES, H264_IDR, H264_SPS = range(1, 6), 5, 7
 HEVC_SLICES, HEVC_RANDOM_ACCESS, HEVC_SPS = range(32), range(16, 22), 33
@@ -57,6 +57,20 @@ def _nal_units(codec: str, packet: bytes, extradata: bytes) -> Iterator[bytes]:
         position += width
         yield packet[position : position + size]
         position += size
+
+
+def nal_starts(codec: str, packet: Sequence[int], extradata: bytes) -> Iterator[int]:
+    """Where the NAL units of a packet begin. `packet`: bytes, or a memoryview, of which little is read if it has lengths."""
+    if extradata[:1] != b"\1" or len(extradata) < 7:  # Annex B
+        content, start = bytes(packet), -1
+        while (start := content.find(b"\0\0\1", start + 1)) >= 0 and start + 3 < len(content):
+            yield start + 3
+        return
+    width = extradata[4 if codec == "h264" else 21 if len(extradata) > 21 else 0] % 4 + 1
+    position = 0
+    while position + width < len(packet):
+        yield position + width
+        position += width + int.from_bytes(packet[position : position + width], "big")
 
 
 def _avc_sets(extradata: bytes) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 
 from stages.video.container import Timeline, open_video, read_packets, read_timeline
 from stages.video.errors import DecodeError, short_reason
@@ -113,7 +114,7 @@ def whole_frames(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
 
 def upright(frame: av.VideoFrame) -> np.ndarray:
     """The frame as players show it, uint8 [H,W,3] RGB. Raises DecodeError for a matrix that turns by no right angle."""
-    pixels = frame.to_ndarray(format="rgb24")
+    pixels = frame.to_ndarray(format="rgb24", threads=1)  # by default each frame starts a thread for each core
     swap, mirror_x, mirror_y = orientation(frame)
     if swap:
         pixels = pixels.transpose(1, 0, 2)
@@ -138,7 +139,8 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     The matrix takes (p, q) to (a*p + c*q, b*p + d*q), with a, b, c, d at 0, 1, 3, 4 of its nine numbers (ISO 14496-12,
     section 6.2.2). `frame.rotation` would lose the mirror.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    # Not `frame.side_data`: it and its frame hold each other, and so hundreds of frames stay in memory for some time.
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
     if matrix is None:
         return False, False, False
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()

@@ -7,11 +7,15 @@ test and imports nothing of ours: the imports are in the functions.
 
 import os
 
+import sys
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+# The tests start many interpreters. Each would compile torch's sources again, which takes 10 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import contextlib
 import faulthandler
-import sys
 import threading
 import time
 from pathlib import Path

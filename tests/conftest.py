@@ -12,10 +12,10 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 # The tests start many interpreters. Each would compile torch's sources again, which takes 10 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 import contextlib
 import faulthandler
+import sys
 import threading
 import time
 from pathlib import Path
@@ -26,6 +26,8 @@ import pytest
 from hypothesis import settings
 
 from tests.zygote import Zygote, start_zygote
+
+sys.dont_write_bytecode = False
 
 settings.register_profile("house", deadline=None)  # a busy machine fails no test
 settings.load_profile("house")

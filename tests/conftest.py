@@ -6,7 +6,6 @@ test and imports nothing of ours: the imports are in the functions.
 """
 
 import os
-
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
@@ -15,7 +14,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import contextlib
 import faulthandler
-import sys
 import threading
 import time
 from pathlib import Path

@@ -1,9 +1,11 @@
 """A frame is the one that FFmpeg shows at its place, turned as players turn it, whatever else is asked for; or an error."""
 
 import functools
+import io
 import os
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -167,6 +169,19 @@ def test_damage_in_the_middle_is_found_by_the_full_check(packet):
     frames = decode_from_start(clean, np.arange(40))
     far = np.array([0, 39])
     assert np.array_equal(decode_frames(data, far, info.decoder)[0], frames[far])
+
+
+@pytest.mark.parametrize(("named", "matrix"), [(1, "ITU709"), (6, "ITU601"), (None, "ITU601")])
+def test_colours_are_made_by_the_matrix_that_the_file_names(named, matrix):
+    options = {"crf": "12", "preset": "ultrafast", "bf": "0"} | ({"colorspace": str(named)} if named else {})
+    data = encode_video(moving_square(6, 64, 96, seed=5), options=options)
+    info = probe(data)
+    with av.open(io.BytesIO(data)) as container:
+        frame = next(container.decode(video=0))
+        wanted = {name: frame.reformat(format="rgb24", src_colorspace=name).to_ndarray() for name in ("ITU601", "ITU709")}
+    for decoder in {info.decoder, "pyav"}:
+        assert np.array_equal(decode_frames(data, np.array([0]), decoder)[0][0], wanted[matrix])
+    assert not np.array_equal(wanted["ITU601"], wanted["ITU709"])
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from fractions import Fraction
 import av
 import av.stream
 
+from stages.video.claims import MAX_FRAMES, check_claims
 from stages.video.errors import DecodeError, short_reason
 from stages.video.picture_types import SIZED, extradata_layout, frame_layout, is_start
 
@@ -21,9 +22,7 @@ av.logging.set_level(None)
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
 # Limits on what a file claims. They are checked before memory is taken for it.
 MAX_PIXELS = 2**26  # of a frame: 8192 x 8192
-MAX_FRAMES = 2**22  # 19 hours at 60 frames per second
 MAX_SECONDS = 7 * 24 * 3600
-_BOXES_OF_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf")
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Timeline:
 @contextmanager
 def open_video(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The container and its best video stream, as av_find_best_stream finds it. Raises DecodeError."""
-    _check_claimed_frames(data)
+    check_claims(data)
     options = {"format_whitelist": CONTAINERS, "max_pixels": str(MAX_PIXELS)}
     try:
         opened = av.open(io.BytesIO(data), metadata_errors="ignore", options=options)
@@ -63,14 +62,18 @@ def open_video(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.Vi
         codec = stream.codec_context
         if codec.width * codec.height > MAX_PIXELS:
             raise DecodeError(f"frames of {codec.width}x{codec.height} px; at most {MAX_PIXELS} pixels are decoded")
-        if container.duration is not None and container.duration / 1e6 > MAX_SECONDS:
-            raise DecodeError(
-                f"it claims {container.duration / 3.6e9:.0f} hours; at most {MAX_SECONDS // 3600} are read"
-            )
+        _check_duration((container.duration or 0) / 1e6)
         codec.thread_count = 1
         codec.flags |= av.codec.context.Flags.unaligned  # without it, a crop on the left is rounded
         codec.options = {"max_pixels": str(MAX_PIXELS)}
+        if codec.codec.canonical_name != "h264":  # its frames say that they are damaged; those of other codecs do not
+            codec.options |= {"err_detect": "explode"}
         yield container, stream
+
+
+def _check_duration(seconds: float) -> None:
+    if seconds > MAX_SECONDS:
+        raise DecodeError(f"it claims {seconds / 3600:.0f} hours; at most {MAX_SECONDS // 3600} are read")
 
 
 def read_packets(container: av.container.InputContainer, stream: av.VideoStream) -> list[av.Packet]:
@@ -97,6 +100,7 @@ def read_timeline(container: av.container.InputContainer, stream: av.VideoStream
     seconds = 0.0
     if shown:
         seconds = float((max(p.pts + (p.duration or 0) for p in shown) - min(p.pts for p in shown)) * unit)
+    _check_duration(seconds)
     fps = float(rate) if rate else len(times) / seconds if seconds > 0 else 0.0
     marked = _marked_in_index(container, stream, packets)
     keys = sorted({i for i, packet in enumerate(packets) if packet.is_keyframe} | marked - {-1})
@@ -138,31 +142,3 @@ def _read_keys(stream: av.VideoStream, packets: list[av.Packet], keys: list[int]
     starts = [key for key in keys if is_start(codec, contents[key], extradata)]
     layouts = {layout for content in contents.values() for layout in frame_layout(codec, content, extradata)}
     return starts, len(layouts | extradata_layout(codec, extradata)) + has_new_header
-
-
-def _check_claimed_frames(data: bytes) -> None:
-    """Raises DecodeError if the sample tables of an ISO file (MP4, MOV) claim too many frames: FFmpeg makes room for them."""
-    if data[4:8] not in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
-        return
-    parts = [(0, len(data))]
-    while parts:
-        position, end = parts.pop()
-        while position + 8 <= end:
-            size, kind, head = (
-                int.from_bytes(data[position : position + 4], "big"),
-                data[position + 4 : position + 8],
-                8,
-            )
-            if size == 1:
-                size, head = int.from_bytes(data[position + 8 : position + 16], "big"), 16
-            stop = min(position + size, end) if size else end
-            if kind in _BOXES_OF_BOXES:
-                parts.append((position + head, stop))
-            field = {b"stsz": 8, b"stz2": 8, b"trun": 4}.get(kind)
-            if field is not None:
-                count = int.from_bytes(data[position + head + field : position + head + field + 4], "big")
-                if count > MAX_FRAMES:
-                    raise DecodeError(f"it claims {count} frames; at most {MAX_FRAMES} are read")
-            if stop <= position:
-                break
-            position = stop

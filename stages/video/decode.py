@@ -8,8 +8,8 @@ mirrored as its display matrix says. `probe` finds out how these frames can be h
     "pyav-seek"   PyAV starts at the packets from which decoding can start; each packet gives the frame of its time
     "pyav"        PyAV decodes from the start, which is exact for every file
 
-Colours: videos of 8 bits become RGB by FFmpeg's swscale, which reads the range of the file (full or limited). Both
-decoders take the matrix of BT.601 for every file, whatever the file names.
+Colours: FFmpeg's swscale makes RGB by the range (full or limited) and the matrix that the file names; by limited and
+BT.601 if it names none. Above 8 bits the decoders differ, so that PyAV alone serves. README.md says more.
 """
 
 from __future__ import annotations

@@ -196,3 +196,24 @@ def fullsize(output, folder):
     from stages.bench.fullsize import run_fullsize
 
     run_fullsize(output, folder)
+
+
+@bench.command()
+@QUICK
+@JSON
+def faults(quick, output):
+    """What is left after kills, full disks, damage and other faults.
+
+    \b
+    Small real stages are
+      killed at random instants and at every rename, stopped by signals
+      run on a full disk, a read-only one, one that vanishes; twice at once; with 256 open files; with a clock set back
+      robbed of a decoding process
+    and one bit is flipped in each kind of file. It is right if a rerun ends, bit for bit, in what an undisturbed run
+    makes, and if damage is an error that names the file and says what mends it.
+
+    A full disk needs the right to mount (unshare), the clock needs libfaketime. Without them they are skipped.
+    """
+    from stages.bench.faults import run_faults
+
+    run_faults(quick, output)

@@ -5,7 +5,7 @@ import click
 from stages.config.options import CONFIG, SET, with_options
 
 
-@click.command()
+@click.command(short_help="Score a checkpoint on a data set, without the teacher.")
 @click.argument("checkpoint", required=False)
 @click.option("--data", help="A data set made by prepare.")
 @click.option(

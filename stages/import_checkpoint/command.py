@@ -5,7 +5,7 @@ import click
 from stages.config.options import CONFIG, SET, with_options
 
 
-@click.command("import-checkpoint")
+@click.command("import-checkpoint", short_help="Make a teacher of a published checkpoint.")
 @click.argument("source", metavar="IN", required=False)
 @click.argument("output", metavar="OUT.safetensors", required=False)
 @click.option("--model", metavar="NAME", help="A network of `pipeline.py models`; change it by --set model.KEY=.")

@@ -5,7 +5,7 @@ import click
 from stages.config.options import CONFIG, DRY_RUN, SET, with_options
 
 
-@click.command()
+@click.command(short_help="Store the frames that students need as small JPEGs.")
 @click.option("--data", help="A data set made by prepare.")
 @click.option("--output", help="The pack, a folder.")
 @click.option("--cache", help="A cache made by cache-teacher, with the stored views.")

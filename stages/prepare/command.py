@@ -7,7 +7,7 @@ import click
 from stages.config.options import CONFIG, DRY_RUN, SET, with_options
 
 
-@click.command()
+@click.command(short_help="Make a data set of videos: tar shards and an index.")
 @click.argument("source", required=False)
 @click.option("--output", help="The folder of the data set.")
 @click.option("--annotations", help="The published file of a NAME; for a folder of videos a CSV path,label[,label...].")

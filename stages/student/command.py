@@ -5,7 +5,7 @@ import click
 from stages.config.options import CONFIG, DRY_RUN, SET
 
 
-@click.command("train-student")
+@click.command("train-student", short_help="Stage two: train students from the cache.")
 @CONFIG
 @SET
 @click.option("--resume", is_flag=True, help="Go on from OUTPUT/last.pt, with the same result.")

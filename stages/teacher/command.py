@@ -7,7 +7,7 @@ import click
 from stages.config.options import CONFIG, DRY_RUN, SET, with_options
 
 
-@click.command("cache-teacher")
+@click.command("cache-teacher", short_help="Stage one: run the teacher once, store its targets.")
 @CONFIG
 @SET
 @click.option("--views", type=int, help="V, stored views of every clip; can be raised later.")
@@ -38,7 +38,7 @@ def cache_teacher(config_file, overrides, views, verify, strict, dry_run, **plan
     cache_teacher(config, strict=strict, dry_run=dry_run, verify=verify or 0, **plan_options)
 
 
-@click.command("inspect-cache")
+@click.command("inspect-cache", short_help="Show the contents and the size of a cache.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "--data", type=click.Path(path_type=Path), help="The data set that it was made of; shows the teacher's accuracy."
@@ -64,7 +64,7 @@ def inspect_cache(path, **options):
     inspect_cache(path, **options)
 
 
-@click.command("verify-cache")
+@click.command("verify-cache", short_help="Check every byte of a cache.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Check its keys and frames against this data set.")
 @click.option("--recompute", type=click.IntRange(1), help="Compute this number of random clip·views again.")

@@ -81,6 +81,15 @@ def _whole_file(path: Path) -> tuple[np.ndarray, str, bytes]:
     return decode_from_start(video, np.arange(info.frames)), info.decoder, video
 
 
+def test_decoders_print_nothing(capfd):
+    for name in KINDS:
+        data = kind(name)
+        capfd.readouterr()  # what encoders print
+        info = probe(data)
+        decode_frames(data, np.array([info.frames - 1, 3, info.frames // 2]), info.decoder)
+        assert capfd.readouterr() == ("", ""), name
+
+
 @pytest.mark.parametrize(("name", "first", "count"), [
     ("false sync samples", 0, 40), ("false sync samples, MPEG-4", 0, 40), ("intra refresh", 0, 40),
     ("begins with P frames", 12, 28), ("begins with P frames, TS", 12, 28), ("two frame rates", 0, 150),

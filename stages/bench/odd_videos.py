@@ -26,6 +26,27 @@ def starts_on_nonkey(codec="libx264", container="matroska") -> bytes:
     return remuxed(encode_video(numbered_frames(40), container="mkv", codec=codec), container, lambda i, _: i >= 9)
 
 
+def written(container: str, codec: str, packets: list[bytes], extradata: bytes) -> bytes:
+    """A file with these packets, each of them a key frame."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = _add_stream(output, (64, 96), codec)
+        stream.codec_context.extradata = extradata
+        for i, data in enumerate(packets):
+            packet = av.Packet(data)
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, i, i, Fraction(1, FPS)
+            packet.is_keyframe = True
+            output.mux(packet)
+    return file.getvalue()
+
+
+def _add_stream(output: av.container.OutputContainer, size: tuple[int, int], codec: str = "libx264") -> av.VideoStream:
+    stream = output.add_stream(codec, rate=FPS)
+    (stream.height, stream.width), stream.pix_fmt = size, "yuv420p"
+    stream.codec_context.time_base = Fraction(1, FPS)
+    return stream
+
+
 def size_change(container: str) -> bytes:
     """96x64, then 128x96 from frame 12 on, then 96x64 again, in one stream."""
     file = io.BytesIO()
@@ -82,9 +103,7 @@ def with_sound(container: str) -> bytes:
     """A tone beside the pictures."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
-        video = output.add_stream("libx264", rate=FPS)
-        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
-        video.codec_context.time_base = Fraction(1, FPS)
+        video = _add_stream(output, (64, 96))
         sound = output.add_stream("aac", rate=16000, layout="mono")
         for i, packet in enumerate(coded(24)):
             packet.stream = video
@@ -100,11 +119,7 @@ def two_videos(container: str) -> bytes:
     """Two streams of pictures of different sizes."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
-        streams = []
-        for height, width in ((64, 96), (96, 128)):
-            streams.append(output.add_stream("libx264", rate=FPS))
-            streams[-1].width, streams[-1].height, streams[-1].pix_fmt = width, height, "yuv420p"
-            streams[-1].codec_context.time_base = Fraction(1, FPS)
+        streams = [_add_stream(output, size) for size in ((64, 96), (96, 128))]
         for pair in zip(coded(24), coded(24, (96, 128)), strict=True):
             for stream, packet in zip(streams, pair, strict=True):
                 packet.stream = stream

@@ -23,6 +23,7 @@ CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
 # Limits on what a file claims. They are checked before memory is taken for it.
 MAX_PIXELS = 2**26  # of a frame: 8192 x 8192
 MAX_SECONDS = 7 * 24 * 3600
+AVI_CHUNK_HEAD = 8  # bytes
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,10 @@ def _marked_in_index(
         except av.FFmpegError:
             return {-1}
         return set() if read >= {(entry.timestamp, entry.pos) for entry in stream.index_entries} else {-1}
+    if container.format.name == "avi":  # where chunks are missing or moved, a seek by the index reads from wrong places
+        places = {(entry.timestamp, entry.pos + AVI_CHUNK_HEAD) for entry in stream.index_entries}
+        if not places.issuperset((packet.dts, packet.pos) for packet in packets):
+            return {-1}
     positions = {packet.pts: i for i, packet in enumerate(packets)} | {
         packet.dts: i for i, packet in enumerate(packets)
     }
@@ -140,5 +145,7 @@ def _read_keys(stream: av.VideoStream, packets: list[av.Packet], keys: list[int]
         return None, 1 + has_new_header
     contents = {key: bytes(packets[key]) for key in keys}
     starts = [key for key in keys if is_start(codec, contents[key], extradata)]
+    if codec == "vp8":  # damage isn't seen, and behind a key frame it may show something of the pictures before it
+        starts = starts[:1]
     layouts = {layout for content in contents.values() for layout in frame_layout(codec, content, extradata)}
     return starts, len(layouts | extradata_layout(codec, extradata)) + has_new_header

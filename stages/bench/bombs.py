@@ -61,9 +61,15 @@ def _huge_headers() -> Iterator[tuple[str, bytes]]:
     jpeg = encode_video(numbered_frames(4), codec="mjpeg", container="avi")
     yield "65,535 x 65,535 px in a JPEG, avi", jpeg.replace(b"\x00\x40\x00\x60\x03", b"\xff\xff\xff\xff\x03")
     png = encode_video(numbered_frames(4), codec="png", container="mov", pixel_format="rgb24")
-    yield "2^31 x 2^31 px in a PNG, mov", png.replace(struct.pack(">2I", 96, 64), struct.pack(">2I", 2**31 - 1, 2**31 - 1))
+    yield (
+        "2^31 x 2^31 px in a PNG, mov",
+        png.replace(struct.pack(">2I", 96, 64), struct.pack(">2I", 2**31 - 1, 2**31 - 1)),
+    )
     webm = encode_video(numbered_frames(4), codec="libvpx", container="webm")
-    yield "16,383 x 16,383 px of VP8, webm", webm.replace(b"\x9d\x01\x2a\x60\x00\x40\x00", b"\x9d\x01\x2a\xff\x3f\xff\x3f")
+    yield (
+        "16,383 x 16,383 px of VP8, webm",
+        webm.replace(b"\x9d\x01\x2a\x60\x00\x40\x00", b"\x9d\x01\x2a\xff\x3f\xff\x3f"),
+    )
     gif = encode_video(numbered_frames(4), codec="gif", container="gif", pixel_format="rgb8")
     yield "65,535 x 65,535 px, GIF", gif[:6] + b"\xff\xff\xff\xff" + gif[10:]
     frame = gif.index(b"\x2c\0\0\0\0")
@@ -120,8 +126,9 @@ def _iso_tables() -> Iterator[tuple[str, bytes]]:
         fragments = encode_video(numbered_frames(24), muxer={"movflags": "frag_keyframe+empty_moov+default_base_moof"})
         run = struct.pack(">2I", 0, count)  # no fields for each sample
         yield f"{count:,} frames in a fragment (trun)", _changed_run(fragments, run, 1)
-        yield f"{count // 100:,} frames in each of 100 fragments", _changed_run(
-            fragments, struct.pack(">2I", 0, count // 100), 100
+        yield (
+            f"{count // 100:,} frames in each of 100 fragments",
+            _changed_run(fragments, struct.pack(">2I", 0, count // 100), 100),
         )
 
 
@@ -160,8 +167,9 @@ def _durations() -> Iterator[tuple[str, bytes]]:
     yield "16,384 frames a second for a day", encode_video(numbered_frames(4), fps=16384, pts=[0, 1, 2, 16384 * 86400])
     for container in ("matroska", "avi", "flv"):
         hours = 1 if container == "avi" else 200  # AVI holds an empty chunk for each frame that isn't there
-        yield f"{hours} hours, {container}", encode_video(
-            numbered_frames(4), container=container, pts=[0, 1, 2, FPS * 3600 * hours]
+        yield (
+            f"{hours} hours, {container}",
+            encode_video(numbered_frames(4), container=container, pts=[0, 1, 2, FPS * 3600 * hours]),
         )
     matroska = encode_video(numbered_frames(4), container="matroska")
     start = matroska.index(b"\x44\x89\x88") + 3
@@ -176,7 +184,10 @@ def _depths() -> Iterator[tuple[str, bytes]]:
     head = box(b"ftyp", b"isom\0\0\2\0isomiso2")
     yield "5,000 boxes in each other", head + deep + plain
     yield "5,000 boxes in each other, behind", plain + deep
-    yield "boxes up to the end in each other", head + struct.pack(">I", 0) + b"moov" + 5000 * (struct.pack(">I", 0) + b"trak")
+    yield (
+        "boxes up to the end in each other",
+        head + struct.pack(">I", 0) + b"moov" + 5000 * (struct.pack(">I", 0) + b"trak"),
+    )
     yield "100,000 empty boxes", head + 100_000 * box(b"free") + plain
     yield "20,000 empty tracks", head + box(b"moov", 20_000 * box(b"trak"))
     yield "20,000 tracks", head + box(b"moov", 20_000 * box(b"trak", box(b"mdia", box(b"minf", box(b"stbl")))))
@@ -185,7 +196,10 @@ def _depths() -> Iterator[tuple[str, bytes]]:
     for _ in range(2000):
         tags = b"\x67\xc8" + (1 << 28 | len(tags)).to_bytes(4, "big") + tags
     tags = b"\x73\x73" + (1 << 28 | len(tags)).to_bytes(4, "big") + tags
-    yield "2,000 tags in each other, matroska", matroska + b"\x12\x54\xc3\x67" + (1 << 28 | len(tags)).to_bytes(4, "big") + tags
+    yield (
+        "2,000 tags in each other, matroska",
+        matroska + b"\x12\x54\xc3\x67" + (1 << 28 | len(tags)).to_bytes(4, "big") + tags,
+    )
     avi, lists = encode_video(numbered_frames(4), container="avi"), b""
     for _ in range(2000):
         lists = b"LIST" + struct.pack("<I", 4 + len(lists)) + b"movi" + lists

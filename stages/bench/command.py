@@ -217,3 +217,23 @@ def faults(quick, output):
     from stages.bench.faults import run_faults
 
     run_faults(quick, output)
+
+
+@bench.command("bad-videos")
+@click.option("--videos", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="Make the mutants of all files in this folder.  [default: of the made kinds]")  # fmt: skip
+@QUICK
+@JSON
+def bad_videos(videos, quick, output):
+    """Odd, damaged and hostile videos: served right, or refused.
+
+    \b
+    Made are
+      70 kinds, in every container that can hold them
+      thousands of mutants: bits flipped, cuts, elements swapped or repeated, sizes and tables that lie
+      bombs: small files that claim to be huge
+    Each is probed and decoded in a process with limits. Random sets of frames are compared with one sequential decode.
+    """
+    from stages.bench.bad_videos import run_bad_videos
+
+    run_bad_videos(quick, output, videos)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from stages.video.container import open_video
 from stages.video.decode import decode_frames, probe
@@ -58,6 +61,37 @@ def probe_cost(data: bytes) -> Outcome:
     before, start = _reset_peak(), time.process_time()
     info, reason = _probed(data, False)
     return Outcome(info.decoder if info else "refused", "", time.process_time() - start, _peak() - before, reason)
+
+
+def opens(path: Path) -> bool:
+    """Whether a file is a video, however damaged its frames are."""
+    try:
+        with open_video(path.read_bytes()):
+            return True
+    except DecodeError:
+        return False
+
+
+def memory_growth(paths: Sequence[Path], count: int) -> int:
+    """Bytes by which this process is larger after `count` decodes of random frames than after a tenth of them.
+
+    Files that are refused are probed in their turn; the others are probed once."""
+    rng, videos = np.random.default_rng(0), [path.read_bytes() for path in paths]
+    infos = [_probed(data, False)[0] for data in videos]
+    for i in range(count):
+        data, info = videos[i % len(videos)], infos[i % len(videos)]
+        with suppress(DecodeError):
+            if info is None:
+                probe(data)
+            else:
+                decode_frames(data, rng.integers(0, info.frames, 4), info.decoder)
+        if i == count // 10:
+            before = _resident()
+    return _resident() - before
+
+
+def _resident() -> int:
+    return psutil.Process().memory_info().rss
 
 
 def _probed(data: bytes, every_frame: bool):

@@ -148,7 +148,7 @@ def _probe_decord(data: bytes) -> tuple[str | None, _Probed | None]:
             return "it is not installed", None
         reason = decord_decode.why_not_exact(timeline, container.format.name, stream.codec_context.pix_fmt)
         if reason is None:
-            reason = _why_pictures_miss(stream, packets)
+            reason = _why_damage_differs(stream, packets)
         if reason is None:
             reason, last = _why_groups_fail(stream, packets, timeline)
     if reason is not None:
@@ -164,11 +164,12 @@ def _probe_decord(data: bytes) -> tuple[str | None, _Probed | None]:
     return None, _Probed(info, (np.array(timeline.shown) - timeline.shown[0]) * float(timeline.unit))
 
 
-def _why_pictures_miss(stream: av.VideoStream, packets: list[av.Packet]) -> str | None:
-    """Why the decoders may conceal a lost picture, each in its own way; None if none is lost, or the codec isn't H.264."""
-    if stream.codec_context.codec.canonical_name != "h264":
-        return None
-    gap = first_gap(map(memoryview, packets), stream.codec_context.extradata or b"")
+def _why_damage_differs(stream: av.VideoStream, packets: list[av.Packet]) -> str | None:
+    """Why the two decoders may show damage differently, without a word; None if nothing says so."""
+    codec = stream.codec_context.codec.canonical_name
+    if codec == "ffv1":
+        return "damage in FFV1 is not found, and the decoders show it differently"
+    gap = first_gap(map(memoryview, packets), stream.codec_context.extradata or b"") if codec == "h264" else None
     return None if gap is None else f"a picture is missing before packet {gap}"
 
 

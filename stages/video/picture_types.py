@@ -9,25 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from stages.video import mjpeg_headers
+
 H264_SLICES, H264_IDR, H264_SPS = range(1, 6), 5, 7
 HEVC_SLICES, HEVC_RANDOM_ACCESS, HEVC_SPS = range(32), range(16, 22), 33
 MPEG4_VOP, MPEG4_LAYERS = 0xB6, range(0x20, 0x30)
 AV1_SEQUENCE, AV1_FRAME_HEADER, AV1_FRAME = 1, 3, 6
-SIZED = frozenset(("h264", "hevc", "mpeg4", "vp8", "vp9", "av1"))  # the codecs whose packets this file reads
+SIZED = frozenset(("h264", "hevc", "mpeg4", "vp8", "vp9", "av1", "mjpeg"))  # the codecs whose packets this file reads
 
 
 def is_start(codec: str, packet: bytes, extradata: bytes) -> bool:
     """Whether a decoder that starts at this packet shows its picture, and all later ones, as they are.
 
-    True for an IDR picture (H.264), a random access picture (HEVC), an I-VOP (MPEG-4 part 2), and a shown key frame
-    (VP8, VP9, AV1). A recovery point is none: its pictures become right only after some time. `extradata`: the
-    container's copy of the parameter sets. Raises KeyError for a codec that is not in SIZED.
+    True for an IDR picture (H.264), a random access picture (HEVC), an I-VOP (MPEG-4 part 2), a shown key frame (VP8, VP9,
+    AV1), and a JPEG picture with all its tables. A recovery point is none: its pictures become right only after some time.
+    `extradata`: the container's copy of the parameter sets. Raises KeyError for a codec that is not in SIZED.
     """
     return _IS_START[codec](packet, extradata)
 
 
 def frame_layout(codec: str, packet: bytes, extradata: bytes) -> frozenset[bytes]:
-    """What a packet says about the size of frames: parameter sets (H.264, HEVC, MPEG-4, AV1), or the size (VP8, VP9).
+    """What a packet says about the size of frames: parameter sets (H.264, HEVC, MPEG-4, AV1), or the size (VP8, VP9, MJPEG).
 
     Two equal ones mean equal sizes. Empty if the packet says nothing.
     """
@@ -176,9 +178,10 @@ def _av1_sequence(packet: bytes, _: bytes) -> frozenset[bytes]:
 
 _SPS = {"h264": H264_SPS, "hevc": HEVC_SPS}
 _IS_START = {"h264": _h264_start, "hevc": _hevc_start, "mpeg4": _mpeg4_start, "vp8": _vp8_start, "vp9": _vp9_start,
-             "av1": _av1_start}  # fmt: skip
+             "av1": _av1_start, "mjpeg": lambda packet, _: mjpeg_headers.is_complete(packet)}  # fmt: skip
 _LAYOUT = {
     "h264": lambda packet, extradata: _parameter_sets("h264", packet, extradata),
     "hevc": lambda packet, extradata: _parameter_sets("hevc", packet, extradata),
     "mpeg4": _mpeg4_layers, "vp8": _vp8_size, "vp9": _vp9_size, "av1": _av1_sequence,
+    "mjpeg": lambda packet, _: mjpeg_headers.picture_size(packet),
 }  # fmt: skip

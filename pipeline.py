@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """reskd: train low-resolution video students against a high-resolution teacher that runs once."""
 
+import errno
+
 import click
 
 from stages.bench.command import bench
@@ -17,6 +19,10 @@ from stages.teacher.command import cache_teacher, inspect_cache, verify_cache
 # In the order of the work. Each command is in command.py of its stage. These files import click alone, so help is quick.
 COMMANDS = (demo, models, prepare, import_checkpoint, cache_teacher, inspect_cache, verify_cache, pack, train_student, sweep,
             evaluate, bench)  # fmt: skip
+
+# What a disk or a network's folder answers when it is full, read-only, damaged or gone.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOENT,
+               errno.ENOTDIR}  # fmt: skip
 
 
 class Pipeline(click.Group):
@@ -39,6 +45,15 @@ class Pipeline(click.Group):
             failure = click.ClickException(printable(str(error)))
             failure.exit_code = getattr(error, "exit_status", 1)
             raise failure from error
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            from stages.runtime.terminal import printable
+
+            name = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(printable(
+                f"{name}{error.strerror}. Make room, put the folder back or correct the permissions, and run the command "
+                "again: what is finished stays (train-student: with --resume)")) from error  # fmt: skip
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
             ctx.exit(128 + 2)

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from zarr.storage import LocalStore
@@ -20,11 +21,22 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     path = Path(path)
     make_folders(path.parent)
     partial = partial_file(path)
-    with open(partial, "wb", opener=no_link) as f:
+    with open(partial, "wb", opener=no_link) as f, naming(path):
         f.write(data)
         f.flush()
         os.fsync(f.fileno())
     move_into_place(partial, path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError gets the name of the file that is written, which the system leaves out for a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def no_link(path: str, flags: int) -> int:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tarfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from stages.packs.pack import pack
 from stages.prepare.prepare import prepare
 from stages.shards.dataset import open_dataset
 from stages.stream.clips import ClipDataset
+from stages.stream.pack_files import read_pack, write_pack
 from stages.stream.pack_reader import open_pack
 from stages.student.train_student import train_cohort, train_student
 from stages.teacher.cache_teacher import cache_teacher
@@ -194,8 +196,8 @@ def test_unreadable_clips_are_left_out_of_training_and_said(small, tmp_path, cap
     assert pack(config)["quarantined"] == 1
     assert "quarantined x.tar/k5:" in capsys.readouterr().err
     # A clip that the decoder of the index could read, and the one that packed could not.
-    index = tmp_path / "p" / "pack.json"
-    index.write_text(index.read_text().replace('"quarantine":{"x.tar":{', '"quarantine":{"x.tar":{"7":"lost",'))
+    manifest = read_pack(tmp_path / "p")
+    write_pack(tmp_path / "p", replace(manifest, quarantine={"x.tar": {7: "lost", **manifest.quarantine["x.tar"]}}))
     made = SimpleNamespace(train=tmp_path / "data")
     run = train_config(tmp_path / "run", made, f"data.pack={tmp_path / 'p'}", "batch_size=5", "loader.workers=0")
     assert train_student(run)["failed_clips"] == 0 and len(rows_of(tmp_path / "run")) == 4  # 10 clips, twice
@@ -259,8 +261,7 @@ def test_a_full_disk_leaves_what_is_packed_and_a_rerun_goes_on(small, tmp_path):
     partial = output / ".000001.tar.partial"
     pack(config_of(small, tmp_path / "first"))
     (tmp_path / "first" / "pack.json").rename(output / "pack.json")
-    unfinished = (output / "pack.json").read_text().replace('"finished":true', '"finished":false')
-    (output / "pack.json").write_text(unfinished)
+    write_pack(output, replace(read_pack(output), finished=False))
     partial.symlink_to("/dev/full")
     with pytest.raises(
         ReskdError, match=r"No space left on device.* 1 of 3 shards are packed and stay: .*run `pack` again"

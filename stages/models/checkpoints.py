@@ -41,6 +41,7 @@ def save_model(path: Path, model: torch.nn.Module, card: ModelCard) -> None:
     """Write the weights of `model` and `card` into one file, atomically."""
     meta = {**asdict(card), "model": card.model.model_dump(mode="json"), "format": FORMAT}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    meta["sha256"] = _digest(tensors, meta)
     write_atomically(path, to_bytes(tensors, metadata={"reskd": json.dumps(meta)}))
 
 
@@ -52,7 +53,17 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
     if not os.path.isfile(path):
         raise ReskdError(f"checkpoint {path} does not exist; give a .safetensors that train-student wrote")
     tensors, metadata = read_safetensors(path)
-    return tensors, parse_card(path, metadata.get("reskd"))
+    card = parse_card(path, metadata.get("reskd"))
+    meta = parse_json(metadata["reskd"], nan=True)
+    if meta.pop("sha256", None) not in (None, _digest(tensors, meta)):
+        raise ReskdError(f"checkpoint {path} is damaged: its sha256 is not that of its weights and its model description; "
+                         "copy the file again")  # fmt: skip
+    return tensors, card
+
+
+def _digest(tensors: dict[str, torch.Tensor], meta: dict) -> str:
+    """sha256 of the weights and of the model description, without which a flipped bit would be another weight."""
+    return hashlib.sha256(f"{tensors_sha256(tensors)} {json.dumps(meta)}".encode()).hexdigest()
 
 
 def parse_card(path: Path, text: str | None) -> ModelCard:
@@ -141,8 +152,12 @@ def check_fit(
 
 def weights_sha256(model: torch.nn.Module) -> str:
     """SHA-256 of the names, shapes, dtypes and values of all weights. It doesn't depend on the file they came from."""
+    return tensors_sha256(model.state_dict())
+
+
+def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         value = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)

@@ -27,7 +27,16 @@ from cache.errors import ReskdError
 from stages.prepare.check import Check, choose_check
 from stages.prepare.duplicates import count_kinds, duplicates, update_report
 from stages.prepare.make_shards import Shard
-from stages.prepare.output_folder import WORK, Note, check_output, disk_errors, locked_output, read_note, write_note
+from stages.prepare.output_folder import (
+    ARGUMENTS,
+    WORK,
+    Note,
+    check_output,
+    disk_errors,
+    locked_output,
+    read_note,
+    write_note,
+)
 from stages.prepare.plan import Plan, check_disk, make_plan
 from stages.prepare.progress import say, video_progress
 from stages.prepare.source import AnnotationOptions, Source, published_name, read_source
@@ -179,6 +188,8 @@ def _finish(
         rules=RULES,
         check=check,
     )
+    if not (output / ARGUMENTS).exists():
+        raise ReskdError(f"{output}: it has been moved, deleted or unmounted while the shards were written. Run `prepare` again")
     odd = found.clip_list.report + [line for note in notes.values() for line in note.report]
     write_lines(output / REPORT, odd + duplicates(Dataset(output, index)))
     write_index(output, index)

@@ -113,14 +113,17 @@ class Workers:
 
 
 def _start_pool(count: int, limits: VideoLimits) -> ProcessPoolExecutor:
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, spawn, initializer=_initialise_worker, initargs=(limits,))
-    try:
-        pool.submit(os.getpid).result()
-    except BrokenProcessPool as error:
-        raise ReskdError("worker processes can't be started. Call `prepare` under `if __name__ == '__main__':`, or with "
-                         "workers=0") from error  # fmt: skip
-    return pool
+    """A pool with a process that works. It is tried twice: the first process may be killed by chance at its start."""
+    spawn, failure = multiprocessing.get_context("spawn"), None
+    for _ in range(2):
+        pool = ProcessPoolExecutor(count, spawn, initializer=_initialise_worker, initargs=(limits,))
+        try:
+            pool.submit(os.getpid).result()
+            return pool
+        except BrokenProcessPool as error:
+            failure = error
+    raise ReskdError("worker processes can't be started. Call `prepare` under `if __name__ == '__main__':`, or with "
+                     "workers=0") from failure  # fmt: skip
 
 
 def _initialise_worker(limits: VideoLimits) -> None:

@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
-from cache.store import write_atomically
+from cache.store import naming, write_atomically
 from stages.config.file import flat
 from stages.runtime.terminal import Terminal, printable
 from stages.runtime.utf8_path import utf8_path
@@ -69,7 +69,8 @@ class RunLog:
 
     def row(self, kind: str, step: int, values: dict) -> None:
         """Append the row `{"kind": kind, "step": step, **values}`. TensorBoard gets nested numbers as kind/a/b."""
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        with naming(self.path):
+            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         with self._board_may_fail():
             for name, value in flat(values, f"{kind}/", "/").items():
                 if isinstance(value, (int, float)) and self.board is not None:

@@ -109,6 +109,8 @@ class Dataset:
         data = tar.read(clip.size, clip.offset)
         if len(data) != clip.size:
             raise self._changed_tar(shard, f"row {row}: cut inside the data of {clip.key}.{clip.ext}")
+        if hashlib.sha256(data).hexdigest() != clip.sha256:  # a flipped bit may decode, to another picture
+            raise self._changed_tar(shard, f"row {row}, {clip.key}.{clip.ext}: {len(data)} bytes of other content")
         return data
 
     def stream(self, shard: str, wanted: Callable[[int], bool] = lambda row: True) -> Iterator[tuple[int, Row, bytes]]:

@@ -61,7 +61,7 @@ def make_index(
 
 def write_index(path: Path, index: Mapping[str, Any]) -> None:
     """Write index.json, which finishes the data set."""
-    write_atomically(path / INDEX, dump(index))
+    write_atomically(path / INDEX, dump(with_digest(index)))
 
 
 def read_index(path: Path) -> dict[str, Any]:
@@ -80,6 +80,7 @@ def read_index(path: Path) -> dict[str, Any]:
                          "folder, or use the version of reskd that wrote it")  # fmt: skip
     try:
         check_index(index)
+        check_digest(index)
     except ValueError as error:
         raise ReskdError(f"{file}: damaged ({short_reason(error)}). Run `prepare` into a new folder") from error
     return index
@@ -88,6 +89,18 @@ def read_index(path: Path) -> dict[str, Any]:
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Write a file of JSON lines."""
     write_atomically(path, b"".join(map(dump, lines)))
+
+
+def with_digest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a JSON file, with their own sha256. A class's name with a flipped bit would be a name, too."""
+    return {**values, "sha256": hashlib.sha256(dump(values)).hexdigest()}
+
+
+def check_digest(values: Mapping[str, Any]) -> None:
+    """Raises ValueError if the values of a JSON file aren't those of its sha256. Older files have none."""
+    others = {name: value for name, value in values.items() if name != "sha256"}
+    if "sha256" in values and values != with_digest(others):
+        raise ValueError("its sha256 is not that of its values")
 
 
 def dump(value: Any) -> bytes:

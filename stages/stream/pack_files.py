@@ -17,7 +17,7 @@ from cache.identity import ShardEntry, check_shard_names
 from cache.json_file import parse_json, read_json, read_limited
 from cache.store import write_atomically
 from cache.view import View, ViewPolicy
-from stages.shards.index import dump, rows_path
+from stages.shards.index import check_digest, dump, rows_path, with_digest
 
 FORMAT = 2
 PACK = "pack.json"
@@ -78,7 +78,7 @@ def view_digest(view: View) -> int:
 
 def write_pack(path: Path, manifest: PackManifest) -> None:
     values = asdict(manifest) | {"identity": manifest.identity.to_json()}
-    write_atomically(path / PACK, dump({"format": FORMAT} | values))
+    write_atomically(path / PACK, dump(with_digest({"format": FORMAT} | values)))
 
 
 def read_pack(path: Path) -> PackManifest | None:
@@ -99,6 +99,7 @@ def read_pack(path: Path) -> PackManifest | None:
             if _TYPES.validate_python(asdict(manifest)) != manifest:
                 raise TypeError("values of other types")
             check_shard_names([entry.name for entry in manifest.identity.shards])
+            check_digest(values)
             return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReskdError(f"{file}: damaged ({error!r}). Run `pack` into a new folder") from error
@@ -125,9 +126,12 @@ def read_committed_shard(path: Path, shard: str) -> tuple[ShardFiles, dict[int, 
 def finish_pack(path: Path, identity: PackIdentity) -> PackManifest:
     """Write the manifest with the files of all shards, which finishes the pack."""
     shards = {entry.name: read_committed_shard(path, entry.name) for entry in identity.shards}
+    if missing := [name for name, shard in shards.items() if shard is None]:
+        raise ReskdError(f"{path / missing[0]}: missing, or not as it was packed. Run `pack` again")
     files, quarantine = ({name: shard[i] for name, shard in shards.items() if shard[i]} for i in (0, 1))
     manifest = PackManifest(identity, True, files, quarantine)
-    write_pack(path, manifest)
+    if read_pack(path) != manifest:
+        write_pack(path, manifest)
     return manifest
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cache.differences import differences
 from cache.errors import ReskdError
+from cache.store import partial_file
 from stages.config.file import flat, load_config, save_config
 from stages.runtime.log import console
 from stages.student.config import TrainConfig
@@ -25,8 +26,8 @@ def check_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
     folder, stored = config.output, config.output / "config.yaml"
     if resume and overwrite:
         raise ReskdError("--resume goes on with a run, --overwrite begins it anew: give one of them")
-    holds_run = stored.exists()
-    if not holds_run and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    holds_run, begun = stored.exists(), {partial_file(stored).name}  # what a run that was killed at its start leaves
+    if not holds_run and folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - begun):
         raise ReskdError(f"{folder} is not an empty folder and holds no run: give another output")
     if holds_run and not resume and not overwrite:
         raise ReskdError(f"{folder} holds a run already: go on with it by --resume, replace it by --overwrite, "
@@ -49,6 +50,13 @@ def open_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
         console.print(f"{folder} holds no run yet: starting at step 0")
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, stored)
+
+
+def check_still_there(folder: Path) -> None:
+    """Raises ReskdError if the run's folder has been moved or deleted since `open_run`. It would be made again, in part."""
+    if not (folder / "config.yaml").exists():
+        raise ReskdError(f"{folder}: the run's folder has been moved, deleted or unmounted while the run was at work. Put it "
+                         "back and go on with --resume, or begin anew")  # fmt: skip
 
 
 def stored_views(config: TrainConfig) -> int | None:

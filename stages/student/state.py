@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,9 @@ def save_state(path: Path, state: dict) -> None:
 def load_state(path: Path) -> dict:
     """Read what `save_state` wrote, onto the CPU. Raises ReskdError for a damaged file."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch passes over the checksums
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} in it has another checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds of errors for a damaged file
         raise ReskdError(f"checkpoint {path} can't be read ({error}): delete {path.parent} to begin anew") from error

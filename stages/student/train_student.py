@@ -30,7 +30,7 @@ from stages.student.cohort_stream import (
 from stages.student.config import TrainConfig
 from stages.student.loop import fit
 from stages.student.new_student import NewStudent
-from stages.student.run_folder import check_run, open_run
+from stages.student.run_folder import check_run, check_still_there, open_run
 from stages.student.state import load_state
 from stages.student.training_run import Progress, start_run
 
@@ -116,6 +116,7 @@ def _train(students: Mapping[str, NewStudent], stream: CohortStream, started: fl
             "seconds": time.perf_counter() - started,
         }
         if ranks.first:
+            check_still_there(config.output)
             write_atomically(config.output / "result.json", (json.dumps(results[name], indent=2) + "\n").encode())
 
     runs = []

@@ -18,6 +18,7 @@ from stages.runtime.log import RunLog
 from stages.student.config import TrainConfig
 from stages.student.new_student import NewStudent
 from stages.student.optim import Schedule, build_optimizer, build_schedule
+from stages.student.run_folder import check_still_there
 from stages.student.state import random_state, restore_random_state, restore_torch, save_state, torch_state
 from stages.video.device_render import Rendering
 
@@ -165,6 +166,7 @@ def save_checkpoint(run: TrainingRun) -> None:
         raise ReskdError(f"{config.output}: weights are not finite after step {progress.step}; {_last_good(config)}; "
                          f"lower optim.lr or set optim.clip_grad")  # fmt: skip
     if run.ranks.first:
+        check_still_there(config.output)
         checkpoint = {
             "world": run.ranks.world,
             "order": run.order_digest,

@@ -4,6 +4,7 @@ import gc
 import io
 import itertools
 import os
+import struct
 from functools import partial
 
 import av
@@ -20,6 +21,7 @@ from stages.prepare.workers import VideoLimits, Workers, video_limits
 from stages.video.container import open_video, read_packets
 from stages.video.decode import decode_frames, probe
 from stages.video.h264_frame_numbers import first_gap
+from stages.video.mjpeg_headers import is_complete, picture_size
 from stages.video.pyav_decode import decode_from_start
 
 
@@ -109,7 +111,7 @@ def test_elements_cover_a_file(container):
 # What went wrong once: decoders that hide damage, or an index that lies; by codec and container, and the seed of the mutant.
 SEEN = {("WMV 1", "avi"): 431, ("MJPEG", "mov"): 928, ("VP8, hidden frames", "matroska"): 1807, ("MJPEG", "asf"): 1909,
         ("VP8, hidden frames", "asf"): 5228, ("MPEG-4, MS", "avi"): 6272, ("WMV 2", "avi"): 6779, ("MJPEG", "avi"): 6786,
-        ("FFV1", "matroska"): 9725}  # fmt: skip
+        ("FFV1", "matroska"): 9725, ("MPEG-1", "matroska"): 22328, ("HuffYUV", "asf"): 26813}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", SEEN)
@@ -166,3 +168,21 @@ def test_sound_may_have_more_samples_than_a_video_may_have_frames():
         silence.sample_rate = 44100
         output.mux(sound.encode(silence))
     assert probe(file.getvalue()).frames == 8
+
+
+def test_a_jpeg_picture_must_bring_its_tables():
+    """A decoder takes tables that are missing from the picture before, and a seek leaves that one out."""
+    data = odd.KINDS["MJPEG"]("matroska")
+    with open_video(data) as (container, stream):
+        pictures = [bytes(packet) for packet in read_packets(container, stream)]
+    assert all(is_complete(picture) and picture_size(picture) == {struct.pack(">2H", 64, 96)} for picture in pictures)
+    for marker in (b"\xff\xdb", b"\xff\xc4", b"\xff\xc0"):
+        assert not is_complete(pictures[0].replace(marker, b"\xff\xfe"))  # a comment in its place
+    assert probe(data).decoder == "decord"
+    place = data.index(b"\xff\xdb", data.index(pictures[7]))
+    broken = data[:place] + b"\xff\xfe" + data[place + 2 :]
+    info = probe(broken)
+    assert info.decoder == "pyav-seek" and "packet 7 is marked as a key frame" in info.fallback
+    assert np.array_equal(
+        decode_frames(broken, np.array([7]), "pyav-seek")[0], decode_from_start(broken, np.array([7]))
+    )

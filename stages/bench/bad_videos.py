@@ -32,7 +32,7 @@ MEGABYTE = 1e6
 class Setup:
     """`each`: every so many-th made file and bomb. `memory`: the most that a worker may take for one video, in bytes."""
 
-    mutants: int = 6000
+    mutants: int = 3000
     decodes: int = 10_000
     each: int = 1
     workers: int = 2

@@ -140,7 +140,7 @@ def _read_keys(stream: av.VideoStream, packets: list[av.Packet], keys: list[int]
     codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata or b""
     has_new_header = any(packets[key].has_sidedata("new_extradata") for key in keys)
     if codec not in SIZED:
-        return keys if stream.codec_context.codec.intra_only else None, 1 + has_new_header
+        return None, 1 + has_new_header
     contents = {key: bytes(packets[key]) for key in keys}
     starts = [key for key in keys if is_start(codec, contents[key], extradata)]
     if codec == "vp8":  # damage isn't seen, and behind a key frame it may show something of the pictures before it

@@ -26,6 +26,7 @@ from stages.video import decord_decode
 from stages.video.container import Timeline, open_video, read_packets, read_timeline
 from stages.video.errors import DecodeError, short_reason
 from stages.video.h264_frame_numbers import first_gap
+from stages.video.picture_types import SIZED
 from stages.video.pyav_decode import (
     can_seek,
     decode_by_seeking,
@@ -165,10 +166,10 @@ def _probe_decord(data: bytes) -> tuple[str | None, _Probed | None]:
 
 
 def _why_damage_differs(stream: av.VideoStream, packets: list[av.Packet]) -> str | None:
-    """Why the two decoders may show damage differently, without a word; None if nothing says so."""
+    """Why damage may go unseen, and be shown by each decoder in its own way; None if nothing says so."""
     codec = stream.codec_context.codec.canonical_name
-    if codec == "ffv1":
-        return "damage in FFV1 is not found, and the decoders show it differently"
+    if codec not in SIZED:
+        return f"damage in {codec} may not be found, and the decoders show it differently"
     gap = first_gap(map(memoryview, packets), stream.codec_context.extradata or b"") if codec == "h264" else None
     return None if gap is None else f"a picture is missing before packet {gap}"
 
@@ -179,12 +180,8 @@ def _why_groups_fail(
     """Why the packets from a key frame on don't give one frame each, or None and the last frame.
 
     The last group of pictures must decode to exactly the times of its packets (VP8's hidden frames and packed B-frames
-    fail here). Where the type of a picture can't be read from its packet, each key frame is decoded alone.
+    fail here).
     """
-    for key in timeline.keys[:-1] if timeline.starts is None else ():
-        frame = next(_decode_from(stream, packets[key : key + 1]), None)
-        if frame is None or frame.pts != timeline.times[key] or frame.pict_type != av.video.frame.PictureType.I:
-            return f"packet {key} is marked as a key frame, but decoding can't start there", None
     last, frame, times = timeline.keys[-1], None, []
     try:
         for frame in _decode_from(stream, packets[last:]):
@@ -222,7 +219,9 @@ def _probe_pyav(data: bytes, fallback: str | None, by_decord: _Probed | None = N
     if by_decord is not None:
         if len(times) != by_decord.info.frames:
             raise DecodeError(f"{len(times)} frames come out of {by_decord.info.frames} packets")
-        return by_decord
+        if times == sorted(times):
+            return by_decord
+        fallback = "decord: the times of its frames are out of order"
     with open_video(data) as (container, stream):
         timeline = read_timeline(container, stream, read_packets(container, stream))
     decoder = "pyav-seek" if can_seek(timeline, times) else "pyav"

@@ -41,7 +41,16 @@ def check_cache(path: str | Path, manifest: Manifest, translate: Translate = dic
                 f"not removed. Ask for at least {stored.views}, or give another output folder."
             )
         array_specs(identity)
-        return replace(stored, identity=identity, views=manifest.views, notes=stored.notes | manifest.notes)
+        renewed = {entry.name for entry in renewed_shards(stored.identity.shards, manifest.identity.shards)}
+        finished = next((i for i, e in enumerate(identity.shards) if e.name in renewed), stored.finalised_shards)
+        return replace(
+            stored,
+            identity=identity,
+            views=manifest.views,
+            notes=stored.notes | manifest.notes,
+            finalised_shards=min(finished, stored.finalised_shards),
+            quarantine={shard: rows for shard, rows in stored.quarantine.items() if shard not in renewed},
+        )
     if path.exists() and (not path.is_dir() or any(not _may_be_unfinished(p) for p in path.iterdir())):
         raise ReskdError(f"{path} holds something else than a cache: give another output folder.")
     if manifest.views < 1:

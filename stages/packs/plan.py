@@ -51,11 +51,16 @@ def plan_pack(config: PackConfig, data: Dataset) -> Plan:
     small = () if crops else _small_clips(config, data, height)
     pictures = sample_pictures(data, wanted, height)
     encode = partial(jpeg.encode, full_colour=crops)
-    quality = config.quality if config.psnr is None else _lowest_quality(config.psnr, pictures, encode)
+    stored = read_pack(config.output)
+    if config.psnr is None:
+        quality = config.quality
+    elif stored and stored.identity.psnr == config.psnr:
+        quality = stored.identity.quality  # the sample is another one if clips are quarantined since
+    else:
+        quality = _lowest_quality(config.psnr, pictures, encode)
     identity = PackIdentity(data.shards, decoder_identity(), config.frames, views if views_only else None, policy, side, height,
                         quality, config.psnr)  # fmt: skip
     _refuse_other(config.output, identity)
-    stored = read_pack(config.output)
     renewed = {entry.name for entry in renewed_shards(stored.identity.shards, identity.shards)} if stored else set()
     missing = tuple(
         e.name for e in data.shards if e.name in renewed or read_committed_shard(config.output, e.name) is None

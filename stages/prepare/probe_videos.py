@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cache.errors import ReskdError
 from stages.prepare.workers import Task, video_limits
 from stages.video.decode import PartError, VideoInfo, probe, probe_part
 from stages.video.errors import DecodeError
@@ -77,7 +78,11 @@ def _probe_file(path: Path, offset: int, size: int | None, part: Part | None, ev
             file.seek(offset)
             data = file.read(-1 if size is None else size)
     except OSError as error:
+        if size is not None:  # a shard: its disk fails, not the video
+            raise ReskdError(f"{path}: can't be read ({error.strerror}). Restore the shard and run again") from error
         return Probe("", None, f"can't be read: {error.strerror}")
+    if size is not None and len(data) != size:
+        raise ReskdError(f"{path}: it was cut while it was read. Restore the shard and run again")
     return probe_bytes(data, part, every_frame)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from cache.errors import ReskdError
 from cache.identity import ShardEntry
 from cache.json_file import read_json
-from cache.store import write_atomically
+from cache.store import sync, write_atomically
 from stages.prepare.check import Check
 from stages.prepare.existing_shards import shard_labels
 from stages.prepare.make_shards import video_columns
@@ -40,24 +40,27 @@ def recheck(path: Path, *, check: Check | None = None, workers: int | None = Non
     probed again. The index is written last. Raises ReskdError for tars that aren't those of the index.
     """
     path, console = Path(path), Terminal(stderr=True)
-    data = open_dataset(path)
-    data.check_files()
+    open_dataset(path).check_files()  # before a lock is written into any other folder
     work = path / WORK / "recheck"
     count = (os.cpu_count() or 1) if workers is None else workers
     with disk_errors(path), locked(path, path / WORK / "lock"), Workers(count) as pool:
-        if not (work / INDEX).exists():  # else a killed run had begun to put its results in place
+        lines = _put_in_place(path, work) if (work / INDEX).exists() else []  # a killed run had begun to
+        data = open_dataset(path)
+        if not lines or data.rules != RULES or check not in (None, data.check):
             check = check or data.check
-            total = sum(entry.clips for entry in data.shards)
-            with video_progress("recheck", total, console) as advance:
-                for entry in data.shards:
-                    if not _note(work, entry.name, check).exists():
-                        _probe_shard(data, entry, check, pool, work, advance)
-            write_atomically(work / INDEX, dump(_new_index(data, check, work)))
-        lines = _put_in_place(path, work)
-        shutil.rmtree(work)
-    shutil.rmtree(path / WORK, ignore_errors=True)
+            _probe_shards(data, check, pool, work, console)
+            lines = _put_in_place(path, work)
     _tell(path, lines, console)
     return lines
+
+
+def _probe_shards(data: Dataset, check: Check, pool: Workers, work: Path, console: Terminal) -> None:
+    """Write a note of every shard, and then the new index, into the folder `work`."""
+    with video_progress("recheck", sum(entry.clips for entry in data.shards), console) as advance:
+        for entry in data.shards:
+            if not _note(work, entry.name, check).exists():
+                _probe_shard(data, entry, check, pool, work, advance)
+    write_atomically(work / INDEX, dump(_new_index(data, check, work)))
 
 
 def _note(work: Path, shard: str, check: Check) -> Path:
@@ -138,32 +141,30 @@ def _new_index(data: Dataset, check: Check, work: Path) -> dict[str, Any]:
 def _put_in_place(path: Path, work: Path) -> list[dict[str, Any]]:
     """Replace the rows files and then the index by those in `work`. It can be repeated, if it is killed."""
     index = read_json(work / INDEX)
-    lines, quarantined = [], []
-    for shard in index.pop("notes"):
-        note = read_json(_note(work, shard, index["check"]))
+    lines = []
+    for shard, file in index.pop("notes").items():
+        note = read_json(work / file)
         write_atomically(rows_path(path, shard), dump(note["rows"]))
         lines += note["lines"]
-        quarantined += [_quarantine_line(line) for line in note["lines"] if line.get("error", [None, None])[1]]
-    _add_lines(path / QUARANTINE, quarantined)
+    _renew_quarantine(path / QUARANTINE, [line for line in lines if "error" in line])
     write_lines(path / CHANGES, lines)
     write_index(path, index)
+    (work / INDEX).unlink()  # before the notes that it names
+    sync(work)
+    shutil.rmtree(work)
     return lines
 
 
-def _quarantine_line(line: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "path": line["path"],
-        "kind": "unreadable",
-        "reason": line["error"][1],
-        "shard": line["shard"],
-        "row": line["row"],
-    }
-
-
-def _add_lines(file: Path, lines: Sequence[dict[str, Any]]) -> None:
+def _renew_quarantine(file: Path, changed: Sequence[dict[str, Any]]) -> None:
+    """Take the clips whose error `changed` out of the file, and put in those that have one now."""
     old = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    places = {(line["shard"], line["row"]) for line in lines}
-    write_lines(file, [line for line in old if (line.get("shard"), line.get("row")) not in places] + list(lines))
+    places = {(line["shard"], line["row"]) for line in changed}
+    new = [
+        {"path": line["path"], "kind": "unreadable", "reason": line["error"][1], "shard": line["shard"], "row": line["row"]}
+        for line in changed
+        if line["error"][1] is not None
+    ]
+    write_lines(file, [line for line in old if (line.get("shard"), line.get("row")) not in places] + new)
 
 
 def _digest(columns: dict[str, list]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cache.errors import ReskdError
 from cache.identity import ShardEntry
+from stages.runtime.log import console
 from stages.shards.dataset import Dataset
 from stages.video.decode import RULES
 
@@ -32,12 +33,16 @@ def rows_of_older_rules(
     are: if the data set was made anew since.
     """
     check_rules(data)
-    older, changed = {entry.name: entry.rules for entry in stored}, {}
+    older, changed = {entry.name: entry for entry in stored}, {}
+    others = [e.name for e in data.shards if e.name in older and older[e.name].rules < RULES and older[e.name].sha256 != e.sha256]
+    if others:
+        console.print(f"[yellow]warning[/] {path}: {len(others)} shards, {others[0]} first, were made by older rules for frames, "
+                      f"from other files than {data.path} has. Frames of odd videos may be others there")  # fmt: skip
     for entry in data.shards:
-        rules = older.get(entry.name, entry.rules)
-        if rules == entry.rules:
+        rules = older.get(entry.name, entry).rules
+        if entry.rules <= rules <= data.rules:  # newer rules changed nothing in this shard of the data set
             continue
-        if entry.name not in data.changed or rules > entry.rules:
+        if entry.name not in data.changed or rules > data.rules:
             raise ReskdError(f"{path}: shard {entry.name} was made by rules {rules} for the frames of videos, {data.path} by "
                              f"rules {entry.rules}, and which of its rows differ isn't known. Run `{command}`")  # fmt: skip
         reason = f"its frames changed with newer rules; run `{command}`"

@@ -11,10 +11,13 @@ from typing import Any
 from rich.table import Table
 
 from cache.create import check_cache
+from cache.differences import renewed_shards
 from cache.errors import ReskdError
+from cache.group import load_manifest
 from cache.growth import missing_work
 from cache.identity import ShardEntry
 from cache.manifest import Manifest, bytes_of_clip_view
+from cache.store import METADATA
 from stages.runtime.log import console
 from stages.shards.dataset import Dataset
 from stages.stream.all_views import ShardWork
@@ -72,9 +75,12 @@ def show_plan(config: CacheConfig, data: Dataset, wanted: Manifest, teacher: Tea
 
 
 def _missing(path: Path, wanted: Manifest) -> tuple[int, int]:
-    """The clip·views that are not committed, and the most bytes that they can take."""
+    """The clip·views that are not committed or are made anew, and the most bytes that they can take."""
     manifest, clips = check_cache(path, wanted, in_todays_names), {e.name: e.clips for e in wanted.identity.shards}
-    work = missing_of_shards(path, manifest, manifest.identity.shards)
+    anew = renewed_shards(load_manifest(path).identity.shards, wanted.identity.shards) if (path / METADATA).exists() else []
+    kept = [entry for entry in manifest.identity.shards if entry not in anew]
+    work = missing_of_shards(path, manifest, kept)
+    work += [ShardWork(entry.name, range(manifest.views), tuple(manifest.identity.targets)) for entry in anew]
     counts = [(clips[w.shard] * len(w.views), w.targets) for w in work]
     size = sum(n * bytes_of_clip_view(manifest.identity, targets) for n, targets in counts)
     return sum(n for n, _ in counts), size

@@ -301,6 +301,7 @@ def test_changed_videos_are_masked_in_an_older_cache_until_their_shards_are_made
     assert "4 clips are left out: newer rules changed their frames" in said  # the fifth is in quarantine
     assert rows("masked")[-1]["step"] == 3  # 6 clips in batches of 2
     before = files("cache.zarr", "c.*")
+    assert "22" in run("cache-teacher", "--config", "cache.yaml", "--dry-run").split("clip_views_missing")[1][:20]
     run("cache-teacher", "--config", "cache.yaml")
     after = files("cache.zarr", "c.*")
     assert before.keys() == after.keys() and before != after

@@ -229,7 +229,7 @@ def bad_videos(videos, quick, output):
 
     \b
     Made are
-      70 kinds, in every container that can hold them
+      68 kinds, in every container that can hold them
       thousands of mutants: bits flipped, cuts, elements swapped or repeated, sizes and tables that lie
       bombs: small files that claim to be huge
     Each is probed and decoded in a process with limits. Random sets of frames are compared with one sequential decode.

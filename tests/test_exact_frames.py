@@ -187,7 +187,9 @@ def test_colours_are_made_by_the_matrix_that_the_file_names(named, matrix):
     info = probe(data)
     with av.open(io.BytesIO(data)) as container:
         frame = next(container.decode(video=0))
-        wanted = {name: frame.reformat(format="rgb24", src_colorspace=name).to_ndarray() for name in ("ITU601", "ITU709")}
+        wanted = {
+            name: frame.reformat(format="rgb24", src_colorspace=name).to_ndarray() for name in ("ITU601", "ITU709")
+        }
     for decoder in {info.decoder, "pyav"}:
         assert np.array_equal(decode_frames(data, np.array([0]), decoder)[0][0], wanted[matrix])
     assert not np.array_equal(wanted["ITU601"], wanted["ITU709"])

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import tarfile
 from dataclasses import replace
 from functools import partial
@@ -262,14 +263,17 @@ def test_a_full_disk_leaves_what_is_packed_and_a_rerun_goes_on(small, tmp_path):
     pack(config_of(small, tmp_path / "first"))
     (tmp_path / "first" / "pack.json").rename(output / "pack.json")
     write_pack(output, replace(read_pack(output), finished=False))
-    partial.symlink_to("/dev/full")
+    try:
+        os.mknod(partial, stat.S_IFCHR | 0o666, os.makedev(1, 7))  # /dev/full
+    except PermissionError:
+        pytest.skip("no right to make a device")
     with pytest.raises(
         ReskdError, match=r"No space left on device.* 1 of 3 shards are packed and stay: .*run `pack` again"
     ):
         pack(config_of(small, output))
     with pytest.raises(ReskdError, match="not finished"):
         open_pack(output)
-    assert not partial.is_symlink()
+    assert not partial.is_char_device()
     assert pack(config_of(small, output))["clips"] == 20 and tree(output) == tree(small.views)
 
 

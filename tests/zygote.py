@@ -90,7 +90,9 @@ class Zygote:
     def close(self) -> None:
         self.kill_all()
         self.requests.close()
-        os.kill(self.process, signal.SIGKILL)  # it may see no end of `requests`: other forks of the tests hold them open
+        os.kill(
+            self.process, signal.SIGKILL
+        )  # it may see no end of `requests`: other forks of the tests hold them open
         os.waitpid(self.process, 0)
 
 

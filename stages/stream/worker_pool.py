@@ -25,6 +25,7 @@ from stages.stream.config import LoaderConfig
 from stages.stream.worker_process import ENDED, Begin, Bug, Worker, pinned, start_worker
 
 POLL = 1.0  # seconds between two looks at the workers while the parent waits
+DEATH = 60.0  # seconds that a killed process may take to end: it gives its memory back, on a busy machine
 GRACE = 5.0  # seconds after a limit, until the parent ends a worker that didn't end itself, such as a stopped one
 
 # The clips that were given up, with reasons. They are remembered as long as their data set is open.
@@ -85,7 +86,7 @@ class _Pool:
             for worker in self.workers:
                 worker.end()
             for worker in self.workers:
-                worker.process.join(GRACE)
+                worker.process.join(DEATH)
 
     def _start(self, number: int, first: int) -> Worker:
         return start_worker(self.begin, number, first, self.count, self.loader.limits, self.answers, self.pin)
@@ -125,16 +126,16 @@ class _Pool:
         elif worker.seconds_of_silence() > limits.seconds * factor + GRACE:
             worker.stopped = True
             worker.process.kill()
-            worker.process.join(GRACE)
+            worker.process.join(DEATH)
             if worker.process.is_alive():
                 raise ReskdError(f"a decoding process (pid {worker.process.pid}) doesn't answer and can't be ended, at the "
                                  f"clip {clip or '(none)'}: its disk or network may hang. Mend that, and run again")  # fmt: skip
 
     def _replace(self, worker: Worker) -> None:
         """Start a new worker for the tasks of one that has ended, and remember what it ended at."""
-        worker.process.join(GRACE)
+        worker.process.join(DEATH)
         worker.end()
-        worker.process.join(GRACE)
+        worker.process.join(DEATH)
         if worker.tasks:
             self._blame(worker.tasks[0][0], worker.note.clip(), worker)
         first = worker.tasks[0][0] if worker.tasks else self._next_task_of(worker.number)

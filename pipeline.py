@@ -22,7 +22,7 @@ COMMANDS = (demo, models, prepare, import_checkpoint, cache_teacher, inspect_cac
 
 # What a disk or a network's folder answers when it is full, read-only, damaged or gone.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOENT,
-               errno.ENOTDIR}  # fmt: skip
+               errno.ENOTDIR, errno.EFBIG}  # fmt: skip
 
 
 class Pipeline(click.Group):

@@ -90,7 +90,7 @@ def run_faults(quick: bool, output: Path | None) -> list[Figure]:
             outcomes = []
             for future in as_completed(futures):
                 outcomes.append(future.result())
-                console.print(f"{len(outcomes)} of {len(tries)} done: {outcomes[-1].name}", highlight=False)
+                _say(f"{len(outcomes)} of {len(tries)}", outcomes[-1])
     figures = [
         _figure(name, [o for o in outcomes if o.name == name]) for name in dict.fromkeys(name for name, _ in tries)
     ]
@@ -153,13 +153,20 @@ def _try(folder: Path, name: str, fault: Fault | str) -> Outcome:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _say(number: str, outcome: Outcome) -> None:
+    """Print how a fault has ended, with all that was wrong."""
+    right = (
+        f"skipped, {outcome.skipped}"
+        if outcome.skipped
+        else f"{outcome.faults.count(None)} of {len(outcome.faults)} right"
+    )
+    for line in (f"{number}: {outcome.name}: {right}", *(f"  wrong: {fault}" for fault in outcome.faults if fault)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _figure(name: str, outcomes: Sequence[Outcome]) -> Figure:
-    """How many tries of a fault were right; the goal is all of them. Prints those that were not, and what is skipped."""
+    """How many tries of a fault were right; the goal is all of them."""
     faults = [fault for outcome in outcomes for fault in outcome.faults]
-    for fault in filter(None, faults):
-        console.print(f"wrong: {name}: {fault}", markup=False, highlight=False, soft_wrap=True)
-    for skipped in {outcome.skipped for outcome in outcomes} - {""}:
-        console.print(f"skipped: {name}: {skipped}", markup=False, highlight=False, soft_wrap=True)
     if not faults:
         return Figure(f"{name}: skipped", 0, "tried")
     right = faults.count(None)

@@ -41,7 +41,7 @@ def commit_kills(folder: Path, stage: Stage, stride: int) -> Iterator[str | None
     total = calls.stat().st_size
     calls.unlink()
     if ended.status != 0 or not total:
-        yield f"{total} renames, status {ended.status}"
+        yield f"{total} renames, status {ended.status}: {ended.last_lines()}"
     for number in range(0, total, stride):
         before = number // stride % 2 == 0
         die, go_on = _death_at(number), lambda _: None

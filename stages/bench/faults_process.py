@@ -142,6 +142,7 @@ def _become(arguments: Sequence[str], folder: Path, output: Path, first: Callabl
         multiprocessing.set_start_method(None, force=True)  # its own processes begin as they do without us
         sys.argv = [str(PROGRAM), *arguments]
         sys.path.insert(0, str(PROGRAM.parent))
+        os.fsync = lambda descriptor: None  # a kill loses nothing that was written; power cuts aren't tried
         torch.set_num_threads(1)  # OpenMP's threads don't survive a fork; and one thread adds in one order
         if first is not None:
             first()

@@ -2,7 +2,9 @@
 
 import json
 import random
+import resource
 import shutil
+import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +15,8 @@ import torch
 
 from cache.errors import ReskdError
 from stages.bench import faults
-from stages.bench.faults_stages import Sizes
+from stages.bench.faults_process import run, start
+from stages.bench.faults_stages import OUTPUT, Sizes
 from stages.models.checkpoints import read_checkpoint
 from stages.packs.config import PackConfig
 from stages.packs.pack import pack
@@ -23,7 +26,7 @@ from stages.shards.index import read_index
 from stages.stream.pack_files import read_pack
 from stages.student.run_folder import check_run
 from stages.student.state import load_state, save_state
-from tests.runs import command, train_config, tree
+from tests.runs import QUICK, command, train_config, tree
 
 LEFT_OUT = ("prepare val", "train-student", "train-student from a pack", "evaluate", "sweep")
 FORM = {"name", "value", "unit", "spread", "goal", "ok"}
@@ -123,6 +126,41 @@ def test_a_flipped_bit_of_a_video_is_an_error_wherever_it_is_read(data, tmp_path
     assert open_dataset(tmp_path / "data").read("000000.tar", 2) == open_dataset(data.val).read("000000.tar", 2)
     with pytest.raises(ReskdError, match=rf"000000\.tar: row 3, {row.key}\.mp4: \d+ bytes of other content"):
         open_dataset(tmp_path / "data").read("000000.tar", 3)
+
+
+@pytest.fixture
+def arguments(data) -> list[str]:
+    """Of a training that writes into OUTPUT and saves after each step."""
+    changes = [
+        *QUICK,
+        "size=16",
+        "checkpoint_every=1",
+        "schedule.epochs=20",
+        f"output={OUTPUT}",
+        f"data.train={data.val}",
+    ]
+    return ["train-student", *(part for change in changes for part in ("--set", change))]
+
+
+def test_a_file_that_cannot_be_written_is_an_error_with_its_name(arguments, tmp_path):
+    (tmp_path / "run").mkdir()
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
+    ended = run([*arguments, "--set", "loader.workers=0"], tmp_path / "run", limit)
+    assert (
+        ended.status == 1
+        and "Traceback" not in ended.text
+        and ended.says("output-a/last.pt: File too large. Make room")
+    )
+
+
+def test_a_run_whose_folder_vanishes_says_so(arguments, tmp_path):
+    (tmp_path / "run").mkdir()
+    command, folder = start(arguments, tmp_path / "run"), tmp_path / "run" / OUTPUT
+    while not (folder / "last.pt").exists() and (ended := command.ended()) is None:
+        time.sleep(0.002)
+    folder.rename(tmp_path / "elsewhere")
+    ended = command.wait()
+    assert ended.status == 1 and ended.fault(OUTPUT) is None, ended.text
 
 
 def test_a_run_that_was_killed_before_its_config_was_there_is_begun_again(data, tmp_path):

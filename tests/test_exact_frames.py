@@ -15,6 +15,7 @@ from stages.bench import odd_videos as odd
 from stages.video.decode import PartError, decode_frames, probe, probe_part
 from stages.video.errors import DecodeError
 from stages.video.pyav_decode import decode_from_start
+from stages.video.silence import silent_stderr
 from tests.media import encode_video, moving_square, numbered_frames, read_numbers
 
 KINDS = {
@@ -25,6 +26,8 @@ KINDS = {
     "begins with P frames, TS": lambda: odd.starts_on_nonkey(container="mpegts"),
     "cropped on the left": odd.cropped_left,
     "two frame rates": odd.slow_then_fast,
+    "other picture parameters": odd.other_picture_parameters,
+    "MPEG-4, pictures that are not coded": odd.not_coded,
     "mirrored": lambda: odd.with_matrix(encode_video(numbered_frames(20)), -1, 0, 0, 1),
     "open groups, HEVC": odd.open_groups,
     "open groups, HEVC, MKV": lambda: odd.open_groups("libx265", "mkv"),
@@ -88,6 +91,18 @@ def test_decoders_print_nothing(capfd):
         info = probe(data)
         decode_frames(data, np.array([info.frames - 1, 3, info.frames // 2]), info.decoder)
         assert capfd.readouterr() == ("", ""), name
+
+
+def test_silence_ends_in_this_process_and_in_a_child_that_is_forked_meanwhile(capfd):
+    with silent_stderr(), silent_stderr():
+        os.write(2, b"lost")
+        child = os.fork()
+        if not child:
+            os.write(2, b"child")
+            os._exit(0)
+        os.waitpid(child, 0)
+    os.write(2, b" parent")
+    assert capfd.readouterr() == ("", "child parent")
 
 
 @pytest.mark.parametrize(("name", "first", "count"), [

@@ -1,7 +1,7 @@
 """Real videos of the kinds that decoders get wrong, made on the spot. Every frame shows its number."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import av
@@ -72,6 +72,54 @@ def slow_then_fast(container="mp4") -> bytes:
     """Frames 0 to 49 in ten seconds, 50 to 149 in two."""
     times = [10 * i for i in range(50)] + [500 + i for i in range(100)]
     return encode_video(numbered_frames(150), fps=50, pts=times, container=container)
+
+
+def other_picture_parameters(container="mp4") -> bytes:
+    """H.264 with another picture parameter set from frame 24 on, which stands before frame 24 alone."""
+    common = {"preset": "ultrafast", "bf": "0", "x264-params": "cabac=0:scenecut=0:keyint=12:min-keyint=12"}
+    frames = numbered_frames(60)
+    first, later = (
+        encode_video(part, options=common | {"qp": qp}) for part, qp in ((frames, "24"), (frames[24:], "27"))
+    )
+    packets, extradata = _payloads(later)
+    size = int.from_bytes(extradata[6:8], "big")  # of the sequence parameter set, before which 8 bytes stand
+    pictures = extradata[9 + size :]  # bytes of the length, and the set
+
+    def change(i: int, data: bytes) -> bytes:
+        if i < 24:
+            return data
+        return (b"\0\0" + pictures if i == 24 else b"") + packets[i - 24]
+
+    return _changed(first, container, change)
+
+
+def not_coded(container="avi") -> bytes:
+    """MPEG-4 whose packets 5 to 7 say that their picture is not coded: they give no frame."""
+
+    def change(i: int, data: bytes) -> bytes:
+        bits = f"010{1:b}{i:03b}1" + "0"  # a P picture; no whole second passes; its time; not coded
+        return b"\0\0\1\xb6" + int(bits.ljust(16, "1"), 2).to_bytes(2, "big") if i in (5, 6, 7) else data
+
+    return _changed(encode_video(numbered_frames(40), container="avi", codec="mpeg4", gop=20), container, change)
+
+
+def _payloads(video: bytes) -> tuple[list[bytes], bytes]:
+    with av.open(io.BytesIO(video)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+        return packets, bytes(container.streams.video[0].codec_context.extradata)
+
+
+def _changed(video: bytes, container: str, change: Callable[[int, bytes], bytes]) -> bytes:
+    """The same stream in a new file, with other packets."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(video)) as source, av.open(file, "w", format=container) as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for i, old in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            packet = av.Packet(change(i, bytes(old)))
+            packet.stream, packet.is_keyframe = stream, old.is_keyframe
+            packet.pts, packet.dts, packet.duration, packet.time_base = old.pts, old.dts, old.duration, old.time_base
+            output.mux(packet)
+    return file.getvalue()
 
 
 def damaged(data: bytes, packet: int) -> bytes:
@@ -177,6 +225,7 @@ KINDS = {
     "MPEG-4, B frames": _coded("mpeg4", options={"bf": "2"}),
     "MPEG-4, all marked as keys": lambda c: _coded("mpeg4", gop=20)(c).replace(b"stss", b"free"),
     "MPEG-4, a damaged picture": lambda c: damaged(_coded("mpeg4", 40)(c), 17),
+    "H.264, other parameters": other_picture_parameters, "MPEG-4, not coded": not_coded,
     "MPEG-4, MS": _coded("msmpeg4"), "H.263": _coded("h263", size=(144, 176), fps=25), "Sorenson": _coded("flv"),
     "WMV 1": _coded("wmv1"), "WMV 2": _coded("wmv2"), "MJPEG": _coded("mjpeg"), "PNG": _coded("png", pixel_format="rgb24"),
     "FFV1": _coded("ffv1"), "HuffYUV": _coded("huffyuv", pixel_format="yuv422p"),

@@ -189,7 +189,9 @@ def _finish(
         check=check,
     )
     if not (output / ARGUMENTS).exists():
-        raise ReskdError(f"{output}: it has been moved, deleted or unmounted while the shards were written. Run `prepare` again")
+        raise ReskdError(
+            f"{output}: it has been moved, deleted or unmounted while the shards were written. Run `prepare` again"
+        )
     odd = found.clip_list.report + [line for note in notes.values() for line in note.report]
     write_lines(output / REPORT, odd + duplicates(Dataset(output, index)))
     write_index(output, index)

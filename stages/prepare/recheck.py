@@ -160,7 +160,13 @@ def _renew_quarantine(file: Path, changed: Sequence[dict[str, Any]]) -> None:
     old = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     places = {(line["shard"], line["row"]) for line in changed}
     new = [
-        {"path": line["path"], "kind": "unreadable", "reason": line["error"][1], "shard": line["shard"], "row": line["row"]}
+        {
+            "path": line["path"],
+            "kind": "unreadable",
+            "reason": line["error"][1],
+            "shard": line["shard"],
+            "row": line["row"],
+        }
         for line in changed
         if line["error"][1] is not None
     ]

@@ -34,7 +34,11 @@ def rows_of_older_rules(
     """
     check_rules(data)
     older, changed = {entry.name: entry for entry in stored}, {}
-    others = [e.name for e in data.shards if e.name in older and older[e.name].rules < RULES and older[e.name].sha256 != e.sha256]
+    others = [
+        e.name
+        for e in data.shards
+        if e.name in older and older[e.name].rules < RULES and older[e.name].sha256 != e.sha256
+    ]
     if others:
         console.print(f"[yellow]warning[/] {path}: {len(others)} shards, {others[0]} first, were made by older rules for frames, "
                       f"from other files than {data.path} has. Frames of odd videos may be others there")  # fmt: skip

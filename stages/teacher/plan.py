@@ -77,7 +77,11 @@ def show_plan(config: CacheConfig, data: Dataset, wanted: Manifest, teacher: Tea
 def _missing(path: Path, wanted: Manifest) -> tuple[int, int]:
     """The clip·views that are not committed or are made anew, and the most bytes that they can take."""
     manifest, clips = check_cache(path, wanted, in_todays_names), {e.name: e.clips for e in wanted.identity.shards}
-    anew = renewed_shards(load_manifest(path).identity.shards, wanted.identity.shards) if (path / METADATA).exists() else []
+    anew = (
+        renewed_shards(load_manifest(path).identity.shards, wanted.identity.shards)
+        if (path / METADATA).exists()
+        else []
+    )
     kept = [entry for entry in manifest.identity.shards if entry not in anew]
     work = missing_of_shards(path, manifest, kept)
     work += [ShardWork(entry.name, range(manifest.views), tuple(manifest.identity.targets)) for entry in anew]

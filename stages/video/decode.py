@@ -26,7 +26,7 @@ from stages.video import decord_decode
 from stages.video.container import Timeline, open_video, read_packets, read_timeline
 from stages.video.errors import DecodeError, short_reason
 from stages.video.h264_frame_numbers import first_gap
-from stages.video.picture_types import SIZED
+from stages.video.picture_types import SIZED, shows_one_picture
 from stages.video.pyav_decode import (
     can_seek,
     decode_by_seeking,
@@ -58,6 +58,7 @@ class VideoInfo:
 class _Probed:
     info: VideoInfo
     seconds: np.ndarray  # float64 [frames]: the time of each frame, from the first one on
+    times: list[int | None]  # of each frame, in the stream's units
 
 
 class PartError(DecodeError):
@@ -162,7 +163,7 @@ def _probe_decord(data: bytes) -> tuple[str | None, _Probed | None]:
         return "its last frame differs from PyAV's", None
     height, width = frames.shape[1:3]
     info = VideoInfo(len(timeline.times), timeline.fps, width, height, timeline.duration, "decord", None)
-    return None, _Probed(info, (np.array(timeline.shown) - timeline.shown[0]) * float(timeline.unit))
+    return None, _Probed(info, _seconds(timeline.shown, timeline), timeline.shown)
 
 
 def _why_damage_differs(stream: av.VideoStream, packets: list[av.Packet]) -> str | None:
@@ -170,7 +171,11 @@ def _why_damage_differs(stream: av.VideoStream, packets: list[av.Packet]) -> str
     codec = stream.codec_context.codec.canonical_name
     if codec not in SIZED:
         return f"damage in {codec} may not be found, and the decoders show it differently"
-    gap = first_gap(map(memoryview, packets), stream.codec_context.extradata or b"") if codec == "h264" else None
+    extradata = stream.codec_context.extradata or b""
+    for position, packet in enumerate(packets):
+        if not shows_one_picture(codec, memoryview(packet), extradata):
+            return f"packet {position} may give no frame, or several"
+    gap = first_gap(map(memoryview, packets), extradata) if codec == "h264" else None
     return None if gap is None else f"a picture is missing before packet {gap}"
 
 
@@ -182,16 +187,19 @@ def _why_groups_fail(
     The last group of pictures must decode to exactly the times of its packets (VP8's hidden frames and packed B-frames
     fail here).
     """
-    last, frame, times = timeline.keys[-1], None, []
+    last, frame, times, sizes = timeline.keys[-1], None, [], set()
     try:
         for frame in _decode_from(stream, packets[last:]):
             if frame.is_corrupt:
                 return f"frame {timeline.shown.index(frame.pts)} is damaged", None
             times.append(frame.pts)
+            sizes.add((frame.width, frame.height))
     except av.FFmpegError as error:
         return f"the packets from the last key frame on do not decode ({short_reason(error)})", None
     if frame is None or times != timeline.shown[last:]:
         return "the packets from the last key frame on do not give one frame each", None
+    if len(sizes) > 1:
+        return "its frames change size", None
     if mirrors(frame):
         return "its display matrix mirrors", None
     return None, upright(frame)
@@ -217,16 +225,14 @@ def _probe_pyav(data: bytes, fallback: str | None, by_decord: _Probed | None = N
             raise DecodeError("its frames change size or rotation on the way")
         height, width = upright(frame).shape[:2]
     if by_decord is not None:
-        if len(times) != by_decord.info.frames:
-            raise DecodeError(f"{len(times)} frames come out of {by_decord.info.frames} packets")
-        if times == sorted(times):
+        if times == by_decord.times:
             return by_decord
-        fallback = "decord: the times of its frames are out of order"
+        fallback = f"decord: {len(times)} frames come out of {by_decord.info.frames} packets, or at other times"
     with open_video(data) as (container, stream):
         timeline = read_timeline(container, stream, read_packets(container, stream))
     decoder = "pyav-seek" if can_seek(timeline, times) else "pyav"
     info = VideoInfo(len(times), timeline.fps, width, height, timeline.duration, decoder, fallback)
-    return _Probed(info, _seconds(times, timeline))
+    return _Probed(info, _seconds(times, timeline), times)
 
 
 def _seconds(times: list[int | None], timeline: Timeline) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from stages.video.container import Timeline
 from stages.video.errors import DecodeError
+from stages.video.silence import silent_stderr
 
 # decord's library reads this variable when it loads. By default, decord returns an earlier frame for one that it can't get.
 os.environ["DECORD_REWIND_RETRY_MAX"] = "0"
@@ -49,7 +50,7 @@ def why_not_exact(timeline: Timeline, container: str, pixel_format: str | None) 
         return f"packet {false[0]} is marked as a key frame, but decoding can't start there"
     if not timeline.index_agrees:
         return "the container's index marks a key frame where there is none"
-    if timeline.layouts > 1:
+    if not timeline.is_uniform:
         return "its headers change on the way, and maybe the size of its frames"
     if pixel_format not in EIGHT_BIT:
         return f"pixels of the format {pixel_format}: the decoders differ above 8 bits"
@@ -58,6 +59,11 @@ def why_not_exact(timeline: Timeline, container: str, pixel_format: str | None) 
 
 def first_middle_last(data: bytes, timeline: Timeline) -> np.ndarray:
     """Frames 0, n // 2 and n - 1 of n, uint8 [3,H,W,3]. Raises DecodeError if decord counts or times the frames otherwise."""
+    with silent_stderr():
+        return _first_middle_last(data, timeline)
+
+
+def _first_middle_last(data: bytes, timeline: Timeline) -> np.ndarray:
     reader = _open(data)
     count = len(reader)
     if count != len(timeline.times):
@@ -72,10 +78,11 @@ def first_middle_last(data: bytes, timeline: Timeline) -> np.ndarray:
 
 def decode(data: bytes, wanted: np.ndarray) -> np.ndarray:
     """Frames of the indices `wanted`, which are sorted and unique: decord then never seeks back."""
-    reader = _open(data)
-    if wanted[-1] >= len(reader):
-        raise DecodeError(f"frame {wanted[-1]} was asked for; the video has {len(reader)} frames")
-    return reader.get_batch(wanted).asnumpy()
+    with silent_stderr():
+        reader = _open(data)
+        if wanted[-1] >= len(reader):
+            raise DecodeError(f"frame {wanted[-1]} was asked for; the video has {len(reader)} frames")
+        return reader.get_batch(wanted).asnumpy()
 
 
 def _open(data: bytes) -> decord.VideoReader:

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 
 from stages.video import mjpeg_headers
 
-H264_SLICES, H264_IDR, H264_SPS = range(1, 6), 5, 7
-HEVC_SLICES, HEVC_RANDOM_ACCESS, HEVC_SPS = range(32), range(16, 22), 33
+H264_SLICES, H264_IDR, H264_SPS, H264_PPS = range(1, 6), 5, 7, 8
+HEVC_SLICES, HEVC_RANDOM_ACCESS, HEVC_SETS = range(32), range(16, 22), (32, 33, 34)
+SMALLEST_VOP = 16  # bytes: a smaller one may be a picture that isn't coded, which gives no frame
 MPEG4_VOP, MPEG4_LAYERS = 0xB6, range(0x20, 0x30)
 AV1_SEQUENCE, AV1_FRAME_HEADER, AV1_FRAME = 1, 3, 6
 SIZED = frozenset(("h264", "hevc", "mpeg4", "vp8", "vp9", "av1", "mjpeg"))  # the codecs whose packets this file reads
@@ -40,14 +41,37 @@ def extradata_layout(codec: str, extradata: bytes) -> frozenset[bytes]:
     """As `frame_layout`, of the container's copy of the parameter sets."""
     if codec in ("h264", "hevc") and extradata[:1] == b"\1":
         units = _avc_sets(extradata) if codec == "h264" else _hevc_sets(extradata)
-        return frozenset(unit.rstrip(b"\0") for unit in units if _type(codec, unit) == _SPS[codec])
+        return frozenset(unit.rstrip(b"\0") for unit in units if _type(codec, unit) in _SETS[codec])
     if codec in ("h264", "hevc", "mpeg4"):
         return frame_layout(codec, extradata, b"")
     return frozenset()
 
 
+def shows_one_picture(codec: str, packet: Sequence[int], extradata: bytes) -> bool:
+    """Whether a packet gives one frame, as far as its first bytes say. `packet`: bytes or a memoryview.
+
+    Other packets are only passed over by decoders: fillers, MPEG-4's pictures that aren't coded or that share a packet
+    (packed bitstream), VP9's hidden frames.
+    """
+    if codec in ("h264", "hevc"):
+        slices = H264_SLICES if codec == "h264" else HEVC_SLICES
+        return any(_type(codec, packet[start : start + 1]) in slices for start in nal_starts(codec, packet, extradata))
+    if codec == "mpeg4":
+        content = bytes(packet)
+        return content.count(b"\0\0\1\xb6") == 1 and len(content) - content.find(b"\0\0\1\xb6") > SMALLEST_VOP
+    return _vp9_shows_last(bytes(packet)) if codec == "vp9" else True
+
+
 def _nal_units(codec: str, packet: bytes, extradata: bytes) -> Iterator[bytes]:
-    """The NAL units of a packet: after start codes, or after lengths where the extradata says so."""
+    """The NAL units of a packet up to its first slice: after start codes, or after lengths where the extradata says so."""
+    slices = H264_SLICES if codec == "h264" else HEVC_SLICES
+    for unit in _all_nal_units(codec, packet, extradata):
+        yield unit
+        if _type(codec, unit) in slices:
+            return
+
+
+def _all_nal_units(codec: str, packet: bytes, extradata: bytes) -> Iterator[bytes]:
     if extradata[:1] != b"\1" or len(extradata) < 7:  # Annex B
         for unit in packet.split(b"\0\0\1")[1:]:
             yield unit.rstrip(b"\0")
@@ -112,7 +136,7 @@ def _hevc_start(packet: bytes, extradata: bytes) -> bool:
 
 def _parameter_sets(codec: str, packet: bytes, extradata: bytes) -> frozenset[bytes]:
     units = _nal_units(codec, packet, extradata)
-    return frozenset(unit.rstrip(b"\0") for unit in units if _type(codec, unit) == _SPS[codec])
+    return frozenset(unit.rstrip(b"\0") for unit in units if _type(codec, unit) in _SETS[codec])
 
 
 def _mpeg4_start(packet: bytes, _: bytes) -> bool:
@@ -140,6 +164,20 @@ def _vp9_start(packet: bytes, _: bytes) -> bool:
     profile = packet[0] >> 5 & 1 | (packet[0] >> 4 & 1) << 1
     flags = (packet[0] << 8 | packet[1]) >> (9 if profile < 3 else 8) & 0b111
     return flags == 0b001  # not an existing frame, a key frame, shown
+
+
+def _vp9_shows_last(packet: bytes) -> bool:
+    """Whether the last frame of a packet is shown. A superframe's sizes stand at its end (annex B of the specification)."""
+    if packet and packet[-1] & 0xE0 == 0xC0:
+        width, count = (packet[-1] >> 3 & 3) + 1, (packet[-1] & 7) + 1
+        sizes = packet[-1 - width * count : -1]
+        starts = sum(int.from_bytes(sizes[i * width : (i + 1) * width], "little") for i in range(count - 1))
+        packet = packet[starts:]
+    if len(packet) < 2 or packet[0] >> 6 != 2:
+        return False
+    profile = packet[0] >> 5 & 1 | (packet[0] >> 4 & 1) << 1
+    flags = (packet[0] << 8 | packet[1]) >> (9 if profile < 3 else 8) & 0b111
+    return bool(flags >> 2 or flags & 1)  # an existing frame, or a new one that is shown
 
 
 def _vp9_size(packet: bytes, _: bytes) -> frozenset[bytes]:
@@ -176,7 +214,7 @@ def _av1_sequence(packet: bytes, _: bytes) -> frozenset[bytes]:
     return frozenset(unit for kind, unit in _av1_units(packet) if kind == AV1_SEQUENCE)
 
 
-_SPS = {"h264": H264_SPS, "hevc": HEVC_SPS}
+_SETS = {"h264": (H264_SPS, H264_PPS), "hevc": HEVC_SETS}
 _IS_START = {"h264": _h264_start, "hevc": _hevc_start, "mpeg4": _mpeg4_start, "vp8": _vp8_start, "vp9": _vp9_start,
              "av1": _av1_start, "mjpeg": lambda packet, _: mjpeg_headers.is_complete(packet)}  # fmt: skip
 _LAYOUT = {

@@ -30,7 +30,8 @@ def decode_from_start(data: bytes, wanted: np.ndarray) -> np.ndarray:
 def can_seek(timeline: Timeline, times: list[int | None]) -> bool:
     """Whether `decode_by_seeking` is exact: each packet gives the frame of its time. `times`: of all frames, decoded."""
     unique = None not in timeline.times and len(set(timeline.times)) == len(timeline.times)
-    return unique and timeline.starts is not None and timeline.starts[:1] == [0] and times == timeline.shown
+    starts = timeline.starts if timeline.is_uniform else None
+    return unique and starts is not None and starts[:1] == [0] and times == timeline.shown
 
 
 def decode_by_seeking(data: bytes, wanted: np.ndarray) -> np.ndarray:

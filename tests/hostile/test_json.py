@@ -57,7 +57,9 @@ def changed(prepared: Path, folder: Path, name: str, change) -> Path:
     text = change
     if callable(change):
         values = json.loads((folder / name).read_bytes())
-        values.pop("sha256", None) if name == "index.json" else None  # an attacker makes digests fit, or leaves them out
+        values.pop(
+            "sha256", None
+        ) if name == "index.json" else None  # an attacker makes digests fit, or leaves them out
         change(values)
         text = json.dumps(values)
     (folder / name).write_text(text)

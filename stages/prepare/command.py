@@ -26,14 +26,13 @@ from stages.config.options import CONFIG, DRY_RUN, SET, with_options
 @click.option(
     "--check",
     type=click.Choice(["quick", "full"]),
-    help="Decode some frames of each video, or every frame, which "
-    "finds damage anywhere.  [default: full if that takes at most 10 minutes]",
+    help="quick: decode some frames of each video. full: decode every frame; only this finds all damage.  [default: full "
+    "if that takes at most 10 minutes]",
 )
 @click.option(
     "--recheck",
     metavar="DATASET",
-    help="Check the videos of a data set again, by today's rules, and renew its index "
-    "in place. Goes with --check alone.",
+    help="Check a finished data set again, by this version's rules, and update its index. Only --check may be added.",
 )
 @click.option("--clips-per-shard", type=int)
 @click.option("--with-offset", is_flag=True, default=None, help="rawframes: lines are `dir start total label...`.")

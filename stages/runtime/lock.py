@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cache.errors import ReskdError
+from cache.store import naming
 
 TIMEOUT = 7  # seconds: decoding workers inherit the lock, and end up to 1 s after their parent was killed
 
@@ -18,6 +19,7 @@ def locked(path: Path, file: Path | None = None) -> Iterator[None]:
     """Lock the folder `path` for this process. The lock ends with the process, even if the process is killed.
 
     `file`: the lock file; by default a hidden file beside the folder.
+    An OSError inside that names no file, as for a full disk, gets the name of the folder.
     Raises ReskdError if another process holds the lock, or if the file can't be written.
     """
     file = file or path.parent / f".{path.name}.lock"
@@ -32,6 +34,7 @@ def locked(path: Path, file: Path | None = None) -> Iterator[None]:
     except OSError as error:
         raise ReskdError(f"{path} can't be written: {error.strerror or error}; give another output") from error
     try:
-        yield
+        with naming(path):
+            yield
     finally:
         lock.release()

@@ -1,6 +1,8 @@
 """`bench faults` on the smallest stages, and the faults that it found."""
 
+import errno
 import json
+import os
 import random
 import resource
 import shutil
@@ -21,6 +23,7 @@ from stages.models.checkpoints import read_checkpoint
 from stages.packs.config import PackConfig
 from stages.packs.pack import pack
 from stages.prepare import workers
+from stages.runtime.lock import locked
 from stages.shards.dataset import open_dataset
 from stages.shards.index import read_index
 from stages.stream.pack_files import read_pack
@@ -151,6 +154,12 @@ def test_a_file_that_cannot_be_written_is_an_error_with_its_name(arguments, tmp_
         and "Traceback" not in ended.text
         and ended.says("output-a/last.pt: File too large. Make room")
     )
+
+
+def test_a_full_disk_is_named_even_where_zarr_writes(tmp_path):
+    with pytest.raises(OSError) as error, locked(tmp_path / "a.zarr"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert error.value.filename == str(tmp_path / "a.zarr") and error.value.errno == errno.ENOSPC
 
 
 def test_a_run_whose_folder_vanishes_says_so(arguments, tmp_path):

@@ -78,7 +78,7 @@ def kinds(root: Path, stages: Mapping[str, Stage]) -> dict[str, Kind]:
         "a chunk of the cache": Kind("cache-teacher", f"{shard}/*/c.*", **cached),
         "attributes of a group": Kind("cache-teacher", f"{shard}/zarr.json", **cached, named=shard),
         "metadata of an array": Kind("cache-teacher", f"{shard}/*/zarr.json", **cached, named=shard),
-        "the cache's manifest": Kind("cache-teacher", "zarr.json", verify, anew("cache-teacher")),
+        "the cache's manifest": Kind("cache-teacher", "zarr.json", verify, anew("cache-teacher"), named=OUTPUT),
         "the cache's constants": Kind("cache-teacher", "basis/c*", verify, repair),
         "a tar": Kind("prepare", shard, **plain),
         "its rows": Kind("prepare", f"{shard}.rows.json", **plain),
@@ -126,6 +126,9 @@ def _answer(folder: Path, kind: Kind, file: Path) -> str | None:
     if ended.status == 0:
         if kind.wanted is None:
             return "not found"
-        differing = kind.wanted.items() ^ content(folder / FOUND / OUTPUT).items()
-        return f"not found, and {min(differing)[0]} is another" if differing else None  # the bit means nothing
+        differing = {name for name, _ in kind.wanted.items() ^ content(folder / FOUND / OUTPUT).items()}
+        differing = {
+            name for name in differing if name.endswith((".safetensors", ".jsonl", ".csv"))
+        }  # others have paths
+        return f"not found, and {min(differing)} is another" if differing else None  # the bit means nothing
     return ended.fault(kind.named or file.name) or kind.mend(folder)

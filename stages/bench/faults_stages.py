@@ -107,10 +107,12 @@ def _sets(values: Mapping[str, object]) -> list[str]:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """sha256 of each file, by its relative name. Left out are what the clock decides, plots and TensorBoard's logs, and last.pt:
+    """sha256 of each file, by its relative name. Left out are what runs have cost, plots and TensorBoard's logs, and last.pt:
     it holds generators that nothing draws from and nothing seeds."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and "tensorboard" not in p.parts)
-    kept = [p for p in files if p.suffix not in (".png", ".lock", ".pt") and p.name != "seconds.json"]
+    kept = [
+        p for p in files if p.suffix not in (".png", ".lock", ".pt") and p.name not in ("seconds.json", "passes.json")
+    ]
     return {str(p.relative_to(folder)): hashlib.sha256(_without_clock(p)).hexdigest() for p in kept}
 
 

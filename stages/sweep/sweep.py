@@ -109,7 +109,8 @@ def _score(config: TrainConfig, test: Path | None, ranks: Ranks) -> dict:
     metrics = result["best"] or {}
     if test is not None:
         stored, weights = config.output / "test.json", config.output / "last.safetensors"
-        current = stored.exists() and stored.stat().st_mtime_ns >= weights.stat().st_mtime_ns
+        tables = stored.with_name("test.classes.csv")  # written last, unless it can't be
+        current = stored.exists() and tables.exists() and stored.stat().st_mtime_ns >= weights.stat().st_mtime_ns
         metrics = json.loads(stored.read_text()) if current else {}
         if ranks.any(metrics.get("data") != str(test)):
             metrics = evaluate(EvaluateConfig(checkpoint=weights, data=test, output=stored,

@@ -116,10 +116,12 @@ def _fault(data: Mapping[str, Any]) -> str | None:
 
 def _target_fault(targets: Mapping[str, Any]) -> str | None:
     for name, settings in targets.items():
+        if name not in CODECS:
+            return f"a target {name!r:.80}; there are {', '.join(CODECS)}"
         shape = [*settings.get("grid", ()), settings["width"]]
         if not all(type(n) is int and n > 0 for n in shape):
             return f"{name} of the shape {shape!r:.80}"
-        codec = CODECS.get(name, {}).get(settings["codec"])  # None: one that this program doesn't have
+        codec = CODECS[name].get(settings["codec"])  # None: one that this program doesn't have
         if codec is not None and codec.bytes(shape) > MAX_TARGET_BYTES:
             return f"{name} of more than {MAX_TARGET_BYTES >> 20} MiB a clip and view"
     return None

@@ -569,5 +569,5 @@ def test_real_videos_of_many_codecs(clips, tmp_path):
     data = prepare(clips, tmp_path / "out", clips_per_shard=6, workers=2)
     assert list(quarantine(tmp_path / "out")) == ["corrupted.mp4"]
     rows = {row.key: row for entry in data.shards for _, row, _ in data.stream(entry.name)}
-    assert len(rows) == 14 and rows["av1_video"].decoder == "pyav"
+    assert len(rows) == 14 and rows["av1_video"].decoder == "pyav-seek"
     assert (rows["video_90"].width, rows["video_90"].height) == (rows["video_0"].height, rows["video_0"].width)

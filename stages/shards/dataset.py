@@ -31,6 +31,10 @@ os.environ["WDS_SECURE"] = "1"
 OPEN_SHARDS = 256  # tars kept open, and shards whose rows stay in memory: some 100 MB at 1,000 rows a shard
 
 
+class ChangedVideo(ReskdError):
+    """The bytes of one video aren't those that the index names; the rest of its tar may be whole."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One clip of a shard. `decoder` counts the frames; width and height are upright, in pixels."""
@@ -110,7 +114,8 @@ class Dataset:
         if len(data) != clip.size:
             raise self._changed_tar(shard, f"row {row}: cut inside the data of {clip.key}.{clip.ext}")
         if hashlib.sha256(data).hexdigest() != clip.sha256:  # a flipped bit may decode, to another picture
-            raise self._changed_tar(shard, f"row {row}, {clip.key}.{clip.ext}: {len(data)} bytes of other content")
+            error = self._changed_tar(shard, f"row {row}, {clip.key}.{clip.ext}: {len(data)} bytes of other content")
+            raise ChangedVideo(str(error))
         return data
 
     def stream(self, shard: str, wanted: Callable[[int], bool] = lambda row: True) -> Iterator[tuple[int, Row, bytes]]:

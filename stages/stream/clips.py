@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from cache.errors import ReskdError
 from cache.reader import CacheReader
 from cache.view import BLOCK, View, ViewPolicy, sample_view
-from stages.shards.dataset import Dataset, Row
+from stages.shards.dataset import ChangedVideo, Dataset, Row
 from stages.stream.batch import Batch
 from stages.stream.clip_at_work import clip_at_work
 from stages.video.decode import decode_frames
@@ -192,7 +192,11 @@ def decode_row(data: Dataset, shard: str, r: int, frames: np.ndarray) -> tuple[n
     """Frames of row number `r`, uint8 [n,H,W,3], and the decoder that served them. Raises DecodeError.
 
     `frames`: [n] integers, numbers in the row's video."""
-    return decode_frames(data.read(shard, r), frames, data.rows(shard)[r].decoder)
+    try:
+        video = data.read(shard, r)
+    except ChangedVideo as error:  # one rotten video costs a clip, not a run
+        raise DecodeError(str(error)) from error
+    return decode_frames(video, frames, data.rows(shard)[r].decoder)
 
 
 def decode_row_in_memory(data: Dataset, shard: str, r: int, frames: np.ndarray) -> tuple[np.ndarray, str]:

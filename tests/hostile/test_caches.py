@@ -74,7 +74,6 @@ MANIFESTS = {
     "finished, a fraction": put("attributes", "finalised", 1.5),
     "width": put("attributes", "identity", "targets", "logits", "width", 10**12),
     "negative grid": put("attributes", "identity", "targets", "features", "grid", [2, -4, -4]),
-    "a codec": put("attributes", "identity", "targets", "features", "codec", "pickle"),
     "a target": put("attributes", "identity", "targets", "../x", {"codec": "uint8", "width": 1}),
     "targets, a list": put("attributes", "identity", "targets", []),
     "classes, a text": put("attributes", "identity", "classes", "abcd"),
@@ -97,6 +96,12 @@ def test_a_hostile_manifest_is_refused_by_name(cache, how):
     change(cache / "zarr.json", how)
     with little_memory(), pytest.raises(ReskdError, match=r"cache\.zarr"):
         load_manifest(cache)
+
+
+def test_an_unknown_codec_is_refused_where_it_is_read(cache):
+    change(cache / "zarr.json", put("attributes", "identity", "targets", "features", "codec", "pickle"))
+    with little_memory(), pytest.raises(ReskdError, match="pickle"):
+        CacheReader(cache, ("features",)).block(SHARD, 0, 0)
 
 
 def test_a_damaged_teacher_time_is_a_message(cache):

@@ -356,5 +356,6 @@ def test_a_backbone_that_can_not_be_had_is_named(changes, message):
 
 def test_pretrained_weights_that_can_not_be_had_are_named_with_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ReskdError, match=r"pretrained weights of the backbone 'resnet18'.*local checkpoint"):
-        build_model(config(backbone="resnet18", args={"cache_dir": str(tmp_path)}), pretrained=True)
+        build_model(config(backbone="resnet18"), pretrained=True)

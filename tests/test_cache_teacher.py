@@ -222,7 +222,8 @@ def test_refuses_before_work(data, teacher, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")) == ["file", "garbage.safetensors"]
 
 
-def test_refuses_a_folder_in_use(data, teacher, tmp_path):
+def test_refuses_a_folder_in_use(data, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.runtime.lock.TIMEOUT", 0.5)  # seconds
     with locked(tmp_path / "t.zarr"):
         refuses(cache_config(tmp_path / "t.zarr", data, teacher), "in use by another process")
 

@@ -535,12 +535,13 @@ def test_a_killed_run_leaves_no_worker_and_another_run_finishes_its_work(tmp_pat
     assert sum(path.stat().st_mtime_ns != stamp for path, stamp in done.items()) <= 1  # the one not yet noted
 
 
-def test_two_at_once_are_refused(tmp_path):
+def test_two_at_once_are_refused(tmp_path, monkeypatch):
     from stages.prepare.output_folder import locked_output
 
     source, output = class_folders(tmp_path / "videos", "x"), tmp_path / "out"
     make(source, tmp_path / "other")
     arguments = json.loads((tmp_path / "other/prepare.json").read_bytes())
+    monkeypatch.setattr("stages.runtime.lock.TIMEOUT", 0.5)  # seconds
     with (
         locked_output(output, arguments, among_tars=False),
         pytest.raises(ReskdError, match="in use by another process"),

@@ -22,7 +22,7 @@ def plot_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> No
     clips, names = counts.sum(1, keepdims=True), [plot_text(name[:32]) for name in classes]
     shares = np.ma.masked_invalid(np.where(clips, 100 * counts / np.maximum(clips, 1), np.nan))
     side = min(14, 3.5 + 0.22 * len(names)) if len(names) <= MAX_NAMED else 11
-    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    figure = Figure(figsize=(side + 1.2, side))
     axes = figure.subplots()
     # The square root makes rare confusions visible beside a strong diagonal.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
@@ -39,4 +39,4 @@ def plot_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> No
             colour = "white" if shares[row, column] > 40 else "black"
             axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(image, shrink=0.8, label="% of the class's clips")
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")

@@ -71,17 +71,17 @@ def test_every_family_has_a_demo(model, classes, tmp_path, monkeypatch):
 
 
 def test_clips_without_labels_are_distilled_from(tmp_path):
-    small = {**SMALL, "clips": {"train": 240, "val": 40, "test": 40}}
+    small = {**SMALL, "clips": {"train": 160, "val": 40, "test": 40}}
     command("demo", "--unlabelled", "--output", tmp_path / "out", *sets(small))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {"teacher", "baseline", "distilled", "unlabelled"} < set(summary)
     few, mixed = (open_dataset(tmp_path / "out/data" / name) for name in ("few", "mixed"))
     assert few.classes == mixed.classes == open_dataset(tmp_path / "out/data/train").classes
     rows = [row for entry in mixed.shards for row in mixed.rows(entry.name)]
-    assert len(rows) == 240 and sum(not row.labels for row in rows) == 180
-    assert sum(entry.clips for entry in few.shards) == 60
+    assert len(rows) == 160 and sum(not row.labels for row in rows) == 120
+    assert sum(entry.clips for entry in few.shards) == 40
     results = [
         json.loads((tmp_path / f"out/runs/{kind}-0/result.json").read_text()) for kind in ("distilled", "unlabelled")
     ]
     assert results[0]["steps"] == pytest.approx(results[1]["steps"], abs=8)  # as many, on a quarter of the clips
-    assert summary["cost"]["teacher_clip_views"] == 2 * (60 + 240)
+    assert summary["cost"]["teacher_clip_views"] == 2 * (40 + 160)

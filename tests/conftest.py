@@ -38,11 +38,6 @@ def leads(config) -> bool:
     return bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
 
 
-def pytest_xdist_auto_num_workers(config):
-    """One more process than cores: tests of kills, locks and signals wait."""
-    return 1 + len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def pytest_configure(config):
     os.environ[MARK] = str(os.getpid())
     if not leads(config) and not config.getoption("collectonly", False):

@@ -31,6 +31,9 @@ from stages.video.pyav_decode import (
     can_seek,
     decode_by_seeking,
     decode_from_start,
+    digest,
+    groups_agree,
+    has_open_groups,
     mirrors,
     orientation,
     upright,
@@ -214,11 +217,16 @@ def _decode_from(stream: av.VideoStream, packets: list[av.Packet]):
 
 def _probe_pyav(data: bytes, fallback: str | None, by_decord: _Probed | None = None) -> _Probed:
     """What PyAV finds when it decodes every frame. `by_decord`: what decord found; then PyAV only checks it."""
-    times, sizes, frame = [], set(), None
+    times, sizes, digests, frame = [], set(), [], None
+    with open_video(data) as (container, stream):
+        timeline = read_timeline(container, stream, read_packets(container, stream))
+    is_open = by_decord is None and has_open_groups(timeline)
     with open_video(data) as (container, stream):
         for frame in whole_frames(container.decode(stream)):
             times.append(frame.pts)
             sizes.add((frame.width, frame.height, orientation(frame)))
+            if is_open:
+                digests.append(digest(frame))
         if frame is None:
             raise DecodeError("no frame comes out of its packets")
         if len(sizes) > 1:
@@ -228,9 +236,8 @@ def _probe_pyav(data: bytes, fallback: str | None, by_decord: _Probed | None = N
         if times == by_decord.times:
             return by_decord
         fallback = f"decord: {len(times)} frames come out of {by_decord.info.frames} packets, or at other times"
-    with open_video(data) as (container, stream):
-        timeline = read_timeline(container, stream, read_packets(container, stream))
-    decoder = "pyav-seek" if can_seek(timeline, times) else "pyav"
+    can = can_seek(timeline, times) and (not is_open or groups_agree(data, digests))
+    decoder = "pyav-seek" if can else "pyav"
     info = VideoInfo(len(times), timeline.fps, width, height, timeline.duration, decoder, fallback)
     return _Probed(info, _seconds(times, timeline), times)
 

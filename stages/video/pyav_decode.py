@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import groupby
 
 import av
 import numpy as np
@@ -56,23 +58,49 @@ def decode_by_seeking(data: bytes, wanted: np.ndarray) -> np.ndarray:
 
 
 def _groups(timeline: Timeline, wanted: list[int]) -> Iterator[tuple[int, list[int]]]:
-    """The packet at which to start, and the frames to decode from it. Neighbouring groups are joined."""
+    """The packet at which to start, and the frames to decode from it.
+
+    A frame is always decoded from the same packet, whatever else is wanted. So its pixels can't depend on that.
+    """
     position = {time: i for i, time in enumerate(timeline.times)}
-    groups: list[tuple[int, list[int]]] = []
-    last = -1  # the last packet that the current group needs
-    for index in wanted:
+
+    def start_of(index: int) -> int:
         time = timeline.shown[index]
-        packet = position[time]
-        before = timeline.starts[: bisect_right(timeline.starts, packet)]
+        before = timeline.starts[: bisect_right(timeline.starts, position[time])]
         start = next((s for s in reversed(before) if timeline.times[s] <= time), None)
         if start is None:
             raise DecodeError(f"no packet before frame {index} at which decoding can start")
-        if groups and start <= last + 1:
-            groups[-1][1].append(index)
-        else:
-            groups.append((start, [index]))
-        last = max(last, packet)
-    return iter(groups)
+        return start
+
+    return ((start, list(indices)) for start, indices in groupby(wanted, start_of))
+
+
+def has_open_groups(timeline: Timeline) -> bool:
+    """Whether frames that are coded after a start are shown before it. They refer to pictures before the start."""
+    return any(timeline.times[start] != timeline.shown[start] for start in timeline.starts or ())
+
+
+def groups_agree(data: bytes, digests: list[int]) -> bool:
+    """Whether each frame, decoded from its start, has the `digest` that it had when all were decoded from the first on.
+
+    In open groups of pictures, damage that no decoder notices may make a frame refer to one before its start.
+    """
+    with open_video(data) as (container, stream):
+        packets = read_packets(container, stream)
+        timeline = read_timeline(container, stream, packets)
+        try:
+            return all(
+                digest(frame) == digests[index]
+                for start, indices in _groups(timeline, list(range(len(digests))))
+                for index, frame in _decode_group(stream, packets, timeline, start, indices[-1])
+            )
+        except DecodeError:
+            return False
+
+
+def digest(frame: av.VideoFrame) -> int:
+    """The crc32 of a frame's pixels."""
+    return zlib.crc32(upright(frame))
 
 
 def _decode_group(

@@ -82,7 +82,7 @@ def allocate():
 def allocate_in_small_parts():
     parts = []
     while True:
-        parts.append(np.ones(10**6, np.uint8))
+        parts.append(np.empty(10**6, np.uint8))  # to touch it would take long on a busy machine
 
 
 FAULTS = {

@@ -59,7 +59,7 @@ def test_arms_have_names_and_caches_of_their_own():
 
 def test_a_small_study_from_the_command_line(tmp_path):
     small = {
-        "clips": {"train": 80, "val": 40, "test": 40},
+        "clips": {"train": 40, "val": 40, "test": 40},
         "epochs": 1,
         "teacher_epochs": 1,
         "output": str(tmp_path / "f"),

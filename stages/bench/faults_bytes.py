@@ -124,6 +124,9 @@ def flipped(folder: Path, root: Path, stages: Mapping[str, Stage], name: str, ti
 def _answer(folder: Path, kind: Kind, file: Path) -> str | None:
     ended = kind.find(folder)
     if ended.status == 0:
+        text = " ".join(ended.text.split())
+        if file.name in text and "bytes of other content" in text:
+            return None  # the clip is left out, by name
         if kind.wanted is None:
             return "not found"
         differing = {name for name, _ in kind.wanted.items() ^ content(folder / FOUND / OUTPUT).items()}

@@ -10,7 +10,7 @@ import numpy as np
 from stages.video.errors import DecodeError
 
 MAX_FRAMES = 2**22  # of a video: 19 hours at 60 frames per second
-_FILE_STARTS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
+FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")  # an ISO file begins with one of them
 _BOXES_OF_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"cmov")
 _MAX_INDEX = 2**26  # bytes of a compressed index, unpacked
 
@@ -21,7 +21,7 @@ def check_claims(data: bytes) -> None:
     A table with one size, one duration or no fields needs some bytes for any number of samples. Sound may have more samples
     than MAX_FRAMES, one for each value.
     """
-    if data[4:8] in _FILE_STARTS:
+    if data[4:8] in FIRST_BOXES:
         _check(data, len(data))
 
 

@@ -35,7 +35,6 @@ class Timeline:
     keys: list[int]  # positions of the packets that the container marks as key frames, in the packets or in its index
     index_agrees: bool  # every key frame of the container's index is a packet, at the place that the index names
     starts: list[int] | None  # the keys at which decoding can start; None if the codec's packets aren't known
-    is_uniform: bool  # no packet has headers (parameter sets, sizes) of its own; those of the first one serve for all
     fps: float  # the container's average rate
     duration: float  # seconds
     unit: Fraction  # seconds
@@ -105,11 +104,9 @@ def read_timeline(container: av.container.InputContainer, stream: av.VideoStream
     fps = float(rate) if rate else len(times) / seconds if seconds > 0 else 0.0
     marked = _marked_in_index(container, stream, packets)
     keys = sorted({i for i, packet in enumerate(packets) if packet.is_keyframe} | marked - {-1})
-    starts, is_uniform = _read_keys(stream, packets, keys)
+    starts = _starts(stream, packets, keys)
     duration = seconds if seconds > 0 else len(times) / fps if fps else 0.0
-    return Timeline(
-        times, sorted(p.pts for p in shown), keys, -1 not in marked, starts, is_uniform, fps, duration, unit
-    )
+    return Timeline(times, sorted(p.pts for p in shown), keys, -1 not in marked, starts, fps, duration, unit)
 
 
 def _marked_in_index(
@@ -137,19 +134,24 @@ def _marked_in_index(
     return {positions.get(entry.timestamp, -1) for entry in stream.index_entries if entry.is_keyframe}
 
 
-def _read_keys(stream: av.VideoStream, packets: list[av.Packet], keys: list[int]) -> tuple[list[int] | None, bool]:
-    """`starts` and `is_uniform` of a Timeline."""
+def _starts(stream: av.VideoStream, packets: list[av.Packet], keys: list[int]) -> list[int] | None:
+    """`starts` of a Timeline."""
     codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata or b""
-    has_new_header = any(packets[key].has_sidedata("new_extradata") for key in keys)
     if codec not in SIZED:
-        return None, not has_new_header
-    contents = {key: bytes(packets[key]) for key in keys}
-    starts = [key for key in keys if is_start(codec, contents[key], extradata)]
-    if codec == "vp8":  # damage isn't seen, and behind a key frame it may show something of the pictures before it
-        starts = starts[:1]
-    heads = (
-        map(bytes, packets) if codec in ("h264", "hevc") else contents.values()
-    )  # these may send sets at any picture
-    layouts = [frame_layout(codec, head, extradata) for head in heads]
+        return None
+    starts = [key for key in keys if is_start(codec, bytes(packets[key]), extradata)]
+    # In VP8, damage isn't seen, and behind a key frame it may show something of the pictures before it.
+    return starts[:1] if codec == "vp8" else starts
+
+
+def is_uniform(stream: av.VideoStream, packets: list[av.Packet], keys: list[int]) -> bool:
+    """Whether the headers (parameter sets, sizes) of the first packet serve for all. `keys`: of the Timeline."""
+    codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata or b""
+    if any(packets[key].has_sidedata("new_extradata") for key in keys):
+        return False
+    if codec not in SIZED:
+        return True
+    heads = packets if codec in ("h264", "hevc") else [packets[key] for key in keys]  # these send sets at any picture
+    layouts = [frame_layout(codec, bytes(head), extradata) for head in heads]
     first = extradata_layout(codec, extradata) or next(filter(None, layouts), frozenset())
-    return starts, not has_new_header and all(layout <= first for layout in layouts)
+    return all(layout <= first for layout in layouts)

@@ -23,7 +23,7 @@ import av
 import numpy as np
 
 from stages.video import decord_decode
-from stages.video.container import Timeline, open_video, read_packets, read_timeline
+from stages.video.container import Timeline, is_uniform, open_video, read_packets, read_timeline
 from stages.video.errors import DecodeError, short_reason
 from stages.video.h264_frame_numbers import first_gap
 from stages.video.picture_types import SIZED, shows_one_picture
@@ -31,6 +31,7 @@ from stages.video.pyav_decode import (
     can_seek,
     decode_by_seeking,
     decode_from_start,
+    decoded,
     digest,
     groups_agree,
     has_open_groups,
@@ -133,31 +134,30 @@ def decode_frames(data: bytes, indices: np.ndarray, decoder: str) -> tuple[np.nd
 def _probe(data: bytes, every_frame: bool) -> _Probed:
     reason = None
     try:
-        reason, probed = _probe_decord(data)
-        if probed is None:
-            probed = _probe_pyav(data, f"decord: {reason}")
-        elif every_frame:
-            return _probe_pyav(data, None, probed)
-        return probed
+        with open_video(data) as (container, stream):
+            packets = read_packets(container, stream)
+            timeline = read_timeline(container, stream, packets)
+            uniform = is_uniform(stream, packets, timeline.keys)
+            format_name, pixel_format = container.format.name, stream.codec_context.pix_fmt
+            reason = decord_decode.why_not_exact(timeline, format_name, pixel_format, uniform)
+            if decord_decode.decord is None:
+                reason = "it is not installed"
+            if reason is None:
+                reason = _why_damage_differs(stream, packets)
+            if reason is None:
+                reason, last = _why_groups_fail(stream, packets, timeline)
+        if reason is None:
+            reason, probed = _probe_decord(data, timeline, last)
+        if reason is None and not every_frame:
+            return probed
+        return _probe_pyav(data, timeline, uniform, reason and f"decord: {reason}", None if reason else probed)
     except Exception as error:
         both = f"decord: {reason}; PyAV: {short_reason(error)}" if reason else short_reason(error)
         raise DecodeError(f"unreadable video: {both}") from error
 
 
-def _probe_decord(data: bytes) -> tuple[str | None, _Probed | None]:
-    """Why decord can't serve the video, or what it is. Raises DecodeError if no decoder could read it."""
-    with open_video(data) as (container, stream):
-        packets = read_packets(container, stream)
-        timeline = read_timeline(container, stream, packets)
-        if decord_decode.decord is None:
-            return "it is not installed", None
-        reason = decord_decode.why_not_exact(timeline, container.format.name, stream.codec_context.pix_fmt)
-        if reason is None:
-            reason = _why_damage_differs(stream, packets)
-        if reason is None:
-            reason, last = _why_groups_fail(stream, packets, timeline)
-    if reason is not None:
-        return reason, None
+def _probe_decord(data: bytes, timeline: Timeline, last: np.ndarray) -> tuple[str | None, _Probed | None]:
+    """Why decord can't serve the video, or what it is. `last`: the last frame by PyAV."""
     try:
         frames = decord_decode.first_middle_last(data, timeline)
     except Exception as error:
@@ -192,7 +192,7 @@ def _why_groups_fail(
     """
     last, frame, times, sizes = timeline.keys[-1], None, [], set()
     try:
-        for frame in _decode_from(stream, packets[last:]):
+        for frame in decoded(stream, packets[last:]):
             if frame.is_corrupt:
                 return f"frame {timeline.shown.index(frame.pts)} is damaged", None
             times.append(frame.pts)
@@ -208,18 +208,11 @@ def _why_groups_fail(
     return None, upright(frame)
 
 
-def _decode_from(stream: av.VideoStream, packets: list[av.Packet]):
-    stream.codec_context.flush_buffers()
-    for packet in packets:
-        yield from stream.decode(packet)
-    yield from stream.decode(None)
-
-
-def _probe_pyav(data: bytes, fallback: str | None, by_decord: _Probed | None = None) -> _Probed:
+def _probe_pyav(
+    data: bytes, timeline: Timeline, uniform: bool, fallback: str | None, by_decord: _Probed | None
+) -> _Probed:
     """What PyAV finds when it decodes every frame. `by_decord`: what decord found; then PyAV only checks it."""
     times, sizes, digests, frame = [], set(), [], None
-    with open_video(data) as (container, stream):
-        timeline = read_timeline(container, stream, read_packets(container, stream))
     is_open = by_decord is None and has_open_groups(timeline)
     with open_video(data) as (container, stream):
         for frame in whole_frames(container.decode(stream)):
@@ -236,7 +229,7 @@ def _probe_pyav(data: bytes, fallback: str | None, by_decord: _Probed | None = N
         if times == by_decord.times:
             return by_decord
         fallback = f"decord: {len(times)} frames come out of {by_decord.info.frames} packets, or at other times"
-    can = can_seek(timeline, times) and (not is_open or groups_agree(data, digests))
+    can = uniform and can_seek(timeline, times) and (not is_open or groups_agree(data, digests))
     decoder = "pyav-seek" if can else "pyav"
     info = VideoInfo(len(times), timeline.fps, width, height, timeline.duration, decoder, fallback)
     return _Probed(info, _seconds(times, timeline), times)

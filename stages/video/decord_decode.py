@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from stages.video.claims import FIRST_BOXES
 from stages.video.container import Timeline
 from stages.video.errors import DecodeError
 from stages.video.silence import silent_stderr
@@ -28,13 +29,13 @@ EIGHT_BIT = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"
              "yuv410p", "yuv411p", "rgba", "bgra", "gbrp", "yuva420p", "nv12")  # fmt: skip
 
 
-def why_not_exact(timeline: Timeline, container: str, pixel_format: str | None) -> str | None:
+def why_not_exact(timeline: Timeline, container: str, pixel_format: str | None, uniform: bool) -> str | None:
     """Why decord's frames would not be the right ones; None if nothing in the packets says so.
 
     decord takes a key frame's place in coding order for the frame's place in time, and starts to decode at it. So the
     video must begin with a key frame; at every key frame, packet k must be frame k; and decoding must be able to start
     there, whether the packets or the container's index mark it. decord also squeezes frames of a later size into the
-    first one's. `container`: FFmpeg's name of the format.
+    first one's. `container`: FFmpeg's name of the format. `uniform`: see `is_uniform`.
     """
     if not container.startswith(INDEXED):
         return f"a seek in a container without an index ({container}) may miss its place"
@@ -50,7 +51,7 @@ def why_not_exact(timeline: Timeline, container: str, pixel_format: str | None) 
         return f"packet {false[0]} is marked as a key frame, but decoding can't start there"
     if not timeline.index_agrees:
         return "the container's index marks a key frame where there is none"
-    if not timeline.is_uniform:
+    if not uniform:
         return "its headers change on the way, and maybe the size of its frames"
     if pixel_format not in EIGHT_BIT:
         return f"pixels of the format {pixel_format}: the decoders differ above 8 bits"
@@ -104,9 +105,8 @@ def _open(data: bytes) -> decord.VideoReader:
 def _is_container(data: bytes) -> bool:
     """Whether the first bytes are those of a container of `CONTAINERS`. Playlists (HLS, concat) begin with text."""
     marks = (b"\x1a\x45\xdf\xa3", b"FLV", b"OggS", b"\x30\x26\xb2\x75", b"\0\0\1\xba", b"GIF8")
-    boxes = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
     is_avi = data[:4] == b"RIFF" and data[8:11] == b"AVI"
     is_transport_stream = any(
         data[i : i + 1] == data[i + step : i + step + 1] == b"G" for i, step in ((0, 188), (4, 192))
     )
-    return data.startswith(marks) or data[4:8] in boxes or is_avi or is_transport_stream
+    return data.startswith(marks) or data[4:8] in FIRST_BOXES or is_avi or is_transport_stream

@@ -30,10 +30,9 @@ def decode_from_start(data: bytes, wanted: np.ndarray) -> np.ndarray:
 
 
 def can_seek(timeline: Timeline, times: list[int | None]) -> bool:
-    """Whether `decode_by_seeking` is exact: each packet gives the frame of its time. `times`: of all frames, decoded."""
+    """Whether each packet gives the frame of its time, as `decode_by_seeking` needs it. `times`: of all frames, decoded."""
     unique = None not in timeline.times and len(set(timeline.times)) == len(timeline.times)
-    starts = timeline.starts if timeline.is_uniform else None
-    return unique and starts is not None and starts[:1] == [0] and times == timeline.shown
+    return unique and timeline.starts is not None and timeline.starts[:1] == [0] and times == timeline.shown
 
 
 def decode_by_seeking(data: bytes, wanted: np.ndarray) -> np.ndarray:
@@ -107,10 +106,9 @@ def _decode_group(
     stream: av.VideoStream, packets: list[av.Packet], timeline: Timeline, start: int, last: int
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames from packet `start` to frame `last`, with their indices."""
-    stream.codec_context.flush_buffers()
     index = bisect_left(timeline.shown, timeline.times[start])  # an edit list may hide the start itself
     first_time = timeline.shown[index]
-    for frame in whole_frames(_decoded(stream, packets[start:])):
+    for frame in whole_frames(decoded(stream, packets[start:])):
         if frame.pts is None or frame.pts < first_time:
             continue  # leading frames need pictures before the start
         if frame.pts != timeline.shown[index]:
@@ -122,7 +120,9 @@ def _decode_group(
     raise DecodeError(f"the packets end before frame {last}")
 
 
-def _decoded(stream: av.VideoStream, packets: list[av.Packet]) -> Iterator[av.VideoFrame]:
+def decoded(stream: av.VideoStream, packets: list[av.Packet]) -> Iterator[av.VideoFrame]:
+    """The frames of these packets, by a decoder that knows nothing of those before them."""
+    stream.codec_context.flush_buffers()
     for packet in packets:
         yield from stream.decode(packet)
     yield from stream.decode(None)

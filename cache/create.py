@@ -80,12 +80,12 @@ def create_cache(
     """
     path, wanted = Path(path), manifest.identity
     manifest = check_cache(path, manifest, translate)
-    if (path / METADATA).exists():
-        for entry in renewed_shards(load_manifest(path).identity.shards, wanted.shards):
-            shutil.rmtree(path / entry.name, ignore_errors=True)  # before the manifest: a rerun finds it missing
+    stored = load_manifest(path) if (path / METADATA).exists() else None
+    for entry in renewed_shards(stored.identity.shards, wanted.shards) if stored else ():
+        shutil.rmtree(path / entry.name, ignore_errors=True)  # before the manifest: a rerun finds it missing
     if constants:
         manifest = replace(manifest, constants=_write_constants(path, constants))
-    if not (path / METADATA).exists() or load_manifest(path) != manifest:
+    if stored != manifest:
         make_folders(path)
         write_attributes(path, manifest.to_json())
     return manifest

@@ -13,7 +13,7 @@ from cache.view import ViewPolicy
 FORMAT = 2
 # Limits on what a manifest claims, checked before memory is taken for it.
 MAX_VIEWS = 100_000
-MAX_CLIPS = 200_000_000
+MAX_CLIPS = 200_000_000  # of a data set: a number for each clip must fit into memory
 MAX_TARGET_BYTES = 256 << 20  # of one clip in one view; maps of 16 frames of 512 px have 33 MiB
 _CONSTANT_FILE = re.compile(rf"({'|'.join(CONSTANTS)})/(zarr[.]json|c([.][0-9]{{1,9}})*)")
 

@@ -44,9 +44,9 @@ def check_video(data: bytes, seed: int = 0, sets: int = SETS) -> Outcome:
     whole, _ = _probed(data, True)
     wrong = ""
     if quick or whole:
-        frames = _sequential(data)
+        frames, end = _sequential(data)
         if whole and len(frames) != whole.frames:
-            wrong = f"{len(frames)} frames decode one after the other; the whole check found {whole.frames}"
+            wrong = f"{len(frames)} frames decode one after the other ({end}); the whole check found {whole.frames}"
         for info, all_right in ((whole, True), (quick, False)):
             if info is not None and not wrong:
                 wrong = _compare(data, frames, info, all_right, seed, sets)
@@ -101,16 +101,16 @@ def _probed(data: bytes, every_frame: bool):
         return None, str(error)
 
 
-def _sequential(data: bytes) -> list[bytes]:
-    """Digests of the frames, one after the other, up to the first error."""
+def _sequential(data: bytes) -> tuple[list[bytes], str]:
+    """Digests of the frames, one after the other, up to the first error; and this error, or that there was none."""
     found = []
     try:
         with open_video(data) as (container, stream):
             for frame in whole_frames(container.decode(stream)):
                 found.append(_digest(upright(frame)))
-    except Exception:  # PyAV raises errors of many types
-        pass
-    return found
+    except Exception as error:  # PyAV raises errors of many types
+        return found, short_reason(error)
+    return found, "no error"
 
 
 def _compare(data: bytes, frames: list[bytes], info, all_right: bool, seed: int, sets: int) -> str:

@@ -17,6 +17,7 @@ from stages.shards.index import INDEX, dump, rows_path
 from stages.video.decode import RULES
 
 ARGUMENTS = "prepare.json"  # what the folder is made from; a run with other arguments is refused
+QUARANTINE = "quarantine.jsonl"  # what is not in the data set, and why: path, kind, reason
 WORK = ".prepare"  # the lock, notes of finished shards, unfinished tars; removed when the data set is finished
 SHOWN = 80  # characters of a value in a message
 

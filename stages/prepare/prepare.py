@@ -29,6 +29,7 @@ from stages.prepare.duplicates import count_kinds, duplicates, update_report
 from stages.prepare.make_shards import Shard
 from stages.prepare.output_folder import (
     ARGUMENTS,
+    QUARANTINE,
     WORK,
     Note,
     check_output,
@@ -47,7 +48,6 @@ from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import INDEX, make_index, write_index, write_lines, write_rows
 from stages.video.decode import RULES
 
-QUARANTINE = "quarantine.jsonl"  # what is not in the data set, and why: path, kind, reason
 REPORT = "report.jsonl"  # what is in the data set, but odd
 
 

@@ -16,7 +16,7 @@ from cache.store import sync, write_atomically
 from stages.prepare.check import Check
 from stages.prepare.existing_shards import shard_labels
 from stages.prepare.make_shards import video_columns
-from stages.prepare.output_folder import WORK, disk_errors
+from stages.prepare.output_folder import QUARANTINE, WORK, disk_errors
 from stages.prepare.probe_videos import Part, crashed_probe, probe_task
 from stages.prepare.progress import say, video_progress
 from stages.prepare.workers import Workers
@@ -28,7 +28,6 @@ from stages.video.decode import RULES
 from stages.video.pyav_decode import is_mirrored
 
 CHANGES = "recheck.jsonl"  # the rows that changed: path, key, and each value before and after
-QUARANTINE = "quarantine.jsonl"
 _COMPARED = ("decoder", "start", "frames", "width", "height", "error")
 _SHOWN = 20  # changes
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cache.identity import ShardEntry
+from cache.manifest import MAX_CLIPS
 from stages.shards.tar_scan import HEADER
 
-MAX_CLIPS = 200_000_000  # of a data set: a number for each clip must fit into memory
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Small = Annotated[int, Field(ge=0, lt=2**31)]  # frames are counted in int32
 RowNumber = Annotated[str, Field(pattern="^[0-9]{1,9}$")]

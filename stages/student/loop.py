@@ -74,8 +74,7 @@ def fit(
             except NoBatch as error:
                 if ranks.world > 1 or step == first_step:  # others can't save now; nothing is new
                     raise
-                for_each_run(active, runs, save_checkpoint)
-                raise ReskdError(f"{error}\n{_stopped(runs, step, total, go_on)}") from error
+                raise _saved(error, active, runs, _stopped(runs, step, total, go_on)) from error
             step += 1
             epoch, epoch_ends = step // steps_per_epoch, step % steps_per_epoch == 0
             log_now = epoch_ends or step % config.log_every == 0
@@ -93,8 +92,7 @@ def fit(
                         raise
                     for run in due:
                         run.progress.validation_due = True
-                    for_each_run(active, runs, save_checkpoint)
-                    raise ReskdError(f"{error}\n{_stopped(runs, step, total, go_on)}") from error
+                    raise _saved(error, active, runs, _stopped(runs, step, total, go_on)) from error
             if log_now:  # the next rate is without the time of validation
                 log_time, log_step = time.perf_counter(), step
 
@@ -232,6 +230,12 @@ def _loss_summary(active: Sequence[TrainingRun]) -> str:
     if len(losses) < 2:
         return "".join(f"loss {loss:.4f}" for loss in losses)
     return f"{len(losses)} students, loss {min(losses):.4f} to {max(losses):.4f}"
+
+
+def _saved(error: NoBatch, active: Sequence[TrainingRun], runs: Sequence[TrainingRun], said: str) -> ReskdError:
+    """Save the active runs; returns the error that ends all, with what is said of them."""
+    for_each_run(active, runs, save_checkpoint)
+    return ReskdError(f"{error}\n{said}")
 
 
 def _stopped(runs: Sequence[TrainingRun], step: int, total: int, go_on: str) -> str:

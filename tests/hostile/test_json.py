@@ -15,7 +15,6 @@ from stages.shards.dataset import open_dataset
 from stages.shards.index import read_index
 from stages.shards.labels import check_labels
 from tests.hostile.attempts import accepted, little_memory, refused
-from tests.media import encode_video, moving_square
 
 DEEP = {"lists": "[" * 100_000 + "]" * 100_000, "objects": '{"a":' * 100_000 + "1" + "}" * 100_000,
         "101 levels": "[" * 101 + "]" * 101}  # fmt: skip
@@ -39,16 +38,6 @@ def test_depth_is_an_error_that_is_caught_as_any_other(text):
 def test_honest_json_is_what_json_makes_of_it(value):
     assert parse_json(json.dumps(value)) == value
     assert parse_json("[" * (MAX_DEPTH - 90) + json.dumps(1) + "]" * (MAX_DEPTH - 90)) is not None
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("prepared")
-    for i, name in enumerate(("a/x.mp4", "a/y.mp4", "b/z.mp4")):
-        (root / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "videos" / name).write_bytes(encode_video(moving_square(4, 32, 32, seed=i)))
-    accepted("prepare", root / "videos", "--output", root / "data", "--set", "workers=0")
-    return root / "data"
 
 
 def changed(prepared: Path, folder: Path, name: str, change) -> Path:

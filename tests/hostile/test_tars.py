@@ -91,17 +91,6 @@ def test_a_hostile_tar_is_refused_before_work_by_name(tmp_path, content, message
     assert files(tmp_path) == {"in", "in/tars", "in/tars/0.tar"}
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Path:
-    """Three clips of two classes in one tar."""
-    root = tmp_path_factory.mktemp("prepared")
-    for i, name in enumerate(("a/x.mp4", "a/y.mp4", "b/z.mp4")):
-        (root / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "videos" / name).write_bytes(encode_video(moving_square(4, 32, 32, seed=i)))
-    accepted("prepare", root / "videos", "--output", root / "data", "--set", "workers=0")
-    return root / "data"
-
-
 def exchanged(prepared: Path, folder: Path, content: bytes) -> Path:
     """The data set with another tar, whose size the index has."""
     folder.mkdir()

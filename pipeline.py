@@ -8,17 +8,20 @@ import click
 from stages.bench.command import bench
 from stages.demo.command import demo
 from stages.evaluate.command import evaluate
+from stages.export.command import export
 from stages.import_checkpoint.command import import_checkpoint
 from stages.models.command import models
 from stages.packs.command import pack
+from stages.predict.command import predict
 from stages.prepare.command import prepare
+from stages.report.command import report
 from stages.student.command import train_student
 from stages.sweep.command import sweep
 from stages.teacher.command import cache_teacher, inspect_cache, verify_cache
 
 # In the order of the work. Each command is in command.py of its stage. These files import click alone, so help is quick.
 COMMANDS = (demo, models, prepare, import_checkpoint, cache_teacher, inspect_cache, verify_cache, pack, train_student, sweep,
-            evaluate, bench)  # fmt: skip
+            evaluate, predict, export, report, bench)  # fmt: skip
 
 # What a disk or a network's folder answers when it is full, read-only, damaged or gone.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOENT,
@@ -88,6 +91,9 @@ def cli():
     train-student      shards, cache       -> one or many low-resolution students
     sweep              shards, cache       -> a grid of students, their Pareto front, the teacher time
     evaluate           checkpoint, shards  -> accuracy, without the teacher
+    predict            checkpoint, videos  -> labels, over a whole video or along its time
+    export             checkpoint          -> ONNX or a program of torch, for servers and phones
+    report             runs, caches        -> one HTML page
 
     Begin with `pipeline.py demo`: it runs all stages on a small real data set, in minutes.
     `pipeline.py COMMAND --help` explains a command. `pipeline.py bench --help` lists the benchmarks.

@@ -27,13 +27,16 @@ FLOORS = [
         "stages.packs",
         "stages.student",
         "stages.evaluate",
+        "stages.predict",
+        "stages.export",
     ],
     ["stages.sweep"],
+    ["stages.report"],
     ["stages.demo"],
     ["stages.bench"],
     ["pipeline"],
 ]
-WINGS = [room for floor in FLOORS[6:10] for room in floor] + ["stages.models"]  # those that have commands
+WINGS = [room for floor in FLOORS[6:11] for room in floor] + ["stages.models"]  # those that have commands
 OWNED = {
     "webdataset": ["stages/shards/dataset.py"],
     "decord": ["stages/video/decord_decode.py"],

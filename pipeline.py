@@ -96,6 +96,8 @@ def cli():
     report             runs, caches        -> one HTML page
 
     Begin with `pipeline.py demo`: it runs all stages on a small real data set, in minutes.
+    Exit status: 0 done; 1 an error, which the message explains; 2 wrong usage; 130 (Ctrl-C) and 143 (SIGTERM) interrupted.
+
     `pipeline.py COMMAND --help` explains a command. `pipeline.py bench --help` lists the benchmarks.
     """
 

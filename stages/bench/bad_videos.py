@@ -17,7 +17,7 @@ from stages.bench.frame_check import Outcome, check_video, memory_growth, opens,
 from stages.bench.mutants import mutant
 from stages.bench.odd_videos import KINDS, made_kinds
 from stages.prepare.workers import VideoLimits, Workers, video_limits
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 
 NAMES = {
     "pyav-seek": "PyAV, which seeks",

@@ -17,7 +17,11 @@ def bench():
 
 
 JSON = click.option(
-    "--json", "output", type=click.Path(path_type=Path), help="Write the figures to this file, as a JSON list."
+    "--json",
+    "output",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Write the figures to this file, as a JSON list; -: to standard output.",
 )
 QUICK = click.option("--quick", is_flag=True, help="Measure less, in less time.")
 PROFILE = click.option("--profile", "trace", type=click.Path(path_type=Path), metavar="TRACE",

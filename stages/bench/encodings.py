@@ -23,7 +23,7 @@ from stages.models.checkpoints import load_model
 from stages.models.config import ModelConfig
 from stages.models.video_model import VideoModel
 from stages.prepare.prepare import prepare
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset, open_dataset
 from stages.stream.clips import ClipDataset
 from stages.stream.loading import raise_errors

@@ -30,7 +30,7 @@ from stages.bench.faults_kills import (
 )
 from stages.bench.faults_stages import Sizes, Stage, make_stages, output_of
 from stages.bench.figures import Figure, show
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 
 # The commands are forks of a process that has the imports and no threads.
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "fork"

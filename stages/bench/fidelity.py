@@ -30,7 +30,7 @@ from stages.bench.arms import (
 )
 from stages.bench.config import StudyConfig
 from stages.bench.fidelity_runs import make_cache, make_data, run_arm, train_teacher
-from stages.bench.figures import Figure, show
+from stages.bench.figures import Figure, picture_path, show
 from stages.bench.outcomes import (
     RESOLVED,
     Outcome,
@@ -43,8 +43,9 @@ from stages.bench.outcomes import (
 )
 from stages.metrics.spread import SeedScores
 from stages.runtime.lock import locked
-from stages.runtime.log import console, progress_bar
 from stages.runtime.plots import warn_if_it_fails
+from stages.runtime.progress import progress_bar
+from stages.runtime.terminal import console
 
 
 def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
@@ -73,7 +74,7 @@ def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
     _write(config, outcomes, best, views)
     print_table(outcomes, config, views, {name: net.top1 for name, net in nets.items()})
     show("fidelity", figures, output)
-    picture = (output or config.output / "fidelity.json").with_suffix(".png")
+    picture = picture_path(output, config.output / "fidelity.png")
     with warn_if_it_fails(f"{picture}"):
         draw(picture, outcomes)
     return figures

@@ -22,7 +22,8 @@ from stages.packs.config import PackConfig
 from stages.packs.pack import pack
 from stages.prepare.prepare import prepare
 from stages.runtime.interrupt import RUN_AGAIN
-from stages.runtime.log import console, read_metrics
+from stages.runtime.log import read_metrics
+from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
 from stages.student.train_student import train_student
 from stages.teacher.cache_teacher import cache_teacher

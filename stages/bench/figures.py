@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.table import Table
 
-from cache.store import write_atomically
-from stages.runtime.log import console
+from stages.runtime.json_result import STDOUT, write_json
+from stages.runtime.terminal import console
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,15 @@ def median_of(values: Sequence[float]) -> tuple[float, float]:
     return float(middle), float(high - low)
 
 
+def picture_path(output: Path | None, default: Path) -> Path:
+    """The place of a bench's picture: beside the figures' file, or else `default`."""
+    return default if output in (None, STDOUT) else output.with_suffix(".png")
+
+
 def show(title: str, figures: Sequence[Figure], output: Path | None) -> None:
     """Print the figures and the machine. Write the figures as a JSON list into `output`, unless it is None."""
     if output is not None:
-        write_atomically(output, (json.dumps([asdict(figure) for figure in figures], indent=2) + "\n").encode())
+        write_json(output, figures)
     table = Table("figure", "value", "spread", "goal", "", title=title)
     for figure in figures:
         mark = "" if figure.ok is None else "ok" if figure.ok else "[bold red]missed[/]"

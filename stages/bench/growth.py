@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure as Picture
 
 from stages.bench.clocks import RUNS, core_seconds
-from stages.bench.figures import Figure, at_most, measured, median_of, profiled, show
+from stages.bench.figures import Figure, at_most, measured, median_of, picture_path, profiled, show
 from stages.bench.stage1_growth import FLAT
 from stages.bench.students import DEMO, DISTILLED, Bench, make_bench
 from stages.bench.videos import SMALL
@@ -66,7 +66,7 @@ def run_growth(quick: bool, output: Path | None, trace: Path | None, folder: Pat
                 _stages(_bench(Path(temporary) / "traced", folder, setup.times[0], setup))
     figures = _figures(seconds, peaks, setup)
     show("growth", figures, output)
-    picture = (output or folder / "growth.json").with_suffix(".png")
+    picture = picture_path(output, folder / "growth.png")
     with warn_if_it_fails(f"{picture}"):
         draw(picture, seconds, setup)
     return figures

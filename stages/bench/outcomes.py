@@ -13,7 +13,7 @@ from rich.table import Table
 from stages.bench.arms import LABELS, Arm, plain_arm, reference_arm
 from stages.bench.config import StudyConfig
 from stages.metrics.spread import SeedScores
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 
 RESOLVED = 0.5  # points: a smaller paired difference doesn't count, even if its standard error is small
 Curves = Sequence[Sequence[tuple[int, float]]]  # for each seed: (step, validation top-1)

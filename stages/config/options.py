@@ -1,8 +1,9 @@
 """Command-line options that several commands share. This file imports click alone, so that help is quick."""
 
+import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,28 @@ SET = click.option(
     help="Set a key of the config, such as optim.lr=0.1. Repeatable; the last one wins.",
 )
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Check everything and print the plan. Write nothing.")
+
+JSON = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Write the result to this file, as JSON; -: to standard output.",
+)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command the option --json FILE, which writes what the command returns."""
+
+    @JSON
+    @functools.wraps(command)
+    def run(*arguments: Any, json_file: Path | None, **options: Any) -> None:
+        from stages.runtime.json_result import json_result
+
+        with json_result(json_file) as write:
+            write(command(*arguments, **options))
+
+    return run
 
 
 def with_options(options: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:

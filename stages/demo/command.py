@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages.config.options import CONFIG, SET, with_options
+from stages.config.options import CONFIG, SET, json_option, with_options
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo" / "demo.yaml"
 
@@ -28,6 +28,7 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo" / "demo.yaml"
 )
 @CONFIG
 @SET
+@json_option
 def demo(model, output, seeds, unlabelled, config_file, overrides):
     """Make a small data set and run every stage on it.
 
@@ -44,4 +45,4 @@ def demo(model, output, seeds, unlabelled, config_file, overrides):
     if not output and (model or unlabelled):
         output = "-".join(["runs/demo", *([model] if model else []), *(["unlabelled"] if unlabelled else [])])
     options = {"model": model, "output": output, "seeds": seeds, "unlabelled": unlabelled or None}
-    run_demo(load_config(DemoConfig, config_file or DEMO, with_options(options, overrides)))
+    return run_demo(load_config(DemoConfig, config_file or DEMO, with_options(options, overrides)))

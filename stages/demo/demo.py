@@ -24,10 +24,11 @@ from stages.metrics.spread import SeedScores
 from stages.prepare.prepare import prepare
 from stages.runtime.interrupt import RUN_AGAIN
 from stages.runtime.lock import locked
-from stages.runtime.log import console, read_metrics
+from stages.runtime.log import read_metrics
 from stages.runtime.memory import peak_memory
 from stages.runtime.plots import warn_if_it_fails
 from stages.runtime.stage_timer import stage_timer
+from stages.runtime.terminal import console
 from stages.shards.classes import read_classes
 from stages.shards.dataset import open_dataset
 from stages.student.config import TrainConfig

@@ -2,14 +2,14 @@
 
 import click
 
-from stages.config.options import CONFIG, SET, with_options
+from stages.config.options import CONFIG, SET, json_option, with_options
 
 
 @click.command(short_help="Score a checkpoint on a data set, without the teacher.")
 @click.argument("checkpoint", required=False)
 @click.option("--data", help="A data set made by prepare.")
 @click.option(
-    "--output", help="NAME.json for the metrics; NAME.classes.csv and NAME.confusion.png are written beside it."
+    "--output", help="NAME.json for the metrics; beside it NAME.answers.csv, NAME.classes.csv and NAME.confusion.png."
 )
 @click.option("--pack", help="A pack of the data set, made with --frames all; read instead of the videos.")
 @click.option("--size", type=int, help="px.  [default: the size of its training]")
@@ -21,6 +21,7 @@ from stages.config.options import CONFIG, SET, with_options
 )
 @CONFIG
 @SET
+@json_option
 def evaluate(config_file, overrides, **options):
     """Score a CHECKPOINT (.safetensors): top-1, top-5, mean class accuracy, mAP; metrics of each class; confused classes.
 
@@ -30,4 +31,4 @@ def evaluate(config_file, overrides, **options):
     from stages.evaluate.config import EvaluateConfig
     from stages.evaluate.evaluate import evaluate
 
-    evaluate(load_config(EvaluateConfig, config_file, with_options(options, overrides)))
+    return evaluate(load_config(EvaluateConfig, config_file, with_options(options, overrides)))

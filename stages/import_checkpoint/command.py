@@ -2,7 +2,7 @@
 
 import click
 
-from stages.config.options import CONFIG, SET, with_options
+from stages.config.options import CONFIG, SET, json_option, with_options
 
 
 @click.command("import-checkpoint", short_help="Make a teacher of a published checkpoint.")
@@ -24,6 +24,7 @@ from stages.config.options import CONFIG, SET, with_options
 @click.option("--head", type=click.Choice(["keep", "reinit", "drop"]), help="The classifier.  [default: keep]")
 @CONFIG
 @SET
+@json_option
 def import_checkpoint(config_file, overrides, model, **options):
     """Convert a checkpoint of mmaction2, upstream (ResKD), torchvision, timm, MIT's TSM or pytorchvideo into one of this
     program.
@@ -39,4 +40,4 @@ def import_checkpoint(config_file, overrides, model, **options):
 
     if model:
         options["model"] = named_model(model).model_dump(mode="json", exclude={"num_classes"})
-    import_checkpoint(load_config(ImportConfig, config_file, with_options(options, overrides)))
+    return import_checkpoint(load_config(ImportConfig, config_file, with_options(options, overrides)))

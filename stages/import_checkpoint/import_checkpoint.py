@@ -17,7 +17,7 @@ from stages.models.swin import ATTENTION
 from stages.models.video_model import VideoModel, model_stats
 from stages.models.weight_files import StoredWeights, read_weight_file
 from stages.models.weight_names import recognise_format
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.shards.classes import read_classes
 
 # Frames from one frame of a clip to the next, in upstream's configs. The other architectures take segments.

@@ -2,6 +2,8 @@
 
 import click
 
+from stages.config.options import json_option
+
 
 @click.command()
 @click.option(
@@ -13,6 +15,7 @@ import click
     show_default=True,
     help="Size of the input in px. Repeatable.",
 )
+@json_option
 def models(sizes):
     """List the networks of the zoo and their cost.
 
@@ -21,4 +24,4 @@ def models(sizes):
     """
     from stages.models.list_models import list_models
 
-    list_models(sizes)
+    return list_models(sizes)

@@ -2,7 +2,7 @@
 
 import click
 
-from stages.config.options import CONFIG, DRY_RUN, SET, with_options
+from stages.config.options import CONFIG, DRY_RUN, SET, json_option, with_options
 
 
 @click.command(short_help="Store the frames that students need as small JPEGs.")
@@ -25,6 +25,7 @@ from stages.config.options import CONFIG, DRY_RUN, SET, with_options
 @CONFIG
 @SET
 @DRY_RUN
+@json_option
 def pack(config_file, overrides, dry_run, **options):
     """Stage 1b: store the frames that students need as small JPEGs.
 
@@ -41,4 +42,4 @@ def pack(config_file, overrides, dry_run, **options):
     from stages.packs.config import PackConfig
     from stages.packs.pack import pack
 
-    pack(load_config(PackConfig, config_file, with_options(options, overrides)), dry_run=dry_run)
+    return pack(load_config(PackConfig, config_file, with_options(options, overrides)), dry_run=dry_run)

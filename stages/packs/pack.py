@@ -19,7 +19,8 @@ from stages.packs.plan import Plan, plan_pack
 from stages.packs.writing import AllPictures, PackedClip, commit_shard
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.lock import locked
-from stages.runtime.log import console, progress_bar
+from stages.runtime.progress import progress_bar
+from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import rows_path
 from stages.stream.loading import decoding_workers, raise_errors

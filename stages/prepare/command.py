@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages.config.options import CONFIG, DRY_RUN, SET, with_options
+from stages.config.options import CONFIG, DRY_RUN, SET, json_option, with_options
 
 
 @click.command(short_help="Make a data set of videos: tar shards and an index.")
@@ -41,6 +41,7 @@ from stages.config.options import CONFIG, DRY_RUN, SET, with_options
 @CONFIG
 @SET
 @DRY_RUN
+@json_option
 def prepare(config_file, overrides, dry_run, recheck, **options):
     """Make a data set from SOURCE: videos -> tar shards and an index.
 
@@ -68,12 +69,14 @@ def prepare(config_file, overrides, dry_run, recheck, **options):
     from stages.prepare.config import PrepareConfig
     from stages.prepare.prepare import prepare
     from stages.prepare.recheck import recheck as check_again
+    from stages.prepare.result import data_set_result
 
     if recheck is not None:
         given = [name for name, value in options.items() if value not in (None, (), False) and name != "check"]
         if given or dry_run or config_file or overrides:
             raise click.UsageError("--recheck takes no other option than --check")
-        check_again(Path(recheck), check=options["check"])
-        return
+        return {"data": recheck, "changed": check_again(Path(recheck), check=options["check"])}
     options["disjoint_from"] = list(options["disjoint_from"]) or None
-    prepare(**dict(load_config(PrepareConfig, config_file, with_options(options, overrides))), dry_run=dry_run)
+    config = load_config(PrepareConfig, config_file, with_options(options, overrides))
+    data = prepare(**dict(config), dry_run=dry_run)
+    return None if data is None else data_set_result(data)

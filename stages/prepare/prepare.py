@@ -42,7 +42,6 @@ from stages.prepare.plan import Plan, check_disk, make_plan
 from stages.prepare.progress import say, video_progress
 from stages.prepare.source import AnnotationOptions, Source, published_name, read_source
 from stages.prepare.workers import Workers
-from stages.runtime.terminal import Terminal
 from stages.shards.classes import read_classes
 from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import INDEX, make_index, write_index, write_lines, write_rows
@@ -93,9 +92,8 @@ def prepare(
     """
     source, output, order = Path(source), Path(output), read_classes(classes)
     annotated = AnnotationOptions(_path(annotations), _path(videos), split, with_offset, frame_template, fps)
-    console = Terminal(stderr=True)
     if source.exists() and published_name(source, annotated):
-        say(console, f"{source}: taken for the format of the annotations, not for the folder {source}.")
+        say(f"{source}: taken for the format of the annotations, not for the folder {source}.")
     options = {"clips_per_shard": clips_per_shard, "max_shard_bytes": max_shard_bytes, "seed": seed, "limit": limit}
     disjoint = _disjoint_data_sets(output, classes, disjoint_from)
     found = read_source(source, output, annotated, options, order)
@@ -105,19 +103,19 @@ def prepare(
         if (output / INDEX).exists():
             data = open_dataset(output)
             data.check_files()
-            say(console, f"{output} was finished before: {len(data.shards)} shards. Nothing to do.")
+            say(f"{output} was finished before: {len(data.shards)} shards. Nothing to do.")
         else:
             plan = make_plan(found, source, output, pool, order, options)
             if dry_run:
-                return _describe(plan, found, output, console)
+                return _describe(plan, found, output)
             with locked_output(output, found.arguments, among_tars=bool(found.tars)):
                 chosen, why = choose_check(check, found, source, output / WORK, pool)
-                say(console, f"Check: {chosen} ({why}).")
-                data = _make_data_set(plan, found, output, chosen, console)
+                say(f"Check: {chosen} ({why}).")
+                data = _make_data_set(plan, found, output, chosen)
         if dry_run:
             return None
         if summary := update_report(data, output / REPORT, disjoint):
-            say(console, f"{output / REPORT} lists clips that are in the data set, but odd: {summary}.")
+            say(f"{output / REPORT} lists clips that are in the data set, but odd: {summary}.")
         shutil.rmtree(output / WORK, ignore_errors=True)
     return data
 
@@ -132,19 +130,19 @@ def _disjoint_data_sets(
     return {str(path): open_dataset(path) for path in paths if path.resolve() != output.resolve()}
 
 
-def _make_data_set(plan: Plan, found: Source, output: Path, check: Check, console: Terminal) -> Dataset:
+def _make_data_set(plan: Plan, found: Source, output: Path, check: Check) -> Dataset:
     """Make the unfinished shards, one after the other, and then the index."""
     notes = {name: read_note(output, name, output / found.base) for name in plan.make}
     finished = [note for note in notes.values() if note]
     check_disk(plan, [name for name, note in notes.items() if not note], output)
     if finished:
-        say(console, f"Continuing: {len(finished)} of {len(notes)} shards were finished before.")
+        say(f"Continuing: {len(finished)} of {len(notes)} shards were finished before.")
     total = plan.clips - sum(note.clips for note in finished)
-    with video_progress("prepare", total, console) as advance:
+    with video_progress("prepare", total) as advance:
         for name in notes:
             if notes[name] is None:
                 notes[name] = _make_shard(output, name, partial(plan.make[name], check == "full"), advance)
-    return _finish(plan, found, output, notes, check, console)
+    return _finish(plan, found, output, notes, check)
 
 
 def _make_shard(output: Path, name: str, make: Callable, advance: Callable[[str | None], None]) -> Note:
@@ -166,9 +164,7 @@ def _make_shard(output: Path, name: str, make: Callable, advance: Callable[[str 
     return note
 
 
-def _finish(
-    plan: Plan, found: Source, output: Path, notes: dict[str, Note], check: Check, console: Terminal
-) -> Dataset:
+def _finish(plan: Plan, found: Source, output: Path, notes: dict[str, Note], check: Check) -> Dataset:
     """Write quarantine.jsonl, report.jsonl and last index.json. Raises ReskdError if no clip is readable."""
     excluded = found.clip_list.quarantine + [line for note in notes.values() for line in note.quarantine]
     write_lines(output / QUARANTINE, sorted(excluded, key=lambda line: line["path"]))
@@ -195,53 +191,52 @@ def _finish(
     odd = found.clip_list.report + [line for note in notes.values() for line in note.report]
     write_lines(output / REPORT, odd + duplicates(Dataset(output, index)))
     write_index(output, index)
-    _summarise(plan, output, list(notes.values()), console)
+    _summarise(plan, output, list(notes.values()))
     if excluded:
-        say(console, f"{output / QUARANTINE} says why these are not in the data set: {count_kinds(excluded)}.")
+        say(f"{output / QUARANTINE} says why these are not in the data set: {count_kinds(excluded)}.")
     return open_dataset(output)
 
 
-def _summarise(plan: Plan, output: Path, notes: Sequence[Note], console: Terminal) -> None:
+def _summarise(plan: Plan, output: Path, notes: Sequence[Note]) -> None:
     clips, shards = (
         sum(note.clips - len(note.quarantine) for note in notes),
         sum(note.entry is not None for note in notes),
     )
-    say(console, f"{output}: {clips} clips in {shards} shards, {len(plan.classes)} classes.")
-    _say_forms(plan, console)
+    say(f"{output}: {clips} clips in {shards} shards, {len(plan.classes)} classes.")
+    _say_forms(plan)
     if several := sum(note.several for note in notes):
-        say(console, f"{several} clips have several labels.")
+        say(f"{several} clips have several labels.")
     if unlabelled := sum(note.unlabelled for note in notes):
-        say(console, f"{unlabelled} clips have no label: they can be cached and distilled from.")
+        say(f"{unlabelled} clips have no label: they can be cached and distilled from.")
     if fallbacks := sum(note.fallbacks for note in notes):
-        say(console, f"{fallbacks} clips are decoded by PyAV instead of decord.")
+        say(f"{fallbacks} clips are decoded by PyAV instead of decord.")
 
 
-def _say_forms(plan: Plan, console: Terminal) -> None:
+def _say_forms(plan: Plan) -> None:
     if plan.forms:
         names = ", ".join(plan.forms)
         say(
-            console,
             f"Class names in two Unicode forms (NFC and NFD), which look the same, count as one class: {names}.",
         )
 
 
-def _describe(plan: Plan, found: Source, output: Path, console: Terminal) -> None:
+def _describe(plan: Plan, found: Source, output: Path) -> None:
     """Say what a run would do."""
     several = f", {plan.several} with several labels" if plan.several else ""
     labelled = "" if plan.labelled is None else f" ({plan.labelled} labelled{several})"
     clips = plan.clips - plan.without_video
-    say(console, f"Dry run: {output} would have {clips} clips{labelled} of {len(plan.classes)} classes, "
+    say(f"Dry run: {output} would have {clips} clips{labelled} of {len(plan.classes)} classes, "
                   f"{sum(plan.sizes.values()) / 1e9:.3f} GB more, in {len(plan.make)} shards.")  # fmt: skip
-    _say_forms(plan, console)
+    _say_forms(plan)
     if plan.without_video:
-        say(console, f"{plan.without_video} keys in the tars have no video. They will be quarantined.")
+        say(f"{plan.without_video} keys in the tars have no video. They will be quarantined.")
     if finished := sum(read_note(output, name, output / found.base) is not None for name in plan.make):
-        say(console, f"{finished} of the shards are finished already.")
+        say(f"{finished} of the shards are finished already.")
     if found.clip_list.quarantine:
-        say(console, f"Not in the data set: {count_kinds(found.clip_list.quarantine)}. For example:")
+        say(f"Not in the data set: {count_kinds(found.clip_list.quarantine)}. For example:")
         examples = {line["kind"]: line for line in reversed(found.clip_list.quarantine)}
         for kind in sorted(examples):
-            say(console, f"  {kind}: {examples[kind]['path']}: {examples[kind]['reason']}")
+            say(f"  {kind}: {examples[kind]['path']}: {examples[kind]['reason']}")
 
 
 def _path(value: Path | str | None) -> Path | None:

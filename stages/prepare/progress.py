@@ -3,30 +3,24 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
-from stages.runtime.terminal import Terminal
+from stages.runtime.progress import progress_bar
+from stages.runtime.terminal import console
 
 
-def say(console: Terminal, text: str) -> None:
+def say(text: str) -> None:
     console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 @contextmanager
-def video_progress(title: str, total: int, console: Terminal) -> Iterator[Callable[[str | None], None]]:
+def video_progress(title: str, total: int) -> Iterator[Callable[[str | None], None]]:
     """A bar with the rate and the time that remains. Yields what is called after each video, with its error or None."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
-               TextColumn("{task.fields[bad]} unreadable"))  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=total, bad=0)
+    bad = 0
+    with progress_bar("clips") as bar:
+        task = bar.add_task(title, total=total, rate=0.0, note="")
 
         def advance(error: str | None) -> None:
-            progress.update(bar, advance=1, bad=progress.tasks[bar].fields["bad"] + (error is not None))
+            nonlocal bad
+            bad += error is not None
+            bar.update(task, advance=1, rate=bar.tasks[0].speed or 0.0, note=f"{bad} unreadable" if bad else "")
 
         yield advance
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.0f} clips/s")

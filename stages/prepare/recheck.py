@@ -21,7 +21,6 @@ from stages.prepare.probe_videos import Part, crashed_probe, probe_task
 from stages.prepare.progress import say, video_progress
 from stages.prepare.workers import Workers
 from stages.runtime.lock import locked
-from stages.runtime.terminal import Terminal
 from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import COLUMNS, INDEX, dump, make_index, rows_path, write_index, write_lines
 from stages.video.decode import RULES
@@ -38,7 +37,7 @@ def recheck(path: Path, *, check: Check | None = None, workers: int | None = Non
     `check`: as for `prepare`; None: as the data set was checked before. Shards that a killed run has finished are not
     probed again. The index is written last. Raises ReskdError for tars that aren't those of the index.
     """
-    path, console = Path(path), Terminal(stderr=True)
+    path = Path(path)
     open_dataset(path).check_files()  # before a lock is written into any other folder
     work = path / WORK / "recheck"
     count = (os.cpu_count() or 1) if workers is None else workers
@@ -47,15 +46,15 @@ def recheck(path: Path, *, check: Check | None = None, workers: int | None = Non
         data = open_dataset(path)
         if not lines or data.rules != RULES or check not in (None, data.check):
             check = check or data.check
-            _probe_shards(data, check, pool, work, console)
+            _probe_shards(data, check, pool, work)
             lines = _put_in_place(path, work)
-    _tell(path, lines, console)
+    _tell(path, lines)
     return lines
 
 
-def _probe_shards(data: Dataset, check: Check, pool: Workers, work: Path, console: Terminal) -> None:
+def _probe_shards(data: Dataset, check: Check, pool: Workers, work: Path) -> None:
     """Write a note of every shard, and then the new index, into the folder `work`."""
-    with video_progress("recheck", sum(entry.clips for entry in data.shards), console) as advance:
+    with video_progress("recheck", sum(entry.clips for entry in data.shards)) as advance:
         for entry in data.shards:
             if not _note(work, entry.name, check).exists():
                 _probe_shard(data, entry, check, pool, work, advance)
@@ -176,11 +175,11 @@ def _digest(columns: dict[str, list]) -> str:
     return hashlib.sha256(dump(columns)).hexdigest()
 
 
-def _tell(path: Path, lines: Sequence[dict[str, Any]], console: Terminal) -> None:
+def _tell(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     if not lines:
-        say(console, f"{path}: every video is as it was.")
+        say(f"{path}: every video is as it was.")
         return
-    say(console, f"{path}: {len(lines)} videos changed; {path / CHANGES} lists them:")
+    say(f"{path}: {len(lines)} videos changed; {path / CHANGES} lists them:")
     for line in lines[:_SHOWN]:
         values = ", ".join(f"{name} {line[name][0]!r} → {line[name][1]!r}" for name in _COMPARED if name in line)
-        say(console, f"  {line['path']}: {values or 'mirrored now'}")
+        say(f"  {line['path']}: {values or 'mirrored now'}")

@@ -1,4 +1,4 @@
-"""The logs of a run: metrics.jsonl, TensorBoard, and a progress bar."""
+"""The logs of a run: metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,48 +7,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from cache.store import naming, write_atomically
 from stages.config.file import flat
-from stages.runtime.terminal import Terminal, printable
+from stages.runtime.terminal import console
 from stages.runtime.utf8_path import utf8_path
-
-console = Terminal(stderr=True)
-
-
-def progress_bar(unit: str, *, disable: bool = False) -> Progress:
-    """A bar with the count, the rate in `unit` per second, the elapsed and remaining time, and a `note`."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} " + unit + "/s"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        _Note(),
-        console=console,
-        disable=disable,
-    )
-
-
-class _Note(ProgressColumn):
-    """The task's `note`, such as a shard's name, as it is: a TextColumn would read markup in it."""
-
-    def render(self, task: Task) -> Text:
-        return Text(printable(task.fields["note"]))
 
 
 class RunLog:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from stages.runtime.log import console
-from stages.runtime.terminal import printable
+from stages.runtime.terminal import console, printable
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.store import write_atomically
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 
 
 def stage_timer(path: Path) -> tuple[Callable[[str, Callable[[], Any]], Any], dict[str, float]]:

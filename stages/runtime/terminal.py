@@ -38,3 +38,6 @@ class Terminal(Console):
         if label is None:
             return super().render_str(printable(text), **options)
         return Text.assemble((label[2], label[1]), super().render_str(printable(text[label.end() :]), **options))
+
+
+console = Terminal(stderr=True)  # messages and progress; results that are tables go to standard output

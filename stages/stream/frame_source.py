@@ -9,7 +9,7 @@ from typing import Any
 from cache.differences import differing_shards
 from cache.errors import ReskdError
 from cache.view import ViewPolicy
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.stream.clips import decode_row_in_memory
 from stages.stream.config import LoaderConfig

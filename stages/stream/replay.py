@@ -13,7 +13,7 @@ from cache.group import load_group, load_manifest
 from cache.manifest import Manifest
 from cache.reader import CacheReader, check_join
 from cache.store import METADATA
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.stream.rules import rows_of_older_rules
 from stages.video.decode import decoder_identity

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cache.errors import ReskdError
 from cache.identity import ShardEntry
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.video.decode import RULES
 

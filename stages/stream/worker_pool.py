@@ -19,8 +19,8 @@ from weakref import WeakKeyDictionary
 
 from cache.errors import ReskdError
 from stages.runtime.limits import RETRY_FACTOR, why_ended
-from stages.runtime.log import console
 from stages.runtime.memory import available_memory
+from stages.runtime.terminal import console
 from stages.stream.config import LoaderConfig
 from stages.stream.worker_process import ENDED, Begin, Bug, Worker, pinned, start_worker
 

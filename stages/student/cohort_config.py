@@ -32,6 +32,12 @@ def load_cohort(file: Path | None = None, overrides: Sequence[str] = ()) -> dict
     }
 
 
+def common_folder(students: Mapping[str, TrainConfig]) -> Path:
+    """The folder of a run, or the one that holds the runs of a cohort: that of the first student, if there are several."""
+    first = next(iter(students.values())).output
+    return first.parent if len(students) > 1 else first
+
+
 def named_students(students: Any, where: str) -> dict[str, dict]:
     """The mapping `students`, checked, with names as text. `where`: the config file, for messages."""
     if not isinstance(students, dict) or not all(isinstance(c, dict) for c in students.values()) or not students:

@@ -14,7 +14,7 @@ from cache.view import BLOCK
 from stages.distill.targets import TargetDecoder, target_decoder
 from stages.metrics.scoring import ScoredModel, score_models
 from stages.runtime.distributed import Ranks
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.stream.batch import Batch
 from stages.stream.clips import ClipDataset

@@ -2,7 +2,7 @@
 
 import click
 
-from stages.config.options import CONFIG, DRY_RUN, SET
+from stages.config.options import CONFIG, DRY_RUN, SET, json_option
 
 
 @click.command("train-student", short_help="Stage two: train students from the cache.")
@@ -12,6 +12,7 @@ from stages.config.options import CONFIG, DRY_RUN, SET
 @click.option("--overwrite", is_flag=True, help="Replace the run in OUTPUT.")
 @click.option("--allow-partial", is_flag=True, help="Train on the finished shards of an unfinished cache.")
 @DRY_RUN
+@json_option
 def train_student(config_file, overrides, resume, overwrite, allow_partial, dry_run):
     """Stage two: train a student from the cache; without data.cache, a teacher or a baseline.
 
@@ -25,8 +26,12 @@ def train_student(config_file, overrides, resume, overwrite, allow_partial, dry_
 
     Several processes: torchrun --nproc-per-node N pipeline.py train-student ...
     """
-    from stages.student.cohort_config import load_cohort
+    from stages.runtime.next_command import say_report_command
+    from stages.student.cohort_config import common_folder, load_cohort
     from stages.student.train_student import train_cohort
 
     students = load_cohort(config_file, overrides)
-    train_cohort(students, resume=resume, overwrite=overwrite, allow_partial=allow_partial, dry_run=dry_run)
+    results = train_cohort(students, resume=resume, overwrite=overwrite, allow_partial=allow_partial, dry_run=dry_run)
+    if not dry_run:
+        say_report_command(common_folder(students))
+    return results.get("", results)  # a config without `students` is one student, without a name

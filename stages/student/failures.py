@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cache.errors import ReskdError
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.student.training_run import TrainingRun, own_random_generators
 
 

@@ -13,7 +13,9 @@ from stages.distill.targets import loss_terms
 from stages.metrics.accuracy import headline
 from stages.metrics.scoring import ScoredModel
 from stages.runtime.interrupt import Interrupted, stop_requested
-from stages.runtime.log import RunLog, console, progress_bar
+from stages.runtime.log import RunLog
+from stages.runtime.progress import progress_bar
+from stages.runtime.terminal import console
 from stages.stream.batch import Batch
 from stages.stream.random_label import with_one_label
 from stages.student.failures import failure_lines, for_each_run, raise_failures, unfinished_runs

@@ -16,7 +16,7 @@ from stages.models.grad_checkpointing import enable_grad_checkpointing
 from stages.models.init_weights import initialise
 from stages.models.video_model import ModelOutput, VideoModel, model_stats
 from stages.runtime.distributed import Ranks
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.stream.replay import Replay
 from stages.student.config import TrainConfig

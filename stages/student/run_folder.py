@@ -9,7 +9,7 @@ from cache.differences import differences
 from cache.errors import ReskdError
 from cache.store import partial_file
 from stages.config.file import flat, load_config, save_config
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
 
 # Keys that may change between a run and its resume: where and how often it is written, and how batches are fetched.

@@ -16,7 +16,7 @@ from stages.models.checkpoints import ModelCard, save_model
 from stages.models.video_model import model_stats
 from stages.runtime.distributed import join_ranks
 from stages.runtime.lock import locked
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.stream.loading import decoding_workers
 from stages.student.cohort import check_shared, with_stored_views
 from stages.student.cohort_stream import (

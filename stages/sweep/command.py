@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages.config.options import CONFIG, DRY_RUN, SET
+from stages.config.options import CONFIG, DRY_RUN, SET, json_option
 
 
 @click.command()
@@ -29,6 +29,7 @@ from stages.config.options import CONFIG, DRY_RUN, SET
     help="A labelled data set: score the last weights on it. Without it, the best validation is the score.",
 )
 @DRY_RUN
+@json_option
 def sweep(config_file, overrides, grid, at_once, test, dry_run):
     """Train a grid of students on one cache.
 
@@ -46,7 +47,13 @@ def sweep(config_file, overrides, grid, at_once, test, dry_run):
 
     Several processes train each cohort together: torchrun --nproc-per-node N pipeline.py sweep ...
     """
+    from stages.runtime.next_command import say_report_command
     from stages.sweep.config import load_sweep
+    from stages.sweep.plan import sweep_folder
     from stages.sweep.sweep import run_sweep
 
-    run_sweep(load_sweep(config_file, overrides, grid), at_once=at_once, test=test, dry_run=dry_run)
+    students = load_sweep(config_file, overrides, grid)
+    result = run_sweep(students, at_once=at_once, test=test, dry_run=dry_run)
+    if not dry_run:
+        say_report_command(sweep_folder(students))
+    return result

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from stages.config.file import flat
 from stages.metrics.spread import SeedScores
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from cache.errors import ReskdError
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.shards.dataset import open_dataset
 from stages.shards.labels import check_labels
 from stages.student.cohort import shared_keys

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.table import Table
 
 from cache.store import write_atomically
-from stages.runtime.log import console
 from stages.runtime.plots import warn_if_it_fails
+from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
 from stages.sweep.cost import teacher_cost
 from stages.sweep.pareto_front import over_seeds, pareto_front, print_front

@@ -16,8 +16,8 @@ from stages.evaluate.evaluate import evaluate
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.interrupt import RUN_AGAIN, Interrupted
 from stages.runtime.lock import locked
-from stages.runtime.log import console
 from stages.runtime.stage_timer import stage_timer
+from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
 from stages.student.failures import StudentsFailed
 from stages.student.train_student import train_cohort

@@ -14,7 +14,7 @@ from cache.reader import CacheReader
 from cache.reduction import Constants
 from cache.view import BLOCK, View
 from stages.metrics.accuracy import chance
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset, Row
 from stages.teacher.teacher import Teacher
 from stages.video.decode import decode_frames

@@ -11,7 +11,7 @@ import torch
 from cache.store import make_folders
 from stages.models.checkpoints import save_model
 from stages.runtime.distributed import Ranks
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.stream.all_views import ShardWork, ViewBatch
 from stages.teacher.config import CacheConfig

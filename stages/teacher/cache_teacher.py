@@ -20,7 +20,7 @@ from cache.reader import CacheReader
 from cache.teacher_time import NOTE, open_time_log, teacher_time_of
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.lock import locked
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset, open_dataset
 from stages.stream.all_views import ShardWork, ViewBatch
 from stages.stream.rules import check_rules

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages.config.options import CONFIG, DRY_RUN, SET, with_options
+from stages.config.options import CONFIG, DRY_RUN, JSON, SET, json_option, with_options
 
 
 @click.command("cache-teacher", short_help="Stage one: run the teacher once, store its targets.")
@@ -19,6 +19,7 @@ from stages.config.options import CONFIG, DRY_RUN, SET, with_options
 @click.option("--student-grid", "grid", metavar="HxW", help="With --dry-run: also price this grid of a student's map.")
 @click.option("--probe", type=click.IntRange(0), help="With --dry-run: clip·views to measure; 0: none.  [default: 32]")
 @DRY_RUN
+@json_option
 def cache_teacher(config_file, overrides, views, verify, strict, dry_run, **plan_options):
     """Stage one: run the teacher once over V views of every clip.
 
@@ -35,7 +36,7 @@ def cache_teacher(config_file, overrides, views, verify, strict, dry_run, **plan
     from stages.teacher.config import CacheConfig
 
     config = load_config(CacheConfig, config_file, with_options({"views": views}, overrides))
-    cache_teacher(config, strict=strict, dry_run=dry_run, verify=verify or 0, **plan_options)
+    return cache_teacher(config, strict=strict, dry_run=dry_run, verify=verify or 0, **plan_options)
 
 
 @click.command("inspect-cache", short_help="Show the contents and the size of a cache.")
@@ -47,7 +48,7 @@ def cache_teacher(config_file, overrides, views, verify, strict, dry_run, **plan
     "--clip", metavar="KEY", help="Show views and top-5 of this clip; SHARD/KEY where two shards have the key."
 )
 @click.option("--png", type=click.Path(path_type=Path), help="With --clip and --data: draw the clip's views here.")
-@click.option("--json", "output", type=click.Path(path_type=Path), help="Also write all figures to this file.")
+@json_option
 def inspect_cache(path, **options):
     """Show the contents and the size of the cache in PATH.
 
@@ -61,7 +62,7 @@ def inspect_cache(path, **options):
     """
     from stages.teacher.inspect_cache import inspect_cache
 
-    inspect_cache(path, **options)
+    return inspect_cache(path, **options)
 
 
 @click.command("verify-cache", short_help="Check every byte of a cache.")
@@ -77,7 +78,8 @@ def inspect_cache(path, **options):
     help="cache-teacher's config, which names data and teacher.",
 )
 @SET
-def verify_cache(path, recompute, config_file, overrides, **options):
+@JSON
+def verify_cache(path, recompute, config_file, overrides, json_file, **options):
     """Check every byte of the cache in PATH; exit status 0: no problem, 1: problems.
 
     Compares each shard's group with the manifest and with the group's list of files (size, sha256). Checks the arrays'
@@ -89,9 +91,13 @@ def verify_cache(path, recompute, config_file, overrides, **options):
     case, too. A manifest or data set that doesn't fit is reported, never repaired.
     """
     from stages.config.file import load_config
+    from stages.runtime.json_result import json_result
     from stages.teacher.config import CacheConfig
     from stages.teacher.verify_cache import verify_cache
 
     config = load_config(CacheConfig, config_file, overrides) if config_file or overrides else None
-    if verify_cache(path, recompute=recompute or 0, config=config, **options)["problems"]:
+    with json_result(json_file) as write:
+        result = verify_cache(path, recompute=recompute or 0, config=config, **options)
+        write(result)
+    if result["problems"]:
         raise SystemExit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from cache.errors import ReskdError
 from cache.group import load_group, load_manifest
 from cache.manifest import Manifest
 from cache.reader import CacheReader, check_join
-from cache.store import write_atomically
 from cache.teacher_time import teacher_time_of
 from cache.view import BLOCK, View
 from stages.runtime.terminal import Terminal
@@ -33,9 +31,8 @@ def inspect_cache(
     data: Path | None = None,
     clip: str | None = None,
     png: Path | None = None,
-    output: Path | None = None,
 ) -> dict:
-    """Print the contents and the size of a cache; returns them (and writes them to `output`, JSON).
+    """Print the contents and the size of a cache; returns them.
 
     {"identity", "views", "finished_views", "shards", "finished_shards", "clips", "clip_views": committed, "bytes": {"total",
     "by_array", "of_clip_view": by array, "constants", "metadata", "other"}, "notes", "quarantine": {"clips", "first"},
@@ -53,8 +50,6 @@ def inspect_cache(
     result = summary(path, manifest)
     result["top1"] = _accuracy(path, manifest, dataset) if dataset is not None else None
     result["clip"] = clip_views(path, manifest, *place) if place is not None else None
-    if output is not None:
-        write_atomically(output, (json.dumps(result, indent=2) + "\n").encode())
     if png is not None:
         _draw(png, path, dataset, result["clip"], manifest.identity.teacher["size"])
     _show(path, result)

@@ -18,7 +18,7 @@ from cache.growth import missing_work
 from cache.identity import ShardEntry
 from cache.manifest import Manifest, bytes_of_clip_view
 from cache.store import METADATA
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.stream.all_views import ShardWork
 from stages.teacher.config import CacheConfig

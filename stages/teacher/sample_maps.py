@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from stages.runtime.distributed import Ranks
-from stages.runtime.log import progress_bar
+from stages.runtime.progress import progress_bar
 from stages.shards.dataset import Dataset
 from stages.stream.clips import ClipDataset
 from stages.stream.epoch_plan import hash_parts, splitmix64

@@ -9,7 +9,7 @@ from rich.table import Table
 from cache.errors import ReskdError
 from cache.manifest import Manifest
 from stages.models.video_model import model_stats
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.teacher.config import CacheConfig, FeaturesConfig
 from stages.teacher.encodings import Price, bound_prices, candidates, encoding_settings, measure_prices

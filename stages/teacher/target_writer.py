@@ -13,7 +13,7 @@ from cache.errors import ReskdError
 from cache.manifest import Manifest
 from cache.writer import ShardWriter
 from stages.runtime.background_writer import background_writer
-from stages.runtime.log import console
+from stages.runtime.terminal import console
 from stages.stream.all_views import ShardWork
 from stages.teacher.forward import TeacherOutput
 from stages.teacher.sample_maps import FLOAT16_MAX

@@ -22,7 +22,7 @@ from stages.models.checkpoints import load_model, weights_sha256
 from stages.models.video_model import VideoModel, to_device
 from stages.runtime.distributed import join_ranks
 from stages.runtime.lock import locked
-from stages.runtime.log import progress_bar
+from stages.runtime.progress import progress_bar
 from stages.runtime.terminal import Terminal
 from stages.shards.dataset import Dataset, open_dataset
 from stages.teacher.audit import verify_targets

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from cache.errors import ReskdError
 from stages.runtime.distributed import Ranks
-from stages.runtime.log import progress_bar
 from stages.runtime.memory import available_memory
+from stages.runtime.progress import progress_bar
 from stages.shards.dataset import Dataset
 from stages.stream.all_views import AllViews, ShardWork, ViewBatch
 from stages.stream.loading import decoding_workers, raise_errors

@@ -1,0 +1,75 @@
+"""A command's result as JSON, for `--json FILE`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.errors import ReskdError
+from cache.store import write_atomically
+
+STDOUT = Path("-")
+
+
+@contextmanager
+def json_result(json_file: Path | None) -> Iterator[Callable[[Any], None]]:
+    """Yields a function that writes a result into `json_file`; it does nothing without a file, or in ranks behind the first.
+
+    With `-` the result goes to standard output, and what the command prints there meanwhile goes to standard error.
+    Raises ReskdError at once if the file can't be written.
+    """
+    if json_file is None or os.environ.get("RANK", "0") != "0":
+        yield lambda result: None
+        return
+    if json_file != STDOUT:
+        check_writable(json_file)
+        yield lambda result: write_json(json_file, result)
+        return
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield lambda result: print(json_text(result), end="", file=stdout, flush=True)
+
+
+def write_json(json_file: Path, result: Any) -> None:
+    """Write a result into a file, or to standard output (`-`)."""
+    if json_file == STDOUT:
+        print(json_text(result), end="", flush=True)
+    else:
+        write_atomically(json_file, json_text(result).encode())
+
+
+def json_text(result: Any) -> str:
+    """A result as JSON. Dataclasses become objects, paths become strings, numbers that are not finite become null."""
+    return json.dumps(_plain(result), indent=2) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return _plain(asdict(value))
+    if hasattr(value, "model_dump"):  # a config
+        return _plain(value.model_dump(mode="json"))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def check_writable(output: Path) -> None:
+    """Raises ReskdError, before the work, if a file can't be written. Makes its folder."""
+    if output.is_dir():
+        raise ReskdError(f"{output} is a folder: give the name of a file")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReskdError(f"{output} can't be written ({error.strerror}): give another output") from error

@@ -457,7 +457,7 @@ else:
     began = time.monotonic()
     finish("undisturbed")
     seconds, draw = time.monotonic() - began, random.Random(0)
-    for i in range(12):
+    for i in range(7):
         for _ in range(1 + i % 2):  # some runs are killed twice
             child = start()
             time.sleep(draw.uniform(0, seconds))
@@ -503,7 +503,7 @@ def test_killed_at_random_moments_a_rerun_gives_the_undisturbed_bytes(tmp_path):
     for i in range(36):
         write(source / f"{'xy'[i % 2]}/{i}.mp4", clip(i % 8, 40))
     found = finished_before(tmp_path, source, "random", {"clips_per_shard": 3})
-    assert len(found) == 13 and len(set(found)) >= 4  # the kills fell on different moments
+    assert len(found) == 8 and len(set(found)) >= 3  # the kills fell on different moments
 
 
 RUN = """
@@ -517,7 +517,7 @@ if __name__ == "__main__":
 
 def test_a_killed_run_leaves_no_worker_and_another_run_finishes_its_work(tmp_path):
     source, output = tmp_path / "videos", tmp_path / "out"
-    for i in range(80):
+    for i in range(40):
         write(source / f"{'xy'[i % 2]}/{i}.mp4", clip(i % 8, 40))
     command = [sys.executable, write(tmp_path / "run.py", RUN.encode()), source, output]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
@@ -531,7 +531,7 @@ def test_a_killed_run_leaves_no_worker_and_another_run_finishes_its_work(tmp_pat
     done = {path: path.stat().st_mtime_ns for path in output.glob("*.rows.json")}
     prepare(source, output, clips_per_shard=4, workers=2)
     make(source, tmp_path / "whole", clips_per_shard=4)
-    assert tree(output) == tree(tmp_path / "whole") and len(done) < 20
+    assert tree(output) == tree(tmp_path / "whole") and len(done) < 10
     assert sum(path.stat().st_mtime_ns != stamp for path, stamp in done.items()) <= 1  # the one not yet noted
 
 

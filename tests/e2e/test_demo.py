@@ -17,6 +17,9 @@ SMALL = {
 }
 
 
+BRIEF = {"schedule": {"epochs": 1, "val_every": 1, "warmup_epochs": 0.2}}
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     output = tmp_path_factory.mktemp("demo") / "out"
@@ -59,9 +62,8 @@ def test_a_rerun_resumes_and_more_seeds_are_added(demo):
 @pytest.mark.parametrize(("model", "classes"), [("tsn", 10), ("slowonly", 40), ("swin", 4)])
 def test_every_family_has_a_demo(model, classes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    brief = {"schedule": {"epochs": 1, "val_every": 1, "warmup_epochs": 0.2}}
     small = {"clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 1}}
-    small |= dict.fromkeys(("teacher", "baseline", "distilled"), brief)
+    small |= dict.fromkeys(("teacher", "baseline", "distilled"), BRIEF)
     command("demo", "--model", model, *sets(small))
     output = tmp_path / f"runs/demo-{model}"
     assert len(open_dataset(output / "data/train").classes) == classes
@@ -71,17 +73,18 @@ def test_every_family_has_a_demo(model, classes, tmp_path, monkeypatch):
 
 
 def test_clips_without_labels_are_distilled_from(tmp_path):
-    small = {**SMALL, "clips": {"train": 160, "val": 40, "test": 40}}
+    small = {"clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 2}}
+    small |= dict.fromkeys(("teacher", "baseline", "distilled"), BRIEF)
     command("demo", "--unlabelled", "--output", tmp_path / "out", *sets(small))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {"teacher", "baseline", "distilled", "unlabelled"} < set(summary)
     few, mixed = (open_dataset(tmp_path / "out/data" / name) for name in ("few", "mixed"))
     assert few.classes == mixed.classes == open_dataset(tmp_path / "out/data/train").classes
     rows = [row for entry in mixed.shards for row in mixed.rows(entry.name)]
-    assert len(rows) == 160 and sum(not row.labels for row in rows) == 120
-    assert sum(entry.clips for entry in few.shards) == 40
+    assert len(rows) == 80 and sum(not row.labels for row in rows) == 60
+    assert sum(entry.clips for entry in few.shards) == 20
     results = [
         json.loads((tmp_path / f"out/runs/{kind}-0/result.json").read_text()) for kind in ("distilled", "unlabelled")
     ]
     assert results[0]["steps"] == pytest.approx(results[1]["steps"], abs=8)  # as many, on a quarter of the clips
-    assert summary["cost"]["teacher_clip_views"] == 2 * (40 + 160)
+    assert summary["cost"]["teacher_clip_views"] == 2 * (20 + 80)

@@ -35,14 +35,19 @@ def secret(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def server():
-    """An address that would be asked, and the paths that were asked for."""
-    Counting.requests = []
+@pytest.fixture(scope="module")
+def address():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Counting) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", Counting.requests
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture
+def server(address):
+    """An address that would be asked, and the paths that were asked for."""
+    Counting.requests.clear()
+    return address, Counting.requests
 
 
 def playlists(secret: Path, address: str) -> dict[str, bytes]:

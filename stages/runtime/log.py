@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ class RunLog:
         self.file = self.path.open("a", buffering=1)
         self.board: SummaryWriter | None = None
         self.open_files = ExitStack()
+        threading.excepthook = _print_thread_error
         with self._board_may_fail():
             board_folder = folder / "tensorboard"
             board_folder.mkdir(exist_ok=True)
@@ -56,6 +58,12 @@ class RunLog:
             self.board = None
             console.print(f"[yellow]warning[/] {self.path.parent / 'tensorboard'}: no more TensorBoard logs "
                           f"({type(error).__name__}: {error}). metrics.jsonl has all numbers", soft_wrap=True)  # fmt: skip
+
+
+def _print_thread_error(error: threading.ExceptHookArgs) -> None:
+    """Print a thread's error as usual, but not that of TensorBoard's writer: its next row raises it once more."""
+    if not type(error.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(error)
 
 
 def read_metrics(folder: Path) -> list[dict]:

@@ -23,6 +23,7 @@ from stages.evaluate.evaluate import evaluate
 from stages.metrics.spread import SeedScores
 from stages.prepare.prepare import prepare
 from stages.runtime.interrupt import RUN_AGAIN
+from stages.runtime.json_result import read_result
 from stages.runtime.lock import locked
 from stages.runtime.log import read_metrics
 from stages.runtime.memory import peak_memory
@@ -169,7 +170,7 @@ def _stage_config(model: type[C], file: Path, changes: dict, paths: dict[str, An
 
 
 def _scores(runs: list[Path]) -> dict:
-    results = [json.loads((run / "test.json").read_text()) for run in runs]
+    results = [read_result(run / "test.json") for run in runs]
     top1 = SeedScores(tuple(result["top1"] for result in results))
     return {
         "top1": top1.mean,
@@ -203,7 +204,7 @@ def _print_summary(summary: dict, out: Path) -> None:
 @contextlib.contextmanager
 def _peak_memory(path: Path) -> Iterator[Callable[[], float]]:
     """Gives a function that returns the peak memory of the process tree in MB. The peak is kept in `path` over reruns."""
-    with peak_memory(so_far=json.loads(path.read_text()) if path.exists() else 0.0) as peak:
+    with peak_memory(so_far=read_result(path) if path.exists() else 0.0) as peak:
         try:
             yield peak
         finally:

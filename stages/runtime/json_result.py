@@ -1,4 +1,4 @@
-"""A command's result as JSON, for `--json FILE`."""
+"""Results as JSON: for `--json FILE`, and those that earlier runs wrote."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import ReskdError
+from cache.json_file import read_json
 from cache.store import write_atomically
 
 STDOUT = Path("-")
@@ -42,6 +43,14 @@ def write_json(json_file: Path, result: Any) -> None:
         print(json_text(result), end="", flush=True)
     else:
         write_atomically(json_file, json_text(result).encode())
+
+
+def read_result(file: Path) -> Any:
+    """A result that an earlier run wrote. Raises ReskdError if the file is damaged, or nested or large beyond measure."""
+    try:
+        return read_json(file, nan=True)
+    except ValueError as error:
+        raise ReskdError(f"{file} can't be read ({error}): delete it, and run the command again") from error
 
 
 def json_text(result: Any) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from cache.errors import ReskdError
+from cache.json_file import parse_json, read_limited
 from cache.store import naming, write_atomically
 from stages.config.file import flat
 from stages.runtime.terminal import console
@@ -67,7 +69,21 @@ def _print_thread_error(error: threading.ExceptHookArgs) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The rows of metrics.jsonl, [] without such a file. The last line is left out if a kill has cut it."""
+    """The rows of metrics.jsonl, [] without such a file. The last line is left out if a kill has cut it.
+
+    Raises ReskdError for a line that is no JSON object.
+    """
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    if not path.exists():
+        return []
+    try:
+        rows = [
+            parse_json(line, nan=True) for line in read_limited(path).splitlines(keepends=True) if line.endswith(b"\n")
+        ]
+        if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
+            raise ValueError("a line is no row of a training")
+    except ValueError as error:
+        raise ReskdError(
+            f"{path} can't be read ({error}): copy the run again, or begin it anew with --overwrite"
+        ) from error
+    return rows

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.store import write_atomically
+from stages.runtime.json_result import read_result
 from stages.runtime.terminal import console
 
 
@@ -17,7 +18,7 @@ def stage_timer(path: Path) -> tuple[Callable[[str, Callable[[], Any]], Any], di
 
     The seconds are stored in `path`. Calls that were interrupted count. Calls after the first complete one do not.
     """
-    stored = json.loads(path.read_text()) if path.exists() else {"seconds": {}, "done": []}
+    stored = read_result(path) if path.exists() else {"seconds": {}, "done": []}
     seconds, done = stored["seconds"], stored["done"]
 
     def timed(name: str, stage: Callable[[], Any]) -> Any:

@@ -63,6 +63,8 @@ def scan_tar(path: Path, extensions: frozenset[str] = VIDEO_EXTENSIONS) -> TarCo
     after its zero blocks has lost nothing and passes; the sizes in an index refuse it.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ReskdError(f"{path}: no regular file. Delete it, or put the tar there")
     try:
         with open(path, "rb") as file:
             content = _group(path, _members(path, file), extensions)

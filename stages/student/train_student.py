@@ -15,6 +15,7 @@ from cache.store import write_atomically
 from stages.models.checkpoints import ModelCard, save_model
 from stages.models.video_model import model_stats
 from stages.runtime.distributed import join_ranks
+from stages.runtime.json_result import read_result
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
 from stages.stream.loading import decoding_workers
@@ -145,7 +146,7 @@ def _train(students: Mapping[str, NewStudent], stream: CohortStream, started: fl
 def _stored_result(config: TrainConfig) -> dict | None:
     """The result of a finished run; None for a run that isn't finished."""
     last, result = config.output / "last.pt", config.output / "result.json"
-    return json.loads(result.read_text()) if last.exists() and result.exists() else None
+    return read_result(result) if last.exists() and result.exists() else None
 
 
 def _show_plan(student: NewStudent, stream: CohortStream) -> dict:

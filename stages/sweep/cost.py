@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cache.group import load_manifest
 from cache.teacher_time import teacher_time_of
+from stages.runtime.json_result import read_result
 
 
 def teacher_cost(runs_by_cache: Mapping[Path, Sequence[Path]]) -> dict[str, float | None]:
@@ -22,7 +22,7 @@ def teacher_cost(runs_by_cache: Mapping[Path, Sequence[Path]]) -> dict[str, floa
         manifest = load_manifest(cache)
         quarantined = sum(map(len, manifest.quarantine.values()))
         views += (sum(e.clips for e in manifest.identity.shards) - quarantined) * manifest.finalised
-        clips_of_cache = sum(json.loads((run / "result.json").read_text())["clips_seen"] for run in runs)
+        clips_of_cache = sum(read_result(run / "result.json")["clips_seen"] for run in runs)
         clips_seen += clips_of_cache
         time = teacher_time_of(cache, manifest.notes)
         if time is None or not time.clip_views:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from cache.store import write_atomically
+from stages.runtime.json_result import read_result
 from stages.runtime.plots import warn_if_it_fails
 from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
@@ -59,7 +60,7 @@ def note_decoded_epochs(out: Path, cohort: str, epochs: int) -> None:
 
 def _decoded_epochs(out: Path) -> dict[str, int]:
     file = out / "passes.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return read_result(file) if file.exists() else {}
 
 
 def _cost(done: Mapping[str, TrainConfig], out: Path, seconds: Mapping[str, float]) -> dict:

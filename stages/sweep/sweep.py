@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -15,6 +14,7 @@ from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.interrupt import RUN_AGAIN, Interrupted
+from stages.runtime.json_result import read_result
 from stages.runtime.lock import locked
 from stages.runtime.stage_timer import stage_timer
 from stages.runtime.terminal import console
@@ -105,13 +105,13 @@ def _score_all(
 
 def _score(config: TrainConfig, test: Path | None, ranks: Ranks) -> dict:
     """The row of a finished student. Its last weights are evaluated on `test`, unless its test.json is of these weights."""
-    result = json.loads((config.output / "result.json").read_text())
+    result = read_result(config.output / "result.json")
     metrics = result["best"] or {}
     if test is not None:
         stored, weights = config.output / "test.json", config.output / "last.safetensors"
         tables = stored.with_name("test.classes.csv")  # written last, unless it can't be
         current = stored.exists() and tables.exists() and stored.stat().st_mtime_ns >= weights.stat().st_mtime_ns
-        metrics = json.loads(stored.read_text()) if current else {}
+        metrics = read_result(stored) if current else {}
         if ranks.any(metrics.get("data") != str(test)):
             metrics = evaluate(EvaluateConfig(checkpoint=weights, data=test, output=stored,
                                               amp=config.amp, batch_size=64, loader=config.loader))  # fmt: skip

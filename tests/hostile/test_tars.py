@@ -169,3 +169,9 @@ def test_paths_in_a_csv_are_read_and_never_written(tmp_path):
     with tarfile.open(tmp_path / "out/000000.tar") as packed:
         assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
                    for name in packed.getnames())  # fmt: skip
+
+
+def test_a_pipe_in_place_of_a_tar_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "clips.tar")
+    said = refused("prepare", tmp_path, "--output", tmp_path / "out", "--set", "workers=0")
+    assert "no regular file" in said

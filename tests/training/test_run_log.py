@@ -1,8 +1,12 @@
-"""The logs of a run whose folder vanishes."""
+"""The logs of a run: a folder that vanishes, files that are damaged."""
 
 import threading
 
-from stages.runtime.log import RunLog
+import pytest
+
+from cache.errors import ReskdError
+from stages.runtime.json_result import read_result
+from stages.runtime.log import RunLog, read_metrics
 
 
 def test_a_vanished_folder_costs_tensorboards_logs_without_a_traceback(tmp_path, capfd, monkeypatch):
@@ -30,3 +34,22 @@ def test_errors_of_other_threads_are_still_printed(tmp_path, capfd, monkeypatch)
     thread.start()
     thread.join()
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", "{}", '{"step": "1"}', "[" * 100_000, "{"])
+def test_a_damaged_log_is_an_error_that_names_it(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"kind": "train", "step": 1}}\n{line}\n')
+    with pytest.raises(ReskdError, match=r"metrics.jsonl can't be read \(.*--overwrite"):
+        read_metrics(tmp_path)
+
+
+def test_a_last_line_that_a_kill_has_cut_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n{"kind": "tr')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
+def test_a_damaged_result_is_an_error_that_names_it(tmp_path, text):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(ReskdError, match=r"result.json can't be read .* delete it"):
+        read_result(tmp_path / "result.json")

@@ -1,0 +1,57 @@
+"""The confusion matrix as a chart. Its colours are transparent over the page's background, light or dark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from stages.report.parts import Chart
+from stages.report.svg import Names, draw
+from stages.runtime.plots import plot_text
+
+MAX_NAMED, MAX_WRITTEN = 60, 15  # classes whose names stand beside the matrix; whose shares stand in it
+MAX_HOVERED = 200  # cells whose names the pointer shows: the most confused ones
+COLOUR = np.array([0.16, 0.47, 0.84])
+
+
+def confusion_chart(caption: str, counts: np.ndarray, classes: Sequence[str]) -> Chart:
+    """A confusion matrix, `counts` [K,K] (rows: true classes, columns: answers), in percent of each class's clips."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    named = len(classes) <= MAX_NAMED
+
+    def paint(axes: Axes, names: Names) -> None:
+        pixels = np.concatenate([np.broadcast_to(COLOUR, (*counts.shape, 3)), np.sqrt(shares)[..., None]], axis=2)
+        axes.imshow(pixels, interpolation="nearest")  # the square root makes rare confusions visible
+        axes.grid(False)
+        axes.spines[["top", "right"]].set_visible(True)
+        unit = "" if named else ", class number"
+        axes.set(xlabel=f"taken for{unit}", ylabel=f"truth{unit}")
+        if named:
+            texts = [plot_text(name[:28]) for name in classes]
+            size = 9 if len(texts) <= 30 else 7.5
+            axes.set_xticks(range(len(texts)), texts, rotation=90, fontsize=size)
+            axes.set_yticks(range(len(texts)), texts, fontsize=size)
+        if len(classes) <= MAX_WRITTEN:
+            for truth, answer in zip(*np.nonzero(counts), strict=True):
+                axes.text(answer, truth, f"{100 * shares[truth, answer]:.0f}", ha="center", va="center", fontsize=9)
+        _name_cells(axes, names, counts, shares, classes)
+
+    side = min(9.0, 3.2 + 0.16 * len(classes)) if named else 6.5
+    return draw(caption, paint, size=(side + 0.4, side), note="Rows are true classes, columns are answers; a strong colour is a "
+                "large share of the class's clips. The pointer on a cell shows its names.")  # fmt: skip
+
+
+def _name_cells(axes: Axes, names: Names, counts: np.ndarray, shares: np.ndarray, classes: Sequence[str]) -> None:
+    """Invisible rectangles over the most confused cells, with their names."""
+    errors = counts * (1 - np.eye(len(counts), dtype=np.int64))
+    for i, place in enumerate(np.argsort(-errors, axis=None, kind="stable")[:MAX_HOVERED]):
+        truth, answer = divmod(int(place), len(counts))
+        if not errors[truth, answer]:
+            return
+        cell = Rectangle((answer - 0.5, truth - 0.5), 1, 1, facecolor="white", alpha=0, gid=f"cell-{i}")
+        axes.add_patch(cell)
+        names[f"cell-{i}"] = (f"{classes[truth]}, taken for {classes[answer]}: {counts[truth, answer]} clips, "
+                              f"{100 * shares[truth, answer]:.0f} %")  # fmt: skip

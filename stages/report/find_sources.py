@@ -1,0 +1,118 @@
+"""Finds what the report can read below the given paths: runs, sweeps, caches, evaluations, studies, data sets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cache.errors import ReskdError
+from cache.json_file import read_json
+from cache.store import METADATA
+from stages.shards.index import INDEX
+from stages.stream.pack_files import PACK
+
+MAX_DEPTH = 6  # folders below a given one: a study has its students' runs three folders down
+_OTHERS = {"result.json", "seconds.json", "passes.json", "memory.json", "summary.json", "outcome.json", "prepare.json"}
+
+
+@dataclass
+class Sources:
+    """The paths that were found, by kind, and the problems: a path and what is wrong with it."""
+
+    runs: list[Path] = field(default_factory=list)
+    caches: list[Path] = field(default_factory=list)
+    data_sets: list[Path] = field(default_factory=list)
+    evaluations: list[Path] = field(default_factory=list)
+    sweeps: list[Path] = field(default_factory=list)  # the files sweep.json
+    studies: list[Path] = field(default_factory=list)  # the files study.json
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+    def count(self) -> int:
+        return sum(len(found) for found in vars(self).values())
+
+
+def find_sources(paths: Sequence[Path]) -> Sources:
+    """Looks into folders and files; links to folders are followed where they are given, and not below.
+
+    Raises ReskdError if none of the paths exists. One that doesn't exist, or holds nothing of ours, is a problem.
+    """
+    if not any(path.exists() for path in paths):
+        raise ReskdError(f"{', '.join(map(str, paths))}: no such file or folder. Give folders of runs, sweeps or caches, or the "
+                         "JSON of an evaluation or a study")  # fmt: skip
+    sources = Sources()
+    for path in dict.fromkeys(paths):
+        before = sources.count()
+        if not path.exists():
+            sources.problems.append((str(path), "no such file or folder"))
+        elif path.is_dir():
+            _look_into(path, sources, 0)
+        else:
+            _sort_in(path, sources)
+        if sources.count() == before:
+            sources.problems.append((str(path), "holds no run, sweep, cache, evaluation or study"))
+    for kind, found in vars(sources).items():
+        setattr(sources, kind, list(dict.fromkeys(found)))
+    return sources
+
+
+def _look_into(folder: Path, sources: Sources, depth: int) -> None:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        sources.problems.append((str(folder), f"can't be read ({error.strerror})"))
+        return
+    names = {entry.name for entry in entries}
+    if METADATA in names:  # below it there are only its shards
+        sources.caches.append(folder)
+        return
+    if PACK in names:  # its pictures are in the data set, too
+        return
+    if INDEX in names:
+        sources.data_sets.append(folder)
+        return
+    if "config.yaml" in names:
+        sources.runs.append(folder)
+    for entry in entries:
+        path = folder / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if depth < MAX_DEPTH and not entry.name.startswith(".") and entry.name != "tensorboard":
+                _look_into(path, sources, depth + 1)
+        elif entry.name.endswith(".json") and not entry.name.startswith(".") and entry.name not in _OTHERS:
+            _sort_in(path, sources)
+
+
+def _sort_in(file: Path, sources: Sources) -> None:
+    """Put a JSON file where it belongs. A file of another kind is passed over."""
+    if file.suffix != ".json":
+        return
+    try:
+        content = read_json(file, nan=True)
+    except (OSError, ValueError) as error:
+        sources.problems.append((str(file), f"can't be read ({error})"))
+        return
+    if (kind := _kind(content)) is not None:
+        getattr(sources, kind).append(file)
+
+
+def _kind(content: Any) -> str | None:
+    if not isinstance(content, dict):
+        return None
+    if {"protocol", "checkpoint", "headline"} <= content.keys():
+        return "evaluations"
+    if {"students", "points", "front"} <= content.keys():
+        return "sweeps"
+    if {"arms", "best"} <= content.keys():
+        return "studies"
+    return None
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each path: what is left of them without the folder that holds all of them."""
+    if not paths:
+        return []
+    whole = [Path(os.path.abspath(path)) for path in paths]
+    common = Path(os.path.commonpath([path.parent for path in whole]))
+    return [path.relative_to(common).as_posix() for path in whole]

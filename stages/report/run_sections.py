@@ -1,0 +1,138 @@
+"""The sections about runs: what was run, in what the runs differ, how they learned, what their losses weigh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stages.report.curve_chart import Line, curve_chart
+from stages.report.evaluations import Evaluation
+from stages.report.parts import Cell, Details, Part, Section, Text, number, row, table
+from stages.report.runs import Curve, Run
+from stages.report.seed_groups import SeedGroup, differing_keys
+
+MAX_LOSS_CHARTS = 8
+MAX_LOSS_ROWS = 120
+MAX_COLUMNS = 24  # keys that differ; a table of more can't be read
+SHORT = 60  # characters of a config's value
+
+
+def runs_section(runs: Sequence[Run], scores: Mapping[Path, Evaluation], caches: Mapping[Path, str]) -> Section | None:
+    """`scores`: the evaluation of each run's folder. `caches`: the names of the caches that are in the report."""
+    if not runs:
+        return None
+    columns = ("run", "state", "net", "px", "GFLOPs a view", "learns from", "epochs", "seed", "best validation, %",
+               "evaluated, %", "clips not decoded", "hours")  # fmt: skip
+    rows = []
+    for run in runs:
+        score = scores[run.path].score if run.path in scores else None
+        hours = None if run.seconds is None else run.seconds / 3600
+        known = (run.name, run.state, _net(run), _figure(run, "size"), run.gflops, _learns_from(run, caches))
+        settings = (
+            _figure(run, "schedule.epochs"),
+            _figure(run, "seed"),
+            number(run.best, ".2f"),
+            number(score, ".2f"),
+        )
+        rows.append(row(*known, *settings, number(run.failed_clips, "d"), number(hours, ".3g")))
+    parts: list[Part] = [table("Every run in a line", columns, rows)]
+    if empty := [run.name for run in runs if not len(run.loss.x)]:
+        parts.append(Text(f"Nothing is logged yet of: {', '.join(empty[:20])}{' …' * (len(empty) > 20)}."))
+    parts += _differences(runs)
+    return Section("runs", "What was run", tuple(parts))
+
+
+def _net(run: Run) -> str:
+    return " ".join(str(run.config[key]) for key in ("model.arch", "model.backbone") if run.config.get(key))
+
+
+def _learns_from(run: Run, caches: Mapping[Path, str]) -> str:
+    if cache := run.config.get("data.cache"):
+        views = run.config.get("data.views")
+        return f"labels and cache {caches.get(Path(str(cache)).resolve(), cache)}" + (
+            f", {views} views" if views else ""
+        )
+    return "labels and a teacher in the loop" if run.config.get("teacher.checkpoint") else "labels alone"
+
+
+def _figure(run: Run, key: str) -> Cell:
+    value = run.config.get(key)
+    return number(float(value), "g") if isinstance(value, int | float) else Cell(_short(value))
+
+
+def _short(value: object) -> str:
+    text = "" if value is None else str(value)
+    return text if len(text) <= SHORT else text[: SHORT - 1] + "…"
+
+
+def _differences(runs: Sequence[Run]) -> list[Part]:
+    if len(runs) < 2:
+        return []
+    keys = differing_keys([run.config for run in runs])
+    if not keys:
+        return [Text("The configs of these runs are equal, but for their folders.")]
+    shown = keys[:MAX_COLUMNS]
+    rows = [row(run.name, *(_figure(run, key) for key in shown)) for run in runs]
+    note = "Keys that are equal in all runs are left out. An empty cell is a key without a value."
+    if len(keys) > len(shown):
+        note += f" {len(keys) - len(shown)} more keys differ: {', '.join(keys[len(shown) :])}."
+    return [table("In what their configs differ", ("run", *shown), rows, note)]
+
+
+def curves_section(groups: Sequence[SeedGroup]) -> Section | None:
+    """Validation accuracy over epochs, and training loss over steps."""
+    charts = []
+    for metric, name in (("top1", "top-1"), ("map", "mAP")):
+        lines = [
+            Line(group.label, tuple(run.validation for run in group.runs))
+            for group in groups
+            if group.runs[0].metric == metric
+        ]
+        charts.append(curve_chart(f"Validation {name} during training", lines, "epoch", f"{name}, %", percent=True))
+    lines = [Line(group.label, tuple(run.loss for run in group.runs)) for group in groups]
+    charts.append(curve_chart("Training loss", lines, "optimizer step", "loss"))
+    if not any(charts):
+        return None
+    text = Text(
+        "Losses of runs with other weights, or other terms, can't be compared with each other: see the next section."
+    )
+    return Section("curves", "How the runs learned", (*(chart for chart in charts if chart), text))
+
+
+def losses_section(groups: Sequence[SeedGroup]) -> Section | None:
+    """Each loss beside its weight: what it adds to the sum."""
+    rows, charts = [], []
+    for group in groups:
+        run = group.runs[0]
+        total = _last(run.loss)
+        for name, term in run.terms.items():
+            first, last = term.curve.y[0], _last(term.curve)
+            share = None if not total else 100 * term.weight * last / total
+            rows.append(row(group.label, name, number(term.weight, "g"), float(first), last, term.weight * last,
+                            number(share, ".1f")))  # fmt: skip
+        if len(run.terms) > 1 and len(charts) < MAX_LOSS_CHARTS:
+            lines = [
+                Line(f"{name} × {term.weight:g}", (_weighted(term.curve, term.weight),))
+                for name, term in run.terms.items()
+            ]
+            charts.append(
+                curve_chart(f"Losses times their weights: {run.name}", lines, "optimizer step", "share of the loss")
+            )
+    if not rows:
+        return None
+    columns = ("runs", "loss", "weight", "at the start", "at the end", "weight × end", "% of the sum at the end")
+    note = "Of several seeds, the first one is shown."
+    if len(rows) > MAX_LOSS_ROWS:
+        note += f" The first {MAX_LOSS_ROWS} of {len(rows)} losses are listed."
+    parts: list[Part] = [table("What each loss adds to the sum", columns, rows[:MAX_LOSS_ROWS], note)]
+    if drawn := tuple(chart for chart in charts if chart):
+        parts.append(Details(f"{len(drawn)} charts of losses times their weights", drawn, opened=len(drawn) <= 2))
+    return Section("losses", "What the losses weigh", tuple(parts))
+
+
+def _last(curve: Curve) -> float:
+    return float(curve.y[-1]) if len(curve.y) else 0.0
+
+
+def _weighted(curve: Curve, weight: float) -> Curve:
+    return Curve(curve.x, weight * curve.y)

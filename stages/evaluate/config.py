@@ -19,7 +19,7 @@ class EvaluateConfig(Config):
     data: Path
     pack: Path | None = Field(None, description="a pack of `data`, made with frames: all; read instead of the videos")
     output: Path | None = Field(
-        None, description="NAME.json; NAME.classes.csv and NAME.confusion.png are written beside it"
+        None, description="NAME.json; beside it NAME.answers.csv, NAME.classes.csv, NAME.confusion.png"
     )
     size: Size | None = Field(None, description="px; default: the size of its training")
     policy: ViewPolicy | None = Field(None, description="default: the validation views of its training")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import time
@@ -16,22 +15,25 @@ from rich.table import Table
 from cache.differences import first_difference
 from cache.errors import ReskdError
 from cache.store import write_atomically
-from cache.view import ViewPolicy
+from stages.evaluate.answers_file import write_answers
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.confusion_plot import plot_confusion
-from stages.metrics.accuracy import confusion, measure, per_class
+from stages.metrics.accuracy import ScoredVideos, confusion, measure, per_class
 from stages.metrics.scoring import score_videos
 from stages.models.checkpoints import load_model
 from stages.models.video_model import model_stats, to_device
 from stages.runtime.distributed import Ranks, join_ranks
-from stages.runtime.log import console, progress_bar
+from stages.runtime.json_result import check_writable
 from stages.runtime.plots import warn_if_it_fails
+from stages.runtime.progress import progress_bar
+from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.labels import check_labels
 from stages.stream.batch import Batch
 from stages.stream.clips import ClipDataset
 from stages.stream.frame_source import check_fresh_views, frame_options, open_frames
 from stages.stream.loading import batches_in_order, raise_errors
+from stages.stream.protocol import protocol_policy
 
 MAX_CONFUSED = 20  # pairs of classes in the JSON
 
@@ -41,11 +43,12 @@ def evaluate(config: EvaluateConfig) -> dict:
     "views", "average", "size", "gmacs" (of a view), "gflops" (of a video: gmacs × views), "confused" (the most confused
     pairs of classes; None if a clip has several labels), "checkpoint", "data".
 
-    NAME.classes.csv and, if every clip has one label, NAME.confusion.png are written beside NAME.json, after it: if they
-    fail, a warning says so. Raises ReskdError if the data set has other classes than the checkpoint, or no labelled clip.
+    NAME.answers.csv, NAME.classes.csv and, if every clip has one label, NAME.confusion.png are written beside NAME.json,
+    after it: if they fail, a warning says so.
+    Raises ReskdError if the data set has other classes than the checkpoint, or no labelled clip.
     """
     if config.output is not None:
-        _check_writable(config.output)
+        check_writable(config.output)
     model, card = load_model(config.checkpoint)
     data, pack = open_frames(open_dataset(config.data), config.pack)
     _check_data(data, card.classes, config.checkpoint)
@@ -77,7 +80,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         if ranks.first:
             table = per_class(scored)
             if config.output is not None:
-                _write_files(config.output, result, table, counts, data.classes)
+                _write_files(config.output, result, scored, table, counts, data)
             with warn_if_it_fails("the tables of the metrics"):
                 _print_result(result, table, data.classes)
     return result
@@ -90,21 +93,6 @@ def _check_data(data: Dataset, classes: tuple[str, ...], checkpoint: Path) -> No
                          f"the checkpoint's order (prepare --class-order {checkpoint})")  # fmt: skip
     if not check_labels(data, single=False)["labelled"]:
         raise ReskdError(f"no clip to evaluate on: all clips of {data.path} are unlabelled. Give a labelled data set")
-
-
-def protocol_policy(policy: ViewPolicy, protocol: str) -> ViewPolicy:
-    """The policy with the views of a protocol CxP: C clips in time, in three crops or, if P is 1, in the policy's own crop.
-
-    Raises ReskdError if P is 1 and the policy has three crops, and if C is 1 and the policy has more clips.
-    """
-    clips, crops = map(int, protocol.split("x"))
-    if clips == 1 < policy.clips:
-        raise ReskdError(f"protocol {protocol}: the policy has {policy.clips} clips in time: give --protocol "
-                         f"{policy.clips}x{policy.crops}, or policy.clips=1")  # fmt: skip
-    if crops == 1 and policy.crop == "three_crop":
-        raise ReskdError(f"protocol {protocol}: the policy's crop is three_crop, which has three crops: give --protocol "
-                         f"{clips}x3, or another policy.crop")  # fmt: skip
-    return dataclasses.replace(policy, clips=clips, crop="three_crop" if crops == 3 else policy.crop)
 
 
 def most_confused(counts: np.ndarray, classes: Sequence[str]) -> list[dict]:
@@ -133,18 +121,13 @@ def _with_progress(batches: Iterable[Batch], views: int, rows: Sequence[np.ndarr
             bar.update(task, completed=done, rate=done / (time.perf_counter() - started))
 
 
-def _check_writable(output: Path) -> None:
-    """Raises ReskdError before the work if the output can't be written."""
-    if output.is_dir():
-        raise ReskdError(f"{output} is a folder: give the name of a file")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReskdError(f"{output} can't be written ({error.strerror}): give another output") from error
-
-
 def _write_files(
-    output: Path, result: dict, table: dict[str, np.ndarray], counts: np.ndarray | None, classes: Sequence[str]
+    output: Path,
+    result: dict,
+    scored: ScoredVideos,
+    table: dict[str, np.ndarray],
+    counts: np.ndarray | None,
+    data: Dataset,
 ) -> None:
     """Write the JSON, and then the files beside it, which may fail with a warning.
 
@@ -152,19 +135,22 @@ def _write_files(
     """
     write_atomically(output, (json.dumps(result, indent=2) + "\n").encode())
     name = output.name.removesuffix(".json")
+    answers = output.with_name(f"{name}.answers.csv")
+    with warn_if_it_fails(f"{answers}"):
+        write_answers(answers, scored, data)
     beside = output.with_name(f"{name}.classes.csv")
     with warn_if_it_fails(f"{beside}"):
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(["class", *table])
-        for label, *values in zip(classes, *(column.tolist() for column in table.values()), strict=True):
+        for label, *values in zip(data.classes, *(column.tolist() for column in table.values()), strict=True):
             rows.writerow([label, *("" if value != value else value for value in values)])  # NaN: undefined
         write_atomically(beside, text.getvalue().encode(errors="backslashreplace"))  # names may not be UTF-8
     picture = output.with_name(f"{name}.confusion.png")
     with warn_if_it_fails(f"{picture}"):
         picture.unlink(missing_ok=True)
         if counts is not None:
-            plot_confusion(picture, counts, classes)
+            plot_confusion(picture, counts, data.classes)
 
 
 def _print_result(result: dict, table: dict[str, np.ndarray], classes: Sequence[str]) -> None:

@@ -43,8 +43,11 @@ FULL = Setup()
 QUICK = Setup(mutants=300, decodes=1000, each=4)
 
 
-def run_bad_videos(quick: bool, output: Path | None, videos: Path | None) -> list[Figure]:
-    """Check all made kinds, mutants of them or of the files in `videos`, and bombs; and that decoding loses no memory."""
+def run_bad_videos(quick: bool, output: Path | None, videos: Path | None, seed: int = 0) -> list[Figure]:
+    """Check all made kinds, mutants of them or of the files in `videos`, and bombs; and that decoding loses no memory.
+
+    `seed`: of the first mutant; the others follow.
+    """
     setup, figures = QUICK if quick else FULL, []
     limits = VideoLimits(seconds=30, seconds_per_mb=0, memory=setup.memory)
     with tempfile.TemporaryDirectory() as folder, Workers(setup.workers, limits) as workers:
@@ -57,8 +60,9 @@ def run_bad_videos(quick: bool, output: Path | None, videos: Path | None) -> lis
         sources = (
             made if videos is None else sorted(path for path in videos.rglob("*") if path.is_file() and opens(path))
         )
-        chosen = [sources[seed % len(sources)] for seed in range(setup.mutants)]
-        figures += _figures("mutants", _checked(workers, check_mutant, chosen, range(setup.mutants)))
+        seeds = range(seed, seed + setup.mutants)
+        chosen = [sources[s % len(sources)] for s in seeds]
+        figures += _figures("mutants", _checked(workers, check_mutant, chosen, seeds))
 
         small = _written(Path(folder) / "bombs", bombs())[:: setup.each]
         found = _checked(workers, check_bomb, small, [0] * len(small))

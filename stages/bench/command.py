@@ -226,9 +226,11 @@ def faults(quick, output):
 @bench.command("bad-videos")
 @click.option("--videos", type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="Make the mutants of all files in this folder.  [default: of the made kinds]")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Number of the first mutant. Other numbers make other mutants.")  # fmt: skip
 @QUICK
 @JSON
-def bad_videos(videos, quick, output):
+def bad_videos(videos, seed, quick, output):
     """Odd, damaged and hostile videos: served right, or refused.
 
     \b
@@ -240,4 +242,4 @@ def bad_videos(videos, quick, output):
     """
     from stages.bench.bad_videos import run_bad_videos
 
-    run_bad_videos(quick, output, videos)
+    run_bad_videos(quick, output, videos, seed)

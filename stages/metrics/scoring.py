@@ -6,7 +6,7 @@ So the metrics don't depend on the number of ranks. A row that two ranks scored 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +14,11 @@ from torch import Tensor
 
 from cache.errors import ReskdError
 from stages.metrics.accuracy import ScoredVideos, measure
+from stages.metrics.averaging import Average, averaged, view_scores
 from stages.runtime.distributed import Ranks
 from stages.stream.batch import Batch
 from stages.stream.loading import raise_errors
 from stages.video.device_render import Rendering
-
-Average = Literal["prob", "logit", "feature"]
 
 
 @torch.inference_mode()
@@ -90,19 +89,9 @@ def _gather_videos(batches: Sequence[BatchScores], classes: int, ranks: Ranks) -
 def _probabilities(
     model: torch.nn.Module, clips: Tensor, videos: int, amp: bool, average: Average, forward: int | None
 ) -> Tensor:
-    """float64 [videos,K], from clips [videos * views,T,3,S,S]. In float32, several sure answers would be equal to 1."""
-    outputs = []
-    for part in clips.split(forward or len(clips)):
-        with torch.autocast(clips.device.type, dtype=torch.bfloat16, enabled=amp):
-            output = model(part)
-        outputs.append(output.features.float().mean((1, 2, 3)) if average == "feature" else output.logits.float())
-    views = torch.cat(outputs).double().unflatten(0, (videos, -1))
-    if average == "prob":
-        return views.softmax(-1).mean(1)
-    mean = views.mean(1)
-    if average == "feature":
-        mean = model.head(mean.float()[:, None, None, None]).double()  # as a map of one time step and one position
-    return mean.softmax(-1)
+    """float64 [videos,K], from clips [videos * views,T,3,S,S]."""
+    views = view_scores(model, clips, amp=amp, average=average, forward=forward)
+    return averaged(model, views.unflatten(0, (videos, -1)).mean(1), average)
 
 
 class ScoredModel(NamedTuple):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cache.errors import ReskdError
 from stages.prepare.clips import Clip
-from stages.prepare.folders import extension, file_size
+from stages.prepare.folders import file_size
+from stages.shards.file_tree import extension
 from stages.shards.tar_scan import VIDEO_EXTENSIONS
 
 # Names of columns in lists of others, in lower case and with _ for blanks and dashes. A number may follow: label_2.

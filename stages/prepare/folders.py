@@ -1,30 +1,13 @@
-"""The files of a folder, and the videos of class folders."""
+"""The videos of class folders."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cache.errors import ReskdError
 from stages.prepare.clips import Clip
+from stages.shards.file_tree import extension
 from stages.shards.tar_scan import VIDEO_EXTENSIONS
-
-
-def walk(source: Path, skip: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder from `source` down, with its file names, sorted. Hidden files, hidden folders (such as `._clip.mp4`,
-    `.git`) and the folder `skip` are left out. Raises ReskdError for a folder that can't be read.
-    """
-    skip = skip.resolve()
-    for folder, folders, files in os.walk(source, followlinks=True, onerror=_refuse_unreadable):
-        parent = Path(folder).resolve()
-        targets = {name: (parent / name).resolve() for name in folders if not name.startswith(".")}
-        # A link to a folder above would be followed forever.
-        folders[:] = sorted(n for n, target in targets.items() if target != skip and not parent.is_relative_to(target))
-        yield Path(folder), sorted(name for name in files if not name.startswith("."))
-
-
-def list_files(source: Path, skip: Path) -> list[Path]:
-    """All files that `walk` gives, in its order, which is the same on every machine."""
-    return [folder / name for folder, names in walk(source, skip) for name in names]
 
 
 def list_videos(source: Path, files: Sequence[Path]) -> list[Clip]:
@@ -43,17 +26,6 @@ def list_videos(source: Path, files: Sequence[Path]) -> list[Clip]:
     return sorted(clips, key=lambda clip: clip.name)
 
 
-def extension(name: str) -> str:
-    """The extension in lower case, without the dot."""
-    return os.path.splitext(name)[1][1:].lower()
-
-
 def file_size(path: Path) -> int | None:
     """Bytes; None if there is no such file."""
     return os.path.getsize(path) if os.path.isfile(path) else None
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    raise ReskdError(
-        f"{error.filename}: folder can't be read ({error.strerror}). Correct its permissions, or move it away"
-    )

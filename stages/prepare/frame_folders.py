@@ -9,8 +9,8 @@ from cache.errors import ReskdError
 from stages.prepare.annotation_files import Annotation, rawframes_annotations
 from stages.prepare.clip_list import ClipList, all_labels, ambiguous_line, elsewhere_lines, twice_line, unlisted_lines
 from stages.prepare.clips import Clip, Frames
-from stages.prepare.folders import walk
 from stages.prepare.path_index import PathIndex, match_paths
+from stages.shards.file_tree import walk
 
 # The file names of mmaction2's and AR-Net's tools, the more likely first.
 TEMPLATES = tuple(f"{stem}_%05d.{ext}" for stem in ("img", "image") for ext in ("jpg", "png"))

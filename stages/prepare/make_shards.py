@@ -11,10 +11,10 @@ from cache.identity import ShardEntry, keys_digest
 from stages.prepare.clips import Clip, safe_keys
 from stages.prepare.encode_frames import encode_task
 from stages.prepare.existing_shards import shard_labels
-from stages.prepare.folders import extension
 from stages.prepare.probe_videos import Part, Probe, crashed_probe, hash_task, probe_task
 from stages.prepare.workers import Workers
 from stages.shards.dataset import write_shard
+from stages.shards.file_tree import extension
 from stages.shards.tar_scan import Sample
 from stages.video.decode import RULES
 

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from stages.prepare.folders import extension, walk
+from stages.shards.file_tree import extension, walk
 from stages.shards.tar_scan import VIDEO_EXTENSIONS
 
 

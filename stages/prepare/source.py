@@ -16,10 +16,11 @@ from stages.prepare.clip_list import ClipList, Line, all_labels, unlisted_lines
 from stages.prepare.clips import Clip
 from stages.prepare.csv_list import list_csv
 from stages.prepare.encode_frames import encoder_identity
-from stages.prepare.folders import extension, list_files, list_videos
+from stages.prepare.folders import list_videos
 from stages.prepare.frame_folders import FPS, list_frame_folders
 from stages.prepare.path_index import index_videos
 from stages.prepare.publishers import NAMES, list_published
+from stages.shards.file_tree import extension, list_files
 from stages.shards.index import dump
 from stages.shards.tar_scan import VIDEO_EXTENSIONS
 from stages.video.decode import decoder_identity

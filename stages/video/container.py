@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import av.stream
 
 from stages.video.claims import MAX_FRAMES, check_claims
 from stages.video.errors import DecodeError, short_reason
+from stages.video.mapped_file import BufferReader
 from stages.video.picture_types import SIZED, extradata_layout, frame_layout, is_start
 
 av.logging.set_level(None)
@@ -41,12 +43,18 @@ class Timeline:
 
 
 @contextmanager
-def open_video(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The container and its best video stream, as av_find_best_stream finds it. Raises DecodeError."""
+def open_video(
+    data: bytes | mmap.mmap, threads: int = 1
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its best video stream, as av_find_best_stream finds it. Raises DecodeError.
+
+    `threads`: of the decoder; several give the same frames. `data`: a file in memory, or one of `map_file`.
+    """
     check_claims(data)
     options = {"format_whitelist": CONTAINERS, "max_pixels": str(MAX_PIXELS)}
     try:
-        opened = av.open(io.BytesIO(data), metadata_errors="ignore", options=options)
+        file = io.BytesIO(data) if isinstance(data, bytes) else BufferReader(data)
+        opened = av.open(file, metadata_errors="ignore", options=options)
     except av.FFmpegError as error:
         raise DecodeError(
             f"{len(data)} bytes that do not open as one of {CONTAINERS} ({short_reason(error)})"
@@ -62,8 +70,10 @@ def open_video(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.Vi
         codec = stream.codec_context
         if codec.width * codec.height > MAX_PIXELS:
             raise DecodeError(f"frames of {codec.width}x{codec.height} px; at most {MAX_PIXELS} pixels are decoded")
-        _check_duration((container.duration or 0) / 1e6)
-        codec.thread_count = 1
+        check_duration((container.duration or 0) / 1e6)
+        codec.thread_count = threads
+        if threads > 1:
+            codec.thread_type = "AUTO"
         codec.flags |= av.codec.context.Flags.unaligned  # without it, a crop on the left is rounded
         codec.options = {"max_pixels": str(MAX_PIXELS)}
         if codec.codec.canonical_name != "h264":  # its frames say that they are damaged; those of other codecs do not
@@ -71,7 +81,8 @@ def open_video(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.Vi
         yield container, stream
 
 
-def _check_duration(seconds: float) -> None:
+def check_duration(seconds: float) -> None:
+    """Raises DecodeError if a video claims more than a week."""
     if seconds > MAX_SECONDS:
         raise DecodeError(f"it claims {seconds / 3600:.0f} hours; at most {MAX_SECONDS // 3600} are read")
 
@@ -100,7 +111,7 @@ def read_timeline(container: av.container.InputContainer, stream: av.VideoStream
     seconds = 0.0
     if shown:
         seconds = float((max(p.pts + (p.duration or 0) for p in shown) - min(p.pts for p in shown)) * unit)
-    _check_duration(seconds)
+    check_duration(seconds)
     fps = float(rate) if rate else len(times) / seconds if seconds > 0 else 0.0
     marked = _marked_in_index(container, stream, packets)
     keys = sorted({i for i, packet in enumerate(packets) if packet.is_keyframe} | marked - {-1})

@@ -14,7 +14,6 @@ BT.601 if it names none. Above 8 bits the decoders differ, so that PyAV alone se
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -25,6 +24,7 @@ import numpy as np
 from stages.video import decord_decode
 from stages.video.container import Timeline, is_uniform, open_video, read_packets, read_timeline
 from stages.video.errors import DecodeError, short_reason
+from stages.video.frame_times import nearest
 from stages.video.h264_frame_numbers import first_gap
 from stages.video.picture_types import SIZED, shows_one_picture
 from stages.video.pyav_decode import (
@@ -99,9 +99,9 @@ def probe_part(data: bytes, start: float, end: float, *, every_frame: bool = Fal
         raise PartError(
             f"the part from {start:g} to {end:g} s begins after the end of the video, at {info.duration:.2f} s"
         )
-    borders = [*probed.seconds.tolist(), info.duration]
-    first = min(_nearest(borders, start), info.frames - 1)
-    last = _nearest(borders, end)
+    borders = np.append(probed.seconds, info.duration)
+    first, last = nearest(borders, np.array([start, end])).tolist()
+    first = min(first, info.frames - 1)
     part = replace(info, frames=max(1, last - first), duration=min(end, info.duration) - start)
     return part, first, info.duration
 
@@ -240,14 +240,6 @@ def _seconds(times: list[int | None], timeline: Timeline) -> np.ndarray:
     if None not in times and all(a < b for a, b in pairwise(times)):
         return (np.array(times) - times[0]) * float(timeline.unit)
     return np.arange(len(times)) / (timeline.fps or 1.0)
-
-
-def _nearest(borders: list[float], time: float) -> int:
-    """The number of the border that is nearest to a time; the later one of two equally near."""
-    i = bisect_left(borders, time)
-    if i == 0 or i == len(borders):
-        return min(i, len(borders) - 1)
-    return i if borders[i] - time <= time - borders[i - 1] else i - 1
 
 
 def _reordered(frames: np.ndarray, inverse: np.ndarray) -> np.ndarray:

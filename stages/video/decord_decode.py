@@ -109,4 +109,4 @@ def _is_container(data: bytes) -> bool:
     is_transport_stream = any(
         data[i : i + 1] == data[i + step : i + step + 1] == b"G" for i, step in ((0, 188), (4, 192))
     )
-    return data.startswith(marks) or data[4:8] in FIRST_BOXES or is_avi or is_transport_stream
+    return data[:8].startswith(marks) or data[4:8] in FIRST_BOXES or is_avi or is_transport_stream

@@ -1,0 +1,188 @@
+"""What a decoding process does for `predict`: it finds out what a video is, and makes the pictures of its windows."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache.errors import ReskdError
+from cache.view import View, ViewPolicy, sample_view
+from stages.predict.streaming import WindowStream
+from stages.predict.tasks import Answer, Facts, Task, Views
+from stages.predict.videos import FileVideo, RowVideo, Video
+from stages.predict.windows import Windows, plan_windows
+from stages.stream.clip_at_work import clip_at_work
+from stages.stream.clips import MAX_DECODED_BYTES
+from stages.video.decode import decode_frames, probe
+from stages.video.errors import DecodeError, short_reason
+from stages.video.frame_times import FrameTimes, frame_times
+from stages.video.render import needed_frames, render
+
+LARGE = 2**28  # bytes: a larger file is decoded from its start, with flat memory; `probe` would hold it in memory
+FROM_START = "pyav"  # the decoder, as indexes call it
+
+
+class Decoding:
+    """The videos and how they are seen. `begin` gives a worker's function that makes the answer to a task."""
+
+    def __init__(self, videos: Sequence[Video], views: Views, threads: int):
+        self.videos, self.views, self.threads = videos, views, threads
+
+    def begin(self, first: int, step: int) -> Callable[[Task | None], Answer | None]:
+        """As `make_batches` wants it. The task None has the answer None."""
+        return _Worker(self.videos, self.views, self.threads).answer
+
+
+class _Worker:
+    """Keeps one video open between two tasks, so that a long video is decoded once."""
+
+    def __init__(self, videos: Sequence[Video], views: Views, threads: int):
+        self.videos, self.views, self.threads = videos, views, threads
+        self.open: _OpenVideo | None = None
+
+    def answer(self, task: Task | None) -> Answer | None:
+        if task is None:
+            return None
+        try:
+            return self._look(task.video) if task.window is None else self._go_on(task)
+        except (ReskdError, OSError) as error:
+            self._close()
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            return Answer(task.video, error=reason)
+
+    def _look(self, number: int) -> Answer:
+        video, views = self.videos[number], self.views
+        if views.window is None and not _is_large(video):
+            with clip_at_work(video.name):
+                return self._whole(number, video)
+        opened = _OpenVideo(number, video, views, self.threads)
+        windows = opened.windows
+        facts = Facts(opened.frames, windows.duration, len(windows), views.policy.views, windows.starts, windows.ends)
+        if len(windows) > views.at_once:
+            opened.close()
+            return Answer(number, facts, decoder=FROM_START)
+        self._close()
+        self.open = opened
+        return replace(self._go_on(Task(number, 0)), facts=facts)
+
+    def _whole(self, number: int, video: Video) -> Answer:
+        """The views over a whole video: the same pictures as in `evaluate`."""
+        with video.open() as data:
+            if isinstance(video, RowVideo):
+                row, seconds = video.row, None
+                start, frames, width, height, decoder = row.start, row.frames, row.width, row.height, row.decoder
+            else:
+                info = probe(data)
+                start, frames, width, height, decoder = 0, info.frames, info.width, info.height, info.decoder
+                seconds = info.duration
+            drawn = draw_views(self.views.policy, video, frames, width / height)
+            clips, served = _decoded_views(data, drawn, start, decoder, (width, height), self.views)
+        facts = Facts(frames, seconds, 1, len(drawn), np.zeros(1), np.array([seconds or 0.0]))
+        return Answer(number, facts, 0, torch.from_numpy(clips[None]), served)
+
+    def _go_on(self, task: Task) -> Answer:
+        if self.open is None or (self.open.number, self.open.next) != (task.video, task.window):
+            self._close()
+            self.open = _OpenVideo(task.video, self.videos[task.video], self.views, self.threads, task.window)
+        clips = self.open.more(self.views.at_once)
+        if self.open.next == len(self.open.windows):
+            self._close()
+        return Answer(task.video, None, task.window, torch.from_numpy(np.stack(clips)), FROM_START)
+
+    def _close(self) -> None:
+        if self.open is not None:
+            self.open.close()
+            self.open = None
+
+
+class _OpenVideo:
+    """A video that is decoded from its start, window by window. Raises DecodeError, ReskdError or OSError."""
+
+    def __init__(self, number: int, video: Video, views: Views, threads: int, begin: int = 0):
+        self.number, self.next, self.stack = number, begin, ExitStack()
+        with clip_at_work(video.name):
+            data = self.stack.enter_context(video.open())
+        try:
+            found: FrameTimes = next(_watched(video.name, frame_times(data, threads)))
+            start, frames = (video.row.start, video.row.frames) if isinstance(video, RowVideo) else (0, None)
+            self.windows: Windows = plan_windows(found, views.window, views.hop, start, frames)
+            self.frames = len(found.seconds) if frames is None else min(frames, len(found.seconds) - start)
+            counts, aspect = self.windows.counts, found.width / found.height
+            stream = WindowStream(
+                self.windows, found, lambda w: draw_views(views.policy, video, int(counts[w]), aspect),
+                views.size, views.render_via, begin,
+            )  # fmt: skip
+            self.pictures = _watched(video.name, stream.run(data, threads))
+        except BaseException:
+            self.stack.close()
+            raise
+
+    def more(self, count: int) -> list[np.ndarray]:
+        """The pictures of the next windows, `count` of them or what is left."""
+        clips = list(islice(self.pictures, count))
+        self.next += len(clips)
+        if not clips:
+            raise DecodeError("it ended before its last window")
+        return clips
+
+    def close(self) -> None:
+        self.pictures.close()
+        self.stack.close()
+
+
+def _watched(name: str, work: Iterator[Any]) -> Iterator[Any]:
+    """The items of `work` that are not None. The limits of the worker count from one item to the next."""
+    end = object()
+    try:
+        while True:
+            with clip_at_work(name):
+                try:
+                    item = next(work, end)
+                except (ReskdError, OSError):
+                    raise
+                except Exception as error:  # decoders raise anything for damaged files
+                    raise DecodeError(short_reason(error)) from error
+            if item is end:
+                return
+            if item is not None:
+                yield item
+    finally:
+        work.close()
+
+
+def draw_views(policy: ViewPolicy, video: Video, frames: int, aspect: float) -> list[View]:
+    """The views of a clip of `frames` frames."""
+    shard, key = video.key
+    return [
+        sample_view(policy, shard=shard, key=key, index=v, num_frames=frames, aspect=aspect)
+        for v in range(policy.views)
+    ]
+
+
+def _decoded_views(
+    data: bytes | mmap.mmap, drawn: list[View], start: int, decoder: str, shape: tuple[int, int], views: Views
+) -> tuple[np.ndarray, str]:
+    """The pictures of views, uint8 [V,T,3,S,S], and the decoder that served them. One decode has MAX_DECODED_BYTES."""
+    step = max(1, MAX_DECODED_BYTES // (3 * shape[0] * shape[1] * len(drawn[0].frames)))
+    clips, served = [], decoder
+    for i in range(0, len(drawn), step):
+        part = drawn[i : i + step]
+        wanted, places = needed_frames(part)
+        pictures, by = decode_frames(data, start + wanted, decoder)
+        served = by if by != decoder else served
+        clips += [
+            render([pictures[k] for k in numbers], view, views.size, views.render_via)
+            for view, numbers in zip(part, places, strict=True)
+        ]
+    return np.stack(clips), served
+
+
+def _is_large(video: Video) -> bool:
+    return isinstance(video, FileVideo) and video.path.is_file() and video.path.stat().st_size > LARGE

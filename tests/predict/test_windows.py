@@ -1,0 +1,211 @@
+"""Windows and timelines: their frames, their times, their segments; videos of hours in flat memory."""
+
+from itertools import pairwise
+
+import av
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from cache.view import ViewPolicy, sample_view
+from stages.bench import odd_videos
+from stages.predict.decoding import Decoding
+from stages.predict.steps import Steps, segments_of, steps_of
+from stages.predict.tasks import Task, Views
+from stages.predict.videos import FileVideo
+from stages.predict.windows import plan_windows
+from stages.video.decode import decode_frames, probe_part
+from stages.video.errors import DecodeError
+from stages.video.frame_times import FrameTimes, frame_times
+from stages.video.render import render
+from tests.media import encode_video, numbered_frames
+from tests.predict.runs import lines_of
+
+STILL = ViewPolicy(num_frames=4, jitter=False, crop="center", flip=0.0)
+
+
+def times(seconds, duration) -> FrameTimes:
+    return FrameTimes(np.array(seconds, float), None, duration, 8, 8)
+
+
+def answers(path, views: Views) -> list:
+    """What a worker answers about a video: the look, and then the rest."""
+    answer = Decoding([FileVideo(path)], views, threads=1).begin(0, 1)
+    found = [answer(Task(0))]
+    assert found[0].error is None, found[0].error
+    if found[0].clips is None:
+        found += [answer(Task(0, first)) for first in range(0, found[0].facts.windows, views.at_once)]
+    return found
+
+
+# ---- which frames ----
+
+
+def test_windows_have_the_nearest_frames_and_end_with_the_video():
+    even = plan_windows(times(np.arange(41) / 4, 10.25), 2.0, 1.0)
+    assert even.starts.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8.25] and even.ends[-2:].tolist() == [10, 10.25]
+    assert even.firsts.tolist() == [0, 4, 8, 12, 16, 20, 24, 28, 32, 33] and set(even.counts.tolist()) == {8}
+    slow_then_fast = plan_windows(times([0, 4, 8, 9, 9.5], 10.0), 5.0, 5.0)
+    assert slow_then_fast.firsts.tolist() == [0, 1] and slow_then_fast.counts.tolist() == [1, 4]
+    for window in (10.25, 99.0, None):  # a short clip is one window
+        one = plan_windows(times(np.arange(41) / 4, 10.25), window, window)
+        assert (one.firsts.tolist(), one.counts.tolist(), one.ends.tolist()) == ([0], [41], [10.25])
+    part = plan_windows(times(np.arange(41) / 4, 10.25), 1.0, 1.0, start=8, frames=10)
+    assert part.firsts.tolist() == [8, 12, 14] and part.ends.tolist() == [1, 2, 2.5]
+    with pytest.raises(DecodeError, match="more than 1048576 windows"):
+        plan_windows(times(np.arange(41) / 4, 10.25), 2.0, 1e-7)
+
+
+def kinds():
+    yield "plain.mp4", encode_video(numbered_frames(40))
+    yield "b-frames.mkv", encode_video(numbered_frames(40), container="mkv", b_frames=2)
+    yield "turned.mp4", encode_video(numbered_frames(24), rotation=90)
+    yield "mpeg2.mpg", encode_video(numbered_frames(40), fps=25, container="mpeg", codec="mpeg2video")
+    yield "vp8.webm", encode_video(numbered_frames(30), container="webm", codec="libvpx")
+    yield "slow_then_fast.mp4", odd_videos.slow_then_fast()
+    yield "not_coded.avi", odd_videos.not_coded()
+
+
+@pytest.mark.parametrize(("name", "data"), list(kinds()), ids=[name for name, _ in kinds()])
+def test_the_pictures_of_windows_are_those_of_parts_of_the_video(name, data, tmp_path):
+    """By hand: `probe_part` says which frames a window has, `decode_frames` decodes them."""
+    (tmp_path / name).write_bytes(data)
+    first, *rest = answers(tmp_path / name, Views(STILL, 16, None, 1.0, 0.4, at_once=3))
+    clips = torch.cat([a.clips for a in (rest or [first])]).numpy()
+    facts = first.facts
+    assert len(clips) == facts.windows == len(facts.starts) > 1
+    for w, (start, end) in enumerate(zip(facts.starts.tolist(), facts.ends.tolist(), strict=True)):
+        info, number, _ = probe_part(data, start, end)
+        view = sample_view(STILL, shard="", key="", index=0, num_frames=info.frames, aspect=info.width / info.height)
+        pictures, _ = decode_frames(data, number + view.frames, info.decoder)
+        assert np.array_equal(clips[w, 0], render(pictures, view, 16)), (name, w)
+    assert facts.seconds == pytest.approx(probe_part(data, 0, 1e5)[2])
+
+
+def test_a_worker_that_begins_in_the_middle_makes_the_same_pictures(tmp_path):
+    """As one does that takes over from one that ended."""
+    (tmp_path / "a.mp4").write_bytes(encode_video(numbered_frames(60)))
+    views = Views(STILL, 16, None, 1.0, 0.5, at_once=2)
+    found = answers(tmp_path / "a.mp4", views)
+    for answer in found[3], found[5]:
+        again = Decoding([FileVideo(tmp_path / "a.mp4")], views, 1).begin(0, 1)(Task(0, answer.first))
+        assert torch.equal(again.clips, answer.clips)
+
+
+# ---- long videos ----
+
+
+def test_hours_of_video_in_flat_memory(bright, tmp_path):
+    """10 hours in 6000 frames, in a file of 3 GB, nearly all of it a hole that is skipped."""
+    film = tmp_path / "long.mp4"
+    with av.open(str(film), "w", options={"movflags": "faststart"}) as output:
+        stream = output.add_stream("libx264", rate=1, options={"preset": "ultrafast", "threads": "1"})
+        stream.width = stream.height = 16
+        stream.pix_fmt = "yuv420p"
+        for i in range(6000):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 20 + 200 * (i // 1500 % 2), np.uint8))
+            frame.pts = 6 * i
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    hole = 3 * 2**30
+    with open(film, "ab") as file:
+        file.write((1).to_bytes(4, "big") + b"free" + hole.to_bytes(8, "big"))
+        file.truncate(file.tell() - 16 + hole)
+    answer = Decoding([FileVideo(film)], Views(STILL, 16, None, 60.0, 30.0, at_once=64), 1).begin(0, 1)
+    process = psutil.Process()
+    look = answer(Task(0))
+    assert look.facts.windows == 1199 and 35_994 <= look.facts.seconds <= 36_000
+    sizes = []
+    for first in range(0, 1199, 64):
+        assert len(answer(Task(0, first)).clips)
+        sizes.append(process.memory_info().rss)
+    assert max(sizes[4:]) - sizes[4] < 8e6 and sizes[-1] - sizes[0] < 50e6
+    (line,) = lines_of(bright.net, [film], tmp_path, "window=600", "timeline=true", "threshold=0.9", "least=2000")
+    borders = [0, 9000, 18000, 27000, line["seconds"]]
+    assert [(s["start"], s["end"]) for s in line["segments"]] == list(pairwise(borders))
+    assert [s["label"] for s in line["segments"]] == ["dark", "[b]right"] * 2
+    (line,) = lines_of(bright.net, [film], tmp_path)  # one view over ten hours
+    assert (line["frames"], line["windows"], line["decoder"]) == (6000, 1, "pyav")
+    assert process.memory_info().rss - sizes[0] < 100e6
+
+
+def test_a_video_that_ends_before_its_packets_do_is_an_error(tmp_path):
+    data = bytearray(encode_video(numbered_frames(60), gop=60))
+    middle = data.index(b"mdat") + len(data) // 2
+    data[middle : middle + 800] = bytes(800)
+    (tmp_path / "a.mp4").write_bytes(data)
+    answer = Decoding([FileVideo(tmp_path / "a.mp4")], Views(STILL, 16, None, 1.0, 1.0, at_once=99), 1).begin(0, 1)
+    assert "frame" in answer(Task(0)).error
+
+
+def test_frame_times_of_frames_without_times():
+    """Raw MPEG-4 in a container without times: by the rate."""
+    data = encode_video(numbered_frames(30), fps=10, container="mpegts")
+    found = next(f for f in frame_times(data) if f)
+    assert len(found.seconds) == 30 and found.seconds[1] == pytest.approx(0.1) and found.duration == pytest.approx(3.0)
+
+
+# ---- segments ----
+
+
+def test_a_step_is_the_mean_of_the_windows_that_cover_it():
+    scores = np.array([[1, 0], [0, 1], [0.5, 0.5], [0, 1]], np.float32)
+    starts, ends = np.array([0, 1, 2, 2.5]), np.array([2, 3, 4, 4.5])
+    steps = steps_of(scores, starts, ends, 1.0, lambda means: means.numpy())
+    assert steps.borders.tolist() == [0, 1, 2, 3, 4, 4.5]
+    assert steps.probabilities[:, 0].tolist() == [1, 0.5, 0.25, 0.25, 0]
+
+
+def test_segments_are_long_and_sure_enough():
+    p = np.array([0.9, 0.8, 0.3, 0.6, 0.7, 0.6, 0.1])
+    steps = Steps(np.arange(8.0), np.stack([p, 1 - p], 1).astype(np.float32))
+
+    def found(*rule):
+        return [(s.start, s.end, s.label) for s in segments_of(steps, *rule)]
+
+    assert found(0.5, 0) == [(0, 2, 0), (2, 3, 1), (3, 6, 0), (6, 7, 1)]
+    assert found(0.5, 2) == [(0, 2, 0), (3, 6, 0)]
+    assert found(0.65, 0) == [(0, 2, 0), (2, 3, 1), (4, 5, 0), (6, 7, 1)]
+    assert segments_of(steps, 0.5, 3)[0].probability == pytest.approx(np.mean([0.6, 0.7, 0.6]))
+    assert found(0.99, 0) == []
+
+
+@pytest.mark.parametrize("hop", [1.0, 0.5])
+def test_the_timeline_of_a_film(bright, tmp_path, hop):
+    changes = ("window=1", f"hop={hop}", "timeline=true", f"plot={tmp_path / 'plots'}", f"csv={tmp_path / 'o.csv'}")
+    (line,) = lines_of(bright.net, [bright.film], tmp_path, *changes)
+    assert [s["label"] for s in line["segments"]] == ["dark", "[b]right", "dark"]
+    borders = [(s["start"], s["end"]) for s in line["segments"]]
+    assert np.array(borders) == pytest.approx(np.array([(0, 10), (10, 16), (16, 20.25)]), abs=hop / 2)
+    assert line["seconds"] == 20.25 and "label" not in line
+    assert [p.read_bytes()[:4] for p in (tmp_path / "plots").iterdir()] == [b"\x89PNG"]
+    assert len((tmp_path / "o.csv").read_text().splitlines()) == 4
+
+
+def test_one_label_is_the_mean_of_the_windows(bright, tmp_path):
+    each = lines_of(bright.net, [bright.film], tmp_path, "window=2", "timeline=true", "threshold=0")[0]
+    (line,) = lines_of(bright.net, [bright.film], tmp_path, "window=2")
+    assert each["windows"] == line["windows"] == 11 and line["label"] == "dark"
+    assert line["probability"] < max(s["probability"] for s in each["segments"])
+
+
+def test_the_annotated_video_shows_the_label_of_its_time(bright, tmp_path):
+    lines_of(bright.net, [bright.film], tmp_path, "window=1", f"annotate={tmp_path / 'a.mp4'}")
+    with av.open(str(tmp_path / "a.mp4")) as video:
+        frames = [(float(f.time), f.to_ndarray(format="rgb24")) for f in video.decode(video=0)]
+    assert [t for t, _ in frames] == pytest.approx(np.arange(81) / 4, abs=1e-3)
+    height, width = frames[0][1].shape[:2]
+    assert height % 2 == width % 2 == 0 and width >= 320
+    picture = 32 * width // 48
+    levels = [frame[: picture - 8].mean() for _, frame in frames]
+    assert max(levels[:39]) < 60 and min(levels[42:62]) > 180
+    patch = [frame[picture + 8 : picture + 14, 8:14].mean((0, 1)) for _, frame in frames]  # the colour of the class
+    assert np.abs(patch[5] - patch[75]).max() < 25 < np.abs(patch[5] - patch[50]).max()
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_annotate_without_windows_and_of_a_clip_of_a_data_set(bright, tmp_path):
+    lines_of(bright.net, [bright.light], tmp_path, f"annotate={tmp_path / 'a.mp4'}")
+    with av.open(str(tmp_path / "a.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 8

@@ -19,6 +19,7 @@ from stages.predict.steps import Steps
 from stages.predict.videos import RowVideo, Video
 from stages.runtime.terminal import printable
 from stages.video.container import open_video
+from stages.video.errors import DecodeError
 from stages.video.pyav_decode import upright, whole_frames
 
 ENCODERS = ("libx264", "libopenh264", "h264", "mpeg4")  # the first one that this FFmpeg has is taken
@@ -36,33 +37,41 @@ def annotate_video(
     Frames are decoded, drawn and encoded one by one, so the memory doesn't grow with the video. `said` is called with the
     second that is reached. Raises ReskdError if the video can't be decoded, or FFmpeg has no encoder.
     """
-    start, frames = (video.row.start, video.row.frames) if isinstance(video, RowVideo) else (0, None)
     encoder = next((name for name in ENCODERS if name in av.codecs_available), None)
     if encoder is None:
-        raise ReskdError(
-            f"--annotate: this FFmpeg has none of the encoders {', '.join(ENCODERS)}: leave --annotate out"
-        )
-    with video.open() as data, open_video(data) as (container, stream), _new_file(path) as file:
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        with av.open(file, "w", format="mp4") as output:
-            writer, sheet, zero, last = None, None, None, -1
-            for number, frame in enumerate(whole_frames(container.decode(stream))):
-                if number < start:
-                    continue
-                if frames is not None and number >= start + frames:
-                    break
-                time = float(frame.time) if frame.time is not None else number / float(rate)
-                zero = time if zero is None else zero
-                pixels = upright(frame)
-                if writer is None:
-                    sheet = _Sheet(pixels.shape[:2], steps, classes)
-                    writer = _add_stream(output, encoder, rate, sheet.size)
-                drawn = av.VideoFrame.from_image(sheet.draw(pixels, time - zero))
-                last = max(last + 1, round((time - zero) / UNIT))  # times increase
-                drawn.pts, drawn.time_base = last, UNIT
-                output.mux(writer.encode(drawn))
-                said(time - zero)
-            output.mux(writer.encode(None))
+        raise ReskdError(f"annotate: this FFmpeg has none of the encoders {', '.join(ENCODERS)}: leave annotate out")
+    try:
+        with video.open() as data, open_video(data) as (container, stream), _new_file(path) as file:
+            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+            with av.open(file, "w", format="mp4") as output:
+                writer, last = None, -1
+                for second, pixels in _pictures(video, container, stream, float(rate)):
+                    if writer is None:
+                        sheet = _Sheet(pixels.shape[:2], steps, classes)
+                        writer = _add_stream(output, encoder, rate, sheet.size)
+                    drawn = av.VideoFrame.from_image(sheet.draw(pixels, second))
+                    last = max(last + 1, round(second / UNIT))  # times increase
+                    drawn.pts, drawn.time_base = last, UNIT
+                    output.mux(writer.encode(drawn))
+                    said(second)
+                output.mux(writer.encode(None))
+    except DecodeError as error:
+        raise ReskdError(f"annotate: {video.name} can't be decoded to its end: {error}") from error
+
+
+def _pictures(
+    video: Video, container: av.container.InputContainer, stream: av.VideoStream, rate: float
+) -> Iterator[tuple[float, np.ndarray]]:
+    """The second and the pixels, uint8 [H,W,3], of each frame of a video or clip. Seconds count from its first frame."""
+    start, frames = (video.row.start, video.row.frames) if isinstance(video, RowVideo) else (0, None)
+    zero = None
+    for number, frame in enumerate(whole_frames(container.decode(stream))):
+        if frames is not None and number >= start + frames:
+            return
+        if number >= start:
+            second = float(frame.time) if frame.time is not None else number / rate
+            zero = second if zero is None else zero
+            yield second - zero, upright(frame)
 
 
 def _add_stream(
@@ -119,8 +128,9 @@ class _Sheet:
         pen.rectangle((4, top + 5, 4 + self.text - 1, top + 4 + self.text), fill=self._colour(step))
         pen.text((10 + self.text, top + 2), text, fill=INK, font=self.font)
         sheet.paste(self.strip, (0, top + 2 * self.text))
-        x = self._column(time)
-        pen.line((x, top + 2 * self.text, x, self.size[1] - 1), fill=INK, width=max(1, self.text // 8))
+        if len(self.winners) > 1:
+            x = self._column(time)
+            pen.line((x, top + 2 * self.text, x, self.size[1] - 1), fill=INK, width=max(1, self.text // 8))
         return sheet
 
     def _draw_strip(self) -> Image.Image:

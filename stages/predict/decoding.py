@@ -46,16 +46,19 @@ class _Worker:
     def __init__(self, videos: Sequence[Video], views: Views, threads: int):
         self.videos, self.views, self.threads = videos, views, threads
         self.open: _OpenVideo | None = None
+        self.failed: dict[int, str] = {}  # a broken video is not decoded again for the tasks that are under way
 
     def answer(self, task: Task | None) -> Answer | None:
         if task is None:
             return None
+        if task.video in self.failed:
+            return Answer(task.video, error=self.failed[task.video])
         try:
             return self._look(task.video) if task.window is None else self._go_on(task)
         except (ReskdError, OSError) as error:
             self._close()
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            return Answer(task.video, error=reason)
+            self.failed[task.video] = (isinstance(error, OSError) and error.strerror) or str(error)
+            return Answer(task.video, error=self.failed[task.video])
 
     def _look(self, number: int) -> Answer:
         video, views = self.videos[number], self.views

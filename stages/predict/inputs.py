@@ -68,7 +68,10 @@ def _add(found: _Found, path: Path) -> None:
             for row in of_shard
         ]
     else:
+        before = len(found.videos)
         _add_known(found, list_files(path))
+        if len(found.videos) == before:
+            console.print(f"[yellow]warning[/] no video in {path}", highlight=False, soft_wrap=True)
 
 
 def _add_known(found: _Found, files: Iterable[Path]) -> None:
@@ -96,6 +99,7 @@ def _add_glob(found: _Found, pattern: str) -> None:
 
 def _lines_of_stdin() -> list[Path]:
     """The paths on standard input, one a line, in the system's bytes: they may not be UTF-8."""
-    lines = getattr(sys.stdin, "buffer", sys.stdin).read()
-    text = os.fsdecode(lines) if isinstance(lines, bytes) else lines
-    return [Path(line) for line in text.split("\n") if line.strip("\r")]
+    content = getattr(sys.stdin, "buffer", sys.stdin).read()
+    text = os.fsdecode(content) if isinstance(content, bytes) else content
+    lines = (line.rstrip("\r") for line in text.split("\n"))
+    return [Path(line) for line in lines if line]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -99,7 +100,8 @@ def _predictions(
     answers = make_batches(decoding.begin, schedule.tasks(), workers, config.loader, data=decoding,
                            pin=ranks.device.type == "cuda")  # fmt: skip
     started = time.perf_counter()
-    with progress_bar("videos") as bar:
+    lines_are_seen = config.output == STDOUT and sys.stdout.isatty()
+    with progress_bar("videos", disable=lines_are_seen) as bar:
         task = bar.add_task("predict", total=len(videos), rate=0.0, note="")
         for answer in answers:
             if isinstance(answer, ReskdError):  # of the pool itself

@@ -65,6 +65,8 @@ class Scorer:
 
     def add(self, answer: Answer) -> Iterator[Prediction]:
         """Take an answer; yields the predictions that are complete now."""
+        if answer.video < self.next:  # it has failed, and this was under way
+            return
         sums = self.sums.setdefault(answer.video, _Sums())
         sums.facts, sums.decoder = answer.facts or sums.facts, answer.decoder or sums.decoder
         sums.error = answer.error or sums.error
@@ -105,7 +107,8 @@ class Scorer:
             windows, views = part.shape[:2]
             means = scores[position : position + windows * views].unflatten(0, (windows, views)).mean(1)
             position += windows * views
-            sums = self.sums[video]
+            if (sums := self.sums.get(video)) is None:  # it has failed since
+                continue
             sums.windows += windows
             sums.total = means.sum(0) if sums.total is None else sums.total + means.sum(0)
             if self.hop is not None:

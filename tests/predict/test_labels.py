@@ -82,7 +82,6 @@ def test_inputs_of_all_kinds(bright, tmp_path, capfd):
     (tmp_path / "in" / "notes.txt").write_text("no video")
     (tmp_path / "in" / ".hidden.mp4").write_text("no video")
     listed = os.fsencode(f"{bright.light}\n{tmp_path / 'in' / 'deep' / odd}\r\n\n{tmp_path}/gone.mp4\n")
-    listed = listed.replace(b"\r", b"")
     command = ["predict", bright.net, tmp_path / "in", tmp_path / "in" / "deep" / odd, f"{bright.root}/l*t.mp4", "-",
                "--set", "loader.workers=0", "--csv", tmp_path / "o.csv"]  # fmt: skip
     done = CliRunner().invoke(cli, [str(a) for a in command], input=listed)

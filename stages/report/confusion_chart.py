@@ -13,7 +13,7 @@ from stages.report.svg import Names, draw
 from stages.runtime.plots import plot_text
 
 MAX_NAMED, MAX_WRITTEN = 60, 15  # classes whose names stand beside the matrix; whose shares stand in it
-MAX_HOVERED = 200  # cells whose names the pointer shows: the most confused ones
+MAX_HOVERED = 100  # cells whose names the pointer shows: the most confused ones
 COLOUR = np.array([0.16, 0.47, 0.84])
 
 

@@ -110,9 +110,15 @@ def _kind(content: Any) -> str | None:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each path: what is left of them without the folder that holds all of them."""
+    """A name for each path: what is left of them without the folder that holds all of them.
+
+    JSON files are called by their names without .json; if these are all equal, by their folders.
+    """
     if not paths:
         return []
     whole = [Path(os.path.abspath(path)) for path in paths]
+    if all(path.suffix == ".json" for path in whole):
+        same = len({path.name for path in whole}) == 1
+        whole = [path.parent if same else path.with_suffix("") for path in whole]
     common = Path(os.path.commonpath([path.parent for path in whole]))
     return [path.relative_to(common).as_posix() for path in whole]

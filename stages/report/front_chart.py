@@ -16,9 +16,9 @@ from stages.sweep.pareto_front import Point, pareto_front
 MAX_LABELS = 12  # more names in the picture hide one another: then the pointer shows them
 
 
-def front_chart(caption: str, points: Sequence[Point], y_label: str) -> Chart:
+def front_chart(caption: str, points: Sequence[Point], x_label: str, y_label: str) -> Chart:
     """The points' mean scores over their GFLOPs. A line connects the Pareto front."""
-    front = pareto_front(points)
+    front, costs = pareto_front(points), [point.gflops for point in points]
 
     def paint(axes: Axes, names: Names) -> None:
         axes.plot([p.gflops for p in front], [p.scores.mean for p in front], color=COLOURS[0], alpha=0.6)
@@ -27,8 +27,8 @@ def front_chart(caption: str, points: Sequence[Point], y_label: str) -> Chart:
             text = f"{point.name}: {spread(point.scores)} % at {point.gflops:.4g} GFLOPs"
             _paint_point(axes, names, f"point-{i}", (point.gflops, point.scores), colour, text)
             if len(points) <= MAX_LABELS:
-                _write_name(axes, point.name, (point.gflops, point.scores.mean))
-        _log_x(axes, "GFLOPs", y_label)
+                _write_name(axes, point.name, (point.gflops, point.scores.mean), _is_right(point.gflops, costs))
+        _log_x(axes, x_label, y_label)
 
     note = "The line is the Pareto front: no net of as few GFLOPs is better. The pointer on a point shows its name."
     return draw(caption, paint, note=note)
@@ -50,7 +50,7 @@ def bytes_chart(
             text = f"{name}: {spread(scores)} %, {size:,.0f} bytes"
             _paint_point(axes, names, f"point-{i}", (size, scores), COLOURS[0], text)
             if len(cached) <= MAX_LABELS:
-                _write_name(axes, name, (size, scores.mean))
+                _write_name(axes, name, (size, scores.mean), _is_right(size, [size for _, size, _ in cached]))
         _log_x(axes, "bytes of a clip·view's maps", "top-1, %")
 
     return draw(caption, paint, note="The pointer on a point shows its name.")
@@ -70,8 +70,17 @@ def _paint_point(axes: Axes, names: Names, gid: str, point: tuple[float, SeedSco
     names[gid] = text
 
 
-def _write_name(axes: Axes, name: str, place: tuple[float, float]) -> None:
-    axes.annotate(plot_text(name[:40]), place, xytext=(6, 4), textcoords="offset points", fontsize=9, color=INK)
+def _write_name(axes: Axes, name: str, place: tuple[float, float], left: bool) -> None:
+    """Write a name beside its point; `left`: to the left of it, where the chart's right edge is near."""
+    offset, side = ((-7, 5), "right") if left else ((7, 5), "left")
+    axes.annotate(
+        plot_text(name[:40]), place, xytext=offset, ha=side, textcoords="offset points", fontsize=9, color=INK
+    )
+
+
+def _is_right(x: float, of: Sequence[float]) -> bool:
+    """Whether x is in the right half of a logarithmic axis."""
+    return x * x > min(of) * max(of)
 
 
 def _log_x(axes: Axes, x_label: str, y_label: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+LONG_WORD, LONG_TEXT = 28, 60  # characters
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -14,6 +16,11 @@ class Cell:
 
     text: str
     sort: float | None = None
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it needs a wide column, and has words, such as paths, that must be broken."""
+        return len(self.text) > LONG_TEXT or max(map(len, self.text.split()), default=0) > LONG_WORD
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,14 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+    small: bool = False  # several stand side by side
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Of each column, whether its cells are numbers or empty."""
+        return tuple(
+            all(line[i].sort is not None or not line[i].text for line in self.rows) for i in range(len(self.columns))
+        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,10 @@ def row(*values: str | float | Cell | None) -> tuple[Cell, ...]:
     )
 
 
-def table(caption: str, columns: Sequence[str], rows: Sequence[tuple[Cell, ...]], note: str = "") -> Table:
+def table(
+    caption: str, columns: Sequence[str], rows: Sequence[tuple[Cell, ...]], note: str = "", *, small: bool = False
+) -> Table:
     """A table without the columns that are empty in every row."""
     full = [i for i in range(len(columns)) if any(line[i].text for line in rows)]
-    return Table(caption, tuple(columns[i] for i in full), tuple(tuple(line[i] for i in full) for line in rows), note)
+    lines = tuple(tuple(line[i] for i in full) for line in rows)
+    return Table(caption, tuple(columns[i] for i in full), lines, note, small)

@@ -92,8 +92,8 @@ def _sections(material: Material, problems: Problems) -> list[Section]:
     runs, caches, evaluations, sweeps = material.runs, material.caches, material.evaluations, material.sweeps
     groups = group_by_seed(runs)
     cache_names = {cache.path.resolve(): cache.name for cache in caches}
-    scores = {run.path: evaluation for run in runs for evaluation in evaluations
-              if evaluation.run_folder == run.path.resolve()}  # fmt: skip
+    evaluated = {evaluation.run_folder: evaluation for evaluation in evaluations}
+    scores = {run.path: evaluated[run.path.resolve()] for run in runs if run.path.resolve() in evaluated}
     makers: dict[str, Callable[[], Section | None]] = {
         "runs": lambda: runs_section(runs, scores, cache_names),
         "front": lambda: fronts_section(groups, evaluations, sweeps),

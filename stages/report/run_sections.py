@@ -9,12 +9,12 @@ from stages.report.curve_chart import Line, curve_chart
 from stages.report.evaluations import Evaluation
 from stages.report.parts import Cell, Details, Part, Section, Text, number, row, table
 from stages.report.runs import Curve, Run
-from stages.report.seed_groups import SeedGroup, differing_keys
+from stages.report.seed_groups import SeedGroup, differing_keys, with_joined_sections
 
 MAX_LOSS_CHARTS = 8
 MAX_LOSS_ROWS = 120
 MAX_COLUMNS = 24  # keys that differ; a table of more can't be read
-SHORT = 60  # characters of a config's value
+SHORT = 400  # characters of a config's value
 
 
 def runs_section(runs: Sequence[Run], scores: Mapping[Path, Evaluation], caches: Mapping[Path, str]) -> Section | None:
@@ -56,7 +56,10 @@ def _learns_from(run: Run, caches: Mapping[Path, str]) -> str:
 
 
 def _figure(run: Run, key: str) -> Cell:
-    value = run.config.get(key)
+    return _cell(run.config.get(key))
+
+
+def _cell(value: object) -> Cell:
     return number(float(value), "g") if isinstance(value, int | float) else Cell(_short(value))
 
 
@@ -68,11 +71,14 @@ def _short(value: object) -> str:
 def _differences(runs: Sequence[Run]) -> list[Part]:
     if len(runs) < 2:
         return []
-    keys = differing_keys([run.config for run in runs])
+    configs = with_joined_sections([run.config for run in runs])
+    keys = differing_keys(configs)
     if not keys:
         return [Text("The configs of these runs are equal, but for their folders.")]
     shown = keys[:MAX_COLUMNS]
-    rows = [row(run.name, *(_figure(run, key) for key in shown)) for run in runs]
+    rows = [
+        row(run.name, *(_cell(config.get(key)) for key in shown)) for run, config in zip(runs, configs, strict=True)
+    ]
     note = "Keys that are equal in all runs are left out. An empty cell is a key without a value."
     if len(keys) > len(shown):
         note += f" {len(keys) - len(shown)} more keys differ: {', '.join(keys[len(shown) :])}."
@@ -116,7 +122,7 @@ def losses_section(groups: Sequence[SeedGroup]) -> Section | None:
                 for name, term in run.terms.items()
             ]
             charts.append(
-                curve_chart(f"Losses times their weights: {run.name}", lines, "optimizer step", "share of the loss")
+                curve_chart(f"Losses times their weights: {run.name}", lines, "optimizer step", "weight × loss")
             )
     if not rows:
         return None
@@ -126,7 +132,7 @@ def losses_section(groups: Sequence[SeedGroup]) -> Section | None:
         note += f" The first {MAX_LOSS_ROWS} of {len(rows)} losses are listed."
     parts: list[Part] = [table("What each loss adds to the sum", columns, rows[:MAX_LOSS_ROWS], note)]
     if drawn := tuple(chart for chart in charts if chart):
-        parts.append(Details(f"{len(drawn)} charts of losses times their weights", drawn, opened=len(drawn) <= 2))
+        parts.append(Details("Charts: losses times their weights", drawn, opened=len(drawn) <= 2))
     return Section("losses", "What the losses weigh", tuple(parts))
 
 

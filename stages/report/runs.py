@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from cache.errors import ReskdError
-from cache.json_file import read_json
+from cache.json_file import parse_json, read_json, read_limited
 from stages.config.file import flat
 from stages.config.yaml_text import read_yaml
-from stages.runtime.log import read_metrics
+
+MAX_ROWS = 600  # of metrics.jsonl that are read, besides the validations: a chart has no room for more
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def read_run(path: Path, name: str) -> Run:
         raise ReskdError(f"{path / 'config.yaml'} is not the config of a run: its folder is left out")
     rows, result = [], {}
     try:
-        rows = _checked(read_metrics(path))
+        rows = _checked(_read_rows(path / "metrics.jsonl"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         faults.append(f"{path / 'metrics.jsonl'} can't be read ({error})")
     try:
@@ -109,6 +110,20 @@ def read_run(path: Path, name: str) -> Run:
         weights=weights,
         faults=tuple(faults),
     )
+
+
+def _read_rows(path: Path) -> list[dict]:
+    """The rows of metrics.jsonl; of a long one all validations, the last row, and every n-th of the others.
+
+    A run that is at work may have written half of the last line, which is left out.
+    """
+    if not path.exists():
+        return []
+    lines = [line for line in read_limited(path).splitlines(keepends=True) if line.endswith(b"\n")]
+    every = -(-len(lines) // MAX_ROWS)
+    last = len(lines) - 1
+    return [parse_json(line, nan=True) for i, line in enumerate(lines)
+            if (last - i) % every == 0 or b'"kind": "val"' in line]  # fmt: skip
 
 
 def _checked(rows: list[dict]) -> list[dict]:

@@ -17,7 +17,7 @@ from stages.report.seed_groups import SeedGroup
 from stages.report.studies import Sweep
 from stages.sweep.pareto_front import Point, pareto_front
 
-MAX_DETAILED = 10  # evaluations whose classes are listed; a table of each of 200 would be a page of its own
+MAX_DETAILED = 6  # evaluations whose classes are listed; a table of each of 200 would be a page of its own
 MAX_FRAMES, MAX_CELLS = 60, 8  # pictures on the page; confused pairs of an evaluation with one
 MAX_TWO_BY_TWO = 4
 NAMES = {"top1": "top-1", "top5": "top-5", "mean_class": "mean of classes", "map": "mAP"}
@@ -31,7 +31,9 @@ def fronts_section(
     for sweep in sweeps:
         if sweep.points:
             parts.append(
-                front_chart(f"Sweep {sweep.name}: accuracy over GFLOPs a view", sweep.points, f"{sweep.metric}, %")
+                front_chart(
+                    f"Sweep {sweep.name}: accuracy over GFLOPs", sweep.points, "GFLOPs a view", f"{sweep.metric}, %"
+                )
             )
             parts.append(_points_table(sweep))
         if sweep.failed:
@@ -40,10 +42,14 @@ def fronts_section(
     for (data, protocol, _), points in _evaluated_points(groups, evaluations).items():
         if len(points) > 1:
             parts.append(
-                front_chart(f"Accuracy on {data}, protocol {protocol}, over GFLOPs a video", points, "accuracy, %")
+                front_chart(
+                    f"Accuracy on {data}, protocol {protocol}, over GFLOPs", points, "GFLOPs a video", "accuracy, %"
+                )
             )
     if not parts and len(points := _validated_points(groups)) > 1:
-        parts.append(front_chart("Best validation of each run over GFLOPs a view", points, "best validation, %"))
+        parts.append(
+            front_chart("Best validation of each run over GFLOPs", points, "GFLOPs a view", "best validation, %")
+        )
     return Section("front", "Accuracy over cost", tuple(parts)) if parts else None
 
 
@@ -110,9 +116,8 @@ def _agreement_table(pairs: Sequence[Agreement]) -> Part:
 def _two_by_two(pair: Agreement) -> Part:
     rows = [row("teacher right", number(pair.both, "d"), number(pair.teacher_only, "d")),
             row("teacher wrong", number(pair.student_only, "d"), number(pair.neither, "d"))]  # fmt: skip
-    return table(
-        f"Clips: {pair.teacher.name} beside {pair.student.name}", (" ", "student right", "student wrong"), rows
-    )
+    caption = f"Clips: {pair.teacher.name} beside {pair.student.name}"
+    return table(caption, (" ", "student right", "student wrong"), rows, small=True)
 
 
 def classes_section(evaluations: Sequence[Evaluation]) -> Section | None:
@@ -120,8 +125,7 @@ def classes_section(evaluations: Sequence[Evaluation]) -> Section | None:
     usable = [e for e in evaluations if e.classes or e.confused or e.answers]
     if not usable:
         return None
-    best = sorted(usable, key=lambda e: -e.score)[:MAX_DETAILED]
-    shown, frames = [e for e in usable if e in best], ClipFrames(MAX_FRAMES)
+    shown, frames = sorted(usable, key=lambda e: -e.score)[:MAX_DETAILED], ClipFrames(MAX_FRAMES)
     parts: list[Part] = [
         Details(f"{e.name}: {NAMES[e.headline]} {e.score:.2f} %", tuple(_class_parts(e, frames)), opened=i == 0)
         for i, e in enumerate(shown)
@@ -135,11 +139,12 @@ def _class_parts(evaluation: Evaluation, frames: ClipFrames) -> list[Part]:
     parts: list[Part] = []
     if found := confusion_counts(evaluation):
         parts.append(confusion_chart(f"Confusion matrix of {evaluation.name}", *found))
-    if pictures := _confused_pictures(evaluation, frames):
-        parts.append(pictures)
     if evaluation.confused:
         rows = [row(t, p, number(clips, "d"), number(percent, ".0f")) for t, p, clips, percent in evaluation.confused]
-        parts.append(table("Most confused pairs", ("truth", "taken for", "clips", "% of the class's clips"), rows))
+        columns = ("truth", "taken for", "clips", "% of the class's clips")
+        parts.append(table("Most confused pairs", columns, rows, small=True))
+    if pictures := _confused_pictures(evaluation, frames):
+        parts.append(pictures)
     if evaluation.classes:
         columns = ("clips", "recall", "precision", "ap")
         rows = [row(name, *(number(values[c], "g" if c == "clips" else ".1f") for c in columns))

@@ -59,3 +59,22 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         for key in keys
         if key != "output" and any(c.get(key, missing) != configs[0].get(key, missing) for c in configs)
     ]
+
+
+def with_joined_sections(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The configs, with one text in place of the keys of a section that some configs don't have: "crop center, flip 0".
+
+    So a `policy` that only some runs have is one difference, and not one for each of its keys.
+    """
+    absent = {key for config in configs for key, value in config.items() if value is None}
+    joined = []
+    for config in configs:
+        result: dict[str, Any] = {}
+        for key, value in config.items():
+            section, _, rest = key.partition(".")
+            if rest and section in absent:
+                result[section] = f"{result[section]}, {rest} {value}" if section in result else f"{rest} {value}"
+            else:
+                result[key] = value
+        joined.append(result)
+    return joined

@@ -12,8 +12,8 @@ from stages.models.video_model import ModelOutput
 def check_targets(manifest: Manifest, losses: LossConfig, output: ModelOutput, num_frames: int) -> None:
     """Check a cache against a student's losses. `output` is the student's output for one clip; only its shapes are read.
 
-    Raises ReskdError if the cache lacks a target, or has another number of frames or classes than the student, another
-    length of feature maps in time, or maps that are reduced to another grid. Other grids and widths may differ.
+    Raises ReskdError if the cache lacks a target, or has another number of frames or classes than the student, or maps that
+    are reduced to another grid, or to the student's grid but with other times. Whole grids, times and widths may differ.
     """
     stored = manifest.identity.targets
     if manifest.identity.policy.num_frames != num_frames:
@@ -26,8 +26,9 @@ def check_targets(manifest: Manifest, losses: LossConfig, output: ModelOutput, n
             raise ReskdError(f"the cache stores {sorted(stored)}, but the losses need {name!r}: add it to the cache "
                              f"(cache-teacher again, with targets.{name}), or set the weight of that loss to 0")  # fmt: skip
     if "features" in losses.stored_targets:
-        _check_maps(stored["features"], losses, list(output.features.shape[1:4]), num_frames)
-    if losses.teacher_reads("class_map") and manifest.identity.teacher.get("model", {}).get("head_norm"):
+        _check_maps(stored["features"], losses, list(output.features.shape[1:4]))
+    net = manifest.identity.teacher.get("model", {})
+    if losses.teacher_reads("class_map") and (net.get("head_norm") or net.get("pooling") == "own"):
         raise ReskdError(NO_CLASS_MAP)
     reads_classes = losses.teacher_reads("logits") or losses.teacher_reads("class_map")
     if reads_classes and stored["logits"]["width"] != output.logits.shape[1]:
@@ -35,17 +36,10 @@ def check_targets(manifest: Manifest, losses: LossConfig, output: ModelOutput, n
                          f"{output.logits.shape[1]}: both must come from one class list")  # fmt: skip
 
 
-def _check_maps(maps: dict, losses: LossConfig, student_grid: list[int], num_frames: int) -> None:
+def _check_maps(maps: dict, losses: LossConfig, student_grid: list[int]) -> None:
     """Check the cache's feature maps. `maps`: their entry in the manifest; `student_grid`: [T',h,w] of the student's map."""
     cached_grid = maps["grid"]
     readers = {name: loss for name, loss in losses.used.items() if {"features", "class_map"} & {*loss.teacher}}
-    if cached_grid[0] != student_grid[0]:
-        names = " and ".join(readers)
-        raise ReskdError(
-            f"losses.{names}: the cached map is {'×'.join(map(str, cached_grid))}, the student's "
-            f"{'×'.join(map(str, student_grid))}; the times (the first numbers) must be equal: choose a student that "
-            f"keeps as many of its {num_frames} frames as the teacher does, or set the weight of {names} to 0"
-        )
     grid, whole_grid = cached_grid[1:], maps["map"][1:3]
     if grid == whole_grid:
         return
@@ -60,4 +54,10 @@ def _check_maps(maps: dict, losses: LossConfig, student_grid: list[int], num_fra
             f"losses.{' and '.join(readers)}: the cached maps are reduced to {grid[0]}×{grid[1]} for students of that "
             f"grid, but this student has the grid {student_grid[1]}×{student_grid[2]}: choose a size that gives "
             f"{grid[0]}×{grid[1]}, or make a cache without targets.features.grid, which serves every student"
+        )
+    if cached_grid[0] != student_grid[0]:
+        raise ReskdError(
+            f"losses.{' and '.join(readers)}: the cached maps are reduced to the grid {grid[0]}×{grid[1]} and have "
+            f"{cached_grid[0]} times, the student's map has {student_grid[0]}: reduced maps serve students of their own times; "
+            "make a cache without targets.features.grid, which serves every student"
         )

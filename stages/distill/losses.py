@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cache.errors import ReskdError
+from stages.distill.times import at_common_times
 
 if TYPE_CHECKING:
     from stages.distill.config import LossConfig
@@ -80,7 +81,8 @@ def feature_mse(
     """Mean squared error between a teacher's map and a student's map, which is resized bilinearly (upstream: weight 100).
 
     Args:
-        student: [B, T', h, w, d]. Any grid: it is interpolated (align_corners False) to the grid g x g'.
+        student: [B, T, h, w, d]. Any grid: it is interpolated (align_corners False) to the grid g x g'. If T is not T', the
+            map with more times is averaged to the times of the other (`times.py`), and T' below is the smaller one.
         teacher: [B, T', g, g', d], as it is stored: the whole map, or in a basis of d of the D channels, or reduced to the
             student's grid.
         mask: [B] bool, True = the row has a target.
@@ -90,17 +92,17 @@ def feature_mse(
             the gradient of |U s - t|^2.
 
     Raises:
-        ReskdError: T' or d of the two differ.
+        ReskdError: d of the two differs.
     """
-    if not _same_time_and_channels(student, teacher):
+    if student.shape[4] != teacher.shape[4]:
         raise ReskdError(
             f"feature_mse: the student's map [T, h, w, D] = {list(student.shape[1:])} doesn't fit the teacher's "
-            f"{list(teacher.shape[1:])}: T and D must be equal; give the student as many frames as the "
-            "cache's views have, and a map as wide as the teacher's"
+            f"{list(teacher.shape[1:])}: D must be equal; give the student a map as wide as the teacher's"
         )
     height, width, channels = map_shape or teacher.shape[2:]
-    resized = _resize(_at_least_float32(student), teacher.shape[2:4])
-    error = torch.where(mask[:, None, None, None, None], resized - _at_least_float32(teacher), 0)
+    student, teacher = at_common_times(_at_least_float32(student), _at_least_float32(teacher))
+    resized = _resize(student, teacher.shape[2:4])
+    error = torch.where(mask[:, None, None, None, None], resized - teacher, 0)
     error = _resize(error, torch.Size((height, width)))
     per_row = error.square().flatten(1).sum(1) / (error.shape[1] * height * width * channels)
     return _masked_mean(per_row, mask)
@@ -110,7 +112,8 @@ def logit_map_kl(student: Tensor, teacher: Tensor, temperature: float, mask: Ten
     """T^2 * KL(teacher || student) at every position, summed over classes, mean over the teacher's positions.
 
     Args:
-        student: class maps [B, T', h, w, K] of `classify`. Any grid: they are interpolated bilinearly to the teacher's.
+        student: class maps [B, T, h, w, K] of `classify`. Any grid: they are interpolated bilinearly to the teacher's.
+            The map with more times is averaged to the times of the other: its logits are those of the mean features.
             To classify before the interpolation gives the same (its weights sum to 1) with less work: K channels at
             the low resolution are fewer numbers than D channels at the high one.
         teacher: class maps [B, T', H, W, K].
@@ -119,26 +122,19 @@ def logit_map_kl(student: Tensor, teacher: Tensor, temperature: float, mask: Ten
         mask: [B] bool, True = the row has a target.
 
     Raises:
-        ReskdError: T' or K of the two differ.
+        ReskdError: K of the two differs.
     """
-    if not _same_time_and_channels(student, teacher):
+    if student.shape[4] != teacher.shape[4]:
         raise ReskdError(
             f"logit_map_kl: the student's class map [T, h, w, K] = {list(student.shape[1:])} doesn't fit the teacher's "
-            f"{list(teacher.shape[1:])}: T and K must be equal; give the student as many frames as the "
-            "cache's views have, and the classes of the data set"
+            f"{list(teacher.shape[1:])}: K must be equal; give the student the classes of the data set"
         )
-    resized = _resize(_at_least_float32(student), teacher.shape[2:4])
-    log_p = F.log_softmax(
-        _at_least_float32(teacher).masked_fill(~mask[:, None, None, None, None], 0) / temperature, dim=-1
-    )
+    student, teacher = at_common_times(_at_least_float32(student), _at_least_float32(teacher))
+    resized = _resize(student, teacher.shape[2:4])
+    log_p = F.log_softmax(teacher.masked_fill(~mask[:, None, None, None, None], 0) / temperature, dim=-1)
     log_q = F.log_softmax(resized / temperature, dim=-1)
     per_position = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
     return temperature**2 * _masked_mean(per_position.flatten(1).mean(1), mask)
-
-
-def _same_time_and_channels(student: Tensor, teacher: Tensor) -> bool:
-    """Whether two maps [B, T, h, w, D] have the same T and D."""
-    return student.shape[1] == teacher.shape[1] and student.shape[4] == teacher.shape[4]
 
 
 def _resize(maps: Tensor, grid: torch.Size) -> Tensor:

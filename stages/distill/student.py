@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cache.errors import ReskdError
 from cache.reduction import Constants
 from stages.distill.config import LossConfig
 from stages.models.video_model import VideoModel
@@ -52,8 +53,12 @@ def build_student(
     `constants` are the arrays at the cache's root. If they have a basis [D,d], d channels are compared. A trained adapter
     maps to the d channels directly: the basis is orthonormal, so the gradient is the same as with an adapter to D channels
     and a projection after it.
+    Raises ReskdError if a loss reads class maps, and the student's classifier doesn't take its map.
     """
-    width, with_class_map = model.head.fc.in_features, losses.student_reads("class_map")
+    width, with_class_map = model.width, losses.student_reads("class_map")
+    if with_class_map and not model.head.takes_map:
+        raise ReskdError("losses.logit_map_kl needs a student whose classifier takes the map: set model.pooling: mean, or the "
+                         "weight of logit_map_kl to 0")  # fmt: skip
     basis = (constants or {}).get("basis")
     if not losses.student_reads("features") or (width == teacher_width and basis is None):
         return Student(model, None, with_class_map)

@@ -18,7 +18,8 @@ from stages.stream.batch import Batch
 
 NO_CLASS_MAP = (
     "losses.logit_map_kl needs a teacher whose classifier takes the map as it is, and this teacher has a norm before its "
-    "classifier (model.head_norm): use feature_mse or logit_kl, and set the weight of logit_map_kl to 0"
+    "classifier (model.head_norm) or a pooling of its own (model.pooling: own), such as a class token: use feature_mse or "
+    "logit_kl, and set the weight of logit_map_kl to 0"
 )
 
 

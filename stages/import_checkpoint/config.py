@@ -16,10 +16,10 @@ class ImportConfig(Config):
     """`pipeline.py import-checkpoint`: converts a checkpoint of another program."""
 
     source: Path = Field(description="a checkpoint of mmaction2, upstream (ResKD), torchvision, timm, MIT's TSM or "
-                                     "pytorchvideo")  # fmt: skip
+                                     "pytorchvideo; or a folder of Hugging Face, or org/name on its hub")  # fmt: skip
     output: Path = Field(description="a new .safetensors")
-    model: ModelConfig
-    size: Size = Field(224, description="pixels of the model's square input")
+    model: ModelConfig | None = Field(None, description="a folder of Hugging Face says it itself")
+    size: Size = Field(224, description="pixels of the model's square input; a folder of Hugging Face says it")
     classes: Path | None = Field(None, description="their order: a file with one name per line, or a prepared data set; "
                                                    "the checkpoint's own names if null")  # fmt: skip
     format: CheckpointFormat = "auto"
@@ -38,7 +38,7 @@ class ImportConfig(Config):
         if self.output.suffix != ".safetensors":
             raise ValueError(f"output {self.output} must end in .safetensors")
         policy = self.eval_policy
-        if policy is not None and policy.num_frames != self.model.num_frames:
+        if policy is not None and self.model is not None and policy.num_frames != self.model.num_frames:
             raise ValueError(
                 f"eval_policy.num_frames {policy.num_frames} and model.num_frames {self.model.num_frames} must be equal"
             )

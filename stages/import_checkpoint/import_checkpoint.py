@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from cache.errors import ReskdError
 from cache.store import make_folders
 from cache.view import ViewPolicy
 from stages.import_checkpoint.config import ImportConfig
+from stages.import_checkpoint.transformers_folder import is_transformers, open_transformers
 from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, save_model
 from stages.models.config import InitConfig, ModelConfig
 from stages.models.head_norm import has_head_norm
 from stages.models.init_weights import load_stored
 from stages.models.swin import ATTENTION
+from stages.models.timm_maps import layout_of
+from stages.models.transformers_families import FAMILIES
 from stages.models.video_model import VideoModel, model_stats
 from stages.models.weight_files import StoredWeights, read_weight_file
 from stages.models.weight_names import recognise_format
@@ -22,8 +26,16 @@ from stages.shards.classes import read_classes
 
 # Frames from one frame of a clip to the next, in upstream's configs. The other architectures take segments.
 STRIDES = {"slowonly": 8, "swin": 2}
+STRIDES |= {
+    "r2plus1d_18": 2,
+    "r3d_18": 2,
+    "mc3_18": 2,
+    "s3d": 2,
+    "mvit_v2_s": 4,
+}  # torchvision's frame rates, of 30 a second
 CLASSIFIERS = ("cls_head.fc_cls.weight", "fc.weight", "head.weight", "head.fc.weight", "classifier.weight",
-               "new_fc.weight", "base_model.fc.weight", "blocks.5.proj.weight")  # fmt: skip
+               "new_fc.weight", "base_model.fc.weight", "blocks.5.proj.weight", "head.1.weight",
+               "classifier.1.weight")  # fmt: skip
 PYTORCHVIDEO = (0.45, 0.225)  # mean and std of each colour
 
 
@@ -34,17 +46,26 @@ def import_checkpoint(config: ImportConfig) -> ModelCard:
     """
     if config.output.exists():
         raise ReskdError(f"{config.output} exists already: move it away, or give another output")
-    stored = read_weight_file(config.source)
+    if is_transformers(config.source):
+        config, stored = open_transformers(config)
+    else:
+        stored = read_weight_file(config.source)
+    if config.model is None:
+        raise ReskdError(f"{config.source} is a file of weights alone, which names no network: give --model (a name that "
+                         "`pipeline.py models` lists), or model.arch, model.backbone and model.args")  # fmt: skip
     if stored.card is not None:
         raise ReskdError(f"{config.source} is a checkpoint of this program already: use it as it is")
     classes = _class_names(config, stored)
     model_config = config.model.model_copy(update={"num_classes": len(classes)})
     model = build_model(model_config)
-    if config.head != "drop" and has_head_norm(model.backbone):  # the classifier of the file stands behind the norm
-        model_config = model_config.model_copy(update={"head_norm": True})
-        model = build_model(model_config)
+    if config.head != "drop" and stored.format is None:
+        found = _own_head(model, model_config)
+        if found:
+            model_config = model_config.model_copy(update=found)
+            model = build_model(model_config)
     init = InitConfig(path=config.source, format=config.format, part=config.part, head=config.head)
     description = load_stored(model, model_config, init, stored, classes)
+    model_stats(model, config.size)  # raises if it can't see pictures of this size
     policy = config.eval_policy or default_policy(model_config, spread=stored.mmaction2_1x)
     card = ModelCard(model_config, classes, config.size, config.render_via, policy, {"imported": config.source.name})
     make_folders(config.output.parent)
@@ -58,8 +79,19 @@ def import_checkpoint(config: ImportConfig) -> ModelCard:
     return card
 
 
+def _own_head(model: VideoModel, config: ModelConfig) -> dict[str, Any]:
+    """What stands before the classifier in files of this network, as keys of the model: a norm, or its own pooling."""
+    if has_head_norm(model.backbone) and config.pooling == "mean":
+        return {"head_norm": True}
+    if layout_of(model.backbone) != "NCHW" or getattr(model.backbone, "pools", False):
+        return {"pooling": "own"}
+    return {}
+
+
 def _warnings(config: ImportConfig, stored: StoredWeights, model: VideoModel) -> Iterator[str]:
     """Settings that no checkpoint stores, and that would be wrong in silence."""
+    if stored.format is not None:
+        return
     layout, (mean, std) = recognise_format(stored.tensors), PYTORCHVIDEO
     if layout == ("pytorchvideo",) and (config.model.mean, config.model.std) != ((mean,) * 3, (std,) * 3):
         yield (f"pytorchvideo's networks saw pixels with mean {mean} and std {std}: import it with --set "
@@ -82,7 +114,10 @@ def default_policy(model: ModelConfig, spread: bool) -> ViewPolicy:
     `spread`: several clips of a test go from end to end of the video, as in mmaction2 1.x.
     """
     sampling = "dense_1x" if spread else "dense"
-    dense = {"sampling": sampling, "stride": STRIDES[model.arch]} if model.arch in STRIDES else {}
+    stride = STRIDES.get(model.arch) or (STRIDES.get(model.backbone) if model.arch == "torchvision_video" else None)
+    if model.arch == "transformers" and FAMILIES[model.backbone].video:
+        stride = FAMILIES[model.backbone].stride
+    dense = {"sampling": sampling, "stride": stride} if stride else {}
     return ViewPolicy(num_frames=model.num_frames, jitter=False, crop="center", flip=0.0, **dense)
 
 

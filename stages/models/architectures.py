@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cache.errors import ReskdError
 from stages.models.head_norm import take_head_norm
 from stages.models.slowonly import build_slowonly, encode_volume
 from stages.models.swin import build_swin, encode_swin
+from stages.models.timm_maps import encode_frames, encode_frames_pooled
+from stages.models.torchvision_video import build_torchvision, encode_torchvision, encode_torchvision_pooled
+from stages.models.transformers_net import build_transformers, encode_transformers, encode_transformers_pooled
 from stages.models.tsm import build_tsm
-from stages.models.tsn import build_backbone, encode_frames
+from stages.models.tsn import build_backbone
 from stages.models.video_model import Head, VideoModel
 
 if TYPE_CHECKING:  # the config reads this table
@@ -19,6 +23,13 @@ ARCHITECTURES = {  # arch -> the function that builds its backbone, and the func
     "tsm": (build_tsm, encode_frames),
     "slowonly": (build_slowonly, encode_volume),
     "swin": (build_swin, encode_swin),
+    "torchvision_video": (build_torchvision, encode_torchvision),
+    "transformers": (build_transformers, encode_transformers),
+}
+OWN_POOLING = {  # with `pooling: own`: arch -> the function that also gives what the network's own classifier takes
+    "tsn": encode_frames_pooled,
+    "torchvision_video": encode_torchvision_pooled,
+    "transformers": encode_transformers_pooled,
 }
 
 
@@ -28,12 +39,21 @@ def build_model(config: ModelConfig, pretrained: bool = False) -> VideoModel:
     `config.num_classes` must not be None.
 
     Raises:
-        ReskdError: the backbone doesn't exist, its arguments, `shift_div` or `head_norm` don't fit, or it has no
-            pretrained weights.
+        ReskdError: the backbone doesn't exist, its arguments, `shift_div`, `pooling` or `head_norm` don't fit, or it has
+            no pretrained weights.
     """
     assert config.num_classes is not None
     build, encode = ARCHITECTURES[config.arch]
+    own = config.pooling == "own"
+    if own:
+        if config.arch not in OWN_POOLING:
+            raise ReskdError(
+                f"model.pooling: own is for {', '.join(OWN_POOLING)}, not for {config.arch}: set it to mean"
+            )
+        encode = OWN_POOLING[config.arch]
     backbone = build(config, pretrained)
     norm = take_head_norm(backbone, config.backbone) if config.head_norm else None
-    head = Head(backbone.num_features, config.num_classes, config.dropout, norm)
-    return VideoModel(backbone, encode, head, num_frames=config.num_frames, mean=config.mean, std=config.std)
+    width = backbone.num_features
+    head = Head(backbone.pooled_features if own else width, config.num_classes, config.dropout, norm, not own)
+    pixels = {"mean": config.mean, "std": config.std}
+    return VideoModel(backbone, encode, head, num_frames=config.num_frames, width=width, **pixels)

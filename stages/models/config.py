@@ -12,11 +12,15 @@ from stages.models.architectures import ARCHITECTURES
 
 
 class ModelConfig(Config):
-    """A TSN with any backbone of timm, a TSM or SlowOnly with a ResNet of timm, or torchvision's Video Swin."""
+    """A TSN with any backbone of timm, a TSM or SlowOnly with a ResNet of timm, a video network of torchvision, or a network
+    of transformers."""
 
     arch: Literal[tuple(ARCHITECTURES)] = "tsn"
-    backbone: str = Field("resnet50", description="name of a timm model; swin: swin3d_t, swin3d_s or swin3d_b")
-    args: dict[str, Any] = Field({}, description="more arguments of the backbone, such as channels and layers")
+    backbone: str = Field("resnet50", description="name of a timm model; swin: swin3d_t, swin3d_s or swin3d_b; "
+                          "torchvision_video: r2plus1d_18, s3d, mvit_v2_s and others; transformers: a model_type, such as "
+                          "videomae")  # fmt: skip
+    args: dict[str, Any] = Field({}, description="more arguments of the backbone, such as channels and layers; "
+                                 "transformers: its config.json")  # fmt: skip
     num_classes: int | None = Field(None, gt=0, description="by default the number of the data set's classes")
     num_frames: Positive = Field(8, description="T, frames of one view")
     dropout: float = Field(0.5, ge=0, lt=1)
@@ -26,6 +30,9 @@ class ModelConfig(Config):
     head_norm: bool = Field(
         False, description="tsn: the network's own norm between pooling and classifier (ConvNeXt and others) is part of "
         "the head. Without it the classifier takes the mean of the map")  # fmt: skip
+    pooling: Literal["mean", "own"] = Field(
+        "mean", description="mean: the classifier takes the mean of the map. own: it takes what the network's own classifier "
+        "takes, such as a class token (tsn, torchvision_video, transformers)")  # fmt: skip
     shift_div: Positive = Field(8, description="tsm: 1/shift_div of the channels come from the next frame, and "
                                                "1/shift_div from the previous frame")  # fmt: skip
     rel_pos: Annotated[Literal["exact", "upstream"], formerly(seed="upstream")] = Field(

@@ -20,7 +20,7 @@ def enable_grad_checkpointing(model: VideoModel, compiled: bool) -> None:
     momentum m becomes 1 - sqrt(1 - m): two such updates equal one with m. A `compiled` model updates them once.
 
     Raises:
-        ReskdError: the network of timm doesn't support it.
+        ReskdError: the network doesn't support it.
     """
     blocks = [module for module in model.backbone.modules() if isinstance(module, Block)]
     for block in blocks:
@@ -28,11 +28,16 @@ def enable_grad_checkpointing(model: VideoModel, compiled: bool) -> None:
     if blocks:
         return  # a Swin has no BatchNorm
     try:
-        model.backbone.set_grad_checkpointing()
-    except (AttributeError, AssertionError) as error:
+        if hasattr(model.backbone, "gradient_checkpointing_enable"):  # a network of transformers
+            model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.backbone.set_grad_checkpointing()
+    except (AttributeError, AssertionError, ValueError) as error:
         raise ReskdError(
-            f"timm's {type(model.backbone).__name__} has no gradient checkpointing: set grad_checkpointing: false"
+            f"the network {type(model.backbone).__name__} has no gradient checkpointing: set grad_checkpointing: false"
         ) from error
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return
     for norm in [] if compiled else _norms_run_twice(model):
         norm.momentum = 1 - (1 - norm.momentum) ** 0.5
 

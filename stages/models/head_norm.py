@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cache.errors import ReskdError
+from stages.models.timm_maps import usual_size
 from stages.models.tsn import timm_arguments
-from stages.models.video_model import Head
+from stages.models.video_model import Head, VideoModel
 
 if TYPE_CHECKING:  # the config reads the table of architectures
     from stages.models.config import ModelConfig
@@ -49,11 +51,8 @@ def head_fault(head: Head, weights: dict[str, Tensor], config: ModelConfig, file
     Both score random maps. `file`: the tensors of timm's network under timm's names.
     """
     name = config.backbone
-    arguments = timm_arguments(config) | {"num_classes": len(weights["head.fc.weight"])}
-    if "global_pool" not in config.args:
-        del arguments["global_pool"]  # timm's own
     with torch.device("meta"):
-        net = timm.create_model(name, **arguments).eval()
+        net = timm.create_model(name, **_whole_arguments(config, weights)).eval()
     ours = copy.deepcopy(head).eval()
     ours.load_state_dict({key.removeprefix("head."): tensor for key, tensor in weights.items()})
     width = head.fc.in_features
@@ -73,3 +72,39 @@ def head_fault(head: Head, weights: dict[str, Tensor], config: ModelConfig, file
     if head.norm is None and has_head_norm(net):
         return f"has a classifier behind a norm of {name}: set model.head_norm: true"
     return f"has a classifier that can't be kept, since {name} does more than a mean before it: give one of another network"
+
+
+@torch.no_grad()
+def pooling_fault(
+    model: VideoModel, weights: dict[str, Tensor], config: ModelConfig, file: dict[str, Tensor]
+) -> str | None:
+    """Why `model`, with `pooling: own` and these weights, isn't timm's whole network; None if it is. Both score a picture.
+
+    The backbone gets the weights. `file`: the tensors of timm's network under timm's names.
+    """
+    net = timm.create_model(config.backbone, **_whole_arguments(config, weights)).eval()
+    pictures = torch.randn(1, 3, *usual_size(net), generator=torch.Generator().manual_seed(0))
+    body = {name.removeprefix("backbone."): tensor for name, tensor in weights.items() if name.startswith("backbone.")}
+    model.backbone.load_state_dict(body)
+    training = model.training
+    try:
+        net.load_state_dict({name: tensor.float() for name, tensor in file.items()})
+        theirs, pooled = net(pictures), model.eval().encode(model.backbone, pictures[:, None]).pooled
+        found = functional.linear(pooled, weights["head.fc.weight"].float(), weights["head.fc.bias"].float())
+        same = torch.allclose(found, theirs, rtol=0, atol=TOLERANCE * theirs.abs().max().item())
+    except Exception:  # as above
+        same = False
+    model.train(training)
+    name = config.backbone
+    return (
+        None
+        if same
+        else f"has a classifier that can't be kept, since {name} is more than its pooling and a linear layer"
+    )
+
+
+def _whole_arguments(config: ModelConfig, weights: dict[str, Tensor]) -> dict:
+    arguments = timm_arguments(config) | {"num_classes": len(weights["head.fc.weight"])}
+    if "global_pool" not in config.args:
+        arguments.pop("global_pool", None)  # timm's own
+    return arguments

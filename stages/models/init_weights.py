@@ -9,8 +9,9 @@ from cache.errors import ReskdError
 from stages.models.checkpoints import check_fit, parse_card
 from stages.models.config import InitConfig, ModelConfig
 from stages.models.fit_weights import fit_to_model
-from stages.models.head_norm import head_fault
+from stages.models.head_norm import head_fault, pooling_fault
 from stages.models.resnet_names import shifted_blocks
+from stages.models.timm_maps import layout_of
 from stages.models.tsm import shifting_blocks
 from stages.models.video_model import VideoModel
 from stages.models.weight_files import StoredWeights, read_weight_file
@@ -71,13 +72,16 @@ def load_stored(
 
 def _translated(model: VideoModel, config: ModelConfig, init: InitConfig, stored: StoredWeights):
     """The tensors under this program's names, the format, the class names or None, and notes for people."""
+    if stored.format is not None:
+        return stored.tensors, stored.format, stored.classes, list(stored.notes)
     if stored.card is not None:
         card = parse_card(init.path, stored.card)
         for what in ("mean", "std"):
             check_normalisation(what, getattr(card.model, what), getattr(config, what))
-        if card.model.head_norm != config.head_norm:
-            value = str(card.model.head_norm).lower()
-            raise ReskdError(f"checkpoint {init.path} has model.head_norm {value}: set model.head_norm: {value}")
+        for key in ("head_norm", "pooling"):
+            if (value := getattr(card.model, key)) != getattr(config, key):
+                value = str(value).lower()
+                raise ReskdError(f"checkpoint {init.path} has model.{key} {value}: set model.{key}: {value}")
         formats, shifted, names = ("reskd",), card.model.arch == "tsm", card.classes
     else:
         blocks = shifted_blocks(stored.tensors)
@@ -110,6 +114,10 @@ def _fault_before_classifier(
     """Why a network of timm has another head than the model, and how to mend it; None if their heads are the same."""
     if config.arch != "tsn" or layout not in ("timm", "torchvision"):
         return None
+    if config.pooling == "own":
+        return pooling_fault(model, classifier | tensors, config, stored.tensors)
+    if layout_of(model.backbone) != "NCHW":
+        return f"has a classifier behind the pooling of {config.backbone}: set model.pooling: own"
     norm = {name: tensor for name, tensor in tensors.items() if name.startswith("head.norm.")}
     return head_fault(model.head, classifier | norm, config, stored.tensors)
 

@@ -21,27 +21,49 @@ class ModelOutput(NamedTuple):
     features: Tensor
 
 
+class Encoded(NamedTuple):
+    """What a backbone with `pooling: own` gives of B clips."""
+
+    features: Tensor  # [B, T', h, w, D]
+    pooled: Tensor  # [B, P], what the network's own classifier takes: a class token, for example
+
+
 class Head(nn.Module):
     """Mean over all positions and times, dropout, linear layer: [B, T', h, w, D] -> [B, K].
 
     With a `norm` over the channels, the mean of each frame is normalised before the mean over times. (A network for images
     that has such a norm scores each frame in this way.)
+    With `takes_map` False the backbone pools: the head is dropout and a linear layer of its `pooled` [B, P].
     """
 
-    def __init__(self, width: int, num_classes: int, dropout: float, norm: nn.LayerNorm | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        dropout: float,
+        norm: nn.LayerNorm | None = None,
+        takes_map: bool = True,
+    ) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(width, num_classes)
-        self.norm = norm
+        self.norm, self.takes_map = norm, takes_map
         nn.init.normal_(self.fc.weight, std=FC_STD)
         nn.init.zeros_(self.fc.bias)
 
-    def forward(self, features: Tensor) -> Tensor:
-        if self.norm is None:
+    @property
+    def has_class_map(self) -> bool:
+        """Whether the logits are the mean over the map of a linear classifier of each position."""
+        return self.takes_map and self.norm is None
+
+    def forward(self, features: Tensor, pooled: Tensor | None = None) -> Tensor:
+        if pooled is not None:
+            pooled = pooled.to(self.fc.weight.dtype)
+        elif self.norm is None:
             pooled = features.mean((1, 2, 3), dtype=self.fc.weight.dtype)
         # bfloat16 would round a logit of 10 by up to 0.03, more than the cache's uint8 does, and would save no time.
         with torch.autocast(features.device.type, enabled=False):
-            if self.norm is not None:
+            if pooled is None:
                 pooled = self.norm(features.mean((2, 3), dtype=self.fc.weight.dtype)).mean(1)
             return self.fc(self.dropout(pooled))
 
@@ -66,15 +88,18 @@ class VideoModel(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        encode: Callable[[nn.Module, Tensor], Tensor],
+        encode: Callable[[nn.Module, Tensor], Tensor | Encoded],
         head: Head,
         *,
         num_frames: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        width: int | None = None,
     ) -> None:
-        """`encode(backbone, clips [B, T, 3, H, W])` returns the map [B, T', h, w, D]. `mean` and `std` are of RGB in 0..1."""
+        """`encode(backbone, clips [B, T, 3, H, W])` returns the map [B, T', h, w, D], or `Encoded`. `width` is D; None: that
+        of the head's input. `mean` and `std` are of RGB in 0..1."""
         super().__init__()
+        self.width = width or head.fc.in_features
         self.backbone, self.encode, self.head, self.num_frames = backbone, encode, head, num_frames
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -85,11 +110,17 @@ class VideoModel(nn.Module):
         Raises:
             ReskdError: the clips don't have `num_frames` frames.
         """
-        features = self.extract(clips)
-        return ModelOutput(self.head(features), features)
+        encoded = self._encode(clips)
+        if isinstance(encoded, Encoded):
+            return ModelOutput(self.head(*encoded), encoded.features)
+        return ModelOutput(self.head(encoded), encoded)
 
     def extract(self, clips: Tensor) -> Tensor:
         """The feature map [B, T', h, w, D], without logits."""
+        encoded = self._encode(clips)
+        return encoded.features if isinstance(encoded, Encoded) else encoded
+
+    def _encode(self, clips: Tensor) -> Tensor | Encoded:
         assert clips.dtype == torch.uint8
         if clips.shape[1] != self.num_frames:  # a temporal shift would mix frames of different clips
             raise ReskdError(
@@ -130,11 +161,22 @@ class ModelStats:
 
 
 def model_stats(model: VideoModel, size: int) -> ModelStats:
-    """The cost for one clip of size x size pixels, in eval mode. A copy that has shapes but no data is counted."""
-    shapes = copy.deepcopy(model).to("meta").eval()
+    """The cost for one clip of size x size pixels, in eval mode. A copy that has shapes but no data is counted.
+
+    Raises ReskdError if the network takes no pictures of this size.
+    """
+    shapes = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     clips = torch.empty(1, model.num_frames, 3, size, size, dtype=torch.uint8, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        features = shapes.extract(clips)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            features = shapes.extract(clips)
+    except ReskdError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:  # of the libraries' networks
+        raise ReskdError(
+            f"the network ({type(model.backbone).__name__}) can't take {model.num_frames} frames of {size} px: "
+            f"{str(error).strip().rstrip('.') or type(error).__name__}; choose another size"
+        ) from error
     macs = counter.get_total_flops() // 2 + model.head.fc.weight.numel()  # the head can't run: autocast has no "meta"
     return ModelStats(
         grid=tuple(features.shape[1:4]),

@@ -45,6 +45,8 @@ class StoredWeights(NamedTuple):
     key: str | None = None  # where `tensors` are in a trainer's checkpoint; None: the file is a state dict itself
     others: tuple[str, ...] = ()  # the keys of other sets of weights in the checkpoint, such as averaged ones
     mmaction2_1x: bool = False  # whether mmaction2 1.x wrote the file
+    format: str | None = None  # whose file it was, if the tensors are under this program's names already
+    notes: tuple[str, ...] = ()  # for people, about such a file
 
 
 class Ignored:

@@ -37,6 +37,14 @@ CONV_MODULE = (
     (re.compile(r"\bconv(\d)\.bn\."), r"bn\1."),
 )
 
+# R(2+1)D, R3D and MC3; S3D; MViT
+VIDEO_OF_TORCHVISION = {
+    "layer1.0.conv1.0.weight",
+    "layer1.0.conv1.0.0.weight",
+    "features.0.0.0.weight",
+    "conv_proj.weight",
+}
+
 
 def recognise_format(names: Collection[str]) -> tuple[str, ...]:
     """The formats that have tensors with these names, the more likely first."""
@@ -51,6 +59,8 @@ def recognise_format(names: Collection[str]) -> tuple[str, ...]:
     if "layer1.0.conv1.weight" in names:
         return ("torchvision", "timm")  # both have the same names
     if any(re.fullmatch(r"features\.\d+\.\d+\.attn\.qkv\.weight", name) for name in names):
+        return ("torchvision",)
+    if VIDEO_OF_TORCHVISION & {*names}:
         return ("torchvision",)
     return ("timm",)
 
@@ -79,7 +89,13 @@ def to_our_names(tensors: dict[str, Tensor], format: str, part: str, config: Mod
             return name
         return "backbone." + table[name.removeprefix(body)] if name.startswith(body) else name
 
-    return renamed(tensors, our_name)
+    ours = renamed(tensors, our_name)
+    weight = ours.get("head.fc.weight")
+    if (
+        config.arch == "torchvision_video" and weight is not None and weight.dim() == 5
+    ):  # S3D's is a convolution of 1x1x1
+        ours["head.fc.weight"] = weight.flatten(1)
+    return ours
 
 
 def _rkd_part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -117,7 +133,13 @@ def check_normalisation(what: str, stored: tuple[float, ...], config: tuple[floa
 def classifier_prefix(names: Collection[str], net: nn.Module) -> str:
     """The prefix of the classifier in a file of torchvision or timm. A file without one gets a prefix that no name has."""
     timm_config = getattr(net, "pretrained_cfg", None) or {}
-    for name in (timm_config.get("classifier"), "fc", "head.fc", "head", "classifier"):
+    for name in (
+        timm_config.get("classifier"),
+        "fc",
+        "head.fc",
+        "head",
+        "classifier",
+    ):  # torchvision_video says it, too
         if isinstance(name, str) and f"{name}.weight" in names and f"{name}.weight" not in net.state_dict():
             return f"{name}."
     return "no classifier."

@@ -11,6 +11,8 @@ from cache.errors import ReskdError
 from cache.view import ViewPolicy
 from stages.distill.check_targets import check_targets
 from stages.distill.student import Student, build_student
+from stages.distill.targets import NO_CLASS_MAP
+from stages.distill.times import describe_times
 from stages.models.architectures import build_model
 from stages.models.grad_checkpointing import enable_grad_checkpointing
 from stages.models.init_weights import initialise
@@ -46,8 +48,11 @@ def new_student(
     model = build_model(config.model, pretrained=config.init.source == "timm")
     if config.init.source == "checkpoint":
         console.print(initialise(model, config.model, config.init, data.classes), markup=False, soft_wrap=True)
+    shapes = _output_shapes(model, config)
     if replay:
-        check_targets(replay.manifest, config.losses, _output_shapes(model, config), config.model.num_frames)
+        check_targets(replay.manifest, config.losses, shapes, config.model.num_frames)
+    elif online and config.losses.teacher_reads("class_map") and not online.has_class_map:
+        raise ReskdError(NO_CLASS_MAP)
     if config.grad_checkpointing:
         enable_grad_checkpointing(model, compiled=config.compile)
     teacher = replay or online
@@ -56,6 +61,7 @@ def new_student(
     )
     if ranks.first:
         _announce_adapter(student)
+        _announce_times(config, shapes.features.shape[1], replay, online)
     if not (config.losses.student_reads("logits") or config.losses.student_reads("class_map")):
         student.model.head.requires_grad_(False)
         console.print("[yellow]warning[/] no loss reads the logits: the features are trained, the classifier is not")
@@ -93,6 +99,15 @@ def _announce_adapter(student: Student) -> None:
         console.print(f"the student's map has {student.adapter.in_features} channels, the targets' "
                       f"{student.adapter.out_features}: a 1×1 adapter between them is trained with the student and "
                       f"left out of its exported weights")  # fmt: skip
+
+
+def _announce_times(config: TrainConfig, times: int, replay: Replay | None, online: OnlineTeacher | None) -> None:
+    """Print how maps of other times than the student's are compared with them, if a loss compares maps."""
+    if "features" not in config.losses.stored_targets:
+        return
+    teacher = replay.manifest.identity.targets["features"]["grid"][0] if replay else online.grid[0]
+    if said := describe_times(times, teacher):
+        console.print(said, highlight=False)
 
 
 def _output_shapes(model: VideoModel, config: TrainConfig) -> ModelOutput:

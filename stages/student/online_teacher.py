@@ -26,6 +26,10 @@ class OnlineTeacher:
     grid: tuple[int, int, int]  # T', H, W of its map
     width: int  # D, channels of its map
 
+    @property
+    def has_class_map(self) -> bool:
+        return self.model.head.has_class_map
+
     def teach(self, device: torch.device, names: Sequence[str], dtype: torch.dtype) -> Callable[[Batch], Batch]:
         """A function that adds the targets of these names to a batch on `device`."""
         model = to_device(self.model, device).eval().requires_grad_(False)
@@ -39,9 +43,9 @@ class OnlineTeacher:
         return add_targets
 
     def decoder(self, device: torch.device) -> TargetDecoder:
-        """The decoder of its targets, on `device`. A head with a norm gives it no classifier, as in a cache."""
-        fc, has_norm = self.model.head.fc, self.model.head.norm is not None
-        classifier = None if has_norm else (fc.weight.detach().to(device), fc.bias.detach().to(device))
+        """The decoder of its targets, on `device`. Without a class map it has no classifier, as in a cache."""
+        fc = self.model.head.fc
+        classifier = (fc.weight.detach().to(device), fc.bias.detach().to(device)) if self.has_class_map else None
         return TargetDecoder((*self.grid[1:], self.width), classifier=classifier)
 
 

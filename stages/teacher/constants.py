@@ -63,12 +63,12 @@ def root_arrays(teacher: Teacher) -> dict[str, np.ndarray]:
     """The arrays at the root of the teacher's cache: the classifier of stored maps, and the constants.
 
     With a basis, the logits of a position are y (basis' W) + (mean W + b), so the classifier of y has [d,K] numbers.
-    A head with a norm is no linear function of the map: its classifier is not stored.
+    A head with a norm or with the network's own pooling is no linear function of the map: its classifier is not stored.
     """
     if teacher.features is None:
         return {}
     head, constants = uncompiled(teacher.model).head, teacher.constants
-    if head.norm is not None:
+    if not head.has_class_map:
         return dict(constants)
     fc = head.fc
     weight, bias = (tensor.detach().float().cpu().numpy() for tensor in (fc.weight.T, fc.bias))

@@ -178,8 +178,8 @@ def test_logit_kl_is_nil_for_equal_logits_and_its_gradient_keeps_its_size_with_t
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4, 4, 8), (2, 2, 4, 4, 6)], ids=["times", "channels"])
-def test_maps_that_do_not_fit_are_refused_with_both_shapes(shape):
+def test_maps_that_do_not_fit_are_refused_with_both_shapes():
+    shape = (2, 2, 4, 4, 6)
     with pytest.raises(ReskdError, match=rf"\[{', '.join(map(str, shape[1:]))}\].*\[2, 7, 7, 8\].*as wide as"):
         feature_mse(torch.zeros(shape), torch.zeros(2, 2, 7, 7, 8), torch.ones(2, dtype=torch.bool))
 

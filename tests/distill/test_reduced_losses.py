@@ -184,7 +184,7 @@ def roots(constants: dict) -> dict[str, np.ndarray]:
     """What stage one keeps at the root, of a teacher with this classifier."""
     fc = torch.nn.Linear(WIDTH, CLASSES)
     fc.weight.data, fc.bias.data = (tensor(draw(*s, seed=5), torch.float32) for s in ((CLASSES, WIDTH), (CLASSES,)))
-    net = SimpleNamespace(head=SimpleNamespace(fc=fc, norm=None))
+    net = SimpleNamespace(head=SimpleNamespace(fc=fc, has_class_map=True))
     return root_arrays(Teacher(net, 32, torch.float32, 16, FeaturesConfig(), constants=constants))
 
 

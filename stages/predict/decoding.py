@@ -25,7 +25,9 @@ from stages.video.errors import DecodeError, short_reason
 from stages.video.frame_times import FrameTimes, frame_times
 from stages.video.render import needed_frames, render
 
-LARGE = 2**28  # bytes: a larger file is decoded from its start, with flat memory; `probe` would hold it in memory
+# A video that is seen as a whole is decoded from its start, which is exact, if it is short: to choose another decoder would
+# take longer. So is a large file: `probe` would hold it in memory.
+SHORT, LARGE = 1500, 2**28  # frames; bytes
 FROM_START = "pyav"  # the decoder, as indexes call it
 
 
@@ -62,12 +64,14 @@ class _Worker:
 
     def _look(self, number: int) -> Answer:
         video, views = self.videos[number], self.views
-        if views.window is None and not _is_large(video):
-            with clip_at_work(video.name):
-                return self._whole(number, video)
+        if views.window is None and isinstance(video, RowVideo):
+            return self._of_row(number, video)
         opened = _OpenVideo(number, video, views, self.threads)
         windows = opened.windows
         facts = Facts(opened.frames, windows.duration, len(windows), views.policy.views, windows.starts, windows.ends)
+        if views.window is None and opened.frames > SHORT and opened.size <= LARGE:
+            opened.close()
+            return self._seen_whole(number, video, facts)
         if len(windows) > views.at_once:
             opened.close()
             return Answer(number, facts, decoder=FROM_START)
@@ -75,19 +79,22 @@ class _Worker:
         self.open = opened
         return replace(self._go_on(Task(number, 0)), facts=facts)
 
-    def _whole(self, number: int, video: Video) -> Answer:
-        """The views over a whole video: the same pictures as in `evaluate`."""
-        with video.open() as data:
-            if isinstance(video, RowVideo):
-                row, seconds = video.row, None
-                start, frames, width, height, decoder = row.start, row.frames, row.width, row.height, row.decoder
-            else:
-                info = probe(data)
-                start, frames, width, height, decoder = 0, info.frames, info.width, info.height, info.decoder
-                seconds = info.duration
-            drawn = draw_views(self.views.policy, video, frames, width / height)
-            clips, served = _decoded_views(data, drawn, start, decoder, (width, height), self.views)
-        facts = Facts(frames, seconds, 1, len(drawn), np.zeros(1), np.array([seconds or 0.0]))
+    def _of_row(self, number: int, video: RowVideo) -> Answer:
+        """The views of a clip of a data set, decoded as in `evaluate`."""
+        row = video.row
+        with clip_at_work(video.name), video.open() as data:
+            drawn = draw_views(self.views.policy, video, row.frames, row.aspect)
+            clips, served = _decoded_views(data, drawn, row.start, row.decoder, (row.width, row.height), self.views)
+        facts = Facts(row.frames, None, 1, len(drawn), np.zeros(1), np.zeros(1))
+        return Answer(number, facts, 0, torch.from_numpy(clips[None]), served)
+
+    def _seen_whole(self, number: int, video: FileVideo, facts: Facts) -> Answer:
+        """The views over a file, decoded by the decoder that `prepare` would choose."""
+        with clip_at_work(video.name), video.open() as data:
+            info = probe(data)
+            drawn = draw_views(self.views.policy, video, info.frames, info.width / info.height)
+            clips, served = _decoded_views(data, drawn, 0, info.decoder, (info.width, info.height), self.views)
+        facts = replace(facts, frames=info.frames, seconds=info.duration)
         return Answer(number, facts, 0, torch.from_numpy(clips[None]), served)
 
     def _go_on(self, task: Task) -> Answer:
@@ -112,6 +119,7 @@ class _OpenVideo:
         self.number, self.next, self.stack = number, begin, ExitStack()
         with clip_at_work(video.name):
             data = self.stack.enter_context(video.open())
+        self.size = len(data)
         try:
             found: FrameTimes = next(_watched(video.name, frame_times(data, threads)))
             start, frames = (video.row.start, video.row.frames) if isinstance(video, RowVideo) else (0, None)
@@ -185,7 +193,3 @@ def _decoded_views(
             for view, numbers in zip(part, places, strict=True)
         ]
     return np.stack(clips), served
-
-
-def _is_large(video: Video) -> bool:
-    return isinstance(video, FileVideo) and video.path.is_file() and video.path.stat().st_size > LARGE

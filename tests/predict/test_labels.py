@@ -16,6 +16,7 @@ from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.metrics.scoring import score_videos
 from stages.models.checkpoints import load_model
+from stages.predict import decoding
 from stages.predict.lines import open_output
 from stages.runtime.distributed import Ranks
 from stages.shards.dataset import open_dataset
@@ -42,8 +43,12 @@ def evaluated(net, data, average, protocol) -> tuple[np.ndarray, list[str]]:
     return scored.probabilities, keys
 
 
-@pytest.mark.parametrize(("average", "protocol"), [("prob", "1x1"), ("logit", "2x3"), ("feature", "2x1")])
-def test_files_and_a_data_set_have_evaluates_answers(data, teacher, tmp_path, average, protocol):
+@pytest.mark.parametrize(
+    ("average", "protocol", "short"), [("prob", "1x1", 1500), ("logit", "2x3", 1500), ("feature", "2x1", 0)]
+)
+def test_files_and_a_data_set_have_evaluates_answers(data, teacher, tmp_path, average, protocol, short, monkeypatch):
+    """`short`: frames of a video that is decoded from its start, whatever its decoder."""
+    monkeypatch.setattr(decoding, "SHORT", short)
     changes = (f"average={average}", f"protocol={protocol}")
     probabilities, keys = evaluated(teacher, data.val, average, protocol)
     best = dict(zip(keys, np.sort(probabilities)[:, :-6:-1], strict=True))
@@ -56,6 +61,7 @@ def test_files_and_a_data_set_have_evaluates_answers(data, teacher, tmp_path, av
         assert [t["probability"] for t in row["top"]] == pytest.approx(best[row["key"]], rel=1e-5)
         assert [t["probability"] for t in of_file["top"]] == pytest.approx(best[row["key"]], rel=1e-5)
         assert of_file["label"] == row["label"] and of_file["video"].split("/")[-2] == row["labels"][0]
+    assert {line["decoder"] for line in files} == {"pyav" if short else rows[0]["decoder"]}
     assert np.ptp([row["probability"] for row in rows]) > 1e-4  # the videos differ
     config = [f"checkpoint={teacher}", f"data={data.val}", "loader.workers=0", *changes]
     result = evaluate(load_config(EvaluateConfig, None, config))

@@ -205,6 +205,28 @@ def fullsize(output, folder):
 @bench.command()
 @QUICK
 @JSON
+@MADE
+def deploy(quick, output, folder):
+    """What a clip costs in teacher and student, by size and runtime.
+
+    \b
+    nets       TSN-R152 at 224 px, TSN-R50 at 224, 112 and 72 px; random weights
+    runtimes   torch, onnxruntime, onnxruntime int8; on one core and on all
+    goal       the latency falls by at least 0.8 of the ratio of GFLOPs
+
+    The time to decode and render a clip is measured beside. Needs the extra `export`:
+
+    \b
+    uv run --extra export pipeline.py bench deploy --quick
+    """
+    from stages.bench.deploy import run_deploy
+
+    run_deploy(quick, output, folder)
+
+
+@bench.command()
+@QUICK
+@JSON
 def faults(quick, output):
     """What is left after kills, full disks, damage and other faults.
 

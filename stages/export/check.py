@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
-from stages.export.program import INPUT, OUTPUTS, quiet
+from stages.export.program import INPUT, OUTPUTS, one_line_errors, quiet
 from stages.models.video_model import ModelOutput
 
 if TYPE_CHECKING:
@@ -43,6 +43,19 @@ def pt2_runner(path: Path) -> Run:
     with quiet(), open(path, "rb") as file:
         net = torch.export.load(file).module()
     return lambda clips: net(clips)[0]
+
+
+def careful(open_file: Callable[[Path], Run], path: Path, output: Path) -> Run:
+    """What runs an unfinished file. Raises ReskdError of one line, which names the `output`, where the runtime fails."""
+    what = f"{output} can't be run"
+    with one_line_errors(what):
+        run = open_file(path)
+
+    def careful_run(clips: Tensor) -> Tensor:
+        with one_line_errors(what):
+            return run(clips)
+
+    return careful_run
 
 
 class RunNet(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cache.errors import ReskdError
 from cache.store import move_into_place, partial_file, write_atomically
 from stages.config.schema import check_deterministic
-from stages.export.check import Comparison, check_equal, compare, onnx_runner, pt2_runner
+from stages.export.check import Comparison, careful, check_equal, compare, onnx_runner, pt2_runner
 from stages.export.clips import EvaluationClips, noise_batches
 from stages.export.config import ExportConfig
 from stages.export.metadata import metadata_of
@@ -34,7 +34,7 @@ def export(config: ExportConfig) -> dict:
     """
     is_onnx = config.output.suffix == ".onnx"
     if is_onnx:
-        check_packages(config.checkpoint, config.output)
+        check_packages(config.output.name, f"export {config.checkpoint} {config.output}")
     _check_output(config)
     model, card = load_model(config.checkpoint)
     _check_policy(card, config.checkpoint)
@@ -48,7 +48,7 @@ def export(config: ExportConfig) -> dict:
             data = onnx_bytes(program, metadata, config.checkpoint) if is_onnx else pt2_bytes(program, metadata)
             write_atomically(partial, data)
         with console.status("comparing it with the network"):
-            comparison = compare(model, (onnx_runner if is_onnx else pt2_runner)(partial), some())
+            comparison = compare(model, careful(onnx_runner if is_onnx else pt2_runner, partial, config.output), some())
             check_equal(comparison, config.output)
         if config.int8:
             comparison, accuracy = _quantise(partial, config, model, card, clips, some)
@@ -105,7 +105,7 @@ def _quantise(
     metadata = metadata_of(config.checkpoint, card)
     with console.status("calibrating int8"):
         write_atomically(partial, quantise(partial, some(), metadata))
-    run = onnx_runner(partial)
+    run = careful(onnx_runner, partial, config.output)
     with console.status("measuring the accuracy of int8"):
         accuracy = measure_accuracy(model, run, clips.scored(), len(card.classes))
         check_drop(accuracy, config.max_drop, config.output)

@@ -81,11 +81,11 @@ def onnx_bytes(program: ExportedProgram, metadata: Mapping[str, str], checkpoint
         return converted.model_proto.SerializeToString()
 
 
-def check_packages(checkpoint: Path, output: Path) -> None:
-    """Raises ReskdError unless the packages that write and run ONNX are installed."""
+def check_packages(what: str, command: str) -> None:
+    """Raises ReskdError unless the packages that write and run ONNX are installed. `command`: of pipeline.py, to run again."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise ReskdError(f"{output.name} needs the packages {', '.join(missing)}, which are not installed: "
-                         f"`uv run --extra export pipeline.py export {checkpoint} {output}`")  # fmt: skip
+        raise ReskdError(f"{what} needs the packages {', '.join(missing)}, which are not installed: "
+                         f"`uv run --extra export pipeline.py {command}`")  # fmt: skip
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from cache.errors import ReskdError
 from stages.evaluate.answers_file import Answer
-from stages.report.parts import Picture
+from stages.report.parts import Picture, Pictures
 from stages.shards.dataset import Dataset, open_dataset
 from stages.video.decode import decode_frames
 
@@ -26,16 +27,18 @@ class ClipFrames:
         self.budget = budget
         self._open = lru_cache(open_dataset)
 
-    def picture(self, data: Path, answer: Answer, text: str) -> Picture:
-        """The clip's middle frame. If it can't be had, the picture is empty, and its text says why."""
-        if self.budget <= 0:
-            return Picture("", text)
-        try:
-            return Picture(_middle_frame(self._open(data), answer), text)
-        except (ReskdError, OSError) as error:  # the data set has moved, or the video is damaged
-            return Picture("", f"{text}. No picture: {error}")
-        finally:
-            self.budget -= 1
+    def pictures(self, caption: str, data: Path, clips: Sequence[tuple[Answer, str]]) -> Pictures:
+        """The middle frame of each clip, with its text. A frame that can't be had is left out, and the note says why."""
+        found, reasons = [], {}
+        for answer, text in clips[: self.budget]:
+            source = ""
+            try:
+                source = _middle_frame(self._open(data), answer)
+            except (ReskdError, OSError) as error:  # the data set has moved, or the video is damaged
+                reasons[str(error)] = None
+            found.append(Picture(source, text))
+        self.budget -= len(found)
+        return Pictures(caption, tuple(found), f"Without a picture: {'; '.join(list(reasons)[:3])}" if reasons else "")
 
 
 def _middle_frame(data: Dataset, answer: Answer) -> str:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from stages.config.options import json_option
+
 
 @click.command(short_help="Make one HTML page of runs, sweeps, caches and studies.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -14,6 +16,7 @@ import click
     show_default=True,
     help="The page. It needs no other file and no network, so it can be sent to others.",
 )
+@json_option
 def report(paths, output):
     """Make one HTML page of what lies at and below PATHS.
 
@@ -30,4 +33,4 @@ def report(paths, output):
     """
     from stages.report.report import write_report
 
-    write_report(paths, output)
+    return write_report(paths, output)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from cache.json_file import read_json, read_limited
 from stages.evaluate.answers_file import Answer, read_answers
 
 METRICS = ("top1", "top5", "mean_class", "map")
+MAX_ANSWERS = 500_000  # that are read in all: more take minutes and GBs
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,16 @@ class Evaluation:
 
 
 def read_evaluation(path: Path, name: str) -> Evaluation:
-    """Raises OSError, ValueError, KeyError or TypeError if the JSON isn't of an evaluation."""
+    """All but the answers, which `with_answers` adds.
+
+    Raises OSError, ValueError, KeyError or TypeError if the JSON isn't of an evaluation."""
     values = read_json(path, nan=True)
     beside, faults = path.name.removesuffix(".json"), []
-    tables = {}
-    for ending, read in (("classes.csv", _read_classes), ("answers.csv", read_answers)):
-        file = path.with_name(f"{beside}.{ending}")
-        try:
-            tables[ending] = read(file) if file.exists() else ()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            faults.append(f"{file} can't be read ({error})")
-    metrics = {metric: float(values[metric]) for metric in METRICS}
-    answers = tables.get("answers.csv", ())
-    if answers and not _fits(answers, int(values["clips"]), metrics["top1"]):
-        answers, _ = (), faults.append(f"{path.with_name(beside + '.answers.csv')} is of another evaluation: left out")
+    tables, file = {}, path.with_name(f"{beside}.classes.csv")
+    try:
+        tables = _read_classes(file) if file.exists() else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        faults.append(f"{file} can't be read ({error})")
     return Evaluation(
         name=name,
         path=path,
@@ -83,20 +80,50 @@ def read_evaluation(path: Path, name: str) -> Evaluation:
         clips=int(values["clips"]),
         failed=int(values["failed"]),
         unlabelled=int(values["unlabelled"]),
-        metrics=metrics,
+        metrics={metric: float(values[metric]) for metric in METRICS},
         headline="map" if values["headline"] == "map" else "top1",
         confused=tuple((str(p["truth"]), str(p["taken_for"]), int(p["clips"]), float(p["percent"]))
                        for p in values["confused"] or ()),
-        classes=dict(tables.get("classes.csv", ())),
-        answers=answers,
+        classes=tables,
+        answers=(),
         faults=tuple(faults),
     )  # fmt: skip
 
 
-def _fits(answers: tuple[Answer, ...], clips: int, top1: float) -> bool:
-    """Whether the answers are those that the JSON's metrics are of."""
-    right = sum(answer.right for answer in answers)
-    return len(answers) == clips and math.isclose(100 * right / clips, top1, abs_tol=1e-6)
+def with_answers(evaluations: Sequence[Evaluation], most: int = MAX_ANSWERS) -> list[Evaluation]:
+    """The evaluations in their order, with the answers of those that have a file of them.
+
+    At most `most` answers in all: first those of the largest nets, which may be teachers, then those of the best ones.
+    """
+    largest = {evaluation.data: evaluation for evaluation in sorted(evaluations, key=lambda e: e.gmacs)}
+    order = sorted(evaluations, key=lambda e: (largest[e.data] is not e, -e.score))
+    added = {}
+    for evaluation in order:
+        most -= evaluation.clips
+        added[id(evaluation)] = _with_its_answers(evaluation, most >= 0)
+    return [added[id(evaluation)] for evaluation in evaluations]
+
+
+def _with_its_answers(evaluation: Evaluation, read: bool) -> Evaluation:
+    file = evaluation.path.with_name(f"{evaluation.path.name.removesuffix('.json')}.answers.csv")
+    if not file.exists():
+        return evaluation
+    fault = f"{file} is left out: the others have {MAX_ANSWERS:,} answers already"
+    try:
+        answers = read_answers(file) if read else ()
+        if _fits(answers, evaluation):
+            return replace(evaluation, answers=answers)
+        if read:
+            fault = f"{file} is of another evaluation than the JSON beside it: left out"
+    except (OSError, ValueError) as error:
+        fault = f"{file} can't be read ({error})"
+    return replace(evaluation, faults=(*evaluation.faults, fault))
+
+
+def _fits(answers: tuple[Answer, ...], evaluation: Evaluation) -> bool:
+    """Whether the answers are those that the evaluation's metrics are of."""
+    right = 100 * sum(answer.right for answer in answers) / max(1, len(answers))
+    return len(answers) == evaluation.clips and math.isclose(right, evaluation.metrics["top1"], abs_tol=1e-6)
 
 
 def _read_classes(file: Path) -> dict[str, dict[str, float]]:

@@ -53,7 +53,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Picture:
-    """A JPEG as a data URI, or "" if it can't be had; `text` says what it shows, or why it isn't there."""
+    """A JPEG as a data URI, or "" if it can't be had; `text` says what it shows."""
 
     source: str
     text: str
@@ -64,6 +64,7 @@ class Pictures:
     kind: ClassVar[str] = "pictures"
     caption: str
     pictures: tuple[Picture, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)

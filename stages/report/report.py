@@ -12,7 +12,7 @@ from typing import TypeVar
 from cache.store import write_atomically
 from stages.report.cache_sections import caches_section, cost_section, left_out_section, studies_section
 from stages.report.caches import CacheFigures, DataFigures, read_cache, read_data_set
-from stages.report.evaluations import Evaluation, read_evaluation
+from stages.report.evaluations import Evaluation, read_evaluation, with_answers
 from stages.report.find_sources import Sources, find_sources, short_names
 from stages.report.page import Page, render_page
 from stages.report.parts import Part, Section, Text, row, table
@@ -80,7 +80,7 @@ def _read(sources: Sources, problems: Problems) -> Material:
         runs=read_all(sources.runs, read_run),
         caches=read_all(sources.caches, read_cache),
         data_sets=read_all(sources.data_sets, read_data_set),
-        evaluations=read_all(sources.evaluations, read_evaluation),
+        evaluations=with_answers(read_all(sources.evaluations, read_evaluation)),
         sweeps=read_all(sources.sweeps, read_sweep),
         studies=read_all(sources.studies, read_study),
     )

@@ -60,7 +60,8 @@ def _figure(run: Run, key: str) -> Cell:
 
 
 def _cell(value: object) -> Cell:
-    return number(float(value), "g") if isinstance(value, int | float) else Cell(_short(value))
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number(float(value), ".10g") if is_number else Cell(_short(value))
 
 
 def _short(value: object) -> str:

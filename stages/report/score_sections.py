@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from stages.metrics.spread import SeedScores
 from stages.report.agreement import Agreement, agreements
 from stages.report.clip_frames import ClipFrames
 from stages.report.confusion_chart import confusion_chart
 from stages.report.evaluations import METRICS, Evaluation, confusion_counts
 from stages.report.front_chart import front_chart
-from stages.report.parts import Details, Part, Pictures, Section, Text, number, row, table
+from stages.report.parts import Details, Part, Section, Text, number, row, table
 from stages.report.seed_groups import SeedGroup
 from stages.report.studies import Sweep
 from stages.sweep.pareto_front import Point, pareto_front
@@ -155,14 +153,13 @@ def _class_parts(evaluation: Evaluation, frames: ClipFrames) -> list[Part]:
 
 def _confused_pictures(evaluation: Evaluation, frames: ClipFrames) -> Part | None:
     """The middle frame of one clip behind each of the most confused pairs: of the clip whose wrong answer is surest."""
-    pictures = []
-    for truth, taken_for, clips, _ in evaluation.confused[:MAX_CELLS]:
+    clips = []
+    for truth, taken_for, count, _ in evaluation.confused[:MAX_CELLS]:
         behind = [a for a in evaluation.answers if (a.truth, a.answer) == (truth, taken_for)]
         if not behind:
             continue
-        clip = behind[int(np.argmax([a.probability for a in behind]))]
-        text = f"{truth}, taken for {taken_for}: {clips} clips. This one: {clip.shard}/{clip.key}, sure to {clip.probability:.0%}"
-        pictures.append(frames.picture(evaluation.data, clip, text))
-    if not pictures:
-        return None
-    return Pictures("A clip behind each of the most confused pairs: the surest of its wrong answers", tuple(pictures))
+        clip = max(behind, key=lambda answer: answer.probability)
+        text = f"{truth}, taken for {taken_for}: {count} clips. This one: {clip.shard}/{clip.key}, sure to {clip.probability:.0%}"
+        clips.append((clip, text))
+    caption = "A clip behind each of the most confused pairs: the surest of its wrong answers"
+    return frames.pictures(caption, evaluation.data, clips) if clips and frames.budget > 0 else None

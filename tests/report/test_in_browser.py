@@ -24,7 +24,7 @@ from stages.evaluate.answers_file import read_answers
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.metrics.spread import SeedScores
-from stages.report.evaluations import confusion_counts, read_evaluation
+from stages.report.evaluations import confusion_counts, read_evaluation, with_answers
 from stages.report.report import write_report
 from stages.runtime.log import read_metrics
 from stages.sweep.config import load_sweep
@@ -124,7 +124,7 @@ def test_teacher_beside_student_is_counted_clip_by_clip(report):
 
 
 def test_answers_are_those_of_the_metrics(report):
-    evaluation = read_evaluation(report.scored, "teacher")
+    (evaluation,) = with_answers([read_evaluation(report.scored, "teacher")])
     counts, names = confusion_counts(evaluation)
     assert counts.sum() == 40 and 100 * np.trace(counts) / 40 == pytest.approx(evaluation.metrics["top1"])
     recall = 100 * np.diag(counts) / counts.sum(1)

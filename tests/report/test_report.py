@@ -17,7 +17,7 @@ from stages.evaluate.answers_file import read_answers, write_answers
 from stages.metrics.accuracy import ScoredVideos
 from stages.metrics.spread import SeedScores
 from stages.report.curve_chart import Line, curve_chart
-from stages.report.evaluations import read_evaluation
+from stages.report.evaluations import read_evaluation, with_answers
 from stages.report.find_sources import find_sources
 from stages.report.front_chart import front_chart
 from stages.report.report import write_report
@@ -188,9 +188,11 @@ def test_answers_of_another_evaluation_are_left_out(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps(score))
     lines = ["shard,key,truth,answer,probability,right", "0,a,x,x,0.5,1", "0,b,x,y,0.5,0"]
     (tmp_path / "s.answers.csv").write_text("\n".join(lines) + "\n")
-    assert len(read_evaluation(tmp_path / "s.json", "s").answers) == 2
+    read = read_evaluation(tmp_path / "s.json", "s")
+    assert len(with_answers([read])[0].answers) == 2
+    assert "left out" in with_answers([read], most=1)[0].faults[0]
     (tmp_path / "s.answers.csv").write_text("\n".join([*lines, "0,c,x,y,0.5,0"]) + "\n")
-    evaluation = read_evaluation(tmp_path / "s.json", "s")
+    (evaluation,) = with_answers([read])
     assert not evaluation.answers and "is of another evaluation" in evaluation.faults[0]
 
 

@@ -535,6 +535,19 @@ def test_a_killed_run_leaves_no_worker_and_another_run_finishes_its_work(tmp_pat
     assert sum(path.stat().st_mtime_ns != stamp for path, stamp in done.items()) <= 1  # the one not yet noted
 
 
+def test_an_interrupt_at_any_moment_is_one_word(tmp_path):
+    """Ctrl-C reaches the workers, too: also those that have just begun, and import."""
+    source = class_folders(tmp_path / "videos", "x")
+    command = [sys.executable, ROOT / "pipeline.py", "prepare", source, "--output", tmp_path / "out"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and not (children := psutil.Process(process.pid).children()):
+        time.sleep(0.01)
+    assert children  # which import still
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130 and "Stopped." in said and "Traceback" not in said
+
+
 def test_two_at_once_are_refused(tmp_path, monkeypatch):
     from stages.prepare.output_folder import locked_output
 

@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from typing import TypeVar
 
 from cache.errors import ReskdError
+from stages.runtime.interrupt import sigint_waits
 from stages.runtime.limits import OUT_OF_MEMORY, RETRY_FACTOR, limited
 
 T = TypeVar("T")
@@ -118,7 +119,9 @@ def _start_pool(count: int, limits: VideoLimits) -> ProcessPoolExecutor:
     for _ in range(2):
         pool = ProcessPoolExecutor(count, spawn, initializer=_initialise_worker, initargs=(limits,))
         try:
-            pool.submit(os.getpid).result()
+            with sigint_waits():  # all processes start at the first task
+                started = pool.submit(os.getpid)
+            started.result()
             return pool
         except BrokenProcessPool as error:
             failure = error
@@ -131,5 +134,6 @@ def _initialise_worker(limits: VideoLimits) -> None:
     global _limits
     _limits = limits
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     sentinel = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()

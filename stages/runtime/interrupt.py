@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM in training: a run stops after the current step and saves its state."""
+"""SIGINT and SIGTERM: a training stops after the current step and saves its state; processes that start are left alone."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ class Interrupted(ReskdError):
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.exit_status = 128 + number
+
+
+@contextmanager
+def sigint_waits() -> Iterator[None]:
+    """A Ctrl-C waits until the end of the context. For a process that starts in it, it waits on: the process inherits this.
+
+    A worker would otherwise answer a Ctrl-C at its start with a traceback, before it can say that it ignores it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from cache.errors import ReskdError
+from stages.runtime.interrupt import sigint_waits
 from stages.stream.clip_at_work import WorkNote, become_worker, set_suspects
 from stages.stream.config import ClipLimits
 from stages.stream.memory_file import receive_value, send_small, send_value
@@ -72,7 +73,8 @@ def start_worker(
     here, there = context.Pipe()
     note = WorkNote.new(context)
     process = context.Process(target=_work, args=(begin, first, step, there, note, limits), daemon=True)
-    process.start()
+    with sigint_waits():
+        process.start()
     there.close()
     worker = Worker(process, here, note, number)
     # At this process's end, multiprocessing asks daemons to end and waits for them. A stopped one would never end.
@@ -113,6 +115,7 @@ def _work(begin: Begin, first: int, step: int, connection: Connection, note: Wor
     """What a worker does: it makes a batch of each item that comes, and sends it back. An error is sent as a value."""
     gc.freeze()  # what the parent has left behind isn't collected here: its decoders' threads don't exist in a fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)

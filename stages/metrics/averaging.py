@@ -18,6 +18,8 @@ def view_scores(
     `clips`: uint8 [N,T,3,S,S] on the model's device, `forward` of them at a time. `amp`: bfloat16 autocast.
     In float32, several sure answers would be equal to 1.
     """
+    if average == "feature" and not model.head.takes_map:
+        average = "logit"  # the same: behind the network's own pooling stands a linear layer
     outputs = []
     for part in clips.split(forward or len(clips)):
         with torch.autocast(clips.device.type, dtype=torch.bfloat16, enabled=amp):
@@ -29,6 +31,6 @@ def view_scores(
 
 def averaged(model: torch.nn.Module, means: Tensor, average: Average) -> Tensor:
     """Probabilities, float64 [N,K], of means of `view_scores` over views, [N,K or D] on the model's device."""
-    if average == "feature":
+    if average == "feature" and model.head.takes_map:
         means = model.head(means.float()[:, None, None, None]).double()  # as a map of one time step and one position
     return means if average == "prob" else means.softmax(-1)

@@ -28,7 +28,9 @@ def enable_grad_checkpointing(model: VideoModel, compiled: bool) -> None:
     if blocks:
         return  # a Swin has no BatchNorm
     try:
-        if hasattr(model.backbone, "gradient_checkpointing_enable"):  # a network of transformers
+        if hasattr(model.backbone, "activation_checkpointing_enable"):  # a network of transformers
+            model.backbone.activation_checkpointing_enable({"use_reentrant": False})
+        elif hasattr(model.backbone, "gradient_checkpointing_enable"):  # its name in older versions
             model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
         else:
             model.backbone.set_grad_checkpointing()

@@ -135,8 +135,10 @@ def config_keys(kind: type) -> set[str]:
 def _check_size(key: str, value: Any) -> None:
     numbers = value if isinstance(value, list | tuple) else [value]
     limit = MOST_LAYERS if "layers" in key or key == "depths" else LARGEST
-    if len(numbers) > MOST_LAYERS or any(isinstance(n, int | float) and abs(n) > limit for n in numbers):
+    if len(numbers) > MOST_LAYERS or any(isinstance(n, int | float) and not -1000 <= n <= limit for n in numbers):
         raise ReskdError(f"model.args.{key} {str(value)[:60]} is too large: the limit is {limit}")
+    if key.endswith(("patch_size", "tubelet_size", "image_size", "crop_size")) and any(n in (0, None) for n in numbers):
+        raise ReskdError(f"model.args.{key} {value} must be above 0")
     if any(isinstance(n, dict | list | tuple) for n in numbers):
         raise ReskdError(f"model.args.{key} is no number, text or list of numbers")
 

@@ -1,9 +1,14 @@
-"""The networks of upstream by name: their configs, and the protocols that upstream evaluates them with."""
+"""Networks by name: those of upstream and of torchvision, their configs, and the protocols that they are evaluated with."""
 
 import difflib
 
 from cache.errors import ReskdError
 from stages.models.config import ModelConfig
+
+
+def _of_torchvision(name: str, frames: int, **pixels: tuple[float, float, float]) -> ModelConfig:
+    return ModelConfig(arch="torchvision_video", backbone=name, num_classes=400, num_frames=frames, **pixels)
+
 
 ZOO: dict[str, ModelConfig] = {
     "tsn_r50": ModelConfig(arch="tsn", backbone="resnet50", num_classes=400, num_frames=16),
@@ -12,6 +17,11 @@ ZOO: dict[str, ModelConfig] = {
     "slowonly_r50": ModelConfig(arch="slowonly", backbone="resnet50", num_classes=400, num_frames=8),
     "swin_s": ModelConfig(arch="swin", backbone="swin3d_s", num_classes=400, num_frames=32, drop_path=0.1),
     "swin_b": ModelConfig(arch="swin", backbone="swin3d_b", num_classes=400, num_frames=32, drop_path=0.2),
+    "r2plus1d_18": _of_torchvision(
+        "r2plus1d_18", 16, mean=(0.43216, 0.394666, 0.37645), std=(0.22803, 0.22145, 0.216989)
+    ),
+    "s3d": _of_torchvision("s3d", 128, mean=(0.43216, 0.394666, 0.37645), std=(0.22803, 0.22145, 0.216989)),
+    "mvit_v2_s": _of_torchvision("mvit_v2_s", 16, mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)),
 }
 
 PROTOCOLS: dict[str, str] = {  # temporal clips x spatial crops, as in EvaluateConfig.protocol
@@ -21,6 +31,9 @@ PROTOCOLS: dict[str, str] = {  # temporal clips x spatial crops, as in EvaluateC
     "slowonly_r50": "10x3",
     "swin_s": "4x3",
     "swin_b": "4x3",
+    "r2plus1d_18": "5x1",
+    "s3d": "1x1",
+    "mvit_v2_s": "5x1",
 }
 
 

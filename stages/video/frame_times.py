@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from stages.video.claims import MAX_FRAMES
 from stages.video.container import check_duration, open_video
 from stages.video.errors import DecodeError
+from stages.video.h264_frame_numbers import GapFinder
 from stages.video.picture_types import SIZED, is_start, shows_one_picture
 from stages.video.pyav_decode import upright, whole_frames
 
@@ -61,19 +63,29 @@ def frame_times(data: bytes | mmap.mmap, threads: int = 1) -> Iterator[FrameTime
     yield FrameTimes(seconds, times, float(duration), width, height)
 
 
-def _of_packets(data: bytes | mmap.mmap) -> Iterator[None]:
-    """Returns the times by the packets: sorted times, the unit in seconds, the end, the count. None: they don't tell."""
+class _Found(NamedTuple):
+    times: np.ndarray | None  # int64 [count], increasing; None if the frames have none
+    unit: float  # seconds
+    end: int  # of the last frame, in units
+    count: int
+
+
+def _of_packets(data: bytes | mmap.mmap) -> Generator[None, None, _Found | None]:
+    """Returns what the packets tell of the frames; None if they don't tell."""
     times, end, position = array("q"), 0, -1
     with open_video(data) as (container, stream):
         codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata or b""
         if codec not in TOLD_BY_PACKETS or not stream.time_base:
             return None
+        gaps = GapFinder(extradata) if codec == "h264" else None  # where a picture is missing, others may not come out
         for position, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
             if packet.is_corrupt:
                 raise DecodeError(f"it is cut short: packet {position} of the video is incomplete")
             if packet.pts is None or not shows_one_picture(codec, memoryview(packet), extradata):
                 return None
             if not position and not is_start(codec, bytes(packet), extradata):
+                return None
+            if gaps and gaps.is_gap(memoryview(packet)):
                 return None
             if not packet.is_discard:  # an edit list hides it
                 times.append(packet.pts)
@@ -83,11 +95,11 @@ def _of_packets(data: bytes | mmap.mmap) -> Iterator[None]:
                 yield None
         unit = float(stream.time_base)
     shown = np.sort(np.frombuffer(times, np.int64)) if times else np.zeros(0, np.int64)
-    return (shown, unit, end, len(shown)) if len(shown) and (np.diff(shown) > 0).all() else None
+    return _Found(shown, unit, end, len(shown)) if len(shown) and (np.diff(shown) > 0).all() else None
 
 
-def _of_frames(data: bytes | mmap.mmap, threads: int) -> Iterator[None]:
-    """Returns the same by the decoded frames; times are None if the frames have no times, or not in their order."""
+def _of_frames(data: bytes | mmap.mmap, threads: int) -> Generator[None, None, _Found]:
+    """Returns what the decoded frames tell. Times that are not in the frames' order are none."""
     times, end, count, ordered = array("q"), 0, 0, True
     with open_video(data, threads) as (container, stream):
         for frame in whole_frames(container.decode(stream)):
@@ -101,8 +113,8 @@ def _of_frames(data: bytes | mmap.mmap, threads: int) -> Iterator[None]:
                 yield None
         unit = float(stream.time_base or 0)
     if not ordered or not unit:
-        return None, 0.0, 0, count
-    return np.frombuffer(times, np.int64), unit, end, count
+        return _Found(None, 0.0, 0, count)
+    return _Found(np.frombuffer(times, np.int64), unit, end, count)
 
 
 def _check_count(count: int) -> None:

@@ -28,27 +28,36 @@ def first_gap(packets: Iterable[Sequence[int]], extradata: bytes) -> int | None:
 
     `packets`: of H.264, in coded order, with one sequence parameter set for all. Streams that jump on purpose count as well.
     """
-    numbers, previous = None, None
-    for data in _parameter_sets(extradata):
-        numbers = _read_numbers(data)
-    for position, packet in enumerate(packets):
-        for start in nal_starts("h264", packet, extradata):
+    finder = GapFinder(extradata)
+    return next((position for position, packet in enumerate(packets) if finder.is_gap(packet)), None)
+
+
+class GapFinder:
+    """Tells of one packet after the other, in coded order, whether a picture is missing before it, as in `first_gap`."""
+
+    def __init__(self, extradata: bytes):
+        self.extradata, self.numbers, self.previous = extradata, None, None
+        for data in _parameter_sets(extradata):
+            self.numbers = _read_numbers(data)
+
+    def is_gap(self, packet: Sequence[int]) -> bool:
+        for start in nal_starts("h264", packet, self.extradata):
             head = packet[start]
             if head & 31 == H264_SPS:
-                numbers = _read_numbers(bytes(packet[start : start + 200]))
+                self.numbers = _read_numbers(bytes(packet[start : start + 200]))
             if head & 31 not in H264_SLICES:
                 continue
-            if numbers is None:
-                return position
-            number = _frame_number(bytes(packet[start + 1 : start + HEADER]), numbers)
+            if self.numbers is None:
+                return True
+            number = _frame_number(bytes(packet[start + 1 : start + HEADER]), self.numbers)
             if head & 31 == H264_IDR:
-                previous = 0
-            if previous is None or number not in (previous, (previous + 1) % (1 << numbers.bits)):
-                return position
+                self.previous = 0
+            if self.previous is None or number not in (self.previous, (self.previous + 1) % (1 << self.numbers.bits)):
+                return True
             if head >> 5:  # later pictures may refer to it
-                previous = number
-            break
-    return None
+                self.previous = number
+            return False
+        return False
 
 
 def _parameter_sets(extradata: bytes) -> Iterator[bytes]:

@@ -67,6 +67,8 @@ def kinds():
     yield "vp8.webm", encode_video(numbered_frames(30), container="webm", codec="libvpx")
     yield "slow_then_fast.mp4", odd_videos.slow_then_fast()
     yield "not_coded.avi", odd_videos.not_coded()
+    yield "a_key_frame_lost.mp4", odd_videos.without("mp4", 24)
+    yield "open_groups.mp4", odd_videos.open_groups("libx264", n=40)
 
 
 @pytest.mark.parametrize(("name", "data"), list(kinds()), ids=[name for name, _ in kinds()])

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cache.view import ViewPolicy, sample_view
@@ -131,13 +132,15 @@ def _table(
     cells: Sequence[Cell], times: Times, gmacs: Mapping[Net, float], decoding: Mapping[Net, list[float]]
 ) -> Table:
     """A row for each cell: milliseconds and clips a second of the net alone; clips a second with decoding, on one core."""
-    headers = ("GFLOPs", "ms, one core", "clips/s", "with decoding", "ms, all cores", "clips/s")
-    table = Table("net", "runtime", title="a clip; the net alone, and with decoding and rendering on the same core")
+    headers = ("GFLOPs", "ms\none core", "clips/s", "with\ndecoding", "ms\nall cores", "clips/s")
+    table = Table("net, px", "runtime", title="a clip; onnx: by onnxruntime", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+                  pad_edge=False)  # fmt: skip
     for header in headers:
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     for cell in cells:
         one, every = (median_of(times[cell, on])[0] for on in CORES)
         decode = median_of(decoding[cell.net])[0]
         values = gmacs[cell.net], one, 1e3 / one, 1e3 / (one + decode), every, 1e3 / every
-        table.add_row(str(cell.net), cell.runtime, *(f"{value:.3g}" for value in values))
+        figures = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in values)
+        table.add_row(f"{cell.net.name} {cell.net.size}", cell.runtime.replace("onnxruntime", "onnx"), *figures)
     return table

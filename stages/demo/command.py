@@ -35,7 +35,10 @@ def demo(model, output, seeds, unlabelled, config_file, overrides):
     The clips are H.264 videos of moving handwritten digits. A teacher is trained at high resolution, and its outputs are
     cached once. One student learns from labels only, the other from the cache too. The table at the end compares them.
 
-    Writes summary.json, curves.png (validation during training) and views.png (what teacher and student see). After an
+    Then the student is exported, and recognises three test videos.
+
+    Writes report.html (open it in a browser), summary.json, curves.png (validation during training), views.png (what
+    teacher and student see), student.pt2 (and student.onnx with the extra `export`) and predictions.jsonl. After an
     interruption run the same command again.
     """
     from stages.config.file import load_config

@@ -18,10 +18,12 @@ from stages.config.options import as_yaml
 from stages.demo.config import DemoConfig
 from stages.demo.digits import make_digits
 from stages.demo.plots import contact_sheet, learning_curves
+from stages.demo.use_student import export_student, predict_videos, print_predictions
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.metrics.spread import SeedScores
 from stages.prepare.prepare import prepare
+from stages.report.report import write_report
 from stages.runtime.interrupt import RUN_AGAIN
 from stages.runtime.json_result import read_result
 from stages.runtime.lock import locked
@@ -65,7 +67,7 @@ UNLABELLED_KINDS = {
 
 
 def run_demo(config: DemoConfig) -> dict:
-    """Run the stages that aren't done yet. Write summary.json, curves.png and views.png. Returns the summary:
+    """Run the stages that aren't done yet. Write summary.json, curves.png, views.png and report.html. Returns the summary:
 
     {"teacher" | "baseline" | "distilled": {"top1", "top1_std", "per_seed": in percent, "gflops": per clip}, "cost",
     "wall_s", "peak_rss_mb": of the whole process tree, "seeds"}. With `config.unlabelled`, "unlabelled" is a student that is
@@ -84,6 +86,9 @@ def run_demo(config: DemoConfig) -> dict:
         cached = [timed(f"cache-teacher {stored.output.stem}", partial(cache_teacher, stored)) for stored in caches]
         runs = {kind: [_train(config, kind, seed, timed) for seed in range(config.seeds)] for kind in kinds}
         curves = {f"{kind} {s}": read_metrics(run) for kind, folders in runs.items() for s, run in enumerate(folders)}
+        student = runs["distilled"][0] / "last.safetensors"
+        timed("export", partial(export_student, student, out / "data" / "test", out / "student"))
+        lines = timed("predict", partial(predict_videos, student, out / "videos" / "test", out / "predictions.jsonl"))
         scores = {kind: _scores(folders) for kind, folders in {"teacher": [teacher], **runs}.items()}
         summary = {
             **scores,
@@ -102,7 +107,10 @@ def run_demo(config: DemoConfig) -> dict:
         with warn_if_it_fails(f"{out / 'views.png'}"):
             size = _run_config(config, "distilled", 0).size
             contact_sheet(out / "views.png", open_dataset(caches[-1].data), caches[-1].output, size)
+        with warn_if_it_fails(f"{out / 'report.html'}"):
+            write_report([out], out / "report.html")
     with warn_if_it_fails("the tables of the summary"):
+        print_predictions(lines)
         _print_summary(summary, out)
     return summary
 
@@ -198,7 +206,8 @@ def _print_summary(summary: dict, out: Path) -> None:
         table.add_row(name, f"{seconds:.1f} s")
     table.add_row("all", f"{summary['wall_s']:.1f} s, peak memory {summary['peak_rss_mb']:.0f} MB")
     console.print(table)
-    console.print(f"written: {out}/summary.json, curves.png, views.png")
+    console.print(f"written: {out}/report.html (open it in a browser), summary.json, curves.png, views.png, student.pt2",
+                  soft_wrap=True)  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """The demo, made small, through the command line: every stage, the files it promises, and a rerun that resumes."""
 
+import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +46,20 @@ def test_summary(demo):
     assert summary["wall_s"] == pytest.approx(sum(cost["seconds"].values()))
     for picture in ("curves.png", "views.png"):
         assert (output / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_student_is_exported_and_used_and_all_is_on_a_page(demo):
+    output, _, summary = demo
+    assert (output / "student.pt2").stat().st_size > 10_000 and (output / "student.onnx").stat().st_size > 10_000
+    lines = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    answers = {row["key"]: row for row in csv.DictReader((output / "runs/distilled-0/test.answers.csv").open())}
+    videos = [Path(line["video"]) for line in lines]
+    assert len({video.parent for video in videos}) == 3
+    for line, video in zip(lines, videos, strict=True):  # as evaluate has it
+        assert line["label"] == answers[f"{video.parent.name}_{video.stem}"]["answer"]
+    page = (output / "report.html").read_text()
+    assert "teacher-0" in page and "distilled-0" in page and "<svg" in page
+    assert summary["cost"]["seconds"]["export"] > 0
 
 
 def test_a_rerun_resumes_and_more_seeds_are_added(demo):

@@ -1,0 +1,48 @@
+"""What a student is trained for: it is exported, and recognises videos."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+from rich.table import Table
+
+from stages.export.config import ExportConfig
+from stages.export.export import export
+from stages.predict.config import PredictConfig
+from stages.predict.predict import predict
+from stages.runtime.terminal import console
+
+PREDICTED = 3  # videos
+
+
+def export_student(checkpoint: Path, data: Path, output: Path) -> list[dict]:
+    """Write output.pt2, and output.onnx where ONNX's packages are installed. Returns what `export` says of each."""
+    endings = [
+        ".pt2",
+        *([".onnx"] if all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))) else []),
+    ]
+    return [
+        export(ExportConfig(checkpoint=checkpoint, output=output.with_suffix(ending), data=data, overwrite=True))
+        for ending in endings
+    ]
+
+
+def predict_videos(checkpoint: Path, videos: Path, output: Path) -> list[dict]:
+    """Recognise three videos of different classes in the folder `videos` of class folders. Returns the lines of `output`.
+
+    Each line also has "truth", the name of the video's folder.
+    """
+    chosen = [min(folder.iterdir()) for folder in sorted(videos.iterdir())]
+    chosen = chosen[:: max(1, len(chosen) // PREDICTED)][:PREDICTED]
+    predict(PredictConfig(checkpoint=checkpoint, inputs=tuple(chosen), output=output))
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    return [{**line, "truth": video.parent.name} for line, video in zip(lines, chosen, strict=True)]
+
+
+def print_predictions(lines: list[dict]) -> None:
+    table = Table("video", "truth", "the student says", "probability", title="three new videos")
+    for line in lines:
+        table.add_row(Path(line["video"]).name, line["truth"], line["label"], f"{line['probability']:.2f}")
+    console.print(table)

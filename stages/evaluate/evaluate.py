@@ -53,6 +53,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     data, pack = open_frames(open_dataset(config.data), config.pack)
     _check_data(data, card.classes, config.checkpoint)
     size, policy = config.size or card.size, protocol_policy(config.policy or card.eval_policy, config.protocol)
+    gmacs = model_stats(model, size).gmacs  # raises if the model can't see pictures of this size
     if pack:
         check_fresh_views(pack, policy, card.render_via or size, "evaluation")
     clips = ClipDataset(data, size=size, render_via=card.render_via, num_classes=len(data.classes), policy=policy,
@@ -64,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         amp = config.amp == "auto" and ranks.device.type == "cuda"
         scored = score_videos(to_device(model, ranks.device), batches, len(data.classes), ranks, amp,
                          average=config.average, forward=config.batch_size)  # fmt: skip
-        gmacs, counts = model_stats(model, size).gmacs, None if scored.has_several_labels else confusion(scored)
+        counts = None if scored.has_several_labels else confusion(scored)
         result = {
             **measure(scored),
             "protocol": config.protocol,

@@ -50,6 +50,10 @@ def build_model(config: ModelConfig, pretrained: bool = False) -> VideoModel:
             raise ReskdError(
                 f"model.pooling: own is for {', '.join(OWN_POOLING)}, not for {config.arch}: set it to mean"
             )
+        if config.head_norm:
+            raise ReskdError(
+                "model.head_norm: true goes with model.pooling: mean: what is before the classifier is in `own`"
+            )
         encode = OWN_POOLING[config.arch]
     backbone = build(config, pretrained)
     norm = take_head_norm(backbone, config.backbone) if config.head_norm else None

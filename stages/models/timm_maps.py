@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ def size_arguments(net: nn.Module, args: dict) -> dict:
 
 
 def set_layout(net: nn.Module, name: str, pooled: bool) -> list[str]:
-    """Find out what the network returns, and note it on `net` (`map_layout`, `pooled_features`: P).
+    """Find out what the network returns, and note it on `net` (`map_layout`, and as `note_pooling`).
 
     `pooled`: timm's own pooling stands before the classifier. Returns the names of the parameters on which the map (and
     what is pooled) doesn't depend. A copy that has shapes but no data is run.
@@ -67,14 +67,11 @@ def set_layout(net: nn.Module, name: str, pooled: bool) -> list[str]:
     frames = torch.empty(2, 3, *size, device="meta")
     try:
         shapes.map_layout = net.map_layout = _find_layout(shapes, frames)
-        unused, outputs = unused_parameters(
-            shapes, lambda: encode_frames_pooled(shapes, frames[:, None]) if pooled else _maps(shapes, frames)[:1]
-        )
+        if not pooled:
+            return unused_parameters(shapes, lambda: _maps(shapes, frames)[:1])[0]
+        return note_pooling(net, shapes, lambda: encode_frames_pooled(shapes, frames[:, None]))
     except Exception as error:
         raise ReskdError(f"backbone {name!r} gives no feature map at {size[-1]} px: {error}; choose another") from error
-    if pooled:
-        net.pooled_features = outputs[1].shape[-1]
-    return unused
 
 
 def usual_size(net: nn.Module) -> tuple[int, int]:
@@ -99,7 +96,16 @@ def _find_layout(net: nn.Module, frames: Tensor) -> str:
     raise ValueError(f"it gives {found} for 2 frames, and a map of {net.num_features} channels is needed")
 
 
-def unused_parameters(net: nn.Module, run: Callable[[], list[Tensor]]) -> tuple[list[str], list[Tensor]]:
+def note_pooling(net: nn.Module, shapes: nn.Module, encode: Callable[[], Encoded]) -> list[str]:
+    """Note on `net` P (`pooled_features`) and what only its pooling depends on (`pooling_only`). Returns the names of the
+    parameters on which neither the map nor what is pooled depends. `shapes`: a copy without data, which `encode` runs."""
+    of_map, _ = unused_parameters(shapes, lambda: [encode().features])
+    unused, (_, pooled) = unused_parameters(shapes, encode)
+    net.pooled_features, net.pooling_only = pooled.shape[-1], sorted({*of_map} - {*unused})
+    return unused
+
+
+def unused_parameters(net: nn.Module, run: Callable[[], Iterable[Tensor]]) -> tuple[list[str], list[Tensor]]:
     """The names of the parameters on which no output of `run` depends, and the outputs. `net` and `run` have no data."""
     parameters = dict(net.named_parameters())
     with torch.enable_grad():

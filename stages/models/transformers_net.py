@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
-from stages.models.timm_maps import unused_parameters
+from stages.models.timm_maps import note_pooling, unused_parameters
 from stages.models.transformers_families import FAMILIES, Family, patch_side, tubelet_length
 from stages.models.video_model import Encoded
 
@@ -153,12 +153,13 @@ def _find_widths(net: nn.Module, shapes: nn.Module, frames: int, own: bool) -> N
     size = getattr(net.config, "image_size", getattr(net.config, "crop_size", 224))
     size = size if isinstance(size, list | tuple) else (size, size)
     clips = torch.empty(1, frames, 3, *size, device="meta")
-    encode = encode_transformers_pooled if own else lambda *args: [encode_transformers(*args)]
     try:
-        unused, outputs = unused_parameters(shapes.eval(), lambda: list(encode(shapes, clips)))
+        unused, (maps,) = unused_parameters(shapes.eval(), lambda: [encode_transformers(shapes, clips)])
+        if own:
+            unused = note_pooling(net, shapes, lambda: encode_transformers_pooled(shapes, clips))
     except Exception as error:
         raise _cannot_build(net.config.model_type, error) from error
-    net.num_features, net.pooled_features = outputs[0].shape[-1], outputs[-1].shape[-1]
+    net.num_features = maps.shape[-1]
     for name in unused:
         net.get_parameter(name).requires_grad_(False)  # or DistributedDataParallel waits for a gradient
 

@@ -11,7 +11,7 @@ from timm.models.resnet import ResNet
 from torch import nn
 
 from cache.errors import ReskdError
-from stages.models.timm_maps import layout_of, set_layout, size_arguments
+from stages.models.timm_maps import set_layout, size_arguments
 
 # Those that load weights from files and addresses: a checkpoint's own description may name arguments, too.
 LOADING_ARGUMENTS = inspect.signature(timm.create_model).parameters.keys() - {"kwargs"}
@@ -39,7 +39,9 @@ def build_backbone(config: ModelConfig, pretrained: bool) -> nn.Module:
     unused = [] if isinstance(net, ResNet) and not own else set_layout(net, config.backbone, own)
     if pretrained:
         found, net = net, _create_pretrained(config)
-        net.map_layout, net.pooled_features = layout_of(found), getattr(found, "pooled_features", None)
+        for name in ("map_layout", "pooled_features", "pooling_only"):
+            if hasattr(found, name):
+                setattr(net, name, getattr(found, name))
     for name in unused:
         net.get_parameter(name).requires_grad_(False)  # or DistributedDataParallel waits for a gradient
     return net

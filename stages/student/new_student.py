@@ -64,6 +64,8 @@ def new_student(
         _announce_times(config, shapes.features.shape[1], replay, online)
     if not (config.losses.student_reads("logits") or config.losses.student_reads("class_map")):
         student.model.head.requires_grad_(False)
+        for name in getattr(model.backbone, "pooling_only", ()):  # what its own pooling has before the classifier
+            model.backbone.get_parameter(name).requires_grad_(False)
         console.print("[yellow]warning[/] no loss reads the logits: the features are trained, the classifier is not")
     gmacs = model_stats(model, config.size).gmacs
     if not ranks.first:

@@ -16,7 +16,7 @@ from cache.manifest import FORMAT, Manifest
 from cache.store import METADATA
 from cache.view import ViewPolicy
 from stages.models.checkpoints import ModelCard, load_model, load_weights, read_checkpoint, weights_sha256
-from stages.models.video_model import VideoModel, to_device
+from stages.models.video_model import VideoModel, model_stats, to_device
 from stages.shards.classes import check_classes
 from stages.shards.dataset import Dataset
 from stages.teacher.config import CacheConfig
@@ -44,6 +44,7 @@ def load_teacher(config: CacheConfig, data: Dataset, device: torch.device) -> tu
     size, dtype = config.teacher.size or card.size, config.teacher.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
+    model_stats(model, size)  # raises if it can't see pictures of this size
     settings = {"size": size, "dtype": dtype, "batch_size": config.teacher.batch_size}
     weights, pending = {"weights_sha256": weights_sha256(model)}, None
     if config.teacher.bn == "recalibrate":

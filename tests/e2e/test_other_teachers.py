@@ -12,10 +12,11 @@ from cache.reader import CacheReader
 from stages.models.config import ModelConfig
 from stages.shards.dataset import open_dataset
 from stages.student.train_student import train_student
+from stages.teacher.cache_teacher import cache_teacher
 from stages.video.decode import decode_frames
 from stages.video.render import render
 from tests.models.test_transformers import folder_of, library_net, pixels
-from tests.runs import NET, command, sets, train_config
+from tests.runs import NET, cache_config, command, sets, train_config
 
 POLICY = {"num_frames": 4, "sampling": "segments", "flip": 0.5}
 STUDENT = {"arch": "tsn", "backbone": "resnet18", "args": NET, "num_frames": 4}
@@ -65,6 +66,8 @@ def test_a_video_classifier_of_transformers_teaches_a_tsn(teacher, data, tmp_pat
     command("evaluate", tmp_path / "s/last.safetensors", "--data", data.val, "--output", tmp_path / "score.json",
         "--set", "loader.workers=0")  # fmt: skip
     assert json.loads((tmp_path / "score.json").read_text())["clips"] == 40
+    with pytest.raises(ReskdError, match="can't take 4 frames of 48 px"):
+        cache_teacher(cache_config(tmp_path / "x.zarr", data, file, "teacher.size=48", "targets.features=null"))
     with pytest.raises(ReskdError, match="or a pooling of its own"):
         changes = [f"data.cache={tmp_path / 't.zarr'}", "losses.logit_map_kl=1", f"model={json.dumps(STUDENT)}"]
         train_student(train_config(tmp_path / "x", data, *changes))

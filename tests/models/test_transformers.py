@@ -172,6 +172,9 @@ def test_it_trains_and_blocks_that_run_again_give_the_same_gradients():
         results.append(model.backbone.dinov2.embeddings.patch_embeddings.projection.weight.grad.clone())
     assert results[0].abs().max() > 0
     torch.testing.assert_close(*results)
+    video = build_model(ModelConfig(arch="transformers", backbone="videomae", args=NETS["videomae"], num_classes=3,
+                                    num_frames=4, pooling="own"))  # fmt: skip
+    assert video.backbone.pooling_only == ["fc_norm.bias", "fc_norm.weight"]  # not trained by the map alone
 
 
 # ---- folders that can't be taken ----

@@ -34,14 +34,12 @@ def plot_timeline(path: Path, title: str, steps: Steps, segments: Sequence[Segme
     above.set(ylabel="probability", ylim=(0, 1.02), title=plot_text(title[-100:]))
     above.grid(alpha=0.3)
     above.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-    for segment in segments:
-        length = segment.end - segment.start
-        below.barh(0, length, left=segment.start, color=colours[segment.label], edgecolor="white")
-        if length > (steps.borders[-1] - steps.borders[0]) / 12:
+    places = [(s.start, s.end - s.start) for s in segments]
+    below.broken_barh(places, (-0.4, 0.8), facecolors=[colours[s.label] for s in segments], edgecolors="white")
+    for segment, (start, length) in zip(segments, places, strict=True):
+        if length > steps.borders[-1] / 12:
             name = plot_text(classes[segment.label][:24])
-            below.text(
-                segment.start + length / 2, 0, name, ha="center", va="center", fontsize=7, color="white", clip_on=True
-            )
+            below.text(start + length / 2, 0, name, ha="center", va="center", fontsize=7, color="white", clip_on=True)
     below.set(yticks=[], xlabel="seconds", xlim=(steps.borders[0], steps.borders[-1]), ylabel="segments")
     with open(path, "wb") as file:  # matplotlib takes names in UTF-8 only
         figure.savefig(file, dpi=110, format="png")

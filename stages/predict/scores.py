@@ -62,14 +62,17 @@ class Scorer:
         self.waiting: list[tuple[int, Tensor]] = []  # video, clips [windows,V,T,3,S,S]
         self.views = 0  # that wait
         self.next = 0  # the video whose prediction comes next
+        self.finished = 0  # videos that are scored or have failed, in any order
 
     def add(self, answer: Answer) -> Iterator[Prediction]:
         """Take an answer; yields the predictions that are complete now."""
         if answer.video < self.next:  # it has failed, and this was under way
             return
         sums = self.sums.setdefault(answer.video, _Sums())
+        was_done = sums.done
         sums.facts, sums.decoder = answer.facts or sums.facts, answer.decoder or sums.decoder
         sums.error = answer.error or sums.error
+        self.finished += sums.done - was_done
         if answer.clips is not None:
             self.waiting.append((answer.video, answer.clips.to(self.device, non_blocking=True)))
             self.views += answer.clips.shape[0] * answer.clips.shape[1]
@@ -83,9 +86,9 @@ class Scorer:
         yield from self._complete()
 
     def progress(self) -> float:
-        """How many videos are done, with the parts of those at work."""
-        parts = (sums.windows / sums.facts.windows for sums in self.sums.values() if sums.facts and not sums.done)
-        return self.next + sum(sums.done for sums in self.sums.values()) + sum(parts)
+        """How many videos are done, and which part of the next one."""
+        windows = self.windows_of_next()
+        return self.finished + (windows[0] / windows[1] if windows and windows[0] < windows[1] else 0)
 
     def windows_of_next(self) -> tuple[int, int] | None:
         """Of the first unfinished video: the windows that are scored, and all of them; None if it has one or isn't seen yet."""
@@ -109,7 +112,9 @@ class Scorer:
             position += windows * views
             if (sums := self.sums.get(video)) is None:  # it has failed since
                 continue
+            was_done = sums.done
             sums.windows += windows
+            self.finished += sums.done - was_done
             sums.total = means.sum(0) if sums.total is None else sums.total + means.sum(0)
             if self.hop is not None:
                 sums.each += list(means.float().numpy())

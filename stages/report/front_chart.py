@@ -13,6 +13,7 @@ from stages.report.svg import COLOURS, GREY, INK, Names, draw
 from stages.runtime.plots import plot_text
 from stages.sweep.pareto_front import Point, pareto_front
 
+DEVIATION = "A vertical line is one standard deviation over seeds, up and down."
 MAX_LABELS = 12  # more names in the picture hide one another: then the pointer shows them
 
 
@@ -31,6 +32,8 @@ def front_chart(caption: str, points: Sequence[Point], x_label: str, y_label: st
         _log_x(axes, x_label, y_label)
 
     note = "The line is the Pareto front: no net of as few GFLOPs is better. The pointer on a point shows its name."
+    if any(point.scores.std for point in points):
+        note += f" {DEVIATION}"
     return draw(caption, paint, note=note)
 
 
@@ -53,7 +56,7 @@ def bytes_chart(
                 _write_name(axes, name, (size, scores.mean), _is_right(size, [size for _, size, _ in cached]))
         _log_x(axes, "bytes of a clip·view's maps", "top-1, %")
 
-    return draw(caption, paint, note="The pointer on a point shows its name.")
+    return draw(caption, paint, note=f"The pointer on a point shows its name. {DEVIATION}")
 
 
 def spread(scores: SeedScores) -> str:

@@ -10,6 +10,7 @@ from stages.report.evaluations import Evaluation
 from stages.report.parts import Cell, Details, Part, Section, Text, number, row, table
 from stages.report.runs import Curve, Run
 from stages.report.seed_groups import SeedGroup, differing_keys, with_joined_sections
+from stages.report.svg import COLOURS
 
 MAX_LOSS_CHARTS = 8
 MAX_LOSS_ROWS = 120
@@ -87,8 +88,10 @@ def _differences(runs: Sequence[Run]) -> list[Part]:
 
 
 def curves_section(groups: Sequence[SeedGroup]) -> Section | None:
-    """Validation accuracy over epochs, and training loss over steps."""
+    """Validation accuracy over epochs, and training loss over steps. Of many groups, the best ones come first."""
     charts = []
+    if len(groups) > len(COLOURS):
+        groups = sorted(groups, key=lambda group: -group.best)
     for metric, name in (("top1", "top-1"), ("map", "mAP")):
         lines = [
             Line(group.label, tuple(run.validation for run in group.runs))

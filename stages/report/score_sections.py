@@ -56,7 +56,7 @@ def _points_table(sweep: Sweep) -> Part:
     rows = [row(p.name, number(p.gflops), number(p.scores.mean, ".2f"), number(p.scores.std or None, ".2f"),
                 "yes" if p.name in front else "") for p in sorted(sweep.points, key=lambda p: p.gflops)]  # fmt: skip
     columns = ("student", "GFLOPs a view", f"{sweep.metric}, %", "± over seeds", "on the front")
-    return table(f"Sweep {sweep.name}: its points", columns, rows)
+    return table(f"Sweep {sweep.name}: its points", columns, rows, small=True)
 
 
 def _evaluated_points(

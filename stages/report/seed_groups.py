@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ class SeedGroup:
 
     name: str
     runs: tuple[Run, ...]
+
+    @property
+    def best(self) -> float:
+        """The mean of the runs' best validations, in percent; -inf if one has none."""
+        scores = [run.best for run in self.runs]
+        return -math.inf if None in scores else sum(scores) / len(scores)
 
     @property
     def label(self) -> str:

@@ -20,7 +20,7 @@ from stages.predict.inputs import find_videos
 from stages.predict.lines import STDOUT, line_of, open_output
 from stages.predict.plot import plot_name, plot_timeline
 from stages.predict.schedule import Schedule
-from stages.predict.scores import Prediction, Scorer
+from stages.predict.scores import Prediction, Scorer, Scoring
 from stages.predict.steps import Steps, segments_of
 from stages.predict.tasks import Views
 from stages.predict.videos import FileVideo, Video
@@ -54,8 +54,8 @@ def predict(config: PredictConfig) -> int:
             )
         amp = config.amp == "auto" and ranks.device.type == "cuda"
         in_steps = config.window is not None and (config.timeline or config.plot or config.annotate)
-        scorer = Scorer(to_device(model, ranks.device), ranks.device, amp=amp, average=config.average,
-                        forward=config.batch_size, hop=config.step if in_steps else None)  # fmt: skip
+        scoring = Scoring(amp, config.average, config.batch_size, config.step if in_steps else None)
+        scorer = Scorer(to_device(model, ranks.device), ranks.device, scoring)
         failed, last = _write_all(_predictions(videos, views, scorer, config, ranks), videos, card.classes, config)
     rate = len(videos) / (time.perf_counter() - started)
     console.print(f"{len(videos)} videos, {failed} failed, {rate:.1f} videos/s", highlight=False)

@@ -44,20 +44,21 @@ class _Sums:
         return self.error is not None or (self.facts is not None and self.windows == self.facts.windows)
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How a model is run, and what is averaged."""
+
+    amp: bool  # bfloat16 autocast
+    average: Average
+    forward: int  # views in one forward
+    hop: float | None  # seconds of a step, if steps in time are wanted
+
+
 class Scorer:
     """Takes answers of the decoding processes, and gives the predictions in the order of the videos."""
 
-    def __init__(self, model: torch.nn.Module, device: torch.device, *, amp: bool, average: Average, forward: int,
-                 hop: float | None):  # fmt: skip
-        """`forward`: views in one forward. `hop`: seconds of a step, if steps in time are wanted."""
-        self.model, self.device, self.amp, self.average, self.forward, self.hop = (
-            model,
-            device,
-            amp,
-            average,
-            forward,
-            hop,
-        )
+    def __init__(self, model: torch.nn.Module, device: torch.device, scoring: Scoring):
+        self.model, self.device, self.scoring = model, device, scoring
         self.sums: dict[int, _Sums] = {}
         self.waiting: list[tuple[int, Tensor]] = []  # video, clips [windows,V,T,3,S,S]
         self.views = 0  # that wait
@@ -76,7 +77,7 @@ class Scorer:
         if answer.clips is not None:
             self.waiting.append((answer.video, answer.clips.to(self.device, non_blocking=True)))
             self.views += answer.clips.shape[0] * answer.clips.shape[1]
-        if self.views >= self.forward:
+        if self.views >= self.scoring.forward:
             self._score()
         yield from self._complete()
 
@@ -93,18 +94,17 @@ class Scorer:
     def windows_of_next(self) -> tuple[int, int] | None:
         """Of the first unfinished video: the windows that are scored, and all of them; None if it has one or isn't seen yet."""
         sums = self.sums.get(self.next)
-        return (
-            None
-            if sums is None or sums.facts is None or sums.facts.windows == 1
-            else (sums.windows, sums.facts.windows)
-        )
+        if sums is None or sums.facts is None or sums.facts.windows == 1:
+            return None
+        return sums.windows, sums.facts.windows
 
     @torch.inference_mode()
     def _score(self) -> None:
         if not self.waiting:
             return
         clips = torch.cat([part.flatten(0, 1) for _, part in self.waiting])
-        scores = view_scores(self.model, clips, amp=self.amp, average=self.average, forward=self.forward).cpu()
+        how = self.scoring
+        scores = view_scores(self.model, clips, amp=how.amp, average=how.average, forward=how.forward).cpu()
         position = 0
         for video, part in self.waiting:
             windows, views = part.shape[:2]
@@ -116,7 +116,7 @@ class Scorer:
             sums.windows += windows
             self.finished += sums.done - was_done
             sums.total = means.sum(0) if sums.total is None else sums.total + means.sum(0)
-            if self.hop is not None:
+            if self.scoring.hop is not None:
                 sums.each += list(means.float().numpy())
         self.waiting, self.views = [], 0
 
@@ -131,12 +131,12 @@ class Scorer:
             return Prediction(video, sums.error)
         probabilities = self._averaged((sums.total / sums.windows)[None])[0]
         steps = None
-        if self.hop is not None:
-            steps = steps_of(np.stack(sums.each), sums.facts.starts, sums.facts.ends, self.hop, self._averaged)
+        if self.scoring.hop is not None:
+            steps = steps_of(np.stack(sums.each), sums.facts.starts, sums.facts.ends, self.scoring.hop, self._averaged)
         if not np.isfinite(probabilities).all():
             return Prediction(video, NOT_FINITE)
         return Prediction(video, None, sums.facts, sums.decoder, probabilities, steps)
 
     @torch.inference_mode()
     def _averaged(self, means: Tensor) -> np.ndarray:
-        return averaged(self.model, means.to(self.device), self.average).cpu().numpy()
+        return averaged(self.model, means.to(self.device), self.scoring.average).cpu().numpy()

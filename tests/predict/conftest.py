@@ -3,7 +3,6 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,16 +11,9 @@ from stages.bench.made_videos import encode_video
 from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, save_model
 from stages.models.config import ModelConfig
+from tests.predict.runs import shades
 
 CLASSES = ("dark", "[b]right")
-
-
-def shades(*seconds: float, fps: int = 4, first: int = 0) -> np.ndarray:
-    """uint8 [N,32,48,3]: dark for the first number of seconds, bright for the next, and so on."""
-    parts = [
-        np.full((round(s * fps), 32, 48, 3), 20 + 200 * ((i + first) % 2), np.uint8) for i, s in enumerate(seconds)
-    ]
-    return np.concatenate(parts)
 
 
 @pytest.fixture(scope="package")

@@ -1,7 +1,9 @@
-"""Runs of `predict` in this process."""
+"""Runs of `predict` in this process, and pictures for them."""
 
 import json
 from pathlib import Path
+
+import numpy as np
 
 from stages.config.file import load_config
 from stages.predict.config import PredictConfig
@@ -22,3 +24,11 @@ def lines_of(net, inputs, folder: Path, *changes) -> list[dict]:
 
 def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def shades(*seconds: float, fps: int = 4, first: int = 0) -> np.ndarray:
+    """uint8 [N,32,48,3]: dark for the first number of seconds, bright for the next, and so on."""
+    parts = [
+        np.full((round(s * fps), 32, 48, 3), 20 + 200 * ((i + first) % 2), np.uint8) for i, s in enumerate(seconds)
+    ]
+    return np.concatenate(parts)

@@ -25,8 +25,7 @@ from stages.stream.config import LoaderConfig
 from stages.stream.loading import batches_in_order
 from stages.stream.protocol import protocol_policy
 from tests.media import encode_video
-from tests.predict.conftest import shades
-from tests.predict.runs import config_of, lines_of, read_lines
+from tests.predict.runs import config_of, lines_of, read_lines, shades
 
 
 def evaluated(net, data, average, protocol) -> tuple[np.ndarray, list[str]]:

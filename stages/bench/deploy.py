@@ -132,7 +132,7 @@ def _table(
     cells: Sequence[Cell], times: Times, gmacs: Mapping[Net, float], decoding: Mapping[Net, list[float]]
 ) -> Table:
     """A row for each cell: milliseconds and clips a second of the net alone; clips a second with decoding, on one core."""
-    headers = ("GFLOPs", "ms\none core", "clips/s", "with\ndecoding", "ms\nall cores", "clips/s")
+    headers = ("GFLOPs", "ms\n1 core", "clips/s", "with\ndecoding", "ms\nall cores", "clips/s")
     table = Table("net, px", "runtime", title="a clip; onnx: by onnxruntime", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
                   pad_edge=False)  # fmt: skip
     for header in headers:

@@ -102,7 +102,7 @@ def _quantise(
     some: Callable[[], Iterator[Tensor]],
 ) -> tuple[Comparison, Accuracy]:
     """Replace an ONNX file by its 8-bit one."""
-    metadata = metadata_of(config.checkpoint, card)
+    metadata = metadata_of(config.checkpoint, card, "int8")
     with console.status("calibrating int8"):
         write_atomically(partial, quantise(partial, some(), metadata))
     run = careful(onnx_runner, partial, config.output)

@@ -11,18 +11,20 @@ from stages.models.checkpoints import ModelCard
 FORMAT = 1  # raised when a reader of the metadata has to change
 
 
-def metadata_of(checkpoint: Path, card: ModelCard) -> dict[str, str]:
-    """The metadata: texts, as ONNX has them. All but name, arch and backbone are JSON.
+def metadata_of(checkpoint: Path, card: ModelCard, precision: str = "float32") -> dict[str, str]:
+    """The metadata: texts, as ONNX has them. All but name, arch, backbone and precision are JSON.
 
-    format: the number of this format. name: the checkpoint's file. labels: the K classes in order. size: S, px. frames: T.
-    render_via: null, or px at which frames are drawn before they shrink to `size`, see `render` in stages/video/render.py.
-    eval_policy: which frames and crops a video is judged by, see ViewPolicy in cache/view.py.
+    format: the number of this format. name: the checkpoint's file. precision: float32 or int8, of weights and activations.
+    labels: the K classes in order. size: S, px. frames: T. render_via: null, or px at which frames are drawn before they
+    shrink to `size`, see `render` in stages/video/render.py. eval_policy: which frames and crops a video is judged by, see
+    ViewPolicy in cache/view.py.
     """
     return {
         "format": json.dumps(FORMAT),
         "name": checkpoint.name.encode(errors="backslashreplace").decode(),
         "arch": card.model.arch,
         "backbone": card.model.backbone,
+        "precision": precision,
         "labels": json.dumps(card.classes),
         "size": json.dumps(card.size),
         "render_via": json.dumps(card.render_via),

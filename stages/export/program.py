@@ -106,13 +106,14 @@ def one_line_errors(what: str) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No warnings and no logs of libraries, which give advice to programmers."""
+    before = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(before)
 
 
 def reason(error: BaseException) -> str:

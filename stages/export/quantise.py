@@ -42,7 +42,7 @@ def quantise(path: Path, clips: Iterable[Tensor], metadata: Mapping[str, str]) -
     model = onnx.load_from_string(path.read_bytes())
     kept = [node.name for node in model.graph.node
             if node.op_type in FLOAT_OPERATORS or OUTPUTS[0] in node.output]  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder, one_line_errors(f"{path.name} can't be quantised"):
+    with tempfile.TemporaryDirectory() as folder, one_line_errors("onnxruntime can't quantise the network"):
         output = Path(folder) / "int8.onnx"
         quantize_static(model, output, Reader(iter(clips)), quant_format=QuantFormat.QDQ, per_channel=True,
                         activation_type=QuantType.QUInt8, reduce_range=True, nodes_to_exclude=kept)  # fmt: skip

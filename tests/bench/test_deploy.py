@@ -34,4 +34,4 @@ def test_latencies_are_held_against_multiply_adds(tmp_path, monkeypatch):
     assert ratio["goal"] == ">= 0.8" and ratio["ok"] == (ratio["value"] >= 0.8)
     assert ratio["value"] == pytest.approx(latency / (gflops[0] / gflops[1]))
     assert not any("÷" in name and "48" in name and "onnxruntime" in name for name in figures)  # which runs only one
-    assert "with decoding" in said and "net at 16, one core: float ÷ int8, latency" in figures
+    assert "onnx int8" in said and "net at 16, one core: float ÷ int8, latency" in figures

@@ -190,7 +190,8 @@ def test_int8_is_written_with_its_accuracy(house, judged, tmp_path, capfd):
     assert 2 * result["bytes"] < house.files["tsn"].stat().st_size
     assert "100.00 % in float" in capfd.readouterr().err
     session = onnxruntime.InferenceSession((tmp_path / "i.onnx").read_bytes(), providers=["CPUExecutionProvider"])
-    assert tuple(json.loads(session.get_modelmeta().custom_metadata_map["labels"])) == CLASSES
+    about = session.get_modelmeta().custom_metadata_map
+    assert tuple(json.loads(about["labels"])) == CLASSES and about["precision"] == "int8"
 
 
 def loud(net):
@@ -292,6 +293,15 @@ def test_int8_refuses_other_classes_and_no_labels(house, judged, tmp_path):
         with pytest.raises(ReskdError, match=said):
             export(config_of(checkpoint, tmp_path / "i.onnx", data=dataset, int8=True))
     assert folder_of(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"), [({"jitter": True}, "must be deterministic"), ({"num_frames": 8}, "8 frames")]
+)
+def test_refuses_a_checkpoint_without_fixed_views(house, tmp_path, policy, said):
+    checkpoint = save_net(tmp_path / "net.safetensors", model_of("tsn"), **policy)
+    with pytest.raises(ReskdError, match=f"net.safetensors.*{said}.*train or import it again"):
+        export(config_of(checkpoint, tmp_path / "net.pt2"))
 
 
 def test_says_how_to_install_what_onnx_needs(house, tmp_path, monkeypatch):

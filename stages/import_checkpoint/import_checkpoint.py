@@ -17,6 +17,7 @@ from stages.models.head_norm import has_head_norm
 from stages.models.init_weights import load_stored
 from stages.models.swin import ATTENTION
 from stages.models.timm_maps import layout_of
+from stages.models.torchvision_video import TRAINED
 from stages.models.transformers_families import FAMILIES
 from stages.models.video_model import VideoModel, model_stats
 from stages.models.weight_files import StoredWeights, read_weight_file
@@ -36,7 +37,7 @@ STRIDES |= {
 CLASSIFIERS = ("cls_head.fc_cls.weight", "fc.weight", "head.weight", "head.fc.weight", "classifier.weight",
                "new_fc.weight", "base_model.fc.weight", "blocks.5.proj.weight", "head.1.weight",
                "classifier.1.weight")  # fmt: skip
-PYTORCHVIDEO = (0.45, 0.225)  # mean and std of each colour
+PYTORCHVIDEO = (0.45,) * 3, (0.225,) * 3  # mean and std of RGB
 
 
 def import_checkpoint(config: ImportConfig) -> ModelCard:
@@ -63,10 +64,13 @@ def import_checkpoint(config: ImportConfig) -> ModelCard:
         if found:
             model_config = model_config.model_copy(update=found)
             model = build_model(model_config)
+    policy = config.eval_policy or default_policy(model_config, spread=stored.mmaction2_1x)
+    if policy.num_frames != model_config.num_frames:  # a folder has said the model's
+        raise ReskdError(f"eval_policy.num_frames {policy.num_frames} and model.num_frames {model_config.num_frames} must be "
+                         "equal")  # fmt: skip
     init = InitConfig(path=config.source, format=config.format, part=config.part, head=config.head)
     description = load_stored(model, model_config, init, stored, classes)
     model_stats(model, config.size)  # raises if it can't see pictures of this size
-    policy = config.eval_policy or default_policy(model_config, spread=stored.mmaction2_1x)
     card = ModelCard(model_config, classes, config.size, config.render_via, policy, {"imported": config.source.name})
     make_folders(config.output.parent)
     save_model(config.output, model, card)
@@ -92,10 +96,13 @@ def _warnings(config: ImportConfig, stored: StoredWeights, model: VideoModel) ->
     """Settings that no checkpoint stores, and that would be wrong in silence."""
     if stored.format is not None:
         return
-    layout, (mean, std) = recognise_format(stored.tensors), PYTORCHVIDEO
-    if layout == ("pytorchvideo",) and (config.model.mean, config.model.std) != ((mean,) * 3, (std,) * 3):
-        yield (f"pytorchvideo's networks saw pixels with mean {mean} and std {std}: import it with --set "
-               f"model.mean=[{mean},{mean},{mean}] --set model.std=[{std},{std},{std}]")  # fmt: skip
+    layout = recognise_format(stored.tensors)
+    mean, std, size = _trained_on(layout, config.model, model)
+    if (config.model.mean, config.model.std) != (mean, std):
+        yield ("the file's networks saw other pixels than model.mean and model.std say: import it with --set "
+               f"model.mean=[{','.join(map(str, mean))}] --set model.std=[{','.join(map(str, std))}]")  # fmt: skip
+    if size not in (None, config.size):
+        yield f"torchvision's {config.model.backbone} saw {size} px: import it with --size {size}"
     if layout == ("rkd",) and config.part == "student" and config.render_via is None:
         yield ("upstream's students saw 112 px, shrunk from 224 without antialiasing: import it with --size 112 "
                "--set render_via=224")  # fmt: skip
@@ -106,6 +113,19 @@ def _warnings(config: ImportConfig, stored: StoredWeights, model: VideoModel) ->
             yield (f"at {config.size} px its map of {'×'.join(map(str, grid))} is smaller than its window, and other "
                    "programs then take wrong position biases: if it was trained at this size, import it with "
                    "--set model.rel_pos=upstream")  # fmt: skip
+
+
+def _trained_on(layout: tuple[str, ...], config: ModelConfig, model: VideoModel) -> tuple[tuple, tuple, int | None]:
+    """mean and std of the pixels, and the size, that published files of this network were trained on, where that is known;
+    else mean and std of `config`, and None."""
+    if layout == ("pytorchvideo",):
+        return *PYTORCHVIDEO, None
+    if config.arch == "torchvision_video":
+        return TRAINED[config.backbone]
+    if layout == ("timm",) and config.arch == "tsn":
+        described = model.backbone.pretrained_cfg
+        return tuple(described["mean"]), tuple(described["std"]), None
+    return config.mean, config.std, None
 
 
 def default_policy(model: ModelConfig, spread: bool) -> ViewPolicy:

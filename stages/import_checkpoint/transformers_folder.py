@@ -108,7 +108,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     if not names:
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in FILES_OF_WEIGHTS)
         if not pickled:
-            raise ReskdError(f"{folder} has no model.safetensors: copy the whole folder")
+            raise ReskdError(f"{folder} has no model.safetensors: copy the whole folder, or take a model that has one")
         raise ReskdError(f"{folder} has its weights in {pickled[0]}, which may hold code, and no model.safetensors: if you "
                          "trust it, convert it where it came from: transformers.AutoModelForVideoClassification"
                          f".from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER) (AutoModelForImageClassification or "

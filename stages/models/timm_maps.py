@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from cache.errors import ReskdError
 from stages.models.video_model import Encoded
 
-# What `forward_features` returns: [N, D, h, w], [N, h, w, D], or tokens [N, n, D] with class tokens among them.
-LAYOUTS = ("NCHW", "NHWC", "tokens")
-
 
 def layout_of(net: nn.Module) -> str:
-    """One of LAYOUTS. `set_layout` has found it; a ResNet needs no search."""
+    """What `forward_features` returns: "NCHW" [N, D, h, w], "NHWC" [N, h, w, D], or "tokens" [N, n, D] with class tokens
+    among them. `set_layout` has found it; a ResNet needs no search."""
     return getattr(net, "map_layout", "NCHW")
 
 
@@ -29,8 +27,13 @@ def encode_frames(net: nn.Module, clips: Tensor) -> Tensor:
 def encode_frames_pooled(net: nn.Module, clips: Tensor) -> Encoded:
     """The map of each frame, and the mean over the frames of what timm's own classifier takes (`forward_head`)."""
     maps, output = _maps(net, _frames(clips))
-    pooled = net.forward_head(output, pre_logits=True).unflatten(0, clips.shape[:2])
-    return Encoded(maps.unflatten(0, clips.shape[:2]), pooled.mean(1))
+    pooled = mean_over_frames(net.forward_head(output, pre_logits=True), clips)
+    return Encoded(maps.unflatten(0, clips.shape[:2]), pooled)
+
+
+def mean_over_frames(pooled: Tensor, clips: Tensor) -> Tensor:
+    """[B * T, P] -> [B, P], in float32 under autocast too, for clips [B, T, ...]."""
+    return pooled.unflatten(0, clips.shape[:2]).mean(1, dtype=torch.promote_types(pooled.dtype, torch.float32))
 
 
 def _frames(clips: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import video
 from torchvision.models.video.mvit import MViT
@@ -25,6 +26,10 @@ if TYPE_CHECKING:  # the config reads the table of architectures
     from stages.models.config import ModelConfig
 
 NETS = {"r2plus1d_18": 512, "r3d_18": 512, "mc3_18": 512, "s3d": 1024, "mvit_v2_s": 768}  # the channels of their maps
+KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+# What torchvision's files were trained on: mean and std of RGB, and pixels of the input's side.
+TRAINED = dict.fromkeys(("r2plus1d_18", "r3d_18", "mc3_18"), (*KINETICS, 112))
+TRAINED |= {"s3d": (*KINETICS, 224), "mvit_v2_s": ((0.45,) * 3, (0.225,) * 3, 224)}
 CLASSIFIERS = {VideoResNet: "fc", S3D: "classifier.1", MViT: "head.1"}
 
 
@@ -67,7 +72,9 @@ def encode_torchvision_pooled(net: nn.Module, clips: Tensor) -> Encoded:
     maps, pooled = _maps(net, clips)
     if isinstance(net, S3D):  # the mean over windows counts the middle of the map more often than its ends
         pooled = net.avgpool(maps.permute(0, 4, 1, 2, 3)).mean((2, 3, 4))
-    return Encoded(maps, maps.mean((1, 2, 3)) if pooled is None else pooled)
+    elif pooled is None:
+        pooled = maps.mean((1, 2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
+    return Encoded(maps, pooled)
 
 
 def _maps(net: nn.Module, clips: Tensor) -> tuple[Tensor, Tensor | None]:

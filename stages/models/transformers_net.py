@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
-from stages.models.timm_maps import note_pooling, unused_parameters
+from stages.models.timm_maps import mean_over_frames, note_pooling, unused_parameters
 from stages.models.transformers_families import FAMILIES, Family, patch_side, tubelet_length
 from stages.models.video_model import Encoded
 
@@ -174,7 +174,7 @@ def encode_transformers_pooled(net: nn.Module, clips: Tensor) -> Encoded:
     maps, output = _encode(net, clips)
     family = FAMILIES[net.config.model_type]
     pooled = family.pool(net, output)
-    return Encoded(maps, pooled if family.video else pooled.unflatten(0, clips.shape[:2]).mean(1))
+    return Encoded(maps, pooled if family.video else mean_over_frames(pooled, clips))
 
 
 def _encode(net: nn.Module, clips: Tensor) -> tuple[Tensor, Any]:

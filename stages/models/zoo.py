@@ -4,10 +4,12 @@ import difflib
 
 from cache.errors import ReskdError
 from stages.models.config import ModelConfig
+from stages.models.torchvision_video import TRAINED
 
 
-def _of_torchvision(name: str, frames: int, **pixels: tuple[float, float, float]) -> ModelConfig:
-    return ModelConfig(arch="torchvision_video", backbone=name, num_classes=400, num_frames=frames, **pixels)
+def _of_torchvision(name: str, frames: int) -> ModelConfig:
+    mean, std, _ = TRAINED[name]
+    return ModelConfig(arch="torchvision_video", backbone=name, num_classes=400, num_frames=frames, mean=mean, std=std)
 
 
 ZOO: dict[str, ModelConfig] = {
@@ -17,11 +19,9 @@ ZOO: dict[str, ModelConfig] = {
     "slowonly_r50": ModelConfig(arch="slowonly", backbone="resnet50", num_classes=400, num_frames=8),
     "swin_s": ModelConfig(arch="swin", backbone="swin3d_s", num_classes=400, num_frames=32, drop_path=0.1),
     "swin_b": ModelConfig(arch="swin", backbone="swin3d_b", num_classes=400, num_frames=32, drop_path=0.2),
-    "r2plus1d_18": _of_torchvision(
-        "r2plus1d_18", 16, mean=(0.43216, 0.394666, 0.37645), std=(0.22803, 0.22145, 0.216989)
-    ),
-    "s3d": _of_torchvision("s3d", 128, mean=(0.43216, 0.394666, 0.37645), std=(0.22803, 0.22145, 0.216989)),
-    "mvit_v2_s": _of_torchvision("mvit_v2_s", 16, mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)),
+    "r2plus1d_18": _of_torchvision("r2plus1d_18", 16),
+    "s3d": _of_torchvision("s3d", 128),
+    "mvit_v2_s": _of_torchvision("mvit_v2_s", 16),
 }
 
 PROTOCOLS: dict[str, str] = {  # temporal clips x spatial crops, as in EvaluateConfig.protocol

@@ -182,3 +182,14 @@ def test_batch_norm_is_recalibrated_in_a_video_network():
     before = model.backbone.stem[1].running_mean.clone()
     assert recalibrate(model, [random_clips(2, 4, 32)], torch.float32) == 1
     assert not torch.equal(model.backbone.stem[1].running_mean, before)
+
+
+def test_pixels_and_sizes_that_no_file_names_are_told(tmp_path, capsys):
+    path, _ = timm_file("vit_tiny_patch16_224", tmp_path)
+    imported(path, ModelConfig(backbone="vit_tiny_patch16_224", args=VIT, num_frames=1), 32)
+    assert "--set model.mean=[0.5,0.5,0.5] --set model.std=[0.5,0.5,0.5]" in capsys.readouterr().err
+    (tmp_path / "ours.safetensors").unlink()
+    path, _ = torchvision_file("mc3_18", tmp_path)
+    imported(path, ZOO["r2plus1d_18"].model_copy(update={"backbone": "mc3_18", "num_classes": None}), 32)
+    said = capsys.readouterr().err
+    assert "torchvision's mc3_18 saw 112 px: import it with --size 112" in said and "model.mean" not in said

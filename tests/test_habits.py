@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import cli
+from stages.config.json_result import json_text
 from stages.runtime import progress
-from stages.runtime.json_result import json_text
 from stages.runtime.terminal import Terminal
 from tests.runs import QUICK
 

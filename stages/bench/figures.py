@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from stages.runtime.json_result import STDOUT, write_json
+from stages.config.json_result import STDOUT, write_json
 from stages.runtime.terminal import console
 
 

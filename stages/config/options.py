@@ -36,7 +36,7 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     @JSON
     @functools.wraps(command)
     def run(*arguments: Any, json_file: Path | None, **options: Any) -> None:
-        from stages.runtime.json_result import json_result
+        from stages.config.json_result import json_result
 
         with json_result(json_file) as write:
             write(command(*arguments, **options))

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cache.store import write_atomically
 from stages.config.file import C, flat, load_config
+from stages.config.json_result import read_result
 from stages.config.options import as_yaml
 from stages.demo.config import DemoConfig
 from stages.demo.digits import make_digits
@@ -25,7 +26,6 @@ from stages.metrics.spread import SeedScores
 from stages.prepare.prepare import prepare
 from stages.report.report import write_report
 from stages.runtime.interrupt import RUN_AGAIN
-from stages.runtime.json_result import read_result
 from stages.runtime.lock import locked
 from stages.runtime.log import read_metrics
 from stages.runtime.memory import peak_memory

@@ -15,6 +15,7 @@ from rich.table import Table
 from cache.differences import first_difference
 from cache.errors import ReskdError
 from cache.store import write_atomically
+from stages.config.json_result import check_writable
 from stages.evaluate.answers_file import write_answers
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.confusion_plot import plot_confusion
@@ -23,7 +24,6 @@ from stages.metrics.scoring import score_videos
 from stages.models.checkpoints import load_model
 from stages.models.video_model import model_stats, to_device
 from stages.runtime.distributed import Ranks, join_ranks
-from stages.runtime.json_result import check_writable
 from stages.runtime.plots import warn_if_it_fails
 from stages.runtime.progress import progress_bar
 from stages.runtime.terminal import console

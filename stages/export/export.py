@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cache.errors import ReskdError
 from cache.store import move_into_place, partial_file, write_atomically
+from stages.config.json_result import check_writable
 from stages.config.schema import check_deterministic
 from stages.export.check import Comparison, careful, check_equal, compare, onnx_runner, pt2_runner
 from stages.export.clips import EvaluationClips, noise_batches
@@ -18,7 +19,6 @@ from stages.export.metadata import metadata_of
 from stages.export.program import check_packages, onnx_bytes, pt2_bytes, to_program
 from stages.export.quantise import Accuracy, check_drop, measure_accuracy, quantise
 from stages.models.checkpoints import ModelCard, load_model
-from stages.runtime.json_result import check_writable
 from stages.runtime.terminal import console
 
 SCRIPT = Path(__file__).with_name("run_onnx.py")  # a copy of it is written beside an ONNX file

@@ -66,4 +66,5 @@ if __name__ == "__main__":
                 frames = render([pictures[number] for number in numbers], policy, place, size, via)
                 scores.append(session.run(["probabilities"], {"frames": frames[None]})[0][0])
         best = int(np.mean(scores, 0).argmax())
-        print(f"{path}: {labels[best]} {np.mean(scores, 0)[best]:.4f}")
+        line = f"{path}: {labels[best]} {np.mean(scores, 0)[best]:.4f}"
+        print("".join(char if char.isprintable() else "?" for char in line))  # no orders to the terminal

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.errors import ReskdError
+from stages.config.json_result import check_writable
 from stages.models.checkpoints import load_model
 from stages.models.video_model import to_device
 from stages.predict.annotate import annotate_video
@@ -25,7 +26,6 @@ from stages.predict.steps import Steps, segments_of
 from stages.predict.tasks import Views
 from stages.predict.videos import FileVideo, Video
 from stages.runtime.distributed import Ranks, cores, join_ranks
-from stages.runtime.json_result import check_writable
 from stages.runtime.plots import warn_if_it_fails
 from stages.runtime.progress import progress_bar
 from stages.runtime.terminal import console

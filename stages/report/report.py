@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cache.store import write_atomically
+from stages.config.json_result import check_writable
 from stages.report.cache_sections import caches_section, cost_section, left_out_section, studies_section
 from stages.report.caches import CacheFigures, DataFigures, read_cache, read_data_set
 from stages.report.evaluations import Evaluation, read_evaluation, with_answers
@@ -21,7 +22,6 @@ from stages.report.runs import Run, read_run
 from stages.report.score_sections import classes_section, evaluations_section, fronts_section
 from stages.report.seed_groups import group_by_seed
 from stages.report.studies import Study, Sweep, read_study, read_sweep
-from stages.runtime.json_result import check_writable
 from stages.runtime.terminal import console
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.store import write_atomically
-from stages.runtime.json_result import read_result
+from stages.config.json_result import read_result
 from stages.runtime.terminal import console
 
 

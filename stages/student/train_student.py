@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from cache.store import write_atomically
+from stages.config.json_result import read_result
 from stages.models.checkpoints import ModelCard, save_model
 from stages.models.video_model import model_stats
 from stages.runtime.distributed import join_ranks
-from stages.runtime.json_result import read_result
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
 from stages.stream.loading import decoding_workers

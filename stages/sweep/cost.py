@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cache.group import load_manifest
 from cache.teacher_time import teacher_time_of
-from stages.runtime.json_result import read_result
+from stages.config.json_result import read_result
 
 
 def teacher_cost(runs_by_cache: Mapping[Path, Sequence[Path]]) -> dict[str, float | None]:

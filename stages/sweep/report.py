@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from cache.store import write_atomically
-from stages.runtime.json_result import read_result
+from stages.config.json_result import read_result
 from stages.runtime.plots import warn_if_it_fails
 from stages.runtime.terminal import console
 from stages.student.config import TrainConfig

@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.text import Text
 
 from cache.errors import ReskdError
+from stages.config.json_result import read_result
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.interrupt import RUN_AGAIN, Interrupted
-from stages.runtime.json_result import read_result
 from stages.runtime.lock import locked
 from stages.runtime.stage_timer import stage_timer
 from stages.runtime.terminal import console

@@ -91,7 +91,7 @@ def verify_cache(path, recompute, config_file, overrides, json_file, **options):
     case, too. A manifest or data set that doesn't fit is reported, never repaired.
     """
     from stages.config.file import load_config
-    from stages.runtime.json_result import json_result
+    from stages.config.json_result import json_result
     from stages.teacher.config import CacheConfig
     from stages.teacher.verify_cache import verify_cache
 

@@ -15,6 +15,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from cache.errors import ReskdError
 from cache.view import ViewPolicy
 from pipeline import cli
+from stages.bench.made_videos import with_matrix
 from stages.config.file import load_config
 from stages.export.clips import spread
 from stages.export.config import ExportConfig
@@ -62,13 +63,14 @@ def model_of(arch: str) -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory) -> SimpleNamespace:
-    """Wide, tall and turned videos, prepared; a net of each family, exported to .onnx with these videos."""
+    """Wide, tall, turned and mirrored videos, prepared; a net of each family, exported to .onnx with these videos."""
     root = tmp_path_factory.mktemp("export")
     for i in range(6):
         folder = root / "videos" / CLASSES[i % 5]
         folder.mkdir(parents=True, exist_ok=True)
         shape = (48, 80) if i % 2 else (80, 48)
-        (folder / f"{i}.mp4").write_bytes(encode_video(moving_square(3 + 4 * i, *shape, seed=i), rotation=i % 4 * 90))
+        video = encode_video(moving_square(3 + 4 * i, *shape, seed=i), rotation=i % 4 * 90)
+        (folder / f"{i}.mp4").write_bytes(with_matrix(video, -1, 0, 0, 1) if i == 4 else video)
     prepare(root / "videos", root / "data", classes=classes_file(root), workers=0)
     nets, files = {}, {}
     for arch, (policy, via) in FAMILIES.items():

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from cache.errors import ReskdError
-from stages.runtime.json_result import read_result
+from stages.config.json_result import read_result
 from stages.runtime.log import RunLog, read_metrics
 
 

@@ -74,8 +74,8 @@ def _paint_point(axes: Axes, names: Names, gid: str, point: tuple[float, SeedSco
 
 
 def _write_name(axes: Axes, name: str, place: tuple[float, float], left: bool) -> None:
-    """Write a name beside its point; `left`: to the left of it, where the chart's right edge is near."""
-    offset, side = ((-7, 5), "right") if left else ((7, 5), "left")
+    """Write a name beside its point, away from a rising front; `left`: where the chart's right edge is near."""
+    offset, side = ((-7, 5), "right") if left else ((7, -12), "left")
     axes.annotate(
         plot_text(name[:40]), place, xytext=offset, ha=side, textcoords="offset points", fontsize=9, color=INK
     )

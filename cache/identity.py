@@ -11,8 +11,8 @@ from cache.errors import ReskdError
 from cache.view import ViewPolicy
 
 # Arrays at the root, float32. `classifier` [d,K] and `classifier_bias` [K] turn stored maps into the teacher's logits; basis
-# and mean are included in them. They are absent if the teacher has a norm before its classifier. The others say how maps were
-# reduced (see `reduction.py`).
+# and mean are included in them. They are absent if the teacher has a norm, or its own pooling, before its classifier. The
+# others say how maps were reduced (see `reduction.py`).
 CONSTANTS = ("classifier", "classifier_bias", "basis", "mean", "scale", "offset")
 
 

@@ -415,10 +415,17 @@ def test_a_reduced_grid_trains_the_same_student_and_refuses_what_it_does_not_ser
     trained(few, config.output, tmp_path / "logits", "size=24", "losses.logit_kl=1")  # no map is read
 
 
-def test_fewer_times_refuse_a_student_of_more(few, teacher, tmp_path):
+def test_fewer_times_teach_a_student_of_more_unless_the_grid_is_reduced_too(few, teacher, tmp_path, capsys):
     config = made(tmp_path / "t.zarr", few, teacher, "{time: 2}", "views=1")
     run = train_config(tmp_path / "run", few, f"data.cache={config.output}", "losses.feature_mse=1")
-    with pytest.raises(ReskdError, match=r"feature_mse: the cached map is 2×4×4, the student's 4×2×2.*times"):
+    assert train_student(run)["steps"] == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("the student's map has 4 times, the teacher's 2: the student's are averaged over the parts") == 1
+    config = made(tmp_path / "small.zarr", few, teacher, "{time: 2, grid: [2, 2]}", "views=1")
+    run = train_config(tmp_path / "other", few, f"data.cache={config.output}", "losses.feature_mse=1")
+    with pytest.raises(
+        ReskdError, match=r"reduced to the grid 2×2 and have 2 times, the student's map has 4: reduced maps"
+    ):
         train_student(run)
 
 

@@ -15,11 +15,17 @@ from tests.runs import command
 
 ROOT = Path(__file__).parents[2]
 MAIN = ROOT / "README.md"
-PAGES = [MAIN, *(ROOT / folder / "README.md" for folder in ("cache", "configs", "stages/bench", "stages/distill"))]
+WITH_PAGES = (
+    "cache",
+    "configs",
+    *(f"stages/{room}" for room in ("bench", "distill", "predict", "prepare", "report", "video")),
+)
+PAGES = [MAIN, *(ROOT / folder / "README.md" for folder in WITH_PAGES)]
 RUN = {  # the sections of the main page, in the order in which their commands are run
     "Your own videos": ["prepare", "prepare", "train-student", "cache-teacher", "train-student", "evaluate"],
     "Many students": ["train-student", "sweep"],
     "Students that decode no video": ["pack", "pack", "train-student", "evaluate"],
+    "Use a student": ["predict", "export", "export", "report"],
 }
 DRY = {"Many students"}
 ELSEWHERE = [["demo"]]  # run by test_demo.py

@@ -78,6 +78,9 @@ def _check_known(folder: Path, name: str, described: dict[str, Any]) -> None:
     classes = described.get("architectures")
     kind = str(classes[0]) if isinstance(classes, list) and classes else None
     family = FAMILIES.get(name)
+    if family is None and isinstance(described.get("architecture"), str):
+        raise ReskdError(f"{folder} holds a network of timm: import its file {folder}/model.safetensors with --set "
+                         f"model.arch=tsn --set model.backbone={described['architecture']}")  # fmt: skip
     if family is None:
         ran = f" It holds code ({', '.join(code)}), and no code of a checkpoint is run." if code else ""
         raise ReskdError(

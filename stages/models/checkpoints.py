@@ -17,6 +17,7 @@ from cache.store import write_atomically
 from cache.view import ViewPolicy
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
+from stages.models.transformers_net import library
 from stages.models.video_model import VideoModel
 from stages.models.weight_files import read_safetensors
 
@@ -113,16 +114,19 @@ def load_model(path: Path) -> tuple[VideoModel, ModelCard]:
     """The model of a checkpoint, in eval mode on the CPU."""
     tensors, card = read_checkpoint(path)
     model = build_model(card.model)
-    load_weights(model, tensors, path)
+    name = "the model"
+    if card.model.arch == "transformers":
+        name += f" as transformers {library().__version__} builds it (other versions may have other names of weights)"
+    load_weights(model, tensors, path, name)
     return model.eval(), card
 
 
-def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Load `tensors` into `model`; `path` is named in errors.
+def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path, name: str = "the model") -> None:
+    """Load `tensors` into `model`; `path` and `name` are named in errors.
 
     Raises ReskdError that lists up to LISTED weights that are missing, unexpected, of another shape or not finite.
     """
-    check_fit(model.state_dict(), tensors, path)
+    check_fit(model.state_dict(), tensors, path, name)
     model.load_state_dict(tensors)
 
 

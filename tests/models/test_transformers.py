@@ -11,7 +11,7 @@ from cache.errors import ReskdError
 from stages.import_checkpoint.config import ImportConfig
 from stages.import_checkpoint.import_checkpoint import import_checkpoint
 from stages.models.architectures import build_model
-from stages.models.checkpoints import load_model
+from stages.models.checkpoints import load_model, save_model
 from stages.models.config import ModelConfig
 from stages.models.grad_checkpointing import enable_grad_checkpointing
 from stages.models.transformers_families import FAMILIES
@@ -126,6 +126,19 @@ def test_videomae_without_its_mean_takes_the_first_token(tmp_path):
     assert differ(model(clips).logits, net(pixels(clips)).logits) < 1e-5
 
 
+def test_a_file_whose_names_another_version_wrote_says_so(tmp_path):
+    folder = folder_of(library_net("timesformer"), tmp_path / "net")
+    card = import_checkpoint(ImportConfig(source=folder, output=tmp_path / "ours.safetensors"))
+    model, _ = load_model(tmp_path / "ours.safetensors")
+    model.backbone.timesformer.renamed = model.backbone.timesformer.layernorm
+    del model.backbone.timesformer.layernorm
+    save_model(tmp_path / "newer.safetensors", model, card)
+    with pytest.raises(
+        ReskdError, match=r"(?s)doesn't fit the model as transformers 5\S+ builds it .other versions.*renamed"
+    ):
+        load_model(tmp_path / "newer.safetensors")
+
+
 @torch.no_grad()
 def test_other_sizes_where_the_library_interpolates_and_a_name_where_it_does_not(tmp_path):
     net, clips = library_net("vit"), random_clips(1, 4, 48)
@@ -236,6 +249,11 @@ def test_labels_that_are_none_or_others_are_told(folder, tmp_path):
 
 def test_what_is_missing_or_wrong_in_a_folder_is_named(folder, tmp_path):
     refused(folder, "config.json says which network it is: leave --model", model=ModelConfig(backbone="resnet18"))
+    change(folder, model_type=None, architecture="vit_small_patch16_224")
+    refused(
+        folder, r"holds a network of timm: import its file .*model.safetensors with .*backbone=vit_small_patch16_224"
+    )
+    change(folder, model_type="videomae")
     refused(folder, "has positions for 4 frames: set model.num_frames=4", model=ModelConfig(num_frames=8))
     change(folder, hidden_size=48)
     refused(folder, r"doesn't fit a transformers of videomae:\n.*shape \[32\], the model \[48\]")

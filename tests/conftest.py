@@ -45,7 +45,8 @@ def pytest_configure(config):
 
 
 LONG = ("bench/test_fidelity", "e2e/", "test_stored_maps", "test_train_student", "bench/", "test_cohorts", "cache/test_kills",
-        "test_prepare", "test_configs", "test_pack", "models/", "export/", "predict/", "test_sweep")  # modules, the longest first  # fmt: skip
+        "test_prepare", "test_configs", "test_pack", "models/", "export/", "predict/",
+        "test_sweep")  # modules, the longest first  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

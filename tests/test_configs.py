@@ -96,15 +96,13 @@ def test_a_config_is_valid_and_headed_by_the_command_that_runs_it(file):
 
 
 @each([p for p in SHIPPED if p.stem in MANY])
-def test_students_of_a_config_share_a_stream_and_the_readme_shows_it(file):
+def test_students_of_a_config_share_a_stream_and_the_readme_names_it(file):
     students = load(file)
     check_shared(students)
     base = load(file.parent / yaml.safe_load(file.read_text())["base"])
     assert len(students) > 2 and {config.data.cache for config in students.values()} == {base.data.cache}
     assert {config.output.parent for config in students.values()} == {Path("runs") / short(file)}
-    text = (ROOT / "README.md").read_text()
-    assert "base:" + file.read_text().partition("\nbase:")[2] in text
-    assert header(file)[1] in text
+    assert header(file)[1] in (ROOT / "README.md").read_text()
 
 
 def test_every_base_serves_some_config():

@@ -19,7 +19,7 @@ from stages.teacher.config import CacheConfig
 
 NET = {"channels": [8, 16, 16, 16], "layers": [1, 1, 1, 1], "output_stride": 8}
 MODEL = ["model.arch=tsm", "model.backbone=resnet18", f"model.args={NET}", "model.num_frames=4", "model.dropout=0.2"]
-QUICK = [*MODEL, "optim.lr=0.005", "loader.workers=1", "schedule.epochs=2", "batch_size=16", "log_every=1"]
+QUICK = [*MODEL, "optim.lr=0.005", "loader.workers=0", "schedule.epochs=2", "batch_size=16", "log_every=1"]
 POLICY = {"num_frames": 4, "crop": "multi_scale_crop", "scales": [1.0, 0.8], "flip": 0.0}
 
 
@@ -31,7 +31,7 @@ def train_config(output: Path, data: SimpleNamespace, *changes: str) -> TrainCon
 
 def cache_config(output: Path, data: SimpleNamespace, teacher: Path, *changes: str) -> CacheConfig:
     fixed = [f"output={output}", f"data={data.train}", f"teacher.checkpoint={teacher}", f"policy={POLICY}"]
-    return load_config(CacheConfig, None, [*fixed, "views=2", "loader.workers=1", *changes])
+    return load_config(CacheConfig, None, [*fixed, "views=2", "loader.workers=0", *changes])
 
 
 def cut_at(config: TrainConfig, step: int) -> None:

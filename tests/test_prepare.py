@@ -539,7 +539,9 @@ def test_an_interrupt_at_any_moment_is_one_word(tmp_path):
     """Ctrl-C reaches the workers, too: also those that have just begun, and import."""
     source = class_folders(tmp_path / "videos", "x")
     command = [sys.executable, ROOT / "pipeline.py", "prepare", source, "--output", tmp_path / "out"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # A shell lets a command in the background ignore Ctrl-C, and its children inherit that.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     while process.poll() is None and not any(
         "spawn_main" in " ".join(child.cmdline()) for child in psutil.Process(process.pid).children()
     ):

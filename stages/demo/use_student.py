@@ -18,15 +18,18 @@ PREDICTED = 3  # videos
 
 
 def export_student(checkpoint: Path, data: Path, output: Path) -> list[dict]:
-    """Write output.pt2, and output.onnx where ONNX's packages are installed. Returns what `export` says of each."""
+    """Write output.pt2, and output.onnx where ONNX's packages are installed; a file newer than the checkpoint stays.
+
+    Returns what `export` says of each file that it wrote.
+    """
     endings = [
         ".pt2",
         *([".onnx"] if all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))) else []),
     ]
-    return [
-        export(ExportConfig(checkpoint=checkpoint, output=output.with_suffix(ending), data=data, overwrite=True))
-        for ending in endings
-    ]
+    trained = checkpoint.stat().st_mtime_ns
+    wanted = [output.with_suffix(ending) for ending in endings]
+    missing = [path for path in wanted if not path.exists() or path.stat().st_mtime_ns < trained]
+    return [export(ExportConfig(checkpoint=checkpoint, output=path, data=data, overwrite=True)) for path in missing]
 
 
 def predict_videos(checkpoint: Path, videos: Path, output: Path) -> list[dict]:

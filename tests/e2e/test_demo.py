@@ -1,6 +1,7 @@
 """The demo, made small, through the command line: every stage, the files it promises, and a rerun that resumes."""
 
 import csv
+import importlib.util
 import json
 from pathlib import Path
 
@@ -9,17 +10,21 @@ import pytest
 from stages.shards.dataset import open_dataset
 from tests.runs import command, sets
 
+NETS = ("teacher", "baseline", "distilled")
+ALONE = {"loader": {"workers": 0}}  # a fork of a process with torch in it takes longer than these clips
+BRIEF = {"schedule": {"epochs": 1, "val_every": 1, "warmup_epochs": 0.2}, **ALONE}
 SMALL = {
     "clips": {"train": 120, "val": 40, "test": 40},
-    "cache": {"views": 2},
-    **{
-        kind: {"schedule": {"epochs": 2, "val_every": 1, "warmup_epochs": 0.2}}
-        for kind in ("teacher", "baseline", "distilled")
-    },
+    "cache": {"views": 2, **ALONE},
+    **dict.fromkeys(NETS, {"schedule": {"epochs": 2, "val_every": 1, "warmup_epochs": 0.2}}),
 }
 
 
-BRIEF = {"schedule": {"epochs": 1, "val_every": 1, "warmup_epochs": 0.2}}
+@pytest.fixture
+def without_onnx(monkeypatch):
+    """As where the extra `export` is not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if "onnx" in name else find(name, *rest))
 
 
 @pytest.fixture(scope="module")
@@ -76,31 +81,32 @@ def test_a_rerun_resumes_and_more_seeds_are_added(demo):
 
 
 @pytest.mark.parametrize(("model", "classes"), [("tsn", 10), ("slowonly", 40), ("swin", 4)])
-def test_every_family_has_a_demo(model, classes, tmp_path, monkeypatch):
+def test_every_family_has_a_demo(model, classes, tmp_path, monkeypatch, without_onnx):
     monkeypatch.chdir(tmp_path)
-    small = {"clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 1}}
-    small |= dict.fromkeys(("teacher", "baseline", "distilled"), BRIEF)
+    small = {"clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 1, **ALONE}}
+    small |= dict.fromkeys(NETS, BRIEF)
     command("demo", "--model", model, *sets(small))
     output = tmp_path / f"runs/demo-{model}"
+    assert (output / "student.pt2").exists() and not (output / "student.onnx").exists()
     assert len(open_dataset(output / "data/train").classes) == classes
     summary = json.loads((output / "summary.json").read_text())
     assert summary["cost"]["teacher_clip_views"] == summary["cost"]["in_loop_clip_views"] == 80
     assert summary["distilled"]["gflops"] == summary["baseline"]["gflops"] < summary["teacher"]["gflops"] / 3
 
 
-def test_clips_without_labels_are_distilled_from(tmp_path):
-    small = {"clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 2}}
-    small |= dict.fromkeys(("teacher", "baseline", "distilled"), BRIEF)
+def test_clips_without_labels_are_distilled_from(tmp_path, without_onnx):
+    small = {"clips": {"train": 160, "val": 40, "test": 40}, "cache": {"views": 2, **ALONE}}
+    small |= dict.fromkeys(NETS, BRIEF)
     command("demo", "--unlabelled", "--output", tmp_path / "out", *sets(small))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {"teacher", "baseline", "distilled", "unlabelled"} < set(summary)
     few, mixed = (open_dataset(tmp_path / "out/data" / name) for name in ("few", "mixed"))
     assert few.classes == mixed.classes == open_dataset(tmp_path / "out/data/train").classes
     rows = [row for entry in mixed.shards for row in mixed.rows(entry.name)]
-    assert len(rows) == 80 and sum(not row.labels for row in rows) == 60
-    assert sum(entry.clips for entry in few.shards) == 20
+    assert len(rows) == 160 and sum(not row.labels for row in rows) == 120
+    assert sum(entry.clips for entry in few.shards) == 40
     results = [
         json.loads((tmp_path / f"out/runs/{kind}-0/result.json").read_text()) for kind in ("distilled", "unlabelled")
     ]
     assert results[0]["steps"] == pytest.approx(results[1]["steps"], abs=8)  # as many, on a quarter of the clips
-    assert summary["cost"]["teacher_clip_views"] == 2 * (20 + 80)
+    assert summary["cost"]["teacher_clip_views"] == 2 * (40 + 160)

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cache.errors import ReskdError
+
 Grid = tuple[int, int, int]  # T, H, W of the pixels
 
 
@@ -38,6 +40,8 @@ class Family:
         frames, with T' = 1.
     pool: (the network with a classifier, its encoder's output) -> [N, P], what the classifier takes.
     options: arguments of the encoder's forward. Here: positions are interpolated for other sizes.
+    set_grid: (the network, T, H, W of the pixels), for networks that take the grid of patches from their config, whatever
+        the clip is: it tells them that of the clip.
     fixed_frames: the key of the config with the number of frames, where no other number will do.
     left_out: parts of files that the map doesn't depend on.
     """
@@ -49,6 +53,7 @@ class Family:
     pool: Callable[[nn.Module, Any], Tensor]
     video: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    set_grid: Callable[[nn.Module, Grid], None] = lambda net, pixels: None
     fixed_frames: str | None = None
     stride: int = 1  # frames from one frame of a clip to the next, as published networks of this kind were trained
     left_out: tuple[str, ...] = ("classifier", "pooler", "decoder")
@@ -88,6 +93,24 @@ def _convolutional_map(config: Any, maps: Tensor, pixels: Grid) -> Tensor:
     return maps.permute(0, 2, 3, 1)[:, None]
 
 
+def _timesformer_grid(net: nn.Module, pixels: Grid) -> None:
+    """Its layers share the config, and take the frames and the patches of a row from it."""
+    frames, _, width = pixels
+    if (net.config.num_frames, net.config.image_size) != (frames, width):
+        net.config.num_frames, net.config.image_size = frames, width
+
+
+def _vjepa2_grid(net: nn.Module, pixels: Grid) -> None:
+    """Its layers number rows and columns by the side of a square grid. Raises ReskdError for clips that aren't square."""
+    _, height, width = pixels
+    if height != width:
+        raise ReskdError(f"vjepa2 takes square clips, and these are {width}x{height} px: crop them to a square")
+    side = width // patch_side(net.config)
+    for module in net.modules():
+        if getattr(module, "grid_size", side) != side:
+            module.grid_size = side
+
+
 def _class_token(net: nn.Module, output: Any) -> Tensor:
     return output.last_hidden_state[:, 0]
 
@@ -113,13 +136,15 @@ def _attentive_pool(net: nn.Module, output: Any) -> Tensor:
 
 ANY_SIZE = {"interpolate_pos_encoding": True}
 FAMILIES = {
-    "videomae": Family("VideoMAEModel", "VideoMAEForVideoClassification", "videomae", _patches(0), _videomae_pool, True, {},
-                       "num_frames", 4, ("classifier", "fc_norm", "decoder", "encoder_to_decoder", "mask_token")),
+    "videomae": Family("VideoMAEModel", "VideoMAEForVideoClassification", "videomae", _patches(0), _videomae_pool, True,
+                       fixed_frames="num_frames", stride=4,
+                       left_out=("classifier", "fc_norm", "decoder", "encoder_to_decoder", "mask_token")),
     "timesformer": Family("TimesformerModel", "TimesformerForVideoClassification", "timesformer", _timesformer_map,
-                          _class_token, True, stride=32),
-    "vivit": Family("VivitModel", "VivitForVideoClassification", "vivit", _patches(1), _class_token, True, {}, "num_frames", 2),
+                          _class_token, True, set_grid=_timesformer_grid, stride=32),
+    "vivit": Family("VivitModel", "VivitForVideoClassification", "vivit", _patches(1), _class_token, True,
+                    fixed_frames="num_frames", stride=2),
     "vjepa2": Family("VJEPA2Model", "VJEPA2ForVideoClassification", "vjepa2", _patches(0), _attentive_pool, True,
-                     {"skip_predictor": True}, stride=4, left_out=("classifier", "pooler", "predictor")),
+                     {"skip_predictor": True}, _vjepa2_grid, stride=4, left_out=("classifier", "pooler", "predictor")),
     "vit": Family("ViTModel", "ViTForImageClassification", "vit", _patches(1), _class_token, options=ANY_SIZE),
     "deit": Family("DeiTModel", "DeiTForImageClassification", "deit", _patches(2), _class_token, options=ANY_SIZE),
     "dinov2": Family("Dinov2Model", "Dinov2ForImageClassification", "dinov2", _patches(1), _class_token_and_mean),

@@ -182,7 +182,8 @@ def _encode(net: nn.Module, clips: Tensor) -> tuple[Tensor, Any]:
     family = FAMILIES[net.config.model_type]
     encoder = net if type(net).__name__ == family.encoder else getattr(net, family.inner)
     pixels = clips if family.video else clips.flatten(0, 1)
+    grid = (clips.shape[1] if family.video else 1, *clips.shape[3:])
+    family.set_grid(net, grid)
     output = encoder(pixels, **family.options)
-    frames = clips.shape[1] if family.video else 1
-    maps = family.to_map(net.config, output.last_hidden_state, (frames, *clips.shape[3:]))
+    maps = family.to_map(net.config, output.last_hidden_state, grid)
     return (maps if family.video else maps[:, 0].unflatten(0, clips.shape[:2])), output

@@ -152,6 +152,58 @@ def test_other_sizes_where_the_library_interpolates_and_a_name_where_it_does_not
     assert not (tmp_path / "x.safetensors").exists()
 
 
+OTHER_SIZES = {name: 40 for name in NETS if name not in ("videomae", "vivit")} | dict.fromkeys(
+    ("convnext", "convnextv2"), 64
+)
+
+
+def net_of_size(net, size, frames):
+    """The library's network that is made for another size, with the same weights: tables of positions are resized."""
+    sizes = {key: size for key in ("image_size", "crop_size") if hasattr(net.config, key)}
+    frames = {"num_frames": frames} if hasattr(net.config, "num_frames") else {}
+    made = type(net)(type(net.config)(**net.config.to_dict() | sizes | frames)).eval()
+    state = {}
+    for name, wanted in made.state_dict().items():
+        table = state[name] = net.state_dict()[name]
+        if table.shape != wanted.shape and name.endswith("time_embeddings"):
+            state[name] = torch.nn.functional.interpolate(table.mT, size=wanted.shape[1]).mT
+        elif table.shape != wanted.shape:
+            others, side = table.shape[1] - 16, round((wanted.shape[1] - table.shape[1] + 16) ** 0.5)
+            square = table[:, others:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+            mode = "nearest" if type(net).__name__.startswith("Timesformer") else "bicubic"
+            smooth = "WithRegisters" in type(net).__name__
+            square = torch.nn.functional.interpolate(square, size=(side, side), mode=mode, antialias=smooth)
+            state[name] = torch.cat([table[:, :others], square.flatten(2).mT], 1)
+    made.load_state_dict(state)
+    return made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OTHER_SIZES)
+def test_at_another_size_it_is_the_librarys_network_of_that_size(name):
+    """Positions are those of the input, not of the config. A network for videos also gets twice the frames of its config."""
+    net, video, size = library_net(name, "encoder"), FAMILIES[name].video, OTHER_SIZES[name]
+    frames = 8 if video else 2
+    ours = build_model(
+        ModelConfig(arch="transformers", backbone=name, args=NETS[name], num_classes=3, num_frames=frames)
+    ).eval()
+    ours.backbone.load_state_dict({k: v for k, v in net.state_dict().items() if k in ours.backbone.state_dict()})
+    for side in (size, 32):  # and back to the first size
+        clips = random_clips(2, frames, side)
+        pictures = (clips / 255 - ours.mean) / ours.std
+        wanted = net_of_size(net, side, frames)(pictures if video else pictures.flatten(0, 1)).last_hidden_state
+        if name == "timesformer":  # its order is row, column, time
+            wanted = torch.cat(
+                [wanted[:, :1], wanted[:, 1:].unflatten(1, (-1, frames)).transpose(1, 2).flatten(1, 2)], 1
+            )
+        found = ours.extract(clips)
+        assert model_stats(ours, side).grid == found.shape[1:4]
+        if "convnext" in name:
+            wanted = wanted.flatten(2).mT
+        found = found.flatten(1, 3) if video else found.flatten(0, 1).flatten(1, 2)
+        assert differ(found, wanted[:, -found.shape[1] :]) < 1e-5
+
+
 def test_a_pretrained_videomae_and_sharded_files_are_a_base_for_features(tmp_path, capsys):
     net = library_net("videomae", "VideoMAEForPreTraining", decoder_hidden_size=16, decoder_num_attention_heads=2,
                       decoder_num_hidden_layers=1, decoder_intermediate_size=16)  # fmt: skip

@@ -1,6 +1,13 @@
+"""The zoo's costs, against figures of others, and against the table in configs/README.md."""
+
+import json
+from pathlib import Path
+
 import pytest
+from click.testing import CliRunner
 
 from cache.errors import ReskdError
+from pipeline import cli
 from stages.models.list_models import list_models
 from stages.models.zoo import PROTOCOLS, ZOO
 
@@ -20,8 +27,21 @@ VIEWS = {"tsn_r50": 1, "tsn_r152": 1, "tsm_r50": 6, "slowonly_r50": 30, "swin_s"
 MAPS = {"r2plus1d_18": [(2, 14, 14), (2, 7, 7)], "s3d": [(16, 7, 7), (16, 3, 3)], "mvit_v2_s": [(8, 7, 7), (8, 4, 4)]}
 
 
-def test_the_zoo_costs_what_is_known_of_it(capsys):
-    rows = list_models()
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory) -> tuple[list[dict], str]:
+    """What `models` writes and what it prints."""
+    file = tmp_path_factory.mktemp("models") / "models.json"
+    printed = CliRunner().invoke(cli, ["models", "--json", str(file)], env={"COLUMNS": "80"}).output
+    return json.loads(file.read_text()), printed
+
+
+def test_the_table_in_the_readme_is_what_the_command_prints(listed):
+    table = "\n".join(line.rstrip() for line in listed[1].strip().splitlines())
+    assert table in (Path(__file__).parents[1] / "configs/README.md").read_text()
+
+
+def test_the_zoo_costs_what_is_known_of_it(listed):
+    rows, printed = listed
     assert [(row["name"], row["size"]) for row in rows] == [(name, size) for name in GMACS for size in (224, 112)]
     for row in rows:
         expected = GMACS[row["name"]][row["size"] == 112]
@@ -30,13 +50,12 @@ def test_the_zoo_costs_what_is_known_of_it(capsys):
         assert row["gmacs_video"] == pytest.approx(row["gmacs"] * VIEWS[row["name"]])
         frames = row["frames"] // 2 if row["arch"] == "swin" else row["frames"]
         usual = [(frames, 7, 7), (frames, 4, 4)]
-        assert row["grid"] == MAPS.get(row["name"], usual)[row["size"] == 112]
+        assert tuple(row["grid"]) == MAPS.get(row["name"], usual)[row["size"] == 112]
     # 1000 classes of torchvision's 25,557,032; its Swin-S has 49,816,678 with 400
     parameters = {row["name"]: row["parameters"] for row in rows}
     assert parameters["tsn_r50"] == parameters["tsm_r50"] == 25_557_032 - 600 * 2049
     assert parameters["swin_s"] == 49_816_678
     assert parameters["r2plus1d_18"] == 31_505_325 and parameters["mvit_v2_s"] == 34_537_744  # torchvision's
-    printed = capsys.readouterr().out
     for words in ("slowonly_r50 │   8×112² │ 32.5 M │  10.99 │  10×3 │   329.8 │  8×4×4×2048", "swin_b"):
         assert words in printed
     assert max(map(len, printed.splitlines())) <= 80

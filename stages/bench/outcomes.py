@@ -84,7 +84,7 @@ def print_table(
         "minus in the loop",
         "minus plain",
         "bytes a clip·view",
-        "steps to labels' end",
+        "share of steps to equal labels alone",
     )
     table = Table(*columns, title=f"fidelity: {config.epochs} epochs, V = {views}; teachers: {teacher_text}",
                   caption="plain: the same maps in float16, or videos in place of a pack")  # fmt: skip

@@ -74,11 +74,22 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def check_writable(output: Path) -> None:
-    """Raises ReskdError, before the work, if a file can't be written. Makes its folder."""
+def check_writable(output: Path, *, in_place: bool = False) -> None:
+    """Raises ReskdError, before the work, if a file can't be written. Makes its folder.
+
+    `in_place`: the file itself is opened, such as /dev/null. Else a new file takes its place, which needs a folder that can
+    be written to, whatever the rights of the old file.
+    """
     if output.is_dir():
         raise ReskdError(f"{output} is a folder: give the name of a file")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReskdError(f"{output} can't be written ({error.strerror}): give another output") from error
+    if in_place and output.exists():
+        if not os.access(output, os.W_OK):
+            raise ReskdError(f"{output} can't be written (you may not write to this file): change its rights, or give another "
+                             "output")  # fmt: skip
+    elif not os.access(output.parent, os.W_OK):
+        raise ReskdError(f"{output} can't be written (you may not write to the folder {output.parent}): change its rights, or "
+                         "give an output in another folder")  # fmt: skip

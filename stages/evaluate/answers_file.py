@@ -10,6 +10,7 @@ from pathlib import Path
 from cache.json_file import read_limited
 from cache.store import write_atomically
 from stages.metrics.accuracy import ScoredVideos
+from stages.runtime.csv_text import csv_text
 from stages.shards.dataset import Dataset
 
 COLUMNS = ("shard", "key", "truth", "answer", "probability", "right")
@@ -30,17 +31,15 @@ class Answer:
 
 def write_answers(path: Path, scored: ScoredVideos, data: Dataset) -> None:
     """Write a line for each scored clip, in the data set's order. Class names that aren't UTF-8 are escaped."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(COLUMNS)
+    lines = [COLUMNS]
     for (shard, row), best, probabilities, truth in zip(
         scored.videos.tolist(), scored.best[:, 0].tolist(), scored.probabilities, scored.truth, strict=True
     ):
         name = data.shards[shard].name
         labels = BETWEEN_LABELS.join(data.classes[label] for label in truth.nonzero()[0])
         key, right = data.rows(name)[row].key, int(truth[best])
-        lines.writerow([name, key, labels, data.classes[best], f"{probabilities[best]:.4f}", right])
-    write_atomically(path, text.getvalue().encode(errors="backslashreplace"))
+        lines.append((name, key, labels, data.classes[best], f"{probabilities[best]:.4f}", right))
+    write_atomically(path, csv_text(lines))
 
 
 def read_answers(path: Path) -> tuple[Answer, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +21,7 @@ from stages.metrics.accuracy import ScoredVideos, confusion, measure, per_class
 from stages.metrics.scoring import score_videos
 from stages.models.checkpoints import load_model
 from stages.models.video_model import model_stats, to_device
+from stages.runtime.csv_text import csv_text
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.plots import warn_if_it_fails
 from stages.runtime.progress import progress_bar
@@ -80,10 +79,12 @@ def evaluate(config: EvaluateConfig) -> dict:
         }
         if ranks.first:
             table = per_class(scored)
-            if config.output is not None:
-                _write_files(config.output, result, scored, table, counts, data)
-            with warn_if_it_fails("the tables of the metrics"):
-                _print_result(result, table, data.classes)
+            try:
+                if config.output is not None:
+                    _write_files(config.output, result, scored, table, counts, data)
+            finally:  # a full disk must not cost the scores
+                with warn_if_it_fails("the tables of the metrics"):
+                    _print_result(result, table, data.classes)
     return result
 
 
@@ -141,12 +142,10 @@ def _write_files(
         write_answers(answers, scored, data)
     beside = output.with_name(f"{name}.classes.csv")
     with warn_if_it_fails(f"{beside}"):
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["class", *table])
+        rows = [["class", *table]]
         for label, *values in zip(data.classes, *(column.tolist() for column in table.values()), strict=True):
-            rows.writerow([label, *("" if value != value else value for value in values)])  # NaN: undefined
-        write_atomically(beside, text.getvalue().encode(errors="backslashreplace"))  # names may not be UTF-8
+            rows.append([label, *("" if value != value else value for value in values)])  # NaN: undefined
+        write_atomically(beside, csv_text(rows))
     picture = output.with_name(f"{name}.confusion.png")
     with warn_if_it_fails(f"{picture}"):
         picture.unlink(missing_ok=True)

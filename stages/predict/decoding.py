@@ -19,15 +19,16 @@ from stages.predict.tasks import Answer, Facts, Task, Views
 from stages.predict.videos import FileVideo, RowVideo, Video
 from stages.predict.windows import Windows, plan_windows
 from stages.stream.clip_at_work import clip_at_work
-from stages.stream.clips import MAX_DECODED_BYTES
+from stages.stream.clips import views_of_one_decode
 from stages.video.decode import decode_frames, probe
 from stages.video.errors import DecodeError, short_reason
 from stages.video.frame_times import FrameTimes, frame_times
 from stages.video.render import needed_frames, render
 
 # A video that is seen as a whole is decoded from its start, which is exact, if it is short: to choose another decoder would
-# take longer. So is a large file: `probe` would hold it in memory.
-SHORT, LARGE = 1500, 2**28  # frames; bytes
+# take longer. So is a large file, which `probe` would hold in memory, and a long one: `probe` gives no sign of life before
+# its end, and would take more time than the limits allow.
+SHORT, LONG, LARGE = 1500, 20_000, 2**28  # frames; frames; bytes
 FROM_START = "pyav"  # the decoder, as indexes call it
 
 
@@ -69,7 +70,7 @@ class _Worker:
         opened = _OpenVideo(number, video, views, self.threads)
         windows = opened.windows
         facts = Facts(opened.frames, windows.duration, len(windows), views.policy.views, windows.starts, windows.ends)
-        if views.window is None and opened.frames > SHORT and opened.size <= LARGE:
+        if views.window is None and SHORT < opened.frames <= LONG and opened.size <= LARGE:
             opened.close()
             return self._seen_whole(number, video, facts)
         if len(windows) > views.at_once:
@@ -86,7 +87,7 @@ class _Worker:
             drawn = draw_views(self.views.policy, video, row.frames, row.aspect)
             clips, served = _decoded_views(data, drawn, row.start, row.decoder, (row.width, row.height), self.views)
         facts = Facts(row.frames, None, 1, len(drawn), np.zeros(1), np.zeros(1))
-        return Answer(number, facts, 0, torch.from_numpy(clips[None]), served)
+        return Answer(number, facts, torch.from_numpy(clips[None]), served)
 
     def _seen_whole(self, number: int, video: FileVideo, facts: Facts) -> Answer:
         """The views over a file, decoded by the decoder that `prepare` would choose."""
@@ -95,7 +96,7 @@ class _Worker:
             drawn = draw_views(self.views.policy, video, info.frames, info.width / info.height)
             clips, served = _decoded_views(data, drawn, 0, info.decoder, (info.width, info.height), self.views)
         facts = replace(facts, frames=info.frames, seconds=info.duration)
-        return Answer(number, facts, 0, torch.from_numpy(clips[None]), served)
+        return Answer(number, facts, torch.from_numpy(clips[None]), served)
 
     def _go_on(self, task: Task) -> Answer:
         if self.open is None or (self.open.number, self.open.next) != (task.video, task.window):
@@ -104,7 +105,7 @@ class _Worker:
         clips = self.open.more(self.views.at_once)
         if self.open.next == len(self.open.windows):
             self._close()
-        return Answer(task.video, None, task.window, torch.from_numpy(np.stack(clips)), FROM_START)
+        return Answer(task.video, None, torch.from_numpy(np.stack(clips)), FROM_START)
 
     def _close(self) -> None:
         if self.open is not None:
@@ -180,8 +181,8 @@ def draw_views(policy: ViewPolicy, video: Video, frames: int, aspect: float) -> 
 def _decoded_views(
     data: bytes | mmap.mmap, drawn: list[View], start: int, decoder: str, shape: tuple[int, int], views: Views
 ) -> tuple[np.ndarray, str]:
-    """The pictures of views, uint8 [V,T,3,S,S], and the decoder that served them. One decode has MAX_DECODED_BYTES."""
-    step = max(1, MAX_DECODED_BYTES // (3 * shape[0] * shape[1] * len(drawn[0].frames)))
+    """The pictures of views, uint8 [V,T,3,S,S], and the decoder that served them."""
+    step = views_of_one_decode(*shape, len(drawn[0].frames))
     clips, served = [], decoder
     for i in range(0, len(drawn), step):
         part = drawn[i : i + step]

@@ -39,7 +39,7 @@ def find_videos(inputs: Sequence[Path]) -> list[Video]:
     for given in inputs:
         if str(given) == STDIN:
             for path in _lines_of_stdin():
-                _add(found, path) if path.is_dir() else found.videos.append(FileVideo(path))
+                _add(found, path) if os.path.isdir(path) else found.videos.append(FileVideo(path))
         elif os.path.lexists(given):
             _add(found, given)
         else:
@@ -98,8 +98,14 @@ def _add_glob(found: _Found, pattern: str) -> None:
 
 
 def _lines_of_stdin() -> list[Path]:
-    """The paths on standard input, one a line, in the system's bytes: they may not be UTF-8."""
+    """The paths on standard input, one a line, in the system's bytes: they may not be UTF-8. Raises ReskdError for a NUL."""
     content = getattr(sys.stdin, "buffer", sys.stdin).read()
     text = os.fsdecode(content) if isinstance(content, bytes) else content
+    if "\0" in text:
+        before = text.split("\0", 1)[0].splitlines()
+        raise ReskdError(
+            f"standard input: there is a NUL behind {(before or [''])[-1][:200]!r}: give one path a line, and leave -print0 out "
+            "(find . -name '*.mp4' | pipeline.py predict net.safetensors -)"
+        )
     lines = (line.rstrip("\r") for line in text.split("\n"))
     return [Path(line) for line in lines if line]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,12 +12,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cache.store import naming
+from stages.config.json_result import STDOUT
 from stages.predict.scores import Prediction
 from stages.predict.steps import Segment
 from stages.predict.videos import RowVideo, Video
+from stages.runtime.csv_text import csv_text
 
 TOP = 5  # classes of a line
-STDOUT = Path("-")
 COLUMNS = ("video", "key", "labels", "start", "end", "label", "probability", "error")
 
 
@@ -28,7 +26,7 @@ def line_of(video: Video, found: Prediction, classes: Sequence[str], segments: l
     """The JSON object of a video. `segments`: take the place of its label."""
     line: dict[str, Any] = {"video": video.name}
     if isinstance(video, RowVideo):
-        line = {"video": f"{video.data.path}/{video.name}", "key": video.row.key, "labels": video.labels}
+        line |= {"key": video.row.key, "labels": video.labels}
     if found.error is not None:
         return line | {"error": found.error}
     if segments is None:
@@ -50,19 +48,19 @@ def line_of(video: Video, found: Prediction, classes: Sequence[str], segments: l
 def open_output(output: Path, table: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Gives a function that writes the line of a video into `output` (`-`: standard output), and its rows into the CSV.
 
-    A line is written whole as soon as it is known, so a run that is killed leaves whole lines. Names that aren't UTF-8 are
-    written as JSON's escapes of their bytes (Python's surrogateescape), and into the table as they are.
+    A line is written whole as soon as it is known, so a run that is killed leaves whole lines. In names that aren't UTF-8,
+    each other byte is an escape such as \\udce9 (Python's surrogateescape), in the JSON and in the table.
     """
     with ExitStack() as stack:
         file = stack.enter_context(_open(output))
         rows = None if table is None else stack.enter_context(_open(table))
         if rows is not None:
-            _write(rows, table, _csv([COLUMNS]))
+            _write(rows, table, csv_text([COLUMNS]))
 
         def write(line: dict[str, Any]) -> None:
             _write(file, output, (json.dumps(line, allow_nan=False) + "\n").encode())
             if rows is not None:
-                _write(rows, table, _csv(_table_rows(line)))
+                _write(rows, table, csv_text(_table_rows(line)))
 
         yield write
 
@@ -92,9 +90,3 @@ def _table_rows(line: dict[str, Any]) -> list[list[Any]]:
     if parts is None:
         return [[*common, 0, line.get("seconds", ""), line["label"], line["probability"], ""]]
     return [[*common, p["start"], p["end"], p["label"], p["probability"], ""] for p in parts] or [[*common] + [""] * 5]
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return os.fsencode(text.getvalue())

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from cache.errors import ReskdError
-from stages.config.json_result import check_writable
+from stages.config.json_result import STDOUT, check_writable
 from stages.models.checkpoints import load_model
 from stages.models.video_model import to_device
 from stages.predict.annotate import annotate_video
 from stages.predict.config import PredictConfig
 from stages.predict.decoding import Decoding
 from stages.predict.inputs import find_videos
-from stages.predict.lines import STDOUT, line_of, open_output
+from stages.predict.lines import line_of, open_output
 from stages.predict.plot import plot_name, plot_timeline
 from stages.predict.schedule import Schedule
 from stages.predict.scores import Prediction, Scorer, Scoring
@@ -144,7 +144,7 @@ def _check_outputs(config: PredictConfig, videos: Sequence[Video]) -> None:
     for path in outputs:
         if os.path.realpath(path) in inputs | {os.path.realpath(config.checkpoint)}:
             raise ReskdError(f"{path} is an input, which would be overwritten: give another name")
-        check_writable(path)
+        check_writable(path, in_place=path != config.annotate)
     if config.plot is not None:
         try:
             config.plot.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class _Sums:
     error: str | None = None
     windows: int = 0  # that are scored
     total: Tensor | None = None  # float64 [K or D], the sum of the windows' scores
-    each: list[np.ndarray] = field(default_factory=list)  # float32 [K or D] of each window, if steps are wanted
+    each: np.ndarray | None = None  # float32 [windows, K or D], if steps are wanted; the first `windows` rows are known
 
     @property
     def done(self) -> bool:
@@ -113,11 +113,13 @@ class Scorer:
             if (sums := self.sums.get(video)) is None:  # it has failed since
                 continue
             was_done = sums.done
+            if self.scoring.hop is not None:
+                if sums.each is None:  # the system gives its memory as it is filled
+                    sums.each = np.empty((sums.facts.windows, means.shape[1]), np.float32)
+                sums.each[sums.windows : sums.windows + windows] = means.numpy()
             sums.windows += windows
             self.finished += sums.done - was_done
             sums.total = means.sum(0) if sums.total is None else sums.total + means.sum(0)
-            if self.scoring.hop is not None:
-                sums.each += list(means.float().numpy())
         self.waiting, self.views = [], 0
 
     def _complete(self) -> Iterator[Prediction]:
@@ -132,7 +134,7 @@ class Scorer:
         probabilities = self._averaged((sums.total / sums.windows)[None])[0]
         steps = None
         if self.scoring.hop is not None:
-            steps = steps_of(np.stack(sums.each), sums.facts.starts, sums.facts.ends, self.scoring.hop, self._averaged)
+            steps = steps_of(sums.each, sums.facts.starts, sums.facts.ends, self.scoring.hop, self._averaged)
         if not np.isfinite(probabilities).all():
             return Prediction(video, NOT_FINITE)
         return Prediction(video, None, sums.facts, sums.decoder, probabilities, steps)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-AT_ONCE = 4096  # steps that are computed together
+AT_ONCE = 1024  # steps that are computed together
 TOLERANCE = 1e-6  # seconds: rounding of sums of hops
 
 
@@ -39,16 +39,19 @@ def steps_of(
     `scores`: float32 [W,D] of the windows, from `starts` to `ends` (seconds). `averaged`: turns means of scores, float64
     [n,D], into probabilities [n,K].
     """
-    borders = np.append(np.unique(np.minimum(np.arange(0, ends[-1] - TOLERANCE, hop), ends[-1])), ends[-1])
+    until = max(ends[-1] - TOLERANCE, hop / 2)  # the border 0 is there however short the video is
+    borders = np.append(np.unique(np.minimum(np.arange(0, until, hop), ends[-1])), ends[-1])
     first = np.searchsorted(ends, borders[1:] - TOLERANCE)  # the first window that ends no sooner than the step
     last = np.searchsorted(starts, borders[:-1] + TOLERANCE, "right")  # behind the last one that begins no later
     first = np.minimum(first, last - 1)
-    probabilities = [
-        averaged(torch.from_numpy(np.stack([scores[a:b].mean(0, dtype=np.float64)
-                                            for a, b in zip(first[i : i + AT_ONCE], last[i : i + AT_ONCE], strict=True)])))
-        for i in range(0, len(first), AT_ONCE)
-    ]  # fmt: skip
-    return Steps(borders, np.concatenate(probabilities).astype(np.float32))
+    probabilities = None  # filled piece by piece: float64 values of all steps would be twice as large
+    for i in range(0, len(first), AT_ONCE):
+        covering = zip(first[i : i + AT_ONCE], last[i : i + AT_ONCE], strict=True)
+        part = averaged(torch.from_numpy(np.stack([scores[a:b].mean(0, dtype=np.float64) for a, b in covering])))
+        if probabilities is None:
+            probabilities = np.empty((len(first), part.shape[1]), np.float32)
+        probabilities[i : i + len(part)] = part
+    return Steps(borders, probabilities)
 
 
 def segments_of(steps: Steps, threshold: float, least: float) -> list[Segment]:

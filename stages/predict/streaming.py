@@ -17,7 +17,7 @@ from stages.video.frame_times import STEP, FrameTimes
 from stages.video.pyav_decode import upright, whole_frames
 from stages.video.render import render
 
-MAX_MISSING = 16  # frames that packets may promise at the end of a video, and that don't come
+MAX_MISSING = 16  # frames that packets may promise at the end of a video, and that don't come; at most a tenth of all
 
 ViewsOf = Callable[[int], list[View]]  # number of a window -> its views; frames count from the window's first
 
@@ -60,7 +60,7 @@ class WindowStream:
         self._next, served, last = self.begin, -1, None
         with open_video(data, threads) as (container, stream):
             for count, frame in enumerate(whole_frames(container.decode(stream))):
-                index = max(served, self._index_of(frame.pts, count))
+                index = max(served, self.found.index_of(frame.pts, count))
                 last = frame
                 self._serve(served + 1, index, frame)
                 served = index
@@ -71,16 +71,11 @@ class WindowStream:
                 if count % STEP == 0:
                     yield None
             total = len(self.found.seconds)
-            if last is None or served < total - 1 - MAX_MISSING:
+            if last is None or served < total - 1 - min(MAX_MISSING, total // 10):
                 raise DecodeError(f"it ends after {served + 1} frames; its packets promise {total}")
             self._serve(served + 1, total - 1, last)
         while self._open:
             yield self._open.popleft().clips
-
-    def _index_of(self, time: int | None, count: int) -> int:
-        if self.found.times is None or time is None:
-            return count
-        return int(np.searchsorted(self.found.times, time, "right")) - 1
 
     def _serve(self, first: int, last: int, frame) -> None:
         """Give a frame to all who wait for one of the numbers from `first` to `last`."""

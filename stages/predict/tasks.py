@@ -36,7 +36,6 @@ class Answer:
 
     video: int
     facts: Facts | None = None  # in the answer to a look
-    first: int = 0  # number of the first window in `clips`
     clips: Tensor | None = None  # uint8 [windows,V,T,3,S,S]
     decoder: str | None = None  # that served the frames
     error: str | None = None  # why the video can't be read

@@ -49,8 +49,8 @@ class RowVideo:
 
     @property
     def name(self) -> str:
-        """As the output calls the video: shard/key.ext."""
-        return f"{self.shard}/{self.row.key}.{self.row.ext}"
+        """As the output calls the video: data set/shard/key.ext. Two data sets may have the same shards and keys."""
+        return f"{self.data.path}/{self.shard}/{self.row.key}.{self.row.ext}"
 
     @property
     def key(self) -> tuple[str, str]:

@@ -93,14 +93,14 @@ def studies_section(studies: Sequence[Study]) -> Section | None:
             "± over seeds",
             "bytes a clip·view",
             "times the epochs",
-            "steps to labels' end",
+            "share of steps to equal labels alone",
         )
         rows = [row(arm.name, number(len(arm.top1.values), "d"), number(arm.top1.mean, ".2f"),
                     number(arm.top1.std or None, ".2f"), number(arm.bytes, ".0f"), number(arm.schedule, "g"),
                     number(arm.steps_to_labels, ".2f")) for arm in study.arms]  # fmt: skip
         note = (f"{study.views} views. The encoding with the fewest bytes that is no worse than the teacher in the loop: "
-                f"{study.best}. Steps to labels' end: the share of the steps after which an arm is as good as labels alone at "
-                "their end.")  # fmt: skip
+                f"{study.best}. The last column: the share of the steps of labels alone after which an arm is as "
+                "good as labels alone at their end.")  # fmt: skip
         parts.append(table(f"Study {study.name}: its arms", columns, rows, note))
     return Section("studies", "What the studies found", tuple(parts)) if parts else None
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,14 @@ from cache.errors import ReskdError
 from stages.evaluate.answers_file import Answer
 from stages.report.parts import Picture, Pictures
 from stages.shards.dataset import Dataset, open_dataset
+from stages.stream.clip_at_work import clip_at_work
+from stages.stream.config import ClipLimits, LoaderConfig
+from stages.stream.worker_pool import make_batches
 from stages.video.decode import decode_frames
 
 SIDE, QUALITY = 120, 75  # px of the longer side; of JPEG
+# A frame is less work than a clip of a training, so it has less time: a page of many videos that hang must end, too.
+LOADER = LoaderConfig(workers=1, prefetch=1, limits=ClipLimits(seconds=5, bytes=2**30))
 
 
 class ClipFrames:
@@ -28,28 +33,45 @@ class ClipFrames:
         self._open = lru_cache(open_dataset)
 
     def pictures(self, caption: str, data: Path, clips: Sequence[tuple[Answer, str]]) -> Pictures:
-        """The middle frame of each clip, with its text. A frame that can't be had is left out, and the note says why."""
-        found, reasons = [], {}
-        for answer, text in clips[: self.budget]:
-            source = ""
-            try:
-                source = _middle_frame(self._open(data), answer)
-            except (ReskdError, OSError) as error:  # the data set has moved, or the video is damaged
-                reasons[str(error)] = None
-            found.append(Picture(source, text))
-        self.budget -= len(found)
-        return Pictures(caption, tuple(found), f"Without a picture: {'; '.join(list(reasons)[:3])}" if reasons else "")
+        """The middle frame of each clip, with its text. A frame that can't be had is left out, and the note says why.
+
+        A process decodes them, within LOADER's limits: a video that crashes or blocks the decoder costs its frame alone.
+        """
+        clips, sources, reasons = clips[: self.budget], [], {}
+        try:
+            dataset = self._open(data)
+            answers = [answer for answer, _ in clips]
+            for made in make_batches(partial(_frame_maker, dataset), answers, 1, LOADER, data=dataset):
+                sources.append("" if isinstance(made, ReskdError) else made)
+                if isinstance(made, ReskdError):
+                    reasons[str(made)] = None
+        except (ReskdError, OSError) as error:  # the data set has moved
+            reasons[str(error)] = None
+        sources += [""] * (len(clips) - len(sources))
+        self.budget -= len(clips)
+        found = tuple(Picture(source, text) for source, (_, text) in zip(sources, clips, strict=True))
+        return Pictures(caption, found, f"Without a picture: {'; '.join(list(reasons)[:3])}" if reasons else "")
+
+
+def _frame_maker(data: Dataset, first: int, step: int) -> Callable[[Answer], str]:
+    """What the process makes frames with: see `make_batches`."""
+    return partial(_middle_frame, data)
 
 
 def _middle_frame(data: Dataset, answer: Answer) -> str:
     """A data URI. Raises ReskdError if the data set has no such clip, or it can't be decoded."""
-    rows = data.rows(answer.shard)
-    number = next((i for i, row in enumerate(rows) if row.key == answer.key and row.error is None), None)
-    if number is None:
-        raise ReskdError(f"{data.path} has no clip {answer.shard}/{answer.key}")
-    row = rows[number]
-    (frame,), _ = decode_frames(data.read(answer.shard, number), np.array([row.start + row.frames // 2]), row.decoder)
-    return jpeg_uri(frame)
+    name = f"{answer.shard}/{answer.key}"
+    try:
+        with clip_at_work(name):
+            rows = data.rows(answer.shard)
+            number = next((i for i, row in enumerate(rows) if row.key == answer.key and row.error is None), None)
+            if number is None:
+                raise ReskdError(f"{data.path} has no such clip")
+            row, video = rows[number], data.read(answer.shard, number)
+            (frame,), _ = decode_frames(video, np.array([row.start + row.frames // 2]), row.decoder)
+            return jpeg_uri(frame)
+    except Exception as error:  # the data sets of others: any error there costs the frame alone
+        raise ReskdError(f"{name}: {error}") from error
 
 
 def jpeg_uri(frame: np.ndarray) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from stages.evaluate.answers_file import Answer, read_answers
 
 METRICS = ("top1", "top5", "mean_class", "map")
 MAX_ANSWERS = 500_000  # that are read in all: more take minutes and GBs
+MAX_CLASSES = 2_000  # of a confusion matrix: it grows with their square
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,21 @@ class Evaluation:
         return self.metrics[self.headline]
 
     @property
-    def run_folder(self) -> Path:
-        """The folder that the checkpoint lies in, resolved; if it isn't there, that of the JSON."""
-        return (self.checkpoint if self.checkpoint.exists() else self.path).parent.resolve()
+    def run_folder(self) -> Path | None:
+        """The folder that the checkpoint lies in, or lay in, resolved; None if it isn't known.
+
+        If runs were moved, it is the JSON's folder, but only under the name of the checkpoint's folder: a teacher's JSON may
+        lie in the folder of a student.
+        """
+        folder = self.checkpoint.parent
+        if os.path.exists(self.checkpoint) or (folder.name and os.path.isdir(folder)):
+            return folder.resolve()
+        beside = self.path.parent.resolve()
+        return beside if folder.name == beside.name else None
 
     @property
     def comparable(self) -> tuple[str, str, str]:
-        """Evaluations with the same value saw the same clips in the same way."""
+        """Evaluations with the same value saw the same clips and views, at any size: one chart compares them."""
         return str(self.data), self.protocol, self.average
 
 
@@ -64,7 +74,7 @@ def read_evaluation(path: Path, name: str) -> Evaluation:
     beside, faults = path.name.removesuffix(".json"), []
     tables, file = {}, path.with_name(f"{beside}.classes.csv")
     try:
-        tables = _read_classes(file) if file.exists() else {}
+        tables = _read_classes(file) if file.is_file() else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         faults.append(f"{file} can't be read ({error})")
     return Evaluation(
@@ -97,27 +107,31 @@ def with_answers(evaluations: Sequence[Evaluation], most: int = MAX_ANSWERS) -> 
     """
     largest = {evaluation.data: evaluation for evaluation in sorted(evaluations, key=lambda e: e.gmacs)}
     order = sorted(evaluations, key=lambda e: (largest[e.data] is not e, -e.score))
-    added = {}
+    added, left = {}, most
     for evaluation in order:
-        most -= evaluation.clips
-        added[id(evaluation)] = _with_its_answers(evaluation, most >= 0)
+        added[id(evaluation)], lines = _with_its_answers(evaluation, left, most)
+        left -= lines
     return [added[id(evaluation)] for evaluation in evaluations]
 
 
-def _with_its_answers(evaluation: Evaluation, read: bool) -> Evaluation:
-    file = evaluation.path.with_name(f"{evaluation.path.name.removesuffix('.json')}.answers.csv")
-    if not file.exists():
-        return evaluation
-    fault = f"{file} is left out: the others have {MAX_ANSWERS:,} answers already"
+def _with_its_answers(evaluation: Evaluation, left: int, most: int) -> tuple[Evaluation, int]:
+    """The evaluation, with answers if it has them, and how many of the `left` ones were read."""
+    file, lines = evaluation.path.with_name(f"{evaluation.path.name.removesuffix('.json')}.answers.csv"), 0
+    if not file.is_file():
+        return evaluation, 0
     try:
-        answers = read_answers(file) if read else ()
-        if _fits(answers, evaluation):
-            return replace(evaluation, answers=answers)
-        if read:
+        held = max(0, read_limited(file).count(b"\n") - 1)  # the first line names the columns
+        if held > left:
+            fault = f"{file} is left out: it has {held:,} answers, and of the {most:,} that are read in all {left:,} are left"
+        else:
+            lines = held
+            answers = read_answers(file)
+            if _fits(answers, evaluation):
+                return replace(evaluation, answers=answers), lines
             fault = f"{file} is of another evaluation than the JSON beside it: left out"
     except (OSError, ValueError) as error:
         fault = f"{file} can't be read ({error})"
-    return replace(evaluation, faults=(*evaluation.faults, fault))
+    return replace(evaluation, faults=(*evaluation.faults, fault)), lines
 
 
 def _fits(answers: tuple[Answer, ...], evaluation: Evaluation) -> bool:
@@ -135,12 +149,21 @@ def _read_classes(file: Path) -> dict[str, dict[str, float]]:
     }
 
 
+def class_names(evaluation: Evaluation) -> list[str]:
+    """Those of NAME.classes.csv; without it, those that are in the answers."""
+    return list(evaluation.classes) or sorted({name for a in evaluation.answers for name in (a.truth, a.answer)})
+
+
 def confusion_counts(evaluation: Evaluation) -> tuple[np.ndarray, list[str]] | None:
     """The confusion matrix [K,K] of the answers (rows: true classes, columns: answers) and its classes; None if it can't be
-    had: no answers, or clips with several labels."""
-    names = list(evaluation.classes) or sorted({name for a in evaluation.answers for name in (a.truth, a.answer)})
+    had: no answers, clips with several labels, or more than MAX_CLASSES classes."""
+    names = class_names(evaluation)
     place = {name: i for i, name in enumerate(names)}
-    if not evaluation.answers or any(a.truth not in place or a.answer not in place for a in evaluation.answers):
+    if (
+        not evaluation.answers
+        or len(names) > MAX_CLASSES
+        or any(a.truth not in place or a.answer not in place for a in evaluation.answers)
+    ):
         return None
     counts = np.zeros((len(names), len(names)), np.int64)
     np.add.at(counts, tuple(zip(*((place[a.truth], place[a.answer]) for a in evaluation.answers), strict=True)), 1)

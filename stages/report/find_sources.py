@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import ReskdError
-from cache.json_file import read_json
+from cache.json_file import parse_json
 from cache.store import METADATA
 from stages.shards.index import INDEX
 from stages.stream.pack_files import PACK
 
 MAX_DEPTH = 6  # folders below a given one: a study has its students' runs three folders down
+MAX_BYTES = 16 << 20  # of a JSON file that is looked into: none of ours is as large, those of others may have GBs
+_MARKS = {METADATA, PACK, INDEX, "config.yaml"}
 _OTHERS = {"result.json", "seconds.json", "passes.json", "memory.json", "summary.json", "outcome.json", "prepare.json"}
 
 
@@ -64,7 +66,7 @@ def _look_into(folder: Path, sources: Sources, depth: int) -> None:
     except OSError as error:
         sources.problems.append((str(folder), f"can't be read ({error.strerror})"))
         return
-    names = {entry.name for entry in entries}
+    names = {e.name for e in entries if e.name in _MARKS and os.path.isfile(e)}
     if METADATA in names:  # below it there are only its shards
         sources.caches.append(folder)
         return
@@ -88,8 +90,15 @@ def _sort_in(file: Path, sources: Sources) -> None:
     """Put a JSON file where it belongs. A file of another kind is passed over."""
     if file.suffix != ".json":
         return
+    if not os.path.isfile(file):  # a pipe would be waited for
+        sources.problems.append((str(file), "is no regular file: left out"))
+        return
     try:
-        content = read_json(file, nan=True)
+        with open(file, "rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB, more than any JSON that the report shows")
+        content = parse_json(data, nan=True)
     except (OSError, ValueError) as error:
         sources.problems.append((str(file), f"can't be read ({error})"))
         return
@@ -107,6 +116,20 @@ def _kind(content: Any) -> str | None:
     if {"arms", "best"} <= content.keys():
         return "studies"
     return None
+
+
+def check_output(output: Path, sources: Sources) -> None:
+    """Raises ReskdError if the output is a file that the report reads: it would be overwritten."""
+    target = Path(os.path.realpath(output))
+    files = {Path(os.path.realpath(path)) for path in (*sources.evaluations, *sources.sweeps, *sources.studies)}
+    for file in sources.evaluations:
+        tables = (file.with_name(f"{file.name.removesuffix('.json')}.{kind}.csv") for kind in ("classes", "answers"))
+        files |= {Path(os.path.realpath(table)) for table in tables}
+    for run in sources.runs:
+        files |= {Path(os.path.realpath(run / name)) for name in ("config.yaml", "metrics.jsonl", "result.json")}
+    folders = {Path(os.path.realpath(path)) for path in (*sources.caches, *sources.data_sets)}
+    if target in files or (target.exists() and folders.intersection(target.parents)):
+        raise ReskdError(f"{output} is an input, which would be overwritten: give another name")
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

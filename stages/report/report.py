@@ -14,7 +14,7 @@ from stages.config.json_result import check_writable
 from stages.report.cache_sections import caches_section, cost_section, left_out_section, studies_section
 from stages.report.caches import CacheFigures, DataFigures, read_cache, read_data_set
 from stages.report.evaluations import Evaluation, read_evaluation, with_answers
-from stages.report.find_sources import Sources, find_sources, short_names
+from stages.report.find_sources import Sources, check_output, find_sources, short_names
 from stages.report.page import Page, render_page
 from stages.report.parts import Part, Section, Text, row, table
 from stages.report.run_sections import curves_section, losses_section, runs_section
@@ -45,9 +45,10 @@ def write_report(paths: Sequence[Path], output: Path) -> dict:
 
     Returns {"output", "runs", "caches", "data_sets", "evaluations", "sweeps", "studies": numbers of them, "problems":
     [[what, why]], "bytes": of the page}.
-    Raises ReskdError if none of the paths exists, or the page can't be written.
+    Raises ReskdError if none of the paths exists, or the page can't be written or is an input.
     """
     sources = find_sources(paths)
+    check_output(output, sources)
     check_writable(output)
     problems: Problems = list(sources.problems)
     material = _read(sources, problems)
@@ -92,8 +93,7 @@ def _sections(material: Material, problems: Problems) -> list[Section]:
     runs, caches, evaluations, sweeps = material.runs, material.caches, material.evaluations, material.sweeps
     groups = group_by_seed(runs)
     cache_names = {cache.path.resolve(): cache.name for cache in caches}
-    evaluated = {evaluation.run_folder: evaluation for evaluation in evaluations}
-    scores = {run.path: evaluated[run.path.resolve()] for run in runs if run.path.resolve() in evaluated}
+    scores = {run.path: [e for e in evaluations if e.run_folder == run.path.resolve()] for run in runs}
     makers: dict[str, Callable[[], Section | None]] = {
         "runs": lambda: runs_section(runs, scores, cache_names),
         "front": lambda: fronts_section(groups, evaluations, sweeps),

@@ -18,22 +18,25 @@ MAX_COLUMNS = 24  # keys that differ; a table of more can't be read
 SHORT = 400  # characters of a config's value
 
 
-def runs_section(runs: Sequence[Run], scores: Mapping[Path, Evaluation], caches: Mapping[Path, str]) -> Section | None:
-    """`scores`: the evaluation of each run's folder. `caches`: the names of the caches that are in the report."""
+def runs_section(
+    runs: Sequence[Run], scores: Mapping[Path, Sequence[Evaluation]], caches: Mapping[Path, str]
+) -> Section | None:
+    """`scores`: the evaluations of each run's folder. `caches`: the names of the caches that are in the report."""
     if not runs:
         return None
     columns = ("run", "state", "net", "px", "GFLOPs a view", "learns from", "epochs", "seed", "best validation, %",
-               "evaluated, %", "clips not decoded", "hours")  # fmt: skip
+               "evaluated, %", "several evaluations", "clips not decoded", "hours")  # fmt: skip
     rows = []
     for run in runs:
-        score = scores[run.path].score if run.path in scores else None
+        evaluated = scores.get(run.path, ())
         hours = None if run.seconds is None else run.seconds / 3600
         known = (run.name, run.state, _net(run), _figure(run, "size"), run.gflops, _learns_from(run, caches))
         settings = (
             _figure(run, "schedule.epochs"),
             _figure(run, "seed"),
             number(run.best, ".2f"),
-            number(score, ".2f"),
+            number(evaluated[0].score if len(evaluated) == 1 else None, ".2f"),
+            _named(evaluated) if len(evaluated) > 1 else "",
         )
         rows.append(row(*known, *settings, number(run.failed_clips, "d"), number(hours, ".3g")))
     parts: list[Part] = [table("Every run in a line", columns, rows)]
@@ -41,6 +44,11 @@ def runs_section(runs: Sequence[Run], scores: Mapping[Path, Evaluation], caches:
         parts.append(Text(f"Nothing is logged yet of: {', '.join(empty[:20])}{' …' * (len(empty) > 20)}."))
     parts += _differences(runs)
     return Section("runs", "What was run", tuple(parts))
+
+
+def _named(evaluated: Sequence[Evaluation]) -> str:
+    """ "3: a, b, c": which one counts is the reader's choice."""
+    return _short(f"{len(evaluated)}: {', '.join(evaluation.name for evaluation in evaluated)}")
 
 
 def _net(run: Run) -> str:

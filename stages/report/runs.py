@@ -87,7 +87,7 @@ def read_run(path: Path, name: str) -> Run:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         faults.append(f"{path / 'metrics.jsonl'} can't be read ({error})")
     try:
-        if (path / "result.json").exists():
+        if (path / "result.json").is_file():
             found = read_json(path / "result.json", nan=True)
             result = {key: float(found[key]) for key in ("gmacs", "seconds", "failed_clips", "clips_seen")}
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -117,7 +117,7 @@ def _read_rows(path: Path) -> list[dict]:
 
     A run that is at work may have written half of the last line, which is left out.
     """
-    if not path.exists():
+    if not path.is_file():
         return []
     lines = [line for line in read_limited(path).splitlines(keepends=True) if line.endswith(b"\n")]
     every = -(-len(lines) // MAX_ROWS)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.metrics.spread import SeedScores
 from stages.report.agreement import Agreement, agreements
 from stages.report.clip_frames import ClipFrames
 from stages.report.confusion_chart import confusion_chart
-from stages.report.evaluations import METRICS, Evaluation, confusion_counts
+from stages.report.evaluations import MAX_CLASSES, METRICS, Evaluation, class_names, confusion_counts
 from stages.report.front_chart import front_chart
 from stages.report.parts import Details, Part, Section, Text, number, row, table
 from stages.report.seed_groups import SeedGroup
+from stages.report.seed_points import evaluated_points, validated_points
 from stages.report.studies import Sweep
-from stages.sweep.pareto_front import Point, pareto_front
+from stages.sweep.pareto_front import pareto_front
 
 MAX_DETAILED = 6  # evaluations whose classes are listed; a table of each of 200 would be a page of its own
 MAX_FRAMES, MAX_CELLS = 60, 8  # pictures on the page; confused pairs of an evaluation with one
@@ -37,14 +37,14 @@ def fronts_section(
         if sweep.failed:
             rows = [row(*item) for item in sweep.failed.items()]
             parts.append(table(f"Sweep {sweep.name}: students that failed", ("student", "reason"), rows))
-    for (data, protocol, _), points in _evaluated_points(groups, evaluations).items():
+    for (data, protocol, _), points in evaluated_points(groups, evaluations).items():
         if len(points) > 1:
             parts.append(
                 front_chart(
                     f"Accuracy on {data}, protocol {protocol}, over GFLOPs", points, "GFLOPs a video", "accuracy, %"
                 )
             )
-    if not parts and len(points := _validated_points(groups)) > 1:
+    if not parts and len(points := validated_points(groups)) > 1:
         parts.append(
             front_chart("Best validation of each run over GFLOPs", points, "GFLOPs a view", "best validation, %")
         )
@@ -57,30 +57,6 @@ def _points_table(sweep: Sweep) -> Part:
                 "yes" if p.name in front else "") for p in sorted(sweep.points, key=lambda p: p.gflops)]  # fmt: skip
     columns = ("student", "GFLOPs a view", f"{sweep.metric}, %", "± over seeds", "on the front")
     return table(f"Sweep {sweep.name}: its points", columns, rows, small=True)
-
-
-def _evaluated_points(
-    groups: Sequence[SeedGroup], evaluations: Sequence[Evaluation]
-) -> dict[tuple[str, str, str], list[Point]]:
-    """The points of each data set and protocol. The seeds of a group are one point."""
-    group_of = {run.path.resolve(): group.label for group in groups for run in group.runs}
-    members: dict[tuple[str, str, str], dict[str, list[Evaluation]]] = {}
-    for evaluation in evaluations:
-        name = group_of.get(evaluation.run_folder, evaluation.name)
-        members.setdefault(evaluation.comparable, {}).setdefault(name, []).append(evaluation)
-    return {
-        key: [Point(name, of[0].gflops, SeedScores(tuple(e.score for e in of))) for name, of in by_name.items()]
-        for key, by_name in members.items()
-    }
-
-
-def _validated_points(groups: Sequence[SeedGroup]) -> list[Point]:
-    points = []
-    for group in groups:
-        scores = tuple(run.best for run in group.runs if run.best is not None)
-        if scores and group.runs[0].gflops is not None:
-            points.append(Point(group.label, group.runs[0].gflops, SeedScores(scores)))
-    return points
 
 
 def evaluations_section(evaluations: Sequence[Evaluation]) -> Section | None:
@@ -137,6 +113,8 @@ def _class_parts(evaluation: Evaluation, frames: ClipFrames) -> list[Part]:
     parts: list[Part] = []
     if found := confusion_counts(evaluation):
         parts.append(confusion_chart(f"Confusion matrix of {evaluation.name}", *found))
+    elif evaluation.answers and (count := len(class_names(evaluation))) > MAX_CLASSES:
+        parts.append(Text(f"No confusion matrix: {count:,} classes, and at most {MAX_CLASSES:,} are drawn."))
     if evaluation.confused:
         rows = [row(t, p, number(clips, "d"), number(percent, ".0f")) for t, p, clips, percent in evaluation.confused]
         columns = ("truth", "taken for", "clips", "% of the class's clips")

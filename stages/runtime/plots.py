@@ -19,5 +19,8 @@ def warn_if_it_fails(what: str) -> Iterator[None]:
 
 
 def plot_text(name: str) -> str:
-    """A name as matplotlib draws it: without its `$` markup, and with escapes for what no font has."""
-    return printable(name).replace("$", r"\$")
+    """A name as matplotlib draws it: without its `$` markup, and with escapes for what no font has.
+
+    A zero-width space goes before a leading `_`: matplotlib leaves labels that begin with one out of a legend.
+    """
+    return ("\u200b" if name.startswith("_") else "") + printable(name).replace("$", r"\$")

@@ -227,5 +227,10 @@ def _runs_of_one_decode(indices: Sequence[Index], rows: Sequence[Row], views: Se
     for _, group in groupby(range(len(indices)), key=lambda i: indices[i][:2]):
         run = list(group)
         row = rows[run[0]]
-        max_views = max(1, MAX_DECODED_BYTES // (3 * row.width * row.height * len(views[run[0]].frames)))
+        max_views = views_of_one_decode(row.width, row.height, len(views[run[0]].frames))
         yield from (run[i : i + max_views] for i in range(0, len(run), max_views))
+
+
+def views_of_one_decode(width: int, height: int, frames: int) -> int:
+    """How many views of `frames` frames of `width` x `height` px one decode of MAX_DECODED_BYTES serves; at least one."""
+    return max(1, MAX_DECODED_BYTES // (3 * width * height * frames))

@@ -33,6 +33,12 @@ class FrameTimes:
     width: int
     height: int
 
+    def index_of(self, time: int | None, count: int) -> int:
+        """The number of a decoded frame: by its time in the stream's units; without times, `count`, the frames before it."""
+        if self.times is None or time is None:
+            return count
+        return int(np.searchsorted(self.times, time, "right")) - 1
+
 
 def frame_times(data: bytes | mmap.mmap, threads: int = 1) -> Iterator[FrameTimes | None]:
     """Yields None now and then, so that the caller can watch the time, and at last the FrameTimes.

@@ -16,14 +16,14 @@ from stages.video.errors import DecodeError
 def map_file(path: Path) -> Iterator[mmap.mmap]:
     """The bytes of a file, for `open_video`, `probe` and `decode_frames`. The mapping is closed with the context.
 
-    A file that is cut while it is mapped ends the process (SIGBUS). Raises DecodeError for an empty file and for what is no
-    file, and OSError for a file that can't be opened.
+    A file that is cut while it is mapped ends the process (SIGBUS). Raises DecodeError for an empty file and for what is not a
+    regular file, and OSError for a file that can't be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            raise DecodeError("it is no file")
+            raise DecodeError("it is not a regular file")
         if not status.st_size:
             raise DecodeError("empty file (0 bytes)")
         mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)

@@ -16,9 +16,9 @@ DRIVER = Path(__file__).with_name("kill_driver.py")
     ("step", "stride", "calls", "states"),
     [
         ("first_commit", 1, 50, 25),
-        ("growth", 1, 50, 25),
-        ("another_target", 1, 30, 15),
-        ("everything", 5, 150, 25),
+        ("growth", 2, 50, 20),
+        ("another_target", 2, 30, 10),
+        ("everything", 7, 150, 20),
         ("teacher_time", 1, 4, 3),  # not finalised; finalised, with all three logs, two of them, or one
     ],
 )

@@ -16,7 +16,7 @@ BRIEF = {"schedule": {"epochs": 1, "val_every": 1, "warmup_epochs": 0.2}, **ALON
 SMALL = {
     "clips": {"train": 120, "val": 40, "test": 40},
     "cache": {"views": 2, **ALONE},
-    **dict.fromkeys(NETS, {"schedule": {"epochs": 2, "val_every": 1, "warmup_epochs": 0.2}}),
+    **{net: {"schedule": {"epochs": 2, "val_every": 1, "warmup_epochs": 0.2}} for net in NETS},
 }
 
 
@@ -95,18 +95,18 @@ def test_every_family_has_a_demo(model, classes, tmp_path, monkeypatch, without_
 
 
 def test_clips_without_labels_are_distilled_from(tmp_path, without_onnx):
-    small = {"clips": {"train": 160, "val": 40, "test": 40}, "cache": {"views": 2, **ALONE}}
-    small |= dict.fromkeys(NETS, BRIEF)
+    small = {"clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 2, **ALONE}}
+    small |= {net: {**BRIEF, "batch_size": 20} for net in NETS}
     command("demo", "--unlabelled", "--output", tmp_path / "out", *sets(small))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {"teacher", "baseline", "distilled", "unlabelled"} < set(summary)
     few, mixed = (open_dataset(tmp_path / "out/data" / name) for name in ("few", "mixed"))
     assert few.classes == mixed.classes == open_dataset(tmp_path / "out/data/train").classes
     rows = [row for entry in mixed.shards for row in mixed.rows(entry.name)]
-    assert len(rows) == 160 and sum(not row.labels for row in rows) == 120
-    assert sum(entry.clips for entry in few.shards) == 40
+    assert len(rows) == 80 and sum(not row.labels for row in rows) == 60
+    assert sum(entry.clips for entry in few.shards) == 20
     results = [
         json.loads((tmp_path / f"out/runs/{kind}-0/result.json").read_text()) for kind in ("distilled", "unlabelled")
     ]
     assert results[0]["steps"] == pytest.approx(results[1]["steps"], abs=8)  # as many, on a quarter of the clips
-    assert summary["cost"]["teacher_clip_views"] == 2 * (40 + 160)
+    assert summary["cost"]["teacher_clip_views"] == 2 * (20 + 80)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from pipeline import cli
 from stages.demo.digits import CLASSES, draw_clip, encode_clip
@@ -92,11 +91,6 @@ def test_links_between_the_pages_lead_somewhere():
                 assert not anchor or anchor in anchors(file), f"{page}: {target}#{anchor}"
 
 
-def test_the_zoos_table_is_what_the_command_prints():
-    printed = CliRunner().invoke(cli, ["models"], env={"COLUMNS": "80"}).output
-    assert "\n".join(line.rstrip() for line in printed.strip().splitlines()) in (ROOT / "configs/README.md").read_text()
-
-
 def test_your_own_videos(own_videos, tmp_path, monkeypatch, zygote):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
@@ -106,6 +100,8 @@ def test_your_own_videos(own_videos, tmp_path, monkeypatch, zygote):
         for step in steps:
             if section == "Your own videos":
                 zygote.run(step, cwd=tmp_path)
+            elif step[0] == "export" and ".onnx" in step[2]:
+                pass  # tests/export does this, and it takes long
             else:  # in this process, which has its imports already
                 command(*step, *(["--dry-run"] if section in DRY else []))
     for step in table():

@@ -17,6 +17,7 @@ from stages.evaluate.evaluate import evaluate
 from stages.metrics.scoring import score_videos
 from stages.models.checkpoints import load_model
 from stages.predict import decoding
+from stages.predict.inputs import find_videos
 from stages.predict.lines import open_output
 from stages.runtime.distributed import Ranks
 from stages.shards.dataset import open_dataset
@@ -97,9 +98,9 @@ def test_inputs_of_all_kinds(bright, tmp_path, capfd):
     assert [line.get("label") for line in lines] == ["dark"] * 3 + ["[b]right"] * 2 + ["dark", None]
     assert lines[-1]["error"] == "No such file or directory" and done.exit_code == 1
     assert "1 files passed over" in done.stderr and "1 of 7 videos could not be read" in done.stderr
-    table = (tmp_path / "o.csv").read_bytes()
-    assert table.count(b"caf\xe9 [1].mp4") == 3
-    rows = list(csv.DictReader(os.fsdecode(table).splitlines()))
+    table = (tmp_path / "o.csv").read_text(encoding="utf-8")
+    assert table.count(r"caf\udce9 [1].mp4") == 3
+    rows = list(csv.DictReader(table.splitlines()))
     assert [row["label"] for row in rows] == [line.get("label", "") for line in lines]
     assert rows[-1]["error"] == lines[-1]["error"]
 
@@ -117,10 +118,19 @@ def test_broken_videos_are_lines_and_the_others_are_predicted(bright, tmp_path, 
             lines_of(bright.net, inputs, tmp_path, *changes)
         *broken, one, dark = read_lines(tmp_path / "out.jsonl")
         assert [list(line) for line in broken] == [["video", "error"]] * 4
-        assert [line["error"] for line in broken[2:]] == ["empty file (0 bytes)", "it is no file"]
+        assert [line["error"] for line in broken[2:]] == ["empty file (0 bytes)", "it is not a regular file"]
         assert "15 bytes that do not open" in broken[0]["error"]
         assert (one["label"], one["windows"], one["frames"]) == ("[b]right", 1, 1) and dark["label"] == "dark"
     assert "failed" in capfd.readouterr().err
+
+
+def test_clips_of_two_data_sets_have_names_of_their_own(data, tmp_path):
+    """A clip that fails is known by its name. The views of both copies are the same."""
+    (tmp_path / "copy").symlink_to(data.val)
+    videos = find_videos([data.val, tmp_path / "copy"])
+    assert len({video.name for video in videos}) == len(videos) == 80
+    assert len({video.key for video in videos}) == 40
+    assert {video.name.split("/")[-3] for video in videos} == {"val", "copy"}
 
 
 def test_a_video_that_takes_too_long_costs_its_line(bright, tmp_path, capfd):
@@ -136,6 +146,17 @@ def test_a_line_is_in_the_file_as_soon_as_it_is_known(tmp_path):
         write({"video": "a", "error": "x"})
         assert read_lines(tmp_path / "o.jsonl") == [{"video": "a", "error": "x"}]
         assert (tmp_path / "o.csv").read_text().splitlines()[1] == "a,,,,,,,x"
+
+
+def test_any_name_can_be_written_into_a_table_and_read_back(tmp_path):
+    odd = ["a\rb", "a\r\nb", 'say "a, b"', "=1+1", "tab\t", "\u2028", "\0", ""]
+    lost = ["\udce9", "\ud800"]  # bytes that are not UTF-8; half a sign, as JSON may have it
+    with open_output(tmp_path / "o.jsonl", tmp_path / "o.csv") as write:
+        for name in odd + lost:
+            write({"video": name, "labels": [name], "error": "x"})
+    with open(tmp_path / "o.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["video"] for row in rows] == [row["labels"] for row in rows] == [*odd, r"\udce9", r"\ud800"]
 
 
 # ---- what is refused ----
@@ -164,6 +185,13 @@ def test_refuses_what_it_cannot_mean(bright, changes, said):
     changes = [c.replace("{root}", str(bright.root)) for c in changes]
     with pytest.raises(ReskdError, match=said):
         lines_of(bright.net, [bright.film], bright.root, *changes)
+
+
+def test_refuses_paths_with_nul_between_them(bright):
+    done = CliRunner().invoke(cli, ["predict", str(bright.net), "-"], input=f"{bright.dark}\0{bright.light}\0")
+    assert done.exit_code == 1 and "dark.mp4': give one path a line, and leave -print0 out" in done.stderr.replace(
+        "\n", " "
+    )
 
 
 def test_refuses_inputs_without_a_video(bright, tmp_path):

@@ -1,5 +1,7 @@
 """Windows and timelines: their frames, their times, their segments; videos of hours in flat memory."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 
 import av
@@ -7,17 +9,23 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from cache.errors import ReskdError
 from cache.view import ViewPolicy, sample_view
 from stages.bench import odd_videos
+from stages.predict import annotate, decoding
+from stages.predict import steps as predict_steps
 from stages.predict.decoding import Decoding
 from stages.predict.steps import Steps, segments_of, steps_of
+from stages.predict.streaming import WindowStream
 from stages.predict.tasks import Task, Views
 from stages.predict.videos import FileVideo
 from stages.predict.windows import plan_windows
 from stages.prepare.prepare import prepare
-from stages.video.decode import decode_frames, probe_part
+from stages.runtime.plots import plot_text
+from stages.video.container import open_video
+from stages.video.decode import decode_frames, probe, probe_part
 from stages.video.errors import DecodeError
 from stages.video.frame_times import FrameTimes, frame_times
 from stages.video.render import render
@@ -92,9 +100,37 @@ def test_a_worker_that_begins_in_the_middle_makes_the_same_pictures(tmp_path):
     (tmp_path / "a.mp4").write_bytes(encode_video(numbered_frames(60)))
     views = Views(STILL, 16, None, 1.0, 0.5, at_once=2)
     found = answers(tmp_path / "a.mp4", views)
-    for answer in found[3], found[5]:
-        again = Decoding([FileVideo(tmp_path / "a.mp4")], views, 1).begin(0, 1)(Task(0, answer.first))
-        assert torch.equal(again.clips, answer.clips)
+    for window in 4, 8:
+        again = Decoding([FileVideo(tmp_path / "a.mp4")], views, 1).begin(0, 1)(Task(0, window))
+        assert torch.equal(again.clips, found[1 + window // 2].clips)
+
+
+def test_a_file_of_many_frames_is_decoded_from_its_start(bright, monkeypatch):
+    """As a short one. Only between the two, the decoder that `prepare` would choose."""
+    monkeypatch.setattr(decoding, "SHORT", 80)
+    decoders = []
+    for most in (80, 81):
+        monkeypatch.setattr(decoding, "LONG", most)
+        (found,) = answers(bright.film, Views(STILL, 16, None, None, None, at_once=1))  # 81 frames
+        decoders.append(found.decoder)
+    assert decoders[0] == "pyav" and decoders[1] == probe(bright.film.read_bytes()).decoder != "pyav"
+
+
+def test_a_video_may_lack_a_tenth_of_its_frames_at_its_end(bright):
+    """Of 17 frames that its packets promise, one comes out: nobody may see it 17 times. Of 88, 81 come out."""
+    for data, promised, said in (
+        (encode_video(numbered_frames(1)), 17, "it ends after 1 frames; its packets promise 17"),
+        (bright.film.read_bytes(), 92, "it ends after 81 frames; its packets promise 92"),
+        (bright.film.read_bytes(), 88, None),
+    ):
+        with open_video(data) as (_, stream):
+            width, height = stream.codec_context.width, stream.codec_context.height
+        found = FrameTimes(np.arange(promised) / 4, None, promised / 4, width, height)
+        view = sample_view(STILL, shard="", key="", index=0, num_frames=promised, aspect=width / height)
+        view = replace(view, frames=np.array([0, 0, 0, promised - 1]))
+        stream = WindowStream(plan_windows(found, None, None), found, lambda w, view=view: [view], 16, None)
+        with nullcontext() if said is None else pytest.raises(DecodeError, match=said):
+            assert len([clips for clips in stream.run(data, 1) if clips is not None]) == 1
 
 
 # ---- long videos ----
@@ -167,6 +203,23 @@ def test_a_step_is_the_mean_of_the_windows_that_cover_it():
     steps = steps_of(scores, starts, ends, 1.0, lambda means: means.numpy())
     assert steps.borders.tolist() == [0, 1, 2, 3, 4, 4.5]
     assert steps.probabilities[:, 0].tolist() == [1, 0.5, 0.25, 0.25, 0]
+
+
+def test_the_steps_of_many_windows_are_those_of_each_alone(monkeypatch):
+    """They are computed in pieces."""
+    scores, starts = np.random.default_rng(0).random((50, 3), np.float32), np.arange(50.0)
+    whole = steps_of(scores, starts, starts + 2, 1.0, lambda means: means.numpy())
+    monkeypatch.setattr(predict_steps, "AT_ONCE", 7)
+    pieces = steps_of(scores, starts, starts + 2, 1.0, lambda means: means.numpy())
+    assert np.array_equal(whole.probabilities, pieces.probabilities) and pieces.probabilities.dtype == np.float32
+    assert pieces.probabilities[1:50] == pytest.approx((scores[:-1] + scores[1:]) / 2)
+
+
+@pytest.mark.parametrize("duration", [1e-7, 1e-6, 0.3])
+def test_a_video_that_is_shorter_than_a_step_is_one_step(duration):
+    steps = steps_of(np.array([[1.0, 0]], np.float32), np.zeros(1), np.array([duration]), 1.0, lambda m: m.numpy())
+    assert steps.borders.tolist() == [0, duration] and steps.probabilities.tolist() == [[1, 0]]
+    assert [(s.start, s.end, s.label) for s in segments_of(steps, 0.5, 0)] == [(0, duration, 0)]
 
 
 def test_segments_are_long_and_sure_enough():
@@ -244,3 +297,42 @@ def test_annotate_without_windows(bright, tmp_path):
     lines_of(bright.net, [bright.light], tmp_path, f"annotate={tmp_path / 'a.mp4'}")
     with av.open(str(tmp_path / "a.mp4")) as video:
         assert sum(1 for _ in video.decode(video=0)) == 8
+
+
+def test_annotate_says_which_file_cannot_be_encoded(bright, tmp_path, monkeypatch):
+    """MPEG-2 has no such fine times."""
+    monkeypatch.setattr(annotate, "ENCODERS", ("mpeg2video",))
+    with pytest.raises(ReskdError, match=r"a\.mp4 can't be encoded by mpeg2video \(.+\): leave annotate out"):
+        lines_of(bright.net, [bright.light], tmp_path, f"annotate={tmp_path / 'a.mp4'}")
+    assert not [*tmp_path.glob("*.mp4"), *tmp_path.glob(".*")]
+
+
+def test_annotate_names_the_signs_that_its_font_lacks(bright, tmp_path, capfd):
+    steps = Steps(np.array([0.0, 1, 2]), np.array([[1, 0, 0], [0, 1, 0]], np.float32))
+    annotate.annotate_video(
+        tmp_path / "a.mp4", FileVideo(bright.light), steps, ("\u6253 \u7403", "caf\u00e9", "\u8df3")
+    )
+    said = capfd.readouterr().err
+    assert said.count("warning annotate: its font has no signs for \u6253 \u7403: they are drawn as boxes") == 1
+
+
+def test_annotated_frames_have_the_times_of_frames_in_the_windows(tmp_path):
+    """Raw MPEG-4 in a container without times, and frames at uneven times."""
+    steps = Steps(np.array([0.0, 4]), np.ones((1, 1), np.float32))
+    for name, data in (
+        ("rate.ts", encode_video(numbered_frames(20), fps=10, container="mpegts")),
+        ("uneven.mp4", odd_videos.slow_then_fast()),
+    ):
+        (tmp_path / name).write_bytes(data)
+        annotate.annotate_video(tmp_path / "a.mp4", FileVideo(tmp_path / name), steps, ("a",))
+        found = next(times for times in frame_times(data) if times)
+        with av.open(str(tmp_path / "a.mp4")) as video:
+            assert [float(f.time) for f in video.decode(video=0)] == pytest.approx(found.seconds, abs=1e-3)
+
+
+def test_a_legend_shows_names_that_begin_with_a_line():
+    axes = Figure().subplots()
+    for name in ("_walk", "run", "__"):
+        axes.plot([0, 1], label=plot_text(name))
+    labels = [text.get_text() for text in axes.legend().get_texts()]
+    assert [label.removeprefix("\u200b") for label in labels] == ["_walk", "run", "__"]

@@ -285,3 +285,11 @@ def test_a_score_is_not_lost_to_what_is_written_beside_it(small, tmp_path, capsy
     assert json.loads((tmp_path / "s.json").read_text()) == result
     said = " ".join(capsys.readouterr().err.split())
     assert "s.classes.csv: not made (" in said and "s.confusion.png: not made (" in said
+
+
+def test_the_scores_are_seen_if_they_can_not_be_written(small, tmp_path, capsys):
+    (tmp_path / ".s.json.partial").mkdir()  # in the way of what is written
+    with pytest.raises(OSError, match=r"\.partial"):
+        evaluate(config_of(small.net, small.data, f"output={tmp_path / 's.json'}"))
+    said = capsys.readouterr().err
+    assert "mean_class" in said and "best and worst classes" in said and not (tmp_path / "s.json").exists()

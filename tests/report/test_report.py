@@ -10,52 +10,22 @@ import time
 
 import numpy as np
 import pytest
-import yaml
 
 from cache.errors import ReskdError
-from stages.evaluate.answers_file import read_answers, write_answers
-from stages.metrics.accuracy import ScoredVideos
+from stages.config.json_result import check_writable
 from stages.metrics.spread import SeedScores
 from stages.report.curve_chart import Line, curve_chart
-from stages.report.evaluations import read_evaluation, with_answers
 from stages.report.find_sources import find_sources
 from stages.report.front_chart import front_chart
 from stages.report.report import write_report
 from stages.report.runs import curve, read_run
 from stages.report.seed_groups import differing_keys, group_by_seed, with_joined_sections
-from stages.shards.dataset import open_dataset
 from stages.sweep.pareto_front import Point
 from tests.cache.small_caches import SHARD, make_cache
+from tests.report.folders import make_answers, make_run, make_score, text_of
 from tests.runs import command
 
 BAD = "<b onclick=x>\x1b[31m\u202e"
-
-
-def make_run(folder, rows=6, *, seed=0, lr=0.1, top1=10.0, finished=True, cut=False, **config):
-    """A run's folder, with rows as the training loop writes them."""
-    folder.mkdir(parents=True)
-    values = {"output": str(folder), "data": {"train": "data/train"}, "optim": {"lr": lr}, "seed": seed, **config}
-    (folder / "config.yaml").write_text(yaml.safe_dump(values))
-    lines = []
-    for step in range(1, rows + 1):
-        terms = {"cross_entropy": {"value": 1 / step, "weight": 2.0}}
-        lines.append({"kind": "train", "step": step, "loss": 2 / step + seed, "terms": terms, "failed_clips": 0})
-        if step % 3 == 0:
-            scores = {"top1": top1 * step / 3 + seed, "map": 1.0, "headline": "top1"}
-            lines.append({"kind": "val", "step": step, "epoch": step // 3, **scores})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text[:-20] if cut else text)
-    if finished:
-        result = {"gmacs": 0.5, "seconds": 60.0, "failed_clips": 0, "clips_seen": 10 * rows}
-        (folder / "result.json").write_text(json.dumps(result))
-        (folder / "last.safetensors").touch()
-    return folder
-
-
-def text_of(page):
-    """What a reader sees, in one line."""
-    body = page.read_text().partition("<body>")[2]
-    return " ".join(html.unescape(re.sub("<[^>]*>", " ", body)).split())
 
 
 # ---- runs that are at work, empty, or damaged ----
@@ -165,37 +135,6 @@ def test_encodings_and_the_clips_that_are_left_out(tmp_path):
     assert "<b onclick" not in page and "\x1b" not in page
 
 
-# ---- evaluations ----
-
-
-def test_answers_of_clips_with_several_labels(data, tmp_path):
-    val = open_dataset(data.val)
-    truth, probabilities = np.zeros((2, 40), bool), np.full((2, 40), 0.01)
-    truth[0, [3, 4]] = truth[1, 5] = True
-    probabilities[0, 4], probabilities[1, 0] = 0.7, 0.61
-    scored = ScoredVideos(np.array([[0, 1], [0, 3]]), probabilities, truth, 0, 0)
-    write_answers(tmp_path / "a.csv", scored, val)
-    first, second = read_answers(tmp_path / "a.csv")
-    assert (first.truth, first.answer) == (f"{val.classes[3]} | {val.classes[4]}", val.classes[4])
-    assert (first.probability, first.right) == (0.7, True)
-    assert (second.shard, second.key, second.right) == ("000000.tar", val.rows("000000.tar")[3].key, False)
-
-
-def test_answers_of_another_evaluation_are_left_out(tmp_path):
-    score = {"top1": 50.0, "top5": 100.0, "mean_class": 50.0, "map": 60.0, "headline": "top1", "clips": 2, "failed": 0,
-             "unlabelled": 0, "protocol": "1x1", "views": 1, "average": "prob", "size": 16, "gmacs": 1.0, "gflops": 1.0,
-             "confused": [], "checkpoint": "x.safetensors", "data": "gone"}  # fmt: skip
-    (tmp_path / "s.json").write_text(json.dumps(score))
-    lines = ["shard,key,truth,answer,probability,right", "0,a,x,x,0.5,1", "0,b,x,y,0.5,0"]
-    (tmp_path / "s.answers.csv").write_text("\n".join(lines) + "\n")
-    read = read_evaluation(tmp_path / "s.json", "s")
-    assert len(with_answers([read])[0].answers) == 2
-    assert "left out" in with_answers([read], most=1)[0].faults[0]
-    (tmp_path / "s.answers.csv").write_text("\n".join([*lines, "0,c,x,y,0.5,0"]) + "\n")
-    (evaluation,) = with_answers([read])
-    assert not evaluation.answers and "is of another evaluation" in evaluation.faults[0]
-
-
 # ---- paths, output, size ----
 
 
@@ -211,6 +150,44 @@ def test_a_link_to_the_folder_above_ends(tmp_path):
     make_run(tmp_path / "a" / "run")
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     assert find_sources([tmp_path, tmp_path / "a"]).runs == [tmp_path / "a" / "run"]
+
+
+def test_pipes_and_large_files_of_others_are_passed_over(tmp_path):
+    folder = make_run(tmp_path / "all" / "run")
+    (folder / "metrics.jsonl").unlink()
+    (tmp_path / "all" / "pipe").mkdir()
+    for pipe in (folder / "metrics.jsonl", tmp_path / "all" / "p.json", tmp_path / "all" / "pipe" / "config.yaml"):
+        os.mkfifo(pipe)
+    with open(tmp_path / "all" / "large.json", "wb") as file:
+        file.truncate(17 << 20)
+    sources = find_sources([tmp_path / "all"])
+    assert sources.runs == [folder] and not len(read_run(folder, "run").loss.x)
+    reasons = {os.path.basename(path): reason for path, reason in sources.problems}
+    assert "no regular file" in reasons["p.json"] and "more than 16 MiB" in reasons["large.json"] and len(reasons) == 2
+
+
+def test_a_file_that_is_read_is_not_written(tmp_path):
+    score = make_score(tmp_path / "run" / "s.json", "x")
+    make_answers(tmp_path / "run" / "s.answers.csv", 2)
+    config = make_run(tmp_path / "run" / "below") / "config.yaml"
+    make_cache(tmp_path / "run" / "c.zarr", {SHARD: 2}, 1)
+    for file in (score, tmp_path / "run" / "s.answers.csv", config, tmp_path / "run" / "c.zarr" / "zarr.json"):
+        before = file.read_bytes()
+        with pytest.raises(ReskdError, match="is an input, which would be overwritten: give another name"):
+            write_report([tmp_path / "run"], file)
+        assert file.read_bytes() == before
+
+
+def test_an_output_that_can_not_be_written_is_an_error_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "old").touch()
+    locked = {tmp_path}  # root may write everywhere, so the system's answer is a made one
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in locked)
+    with pytest.raises(ReskdError, match=f"you may not write to the folder {tmp_path}.*another folder"):
+        check_writable(tmp_path / "old")
+    check_writable(tmp_path / "old", in_place=True)  # such as /dev/null
+    locked.add(tmp_path / "old")
+    with pytest.raises(ReskdError, match="you may not write to this file"):
+        check_writable(tmp_path / "old", in_place=True)
 
 
 def test_the_command_names_what_it_left_out_and_keeps_the_old_page_until_the_new_one_is_whole(tmp_path):

@@ -1,4 +1,4 @@
-"""Windows and timelines: their frames, their times, their segments; videos of hours in flat memory."""
+"""Windows: their frames, their times; videos of hours in flat memory."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,21 +9,16 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from cache.errors import ReskdError
 from cache.view import ViewPolicy, sample_view
 from stages.bench import odd_videos
-from stages.predict import annotate, decoding
-from stages.predict import steps as predict_steps
+from stages.predict import decoding
 from stages.predict.decoding import Decoding
-from stages.predict.steps import Steps, segments_of, steps_of
 from stages.predict.streaming import WindowStream
 from stages.predict.tasks import Task, Views
 from stages.predict.videos import FileVideo
 from stages.predict.windows import plan_windows
-from stages.prepare.prepare import prepare
-from stages.runtime.plots import plot_text
 from stages.video.container import open_video
 from stages.video.decode import decode_frames, probe, probe_part
 from stages.video.errors import DecodeError
@@ -192,147 +187,3 @@ def test_frame_times_of_frames_without_times():
     data = encode_video(numbered_frames(30), fps=10, container="mpegts")
     found = next(f for f in frame_times(data) if f)
     assert len(found.seconds) == 30 and found.seconds[1] == pytest.approx(0.1) and found.duration == pytest.approx(3.0)
-
-
-# ---- segments ----
-
-
-def test_a_step_is_the_mean_of_the_windows_that_cover_it():
-    scores = np.array([[1, 0], [0, 1], [0.5, 0.5], [0, 1]], np.float32)
-    starts, ends = np.array([0, 1, 2, 2.5]), np.array([2, 3, 4, 4.5])
-    steps = steps_of(scores, starts, ends, 1.0, lambda means: means.numpy())
-    assert steps.borders.tolist() == [0, 1, 2, 3, 4, 4.5]
-    assert steps.probabilities[:, 0].tolist() == [1, 0.5, 0.25, 0.25, 0]
-
-
-def test_the_steps_of_many_windows_are_those_of_each_alone(monkeypatch):
-    """They are computed in pieces."""
-    scores, starts = np.random.default_rng(0).random((50, 3), np.float32), np.arange(50.0)
-    whole = steps_of(scores, starts, starts + 2, 1.0, lambda means: means.numpy())
-    monkeypatch.setattr(predict_steps, "AT_ONCE", 7)
-    pieces = steps_of(scores, starts, starts + 2, 1.0, lambda means: means.numpy())
-    assert np.array_equal(whole.probabilities, pieces.probabilities) and pieces.probabilities.dtype == np.float32
-    assert pieces.probabilities[1:50] == pytest.approx((scores[:-1] + scores[1:]) / 2)
-
-
-@pytest.mark.parametrize("duration", [1e-7, 1e-6, 0.3])
-def test_a_video_that_is_shorter_than_a_step_is_one_step(duration):
-    steps = steps_of(np.array([[1.0, 0]], np.float32), np.zeros(1), np.array([duration]), 1.0, lambda m: m.numpy())
-    assert steps.borders.tolist() == [0, duration] and steps.probabilities.tolist() == [[1, 0]]
-    assert [(s.start, s.end, s.label) for s in segments_of(steps, 0.5, 0)] == [(0, duration, 0)]
-
-
-def test_segments_are_long_and_sure_enough():
-    p = np.array([0.9, 0.8, 0.3, 0.6, 0.7, 0.6, 0.1])
-    steps = Steps(np.arange(8.0), np.stack([p, 1 - p], 1).astype(np.float32))
-
-    def found(*rule):
-        return [(s.start, s.end, s.label) for s in segments_of(steps, *rule)]
-
-    assert found(0.5, 0) == [(0, 2, 0), (2, 3, 1), (3, 6, 0), (6, 7, 1)]
-    assert found(0.5, 2) == [(0, 2, 0), (3, 6, 0)]
-    assert found(0.65, 0) == [(0, 2, 0), (2, 3, 1), (4, 5, 0), (6, 7, 1)]
-    assert segments_of(steps, 0.5, 3)[0].probability == pytest.approx(np.mean([0.6, 0.7, 0.6]))
-    assert found(0.99, 0) == []
-
-
-@pytest.mark.parametrize("hop", [1.0, 0.5])
-def test_the_timeline_of_a_film(bright, tmp_path, hop):
-    changes = ("window=1", f"hop={hop}", "timeline=true", f"plot={tmp_path / 'plots'}", f"csv={tmp_path / 'o.csv'}")
-    (line,) = lines_of(bright.net, [bright.film], tmp_path, *changes)
-    assert [s["label"] for s in line["segments"]] == ["dark", "[b]right", "dark"]
-    borders = [(s["start"], s["end"]) for s in line["segments"]]
-    assert np.array(borders) == pytest.approx(np.array([(0, 10), (10, 16), (16, 20.25)]), abs=hop / 2)
-    assert line["seconds"] == 20.25 and "label" not in line
-    assert [p.read_bytes()[:4] for p in (tmp_path / "plots").iterdir()] == [b"\x89PNG"]
-    assert len((tmp_path / "o.csv").read_text().splitlines()) == 4
-
-
-def test_one_label_is_the_mean_of_the_windows(bright, tmp_path):
-    each = lines_of(bright.net, [bright.film], tmp_path, "window=2", "timeline=true", "threshold=0")[0]
-    (line,) = lines_of(bright.net, [bright.film], tmp_path, "window=2")
-    assert each["windows"] == line["windows"] == 11 and line["label"] == "dark"
-    assert line["probability"] < max(s["probability"] for s in each["segments"])
-
-
-def test_the_annotated_video_shows_the_label_of_its_time(bright, tmp_path):
-    lines_of(bright.net, [bright.film], tmp_path, "window=1", f"annotate={tmp_path / 'a.mp4'}")
-    with av.open(str(tmp_path / "a.mp4")) as video:
-        frames = [(float(f.time), f.to_ndarray(format="rgb24")) for f in video.decode(video=0)]
-    assert [t for t, _ in frames] == pytest.approx(np.arange(81) / 4, abs=1e-3)
-    height, width = frames[0][1].shape[:2]
-    assert height % 2 == width % 2 == 0 and width >= 320
-    picture = 32 * width // 48
-    levels = [frame[: picture - 8].mean() for _, frame in frames]
-    assert max(levels[:39]) < 60 and min(levels[42:62]) > 180
-    patch = [frame[picture + 8 : picture + 14, 8:14].mean((0, 1)) for _, frame in frames]  # the colour of the class
-    assert np.abs(patch[5] - patch[75]).max() < 25 < np.abs(patch[5] - patch[50]).max()
-    assert not list(tmp_path.glob(".*partial"))
-
-
-def test_parts_of_a_film_in_a_data_set(bright, tmp_path):
-    """The seconds of a part count from its first frame."""
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "videos" / "filmfilmfil.mp4").write_bytes(bright.film.read_bytes())
-    annotations = tmp_path / "k.csv"
-    annotations.write_text("label,youtube_id,time_start,time_end\nday,filmfilmfil,8,15\n")
-    prepare("kinetics", tmp_path / "data", annotations=annotations, videos=tmp_path / "videos", workers=0)
-    changes = ("window=1", "timeline=true", f"annotate={tmp_path / 'a.mp4'}")
-    (line,) = lines_of(bright.net, [tmp_path / "data"], tmp_path, *changes)
-    assert [(s["start"], s["end"], s["label"]) for s in line["segments"]] == [(0, 2, "dark"), (2, 7, "[b]right")]
-    assert (line["key"], line["labels"], line["frames"], line["seconds"]) == (
-        "filmfilmfil_000008_000015",
-        ["day"],
-        28,
-        7,
-    )
-    with av.open(str(tmp_path / "a.mp4")) as video:
-        levels = [f.to_ndarray(format="rgb24")[:100].mean() for f in video.decode(video=0)]
-    assert len(levels) == 28 and max(levels[:8]) < 60 and min(levels[8:]) > 180
-    (line,) = lines_of(bright.net, [tmp_path / "data"], tmp_path)
-    assert line["label"] == "[b]right" and line["frames"] == 28
-
-
-def test_annotate_without_windows(bright, tmp_path):
-    lines_of(bright.net, [bright.light], tmp_path, f"annotate={tmp_path / 'a.mp4'}")
-    with av.open(str(tmp_path / "a.mp4")) as video:
-        assert sum(1 for _ in video.decode(video=0)) == 8
-
-
-def test_annotate_says_which_file_cannot_be_encoded(bright, tmp_path, monkeypatch):
-    """MPEG-2 has no such fine times."""
-    monkeypatch.setattr(annotate, "ENCODERS", ("mpeg2video",))
-    with pytest.raises(ReskdError, match=r"a\.mp4 can't be encoded by mpeg2video \(.+\): leave annotate out"):
-        lines_of(bright.net, [bright.light], tmp_path, f"annotate={tmp_path / 'a.mp4'}")
-    assert not [*tmp_path.glob("*.mp4"), *tmp_path.glob(".*")]
-
-
-def test_annotate_names_the_signs_that_its_font_lacks(bright, tmp_path, capfd):
-    steps = Steps(np.array([0.0, 1, 2]), np.array([[1, 0, 0], [0, 1, 0]], np.float32))
-    annotate.annotate_video(
-        tmp_path / "a.mp4", FileVideo(bright.light), steps, ("\u6253 \u7403", "caf\u00e9", "\u8df3")
-    )
-    said = capfd.readouterr().err
-    assert said.count("warning annotate: its font has no signs for \u6253 \u7403: they are drawn as boxes") == 1
-
-
-def test_annotated_frames_have_the_times_of_frames_in_the_windows(tmp_path):
-    """Raw MPEG-4 in a container without times, and frames at uneven times."""
-    steps = Steps(np.array([0.0, 4]), np.ones((1, 1), np.float32))
-    for name, data in (
-        ("rate.ts", encode_video(numbered_frames(20), fps=10, container="mpegts")),
-        ("uneven.mp4", odd_videos.slow_then_fast()),
-    ):
-        (tmp_path / name).write_bytes(data)
-        annotate.annotate_video(tmp_path / "a.mp4", FileVideo(tmp_path / name), steps, ("a",))
-        found = next(times for times in frame_times(data) if times)
-        with av.open(str(tmp_path / "a.mp4")) as video:
-            assert [float(f.time) for f in video.decode(video=0)] == pytest.approx(found.seconds, abs=1e-3)
-
-
-def test_a_legend_shows_names_that_begin_with_a_line():
-    axes = Figure().subplots()
-    for name in ("_walk", "run", "__"):
-        axes.plot([0, 1], label=plot_text(name))
-    labels = [text.get_text() for text in axes.legend().get_texts()]
-    assert [label.removeprefix("\u200b") for label in labels] == ["_walk", "run", "__"]

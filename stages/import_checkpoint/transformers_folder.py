@@ -16,6 +16,7 @@ import torch
 
 from cache.errors import ReskdError
 from stages.import_checkpoint.config import ImportConfig
+from stages.import_checkpoint.hub import DESCRIPTIONS, WEIGHTS, fetch
 from stages.import_checkpoint.transformers_pixels import pixels_of, read_object, size_of
 from stages.models.config import ModelConfig
 from stages.models.transformers_families import FAMILIES, Family
@@ -24,7 +25,7 @@ from stages.models.weight_files import StoredWeights, read_safetensors
 from stages.runtime.terminal import console
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-FILES_OF_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".safetensors")
+FILES_OF_WEIGHTS = (".bin", ".pt", ".pth", ".pyth", ".tar", ".ckpt", ".msgpack", ".h5", ".safetensors")
 INDEX = "model.safetensors.index.json"
 
 
@@ -41,34 +42,26 @@ def open_transformers(config: ImportConfig) -> tuple[ImportConfig, StoredWeights
     What the user has set stays. Raises ReskdError if a file is missing or can't be read, if the weights are pickled, or if
     the network is none that this program takes.
     """
-    folder = config.source if config.source.is_dir() else _download(str(config.source))
+    hub_name = None if config.source.is_dir() else str(config.source)
+    folder = fetch(hub_name, DESCRIPTIONS) if hub_name else config.source
     described = read_object(folder / "config.json")
     name = str(described.get("model_type"))
     _check_known(folder, name, described)
-    tensors = _read_weights(folder)
-    labels = len(tensors["classifier.weight"]) if "classifier.weight" in tensors else 0
     given = config.model.model_dump(include=config.model.model_fields_set) if config.model else {}
     if fixed := given.keys() & {"arch", "backbone", "args"}:
         raise ReskdError(
             f"model.{min(fixed)}: {folder}/config.json says which network it is: leave --model and this key out"
         )
-    model = _model_config(folder, name, described, given, with_classifier=labels > 0 and config.head != "drop")
+    given = pixels_of(folder) | given
     size = config.size if "size" in config.model_fields_set else size_of(folder)
+    if hub_name:
+        folder = fetch(hub_name, WEIGHTS, revision=folder.name)
+    tensors = _read_weights(folder)
+    labels = len(tensors["classifier.weight"]) if "classifier.weight" in tensors else 0
+    model = _model_config(folder, name, described, given, with_classifier=labels > 0 and config.head != "drop")
     weights, notes = _our_weights(folder, model, tensors, labels)
     filled = config.model_copy(update={"model": model, "size": size})
     return filled, StoredWeights(weights, classes=_labels(described), format="transformers", notes=tuple(notes))
-
-
-def _download(name: str) -> Path:
-    """The folder of a model on the hub: JSON and safetensors alone are fetched."""
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # no network, no such model, no rights: the remedy is the same
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ReskdError(f"{name} is no file or folder here, and can't be fetched from Hugging Face's hub ({reason}): give the "
-                         "path of a folder with its config.json and model.safetensors") from error  # fmt: skip
 
 
 def _check_known(folder: Path, name: str, described: dict[str, Any]) -> None:
@@ -120,7 +113,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _model_config(folder: Path, name: str, described: dict, given: dict, with_classifier: bool) -> ModelConfig:
-    """The network's config, with the keys of `config.json` that describe it, and the pixels that it was trained on."""
+    """The network's config: `given`, and the keys of `config.json` that describe it."""
     family, kind = FAMILIES[name], config_class(name)
     own = "own" if with_classifier and family.classifier else "mean"
     try:
@@ -130,7 +123,7 @@ def _model_config(folder: Path, name: str, described: dict, given: dict, with_cl
             f"{folder}/config.json: transformers can't read it: {' '.join(str(error).split())[:300]}"
         ) from error
     args = {key: getattr(full, key) for key in sorted(config_keys(kind)) if getattr(full, key) is not None}
-    values = {"arch": "transformers", "backbone": name, "args": args, "pooling": own} | pixels_of(folder) | given
+    values = {"arch": "transformers", "backbone": name, "args": args, "pooling": own} | given
     if family.video and "num_frames" not in given:
         frames = args.get("num_frames", args.get("frames_per_clip"))
         values |= {"num_frames": frames} if type(frames) is int else {}

@@ -1,8 +1,13 @@
 """Networks of Hugging Face's transformers: what they say is what the library says, and nothing in a folder is run."""
 
+import http.server
 import json
 import pickle
+import shutil
 import sys
+import threading
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -335,6 +340,78 @@ def test_a_name_on_the_hub_without_a_network(tmp_path, monkeypatch):
         import_checkpoint(ImportConfig(source="nobody/no-net", output=tmp_path / "x.safetensors"))
     with pytest.raises(ReskdError, match="checkpoint tests/no-net does not exist"):  # a path that is mistyped
         import_checkpoint(ImportConfig(source="tests/no-net", output=tmp_path / "x.safetensors"))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on this computer with the models of the folder `root`; `sent` are the names of the files that it has sent."""
+    hub = SimpleNamespace(root=tmp_path / "models", sent=[])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, hub))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    address = f"http://127.0.0.1:{server.server_port}"
+    pages = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", pages)
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers the few requests of a download."""
+
+    def __init__(self, hub, *args):
+        self.hub = hub
+        super().__init__(*args)
+
+    def log_message(self, *args): ...
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        _, *parts = self.path.partition("?")[0].split("/")
+        if parts[0] == "api":
+            files = sorted((self.hub.root / parts[3]).rglob("*.*"))
+            names = [str(file.relative_to(self.hub.root / parts[3])) for file in files]
+            tree = [{"type": "file", "path": name, "size": 1, "oid": name} for name in names]
+            about = {"id": "o/n", "sha": "0" * 40, "siblings": [{"rfilename": name} for name in names]}
+            body = json.dumps(tree if "tree" in parts else about).encode()
+        else:
+            body = (self.hub.root / parts[1]).joinpath(*parts[4:]).read_bytes()
+        self.send_response(200)
+        for key, value in {"ETag": f'"{hash(body)}"', "X-Repo-Commit": "0" * 40, "Content-Length": len(body)}.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+            self.hub.sent += [parts[-1]] if parts[0] != "api" else []
+
+
+def test_weights_of_the_hub_are_fetched_when_the_network_is_known(hub, tmp_path):
+    folder = folder_of(library_net("vit"), hub.root / "net")
+    (folder / "other").mkdir()
+    (folder / "other" / "model.safetensors").touch()
+    config = ImportConfig(source="owner/net", output=tmp_path / "ours.safetensors", model=ModelConfig(num_frames=4))
+    change(folder, model_type="unknown")
+    with pytest.raises(ReskdError, match="a network of model_type 'unknown' is not known here"):
+        import_checkpoint(config)
+    assert sorted(hub.sent) == ["config.json", "preprocessor_config.json"]
+    shutil.rmtree(tmp_path / "hub")
+    change(folder, model_type="vit")
+    assert import_checkpoint(config).classes == CLASSES
+    assert sorted(hub.sent[2:4]) == ["config.json", "preprocessor_config.json"] and hub.sent[4:] == [
+        "model.safetensors"
+    ]
+
+
+@pytest.mark.parametrize("name", ["net.pyth", "net.pth.tar"])
+def test_a_mistyped_file_is_no_name_on_the_hub(name, tmp_path):
+    with pytest.raises(ReskdError, match=f"checkpoint nobody/{name} does not exist"):
+        import_checkpoint(ImportConfig(source=f"nobody/{name}", output=tmp_path / "x.safetensors"))
 
 
 def test_without_the_library_its_extra_is_named(folder, monkeypatch):

@@ -5,7 +5,7 @@ import io
 import av
 import numpy as np
 
-from stages.bench.made_videos import encode_video, numbered_frames
+from stages.bench.bad_videos.made_videos import encode_video, numbered_frames
 
 __all__ = ["encode_audio", "encode_video", "moving_square", "numbered_frames", "read_numbers"]
 

@@ -11,12 +11,12 @@ import av
 import numpy as np
 import pytest
 
-from stages.bench import odd_videos as odd
-from stages.bench.bombs import bombs
-from stages.bench.elements import elements_of
-from stages.bench.frame_check import Outcome, check_video, probe_cost
-from stages.bench.made_videos import encode_video, numbered_frames
-from stages.bench.mutants import MUTATIONS, mutant
+from stages.bench.bad_videos import odd_videos as odd
+from stages.bench.bad_videos.bombs import bombs
+from stages.bench.bad_videos.elements import elements_of
+from stages.bench.bad_videos.frame_check import Outcome, check_video, probe_cost
+from stages.bench.bad_videos.made_videos import encode_video, numbered_frames
+from stages.bench.bad_videos.mutants import MUTATIONS, mutant
 from stages.prepare.workers import VideoLimits, Workers, video_limits
 from stages.video.container import open_video, read_packets
 from stages.video.decode import decode_frames, probe

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.bench import odd_videos as odd
+from stages.bench.bad_videos import odd_videos as odd
 from stages.video.decode import PartError, decode_frames, probe, probe_part
 from stages.video.errors import DecodeError
 from stages.video.pyav_decode import decode_from_start

@@ -50,9 +50,9 @@ OWNED = {
         "stages/prepare/encode_frames.py",
         "stages/predict/annotate.py",
         "stages/bench/videos.py",
-        "stages/bench/made_videos.py",
-        "stages/bench/odd_videos.py",
-        "stages/bench/bombs.py",
+        "stages/bench/bad_videos/made_videos.py",
+        "stages/bench/bad_videos/odd_videos.py",
+        "stages/bench/bad_videos/bombs.py",
     ],
     "torch.distributed": ["stages/runtime/distributed.py"],
 }

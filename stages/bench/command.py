@@ -240,7 +240,7 @@ def faults(quick, output):
 
     A full disk needs the right to mount (unshare), the clock needs libfaketime. Without them they are skipped.
     """
-    from stages.bench.faults import run_faults
+    from stages.bench.faults.faults import run_faults
 
     run_faults(quick, output)
 
@@ -262,6 +262,6 @@ def bad_videos(videos, seed, quick, output):
       bombs: small files that claim to be huge
     Each is probed and decoded in a process with limits. Random sets of frames are compared with one sequential decode.
     """
-    from stages.bench.bad_videos import run_bad_videos
+    from stages.bench.bad_videos.bad_videos import run_bad_videos
 
     run_bad_videos(quick, output, videos, seed)

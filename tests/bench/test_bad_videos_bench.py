@@ -3,8 +3,8 @@
 import json
 import math
 
-from stages.bench import bad_videos
-from stages.bench.made_videos import encode_video, numbered_frames
+from stages.bench.bad_videos import bad_videos
+from stages.bench.bad_videos.made_videos import encode_video, numbered_frames
 from tests.runs import command
 
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from cache.errors import ReskdError
-from stages.bench import faults
-from stages.bench.faults_process import run, start
-from stages.bench.faults_stages import OUTPUT, Sizes
+from stages.bench.faults import faults
+from stages.bench.faults.process import run, start
+from stages.bench.faults.stages import OUTPUT, Sizes
 from stages.models.checkpoints import read_checkpoint
 from stages.packs.config import PackConfig
 from stages.packs.pack import pack

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cache.view import ViewPolicy
-from stages.bench.made_videos import encode_video
+from stages.bench.bad_videos.made_videos import encode_video
 from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, save_model
 from stages.models.config import ModelConfig

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cache.errors import ReskdError
-from stages.bench import odd_videos
+from stages.bench.bad_videos import odd_videos
 from stages.predict import annotate
 from stages.predict.steps import Steps
 from stages.predict.videos import FileVideo

@@ -12,7 +12,7 @@ import torch
 
 from cache.errors import ReskdError
 from cache.view import ViewPolicy, sample_view
-from stages.bench import odd_videos
+from stages.bench.bad_videos import odd_videos
 from stages.predict import decoding
 from stages.predict.decoding import Decoding
 from stages.predict.streaming import WindowStream

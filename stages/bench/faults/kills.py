@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from stages.bench.faults_process import PROGRAM, TIMEOUT, Ended, run, start
-from stages.bench.faults_stages import OUTPUT, Stage, difference, new_folder, run_again
+from stages.bench.faults.process import PROGRAM, TIMEOUT, Ended, run, start
+from stages.bench.faults.stages import OUTPUT, Stage, difference, new_folder, run_again
 
 FEW_FILES = 256
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.bench.bombs import bombs
+from stages.bench.bad_videos.bombs import bombs
+from stages.bench.bad_videos.frame_check import Outcome, check_video, memory_growth, opens, probe_cost
+from stages.bench.bad_videos.mutants import mutant
+from stages.bench.bad_videos.odd_videos import KINDS, made_kinds
 from stages.bench.figures import Figure, at_least, at_most, measured, show
-from stages.bench.frame_check import Outcome, check_video, memory_growth, opens, probe_cost
-from stages.bench.mutants import mutant
-from stages.bench.odd_videos import KINDS, made_kinds
 from stages.prepare.workers import VideoLimits, Workers, video_limits
 from stages.runtime.terminal import console
 

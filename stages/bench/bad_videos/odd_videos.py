@@ -7,7 +7,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from stages.bench.made_videos import FPS, coded, encode_video, numbered_frames, remuxed, with_matrix
+from stages.bench.bad_videos.made_videos import FPS, coded, encode_video, numbered_frames, remuxed, with_matrix
 
 
 def false_sync_samples(codec="libx264") -> bytes:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from stages.bench.faults_bytes import flipped, kinds, stop_a_run
-from stages.bench.faults_disk import bytes_of, can_mount, full_disk, read_only, vanishing
-from stages.bench.faults_kills import (
+from stages.bench.faults.disk import bytes_of, can_mount, full_disk, read_only, vanishing
+from stages.bench.faults.flipped_bits import flipped, kinds, stop_a_run
+from stages.bench.faults.kills import (
     clock_set_back,
     commit_kills,
     few_files,
@@ -28,7 +28,7 @@ from stages.bench.faults_kills import (
     signals,
     two_writers,
 )
-from stages.bench.faults_stages import Sizes, Stage, make_stages, output_of
+from stages.bench.faults.stages import Sizes, Stage, make_stages, output_of
 from stages.bench.figures import Figure, show
 from stages.runtime.terminal import console
 
@@ -82,7 +82,7 @@ def run_faults(quick: bool, output: Path | None) -> list[Figure]:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands: one thread adds in one order
         context = multiprocessing.get_context(START)
         if START == "forkserver":
-            context.set_forkserver_preload(["stages.bench.faults_process"])
+            context.set_forkserver_preload(["stages.bench.faults.process"])
         with ProcessPoolExecutor(setup.jobs or os.cpu_count() or 1, context) as pool:
             stages = pool.submit(_make, root, setup).result()
             tries = _tries(root, stages, setup, pool.submit(can_mount, root / "mount").result())

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.bench.faults_process import in_fork, run, start
-from stages.bench.faults_stages import OUTPUT, Stage, difference, new_folder, run_again
+from stages.bench.faults.process import in_fork, run, start
+from stages.bench.faults.stages import OUTPUT, Stage, difference, new_folder, run_again
 
 NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000  # flags of unshare(2)
 ROOM = "64m"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.bench.elements import Element, elements_of
+from stages.bench.bad_videos.elements import Element, elements_of
 
 ODD_NUMBERS = (0, 1, 2, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 TABLE = 65536  # bytes; a leaf that is no longer may be a table or a header, and a longer one holds pictures

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from cache.view import ViewPolicy
-from stages.bench.faults_process import in_fork, run
+from stages.bench.faults.process import in_fork, run
 from stages.demo.digits import CLASSES, make_digits
 from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, save_model

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.bench.faults_process import Ended, run, start
-from stages.bench.faults_stages import OUTPUT, Stage, content, difference, new_folder, output_of, run_again
+from stages.bench.faults.process import Ended, run, start
+from stages.bench.faults.stages import OUTPUT, Stage, content, difference, new_folder, output_of, run_again
 
 
 @dataclass(frozen=True)

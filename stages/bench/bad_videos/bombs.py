@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import av
 
-from stages.bench.made_videos import FPS, coded, encode_video, numbered_frames
-from stages.bench.odd_videos import written
+from stages.bench.bad_videos.made_videos import FPS, coded, encode_video, numbered_frames
+from stages.bench.bad_videos.odd_videos import written
 
 HUGE = 10**9
 MANY = 2**22  # as many as a long video has

@@ -28,7 +28,7 @@ import stages.sweep.sweep
 import stages.teacher.cache_teacher
 import stages.teacher.verify_cache  # noqa: F401
 
-PROGRAM = Path(__file__).parents[2] / "pipeline.py"
+PROGRAM = Path(__file__).parents[3] / "pipeline.py"
 TIMEOUT = 180  # seconds; a command that takes longer hangs
 _numbers = count()
 

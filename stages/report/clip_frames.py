@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from cache.errors import ReskdError
 from stages.evaluate.answers_file import Answer
 from stages.report.parts import Picture, Pictures
 from stages.shards.dataset import Dataset, open_dataset
+from stages.shards.index import INDEX
 from stages.stream.clip_at_work import clip_at_work
 from stages.stream.config import ClipLimits, LoaderConfig
 from stages.stream.worker_pool import make_batches
@@ -26,10 +29,13 @@ LOADER = LoaderConfig(workers=1, prefetch=1, limits=ClipLimits(seconds=5, bytes=
 
 
 class ClipFrames:
-    """Reads frames from the data sets of evaluations, at most `budget` in all: each costs a decode and some kB."""
+    """Reads frames from the data sets of evaluations, at most `budget` in all: each costs a decode and some kB.
 
-    def __init__(self, budget: int):
-        self.budget = budget
+    `seconds`: after so much time no more of them are read.
+    """
+
+    def __init__(self, budget: int, seconds: float = 120.0):
+        self.budget, self.end = budget, time.monotonic() + seconds
         self._open = lru_cache(open_dataset)
 
     def pictures(self, caption: str, data: Path, clips: Sequence[tuple[Answer, str]]) -> Pictures:
@@ -39,13 +45,18 @@ class ClipFrames:
         """
         clips, sources, reasons = clips[: self.budget], [], {}
         try:
+            if not os.path.isfile(data / INDEX):  # a pipe would be waited for
+                raise ReskdError(f"{data} has no {INDEX}: the data set has moved")
             dataset = self._open(data)
             answers = [answer for answer, _ in clips]
             for made in make_batches(partial(_frame_maker, dataset), answers, 1, LOADER, data=dataset):
                 sources.append("" if isinstance(made, ReskdError) else made)
                 if isinstance(made, ReskdError):
                     reasons[str(made)] = None
-        except (ReskdError, OSError) as error:  # the data set has moved
+                if time.monotonic() > self.end:
+                    reasons["the time for pictures is used up: the videos are long, or block the decoder"] = None
+                    break
+        except (ReskdError, OSError) as error:
             reasons[str(error)] = None
         sources += [""] * (len(clips) - len(sources))
         self.budget -= len(clips)

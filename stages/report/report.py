@@ -93,7 +93,10 @@ def _sections(material: Material, problems: Problems) -> list[Section]:
     runs, caches, evaluations, sweeps = material.runs, material.caches, material.evaluations, material.sweeps
     groups = group_by_seed(runs)
     cache_names = {cache.path.resolve(): cache.name for cache in caches}
-    scores = {run.path: [e for e in evaluations if e.run_folder == run.path.resolve()] for run in runs}
+    evaluated: dict[Path | None, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        evaluated.setdefault(evaluation.run_folder, []).append(evaluation)
+    scores = {run.path: evaluated.get(run.path.resolve(), []) for run in runs}
     makers: dict[str, Callable[[], Section | None]] = {
         "runs": lambda: runs_section(runs, scores, cache_names),
         "front": lambda: fronts_section(groups, evaluations, sweeps),

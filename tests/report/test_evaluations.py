@@ -108,4 +108,6 @@ def test_a_video_that_ends_the_decoder_costs_its_picture(data, monkeypatch):
     monkeypatch.setattr(clip_frames, "decode_frames", lambda v, *a: os._exit(7) if bytes(v) == video else real(v, *a))
     shown = clip_frames.ClipFrames(3).pictures("c", data.val, [(bad, "bad"), (good, "good"), (gone, "gone")])
     assert [picture.source[:15] for picture in shown.pictures] == ["", "data:image/jpeg", ""]
+    late = clip_frames.ClipFrames(2, seconds=0).pictures("c", data.val, [(good, "good"), (gone, "gone")])
+    assert "time for pictures is used up" in late.note and "no such key" not in late.note
     assert "exit status 7" in shown.note and "no such key: " in shown.note

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from cache.errors import ReskdError
-from cache.store import move_into_place, partial_file, write_atomically
+from cache.store import make_folders, move_into_place, naming, no_link, partial_file
 from stages.config.json_result import check_writable
 from stages.config.schema import check_deterministic
 from stages.export.check import Comparison, careful, check_equal, compare, onnx_runner, pt2_runner
@@ -42,18 +43,18 @@ def export(config: ExportConfig) -> dict:
     metadata = metadata_of(config.checkpoint, card)
     some = (lambda: clips.some(config.calibrate)) if clips else lambda: noise_batches(card)
     accuracy = None
-    with _checked_file(config.output) as partial:
+    with _checked_file(config.output, partial_file(config.output)) as partial:
         with console.status(f"writing {config.output.name}"):
             program = to_program(model, card.size, config.checkpoint)
             data = onnx_bytes(program, metadata, config.checkpoint) if is_onnx else pt2_bytes(program, metadata)
-            write_atomically(partial, data)
+            _write(partial, data, config.output)
         with console.status("comparing it with the network"):
             comparison = compare(model, careful(onnx_runner if is_onnx else pt2_runner, partial, config.output), some())
             check_equal(comparison, config.output)
         if config.int8:
             comparison, accuracy = _quantise(partial, config, model, card, clips, some)
         if is_onnx:
-            write_atomically(config.output.with_name(SCRIPT.name), SCRIPT.read_bytes())
+            _copy_script(config.output)
     return _report(config, card, comparison, accuracy)
 
 
@@ -82,15 +83,32 @@ def _check_policy(card: ModelCard, checkpoint: Path) -> None:
 
 
 @contextmanager
-def _checked_file(output: Path) -> Iterator[Path]:
+def _checked_file(output: Path, partial: Path) -> Iterator[Path]:
     """The path of an unfinished file, which becomes the output at the end; after an error nothing is left of it."""
-    partial = partial_file(output)
+    make_folders(output.parent)
     try:
         yield partial
         move_into_place(partial, output)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _write(partial: Path, data: bytes, output: Path) -> None:
+    """Write an unfinished file durably. An error names the output."""
+    with open(partial, "wb", opener=no_link) as file, naming(output):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _copy_script(output: Path) -> None:
+    """Write the script beside the output, unless it is there. Exports of other files into the folder may run at the same time."""
+    script, data = output.with_name(SCRIPT.name), SCRIPT.read_bytes()
+    if script.exists() and script.read_bytes() == data:
+        return
+    with _checked_file(script, script.with_name(f".{output.name}.{script.name}.partial")) as partial:
+        _write(partial, data, script)
 
 
 def _quantise(
@@ -104,7 +122,7 @@ def _quantise(
     """Replace an ONNX file by its 8-bit one."""
     metadata = metadata_of(config.checkpoint, card, "int8")
     with console.status("calibrating int8"):
-        write_atomically(partial, quantise(partial, some(), metadata))
+        _write(partial, quantise(partial, some(), metadata), config.output)
     run = careful(onnx_runner, partial, config.output)
     with console.status("measuring the accuracy of int8"):
         accuracy = measure_accuracy(model, run, clips.scored(), len(card.classes))

@@ -1,8 +1,11 @@
 """Exported files answer as the network does, in other programs too; what differs or can't be exported leaves nothing."""
 
 import json
+import resource
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +18,11 @@ from timm.models.resnet import BasicBlock, ResNet
 from cache.errors import ReskdError
 from cache.view import ViewPolicy
 from pipeline import cli
-from stages.bench.made_videos import with_matrix
+from stages.bench.bad_videos.made_videos import with_matrix
 from stages.config.file import load_config
 from stages.export.clips import spread
 from stages.export.config import ExportConfig
-from stages.export.export import export
+from stages.export.export import _copy_script, export
 from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, load_model, save_model
 from stages.models.config import ModelConfig
@@ -168,6 +171,29 @@ def test_the_script_beside_it_sees_what_the_network_sees_and_needs_no_torch(hous
             assert float(probability) == pytest.approx(probabilities.max(), abs=1e-3)
 
 
+def test_the_script_names_what_it_cannot_read_and_goes_on(house, tmp_path):
+    """A playlist of another video and a damaged video; without arguments, how it is called."""
+    script, video = house.files["tsn"].with_name("run_onnx.py"), next((house.root / "videos").rglob("5.mp4"))
+    (tmp_path / "whole.mp4").write_bytes(video.read_bytes())
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile whole.mp4\n")
+    data = bytearray(encode_video(moving_square(12, 64, 64)))
+    start = data.index(b"mdat") + 4
+    place = start + (len(data) - start) * 76 // 100
+    data[place : place + 8] = b"\xff" * 8
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    call = [sys.executable, script, house.files["tsn"], tmp_path / "list.mp4", tmp_path / "damaged.mp4", video]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout.startswith(f"{video}: ") and len(done.stdout.splitlines()) == 1
+    errors = [line for line in done.stderr.splitlines() if "can't be read" in line]
+    assert (
+        len(errors) == 2
+        and "list.mp4 can't be read: " in errors[0]
+        and "damaged.mp4 can't be read: a frame is damaged" in errors[1]
+    )
+    alone = subprocess.run(call[:2], capture_output=True, text=True)
+    assert alone.returncode == 1 and "python run_onnx.py MODEL.onnx VIDEO..." in alone.stderr
+
+
 # ---- int8 ----
 
 
@@ -266,6 +292,36 @@ def test_a_file_with_other_answers_is_not_kept(house, tmp_path):
     with pytest.raises(ReskdError, match=r"other answers than the network: the largest difference .* of 10 clips"):
         export(config_of(odd_net("forgetful_net", _Forgetful, house.root), tmp_path / "net.pt2", overwrite=True))
     assert folder_of(tmp_path) == ["net.pt2"] and (tmp_path / "net.pt2").read_bytes() == b"an older file"
+
+
+def test_on_a_full_disk_nothing_is_left(house, tmp_path):
+    """No file can be larger than a limit."""
+    limits, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path}/net.pt2'"):
+            export(ExportConfig(checkpoint=house.nets["tsn"], output=tmp_path / "net.pt2"))
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path}/run_onnx.py'"):
+            _copy_script(tmp_path / "net.onnx")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert folder_of(tmp_path) == []
+
+
+def test_exports_into_one_folder_share_the_script(house, tmp_path):
+    """The script is left alone where it is right, so that two exports at once can't disturb each other."""
+    script = tmp_path / "run_onnx.py"
+    _copy_script(tmp_path / "a.onnx")
+    made = script.stat().st_ino
+    assert script.read_bytes() == house.files["tsn"].with_name("run_onnx.py").read_bytes()
+    _copy_script(tmp_path / "b.onnx")
+    assert script.stat().st_ino == made and folder_of(tmp_path) == ["run_onnx.py"]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            script.unlink()
+            list(pool.map(_copy_script, [tmp_path / f"{i}.onnx" for i in range(8)]))
+            assert folder_of(tmp_path) == ["run_onnx.py"]
 
 
 @pytest.mark.parametrize(

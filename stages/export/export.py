@@ -96,7 +96,7 @@ def _checked_file(output: Path, partial: Path) -> Iterator[Path]:
 
 def _write(partial: Path, data: bytes, output: Path) -> None:
     """Write an unfinished file durably. An error names the output."""
-    with open(partial, "wb", opener=no_link) as file, naming(output):
+    with naming(output), open(partial, "wb", opener=no_link) as file:  # closing it may fail, too
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -8,7 +8,7 @@ from tests.runs import POLICY, QUICK, command, sets
 def test_prepare_teacher_cache_pack_student_evaluate(data, tmp_path):
     for split in ("train", "val"):
         command("prepare", data.videos / split, "--output", tmp_path / split, "--limit", 40, "--set", "workers=0")
-    quick = [part for change in (*QUICK, "loader.workers=0", "schedule.epochs=1") for part in ("--set", change)]
+    quick = [part for change in (*QUICK, "loader.resident=false", "schedule.epochs=1") for part in ("--set", change)]
     paths = {"data.train": str(tmp_path / "train"), "data.val": str(tmp_path / "val")}
     teacher, student, cache = tmp_path / "teacher", tmp_path / "student", tmp_path / "t.zarr"
     command("train-student", *quick, *sets({**paths, "output": str(teacher), "size": 32, "policy": POLICY}))

@@ -93,7 +93,8 @@ class Workers:
         if self.pool is None:
             self.pool = _start_pool(self.count, self.limits)
         try:
-            return self.pool, self.pool.submit(task)
+            with sigint_waits():  # the first tasks each start a process
+                return self.pool, self.pool.submit(task)
         except BrokenProcessPool:  # the pool has died, but no result has shown it yet
             self.pool = _start_pool(self.count, self.limits)
             return self.pool, self.pool.submit(task)
@@ -119,7 +120,7 @@ def _start_pool(count: int, limits: VideoLimits) -> ProcessPoolExecutor:
     for _ in range(2):
         pool = ProcessPoolExecutor(count, spawn, initializer=_initialise_worker, initargs=(limits,))
         try:
-            with sigint_waits():  # all processes start at the first task
+            with sigint_waits():
                 started = pool.submit(os.getpid)
             started.result()
             return pool

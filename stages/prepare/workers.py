@@ -93,11 +93,10 @@ class Workers:
         if self.pool is None:
             self.pool = _start_pool(self.count, self.limits)
         try:
-            with sigint_waits():  # the first tasks each start a process
-                return self.pool, self.pool.submit(task)
+            return self.pool, _submit_to(self.pool, task)
         except BrokenProcessPool:  # the pool has died, but no result has shown it yet
             self.pool = _start_pool(self.count, self.limits)
-            return self.pool, self.pool.submit(task)
+            return self.pool, _submit_to(self.pool, task)
 
     def _run_alone(self, task: Task[T], crashed: Callable[[str], T] | None) -> T:
         if self.retry_pool is None:
@@ -114,15 +113,18 @@ class Workers:
             return crashed(reasons.get(process.exitcode, "crashes the process that decodes it"))
 
 
+def _submit_to(pool: ProcessPoolExecutor, task: Task[T]) -> Future[T]:
+    with sigint_waits():  # the first tasks each start a process
+        return pool.submit(task)
+
+
 def _start_pool(count: int, limits: VideoLimits) -> ProcessPoolExecutor:
     """A pool with a process that works. It is tried twice: the first process may be killed by chance at its start."""
     spawn, failure = multiprocessing.get_context("spawn"), None
     for _ in range(2):
         pool = ProcessPoolExecutor(count, spawn, initializer=_initialise_worker, initargs=(limits,))
         try:
-            with sigint_waits():
-                started = pool.submit(os.getpid)
-            started.result()
+            _submit_to(pool, os.getpid).result()
             return pool
         except BrokenProcessPool as error:
             failure = error

@@ -26,7 +26,8 @@ def small(tmp_path_factory) -> SimpleNamespace:
 
 
 def config_of(small, output):
-    return train_config(output, small, "loader.resident=false", "batch_size=2", "accumulate=3", "checkpoint_every=1000", f"data.val={small.val}")
+    changes = ["loader.resident=false", "batch_size=2", "accumulate=3", "checkpoint_every=1000"]
+    return train_config(output, small, *changes, f"data.val={small.val}")
 
 
 def damage(tar: Path, row: Row) -> bytes:

@@ -145,7 +145,7 @@ def _train(config: DemoConfig, kind: str, seed: int, timed: Callable) -> Path:
     run = _run_config(config, kind, seed)
     timed(f"train {kind} {seed}", lambda: train_student(run, resume=True, go_on=RUN_AGAIN))
     evaluation = EvaluateConfig(checkpoint=run.output / "last.safetensors", data=config.output / "data" / "test",
-                          output=run.output / "test.json", batch_size=64)  # fmt: skip
+                          output=run.output / "test.json", batch_size=64, loader=run.loader)  # fmt: skip
     timed(f"evaluate {kind} {seed}", lambda: evaluate(evaluation))
     return run.output
 

@@ -15,7 +15,7 @@ DRIVER = Path(__file__).with_name("kill_driver.py")
 @pytest.mark.parametrize(
     ("step", "stride", "calls", "states"),
     [
-        ("first_commit", 1, 50, 25),
+        ("first_commit", 2, 50, 20),
         ("growth", 2, 50, 20),
         ("another_target", 2, 30, 10),
         ("everything", 7, 150, 20),

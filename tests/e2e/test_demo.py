@@ -12,11 +12,12 @@ from tests.runs import command, sets
 
 NETS = ("teacher", "baseline", "distilled")
 ALONE = {"loader": {"workers": 0}}  # a fork of a process with torch in it takes longer than these clips
-BRIEF = {"schedule": {"epochs": 1, "val_every": 1, "warmup_epochs": 0.2}, **ALONE}
+ONCE = {"loader": {"workers": 0, "resident": True}}  # and clips are decoded once
+BRIEF = {"schedule": {"epochs": 1, "val_every": 1, "warmup_epochs": 0.2}, **ONCE}
 SMALL = {
     "clips": {"train": 120, "val": 40, "test": 40},
     "cache": {"views": 2, **ALONE},
-    **{net: {"schedule": {"epochs": 2, "val_every": 1, "warmup_epochs": 0.2}} for net in NETS},
+    **{net: {"schedule": {"epochs": 2, "val_every": 1, "warmup_epochs": 0.2}, **ONCE} for net in NETS},
 }
 
 

@@ -32,7 +32,7 @@ def test_cache_teacher_killed_at_random_moments(zygote, data, teacher, tmp_path)
     duration = time.monotonic() - started
     whole, chance = tree(tmp_path / "whole.zarr"), random.Random(0)
     partly = 0
-    for kill in range(6):
+    for kill in range(4):
         output = tmp_path / f"{kill}.zarr"
         running = zygote.start(command(output))
         time.sleep(duration * chance.uniform(0.2, 1.0))
@@ -57,7 +57,7 @@ def test_train_student_killed_at_random_moments(zygote, data, cached, tmp_path):
     whole, output, chance = rows_of(tmp_path / "whole"), tmp_path / "killed", random.Random(1)
     assert len(whole) == 72
     saved = 0
-    for _ in range(7):
+    for _ in range(5):
         running = zygote.start(command(output, *(["--resume"] if (output / "config.yaml").exists() else [])))
         goal, end = saved + chance.randrange(2, 11), time.monotonic() + 60
         while len(rows_of(output)) < goal and running.status.exists() is False and time.monotonic() < end:
@@ -69,7 +69,7 @@ def test_train_student_killed_at_random_moments(zygote, data, cached, tmp_path):
             step = torch.load(output / "last.pt", weights_only=True)["step"]
             assert step >= saved and len(rows_of(output)) - step <= 12  # what is redone: since the last checkpoint
             saved = step
-    assert 15 < saved < 72
+    assert 8 < saved < 72
     zygote.run(command(output, "--resume"))
     assert rows_of(output) == whole
     assert rows_of(output, "val") == rows_of(tmp_path / "whole", "val")

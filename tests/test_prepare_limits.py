@@ -17,7 +17,7 @@ def work(size: int, seconds: float, memory: int) -> str:
 
 
 def test_a_video_that_hangs_or_eats_memory_is_tried_again_and_left_out():
-    limits = VideoLimits(seconds=0.3, seconds_per_mb=1.0, memory=10**8)
+    limits = VideoLimits(seconds=0.2, seconds_per_mb=1.0, memory=10**8)
     cases = {
         (0, 0.0, 10): "10",
         (0, 1000.0, 30): "takes too long to decode",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages.config.options import CONFIG, SET, with_options
+from stages.config.options import CONFIG, JSON, SET, with_options
 
 
 @click.group()
@@ -16,13 +16,6 @@ def bench():
     """
 
 
-JSON = click.option(
-    "--json",
-    "output",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    metavar="FILE",
-    help="Write the figures to this file, as a JSON list; -: to standard output.",
-)
 QUICK = click.option("--quick", is_flag=True, help="Measure less, in less time.")
 PROFILE = click.option("--profile", "trace", type=click.Path(path_type=Path), metavar="TRACE",
                        help="Run once more with torch.profiler and write a JSON file for chrome://tracing.")  # fmt: skip
@@ -41,7 +34,7 @@ def MEASURED(command):
 @JSON
 @CONFIG
 @SET
-def fidelity(config_file, overrides, seeds, quick, output):
+def fidelity(config_file, overrides, seeds, quick, json_file):
     """Accuracy with labels, with a teacher in the loop, and with caches.
 
     The same student is trained in each of these ways:
@@ -63,7 +56,7 @@ def fidelity(config_file, overrides, seeds, quick, output):
     from stages.config.file import load_config
 
     options = {"seeds": seeds, "quick": quick or None}
-    run_fidelity(load_config(StudyConfig, config_file or STUDY, with_options(options, overrides)), output)
+    run_fidelity(load_config(StudyConfig, config_file or STUDY, with_options(options, overrides)), json_file)
 
 
 STUDY = Path(__file__).parents[2] / "configs" / "study" / "study.yaml"
@@ -84,7 +77,7 @@ STUDY = Path(__file__).parents[2] / "configs" / "study" / "study.yaml"
 @click.option("--views", type=click.IntRange(1), default=8, show_default=True, help="Views of each video.")
 @click.option("--student-grid", metavar="HxW", default="4x4", show_default=True, help="Grid of the student's map.")
 @JSON
-def encodings(videos, teacher, views, student_grid, output):
+def encodings(videos, teacher, views, student_grid, json_file):
     """Bytes and errors of encodings, on your videos.
 
     The bytes are those of a view. The error is the energy that an encoding loses on held-out videos.
@@ -92,121 +85,121 @@ def encodings(videos, teacher, views, student_grid, output):
     from stages.bench.encodings import run_encodings
     from stages.teacher.size_planner import parse_grid
 
-    run_encodings(videos, teacher, views, parse_grid(student_grid), output)
+    run_encodings(videos, teacher, views, parse_grid(student_grid), json_file)
 
 
 @bench.command()
 @QUICK
 @JSON
-def join(quick, output):
+def join(quick, json_file):
     """Time to read and to write a cache, on one core.
 
     Measured are joining, opening and memory (for students), and encoding (in stage one).
     """
     from stages.bench.join import run_join
 
-    run_join(quick, output)
+    run_join(quick, json_file)
 
 
 @bench.command()
 @MEASURED
-def decode(quick, output, trace, folder):
+def decode(quick, json_file, trace, folder):
     """Time to decode and to render videos, on one core.
 
     Measured are 1 view and 8 views of 340x256 and 1280x720 videos.
     """
     from stages.bench.decode import run_decode
 
-    run_decode(quick, output, trace, folder)
+    run_decode(quick, json_file, trace, folder)
 
 
 @bench.command()
 @MEASURED
-def stage1(quick, output, trace, folder):
+def stage1(quick, json_file, trace, folder):
     """Speed of stage one against its bound.
 
     The bound is decoding alone and the teacher alone. Time and memory are measured for more and more clips too.
     """
     from stages.bench.stage1 import run_stage1
 
-    run_stage1(quick, output, trace, folder)
+    run_stage1(quick, json_file, trace, folder)
 
 
 @bench.command()
 @MEASURED
-def stage2(quick, output, trace, folder):
+def stage2(quick, json_file, trace, folder):
     """Time that distillation adds to plain training.
 
     Training from a pack is measured against the student's step alone too.
     """
     from stages.bench.stage2 import run_stage2
 
-    run_stage2(quick, output, trace, folder)
+    run_stage2(quick, json_file, trace, folder)
 
 
 @bench.command("pack")
 @MEASURED
-def bench_pack(quick, output, trace, folder):
+def bench_pack(quick, json_file, trace, folder):
     """Time and bytes of a pack against its videos."""
     from stages.bench.packing import run_pack
 
-    run_pack(quick, output, trace, folder)
+    run_pack(quick, json_file, trace, folder)
 
 
 @bench.command()
 @MEASURED
-def cohort(quick, output, trace, folder):
+def cohort(quick, json_file, trace, folder):
     """Eight students on one stream against eight runs.
 
     The bound is one input and eight steps.
     """
     from stages.bench.cohort import run_cohort
 
-    run_cohort(quick, output, trace, folder)
+    run_cohort(quick, json_file, trace, folder)
 
 
 @bench.command("sweep")
 @MEASURED
-def bench_sweep(quick, output, trace, folder):
+def bench_sweep(quick, json_file, trace, folder):
     """A whole sweep against the teacher in the loop.
 
     The sweep is stage one, a pack, and a cohort of 5 students that train for 20 epochs.
     """
     from stages.bench.sweeping import run_sweeping
 
-    run_sweeping(quick, output, trace, folder)
+    run_sweeping(quick, json_file, trace, folder)
 
 
 @bench.command()
 @MEASURED
-def growth(quick, output, trace, folder):
+def growth(quick, json_file, trace, folder):
     """Time and memory for more and more clips.
 
     The time per clip of each stage and a student's memory should not grow. A plot shows the times.
     """
     from stages.bench.growth import run_growth
 
-    run_growth(quick, output, trace, folder)
+    run_growth(quick, json_file, trace, folder)
 
 
 @bench.command()
 @JSON
 @MADE
-def fullsize(output, folder):
+def fullsize(json_file, folder):
     """The cost on Kinetics-400, from measured parts.
 
     A ResNet-152 at 224 px teaches students of ResNet-50 at 112 px.
     """
     from stages.bench.fullsize import run_fullsize
 
-    run_fullsize(output, folder)
+    run_fullsize(json_file, folder)
 
 
 @bench.command()
 @QUICK
 @JSON
 @MADE
-def deploy(quick, output, folder):
+def deploy(quick, json_file, folder):
     """What a clip costs in teacher and student, by size and runtime.
 
     \b
@@ -221,13 +214,13 @@ def deploy(quick, output, folder):
     """
     from stages.bench.deploy import run_deploy
 
-    run_deploy(quick, output, folder)
+    run_deploy(quick, json_file, folder)
 
 
 @bench.command()
 @QUICK
 @JSON
-def faults(quick, output):
+def faults(quick, json_file):
     """What is left after kills, full disks, damage and other faults.
 
     \b
@@ -242,7 +235,7 @@ def faults(quick, output):
     """
     from stages.bench.faults.faults import run_faults
 
-    run_faults(quick, output)
+    run_faults(quick, json_file)
 
 
 @bench.command("bad-videos")
@@ -252,7 +245,7 @@ def faults(quick, output):
               help="Number of the first mutant. Other numbers make other mutants.")  # fmt: skip
 @QUICK
 @JSON
-def bad_videos(videos, seed, quick, output):
+def bad_videos(videos, seed, quick, json_file):
     """Odd, damaged and hostile videos: served right, or refused.
 
     \b
@@ -264,4 +257,4 @@ def bad_videos(videos, seed, quick, output):
     """
     from stages.bench.bad_videos.bad_videos import run_bad_videos
 
-    run_bad_videos(quick, output, videos, seed)
+    run_bad_videos(quick, json_file, videos, seed)

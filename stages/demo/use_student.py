@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from rich.table import Table
 
 from stages.export.config import ExportConfig
 from stages.export.export import export
+from stages.export.program import missing_packages
 from stages.predict.config import PredictConfig
 from stages.predict.predict import predict
 from stages.runtime.terminal import console
@@ -24,7 +24,7 @@ def export_student(checkpoint: Path, data: Path, output: Path) -> list[dict]:
     """
     endings = [
         ".pt2",
-        *([".onnx"] if all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))) else []),
+        *([] if missing_packages() else [".onnx"]),
     ]
     trained = checkpoint.stat().st_mtime_ns
     wanted = [output.with_suffix(ending) for ending in endings]

@@ -17,7 +17,7 @@ from stages.config.json_result import check_writable
 from stages.evaluate.answers_file import write_answers
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.confusion_plot import plot_confusion
-from stages.metrics.accuracy import ScoredVideos, confusion, measure, per_class
+from stages.metrics.accuracy import ScoredVideos, confused_pairs, confusion, measure, per_class
 from stages.metrics.scoring import score_videos
 from stages.models.checkpoints import load_model
 from stages.models.video_model import model_stats, to_device
@@ -99,12 +99,10 @@ def _check_data(data: Dataset, classes: tuple[str, ...], checkpoint: Path) -> No
 
 def most_confused(counts: np.ndarray, classes: Sequence[str]) -> list[dict]:
     """The wrong pairs of a confusion matrix [K,K] with the most clips, and their percentage of the true class's clips."""
-    errors = counts * (1 - np.eye(len(counts), dtype=np.int64))
-    pairs = [divmod(int(i), len(counts)) for i in np.argsort(-errors, axis=None, kind="stable")[:MAX_CONFUSED]]
     return [
-        {"truth": classes[t], "taken_for": classes[p], "clips": int(errors[t, p]),
-         "percent": 100 * float(errors[t, p] / counts[t].sum())}
-        for t, p in pairs if errors[t, p]
+        {"truth": classes[t], "taken_for": classes[p], "clips": int(counts[t, p]),
+         "percent": 100 * float(counts[t, p] / counts[t].sum())}
+        for t, p in confused_pairs(counts, MAX_CONFUSED)
     ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import logging
@@ -9,7 +10,6 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -81,9 +81,14 @@ def onnx_bytes(program: ExportedProgram, metadata: Mapping[str, str], checkpoint
         return converted.model_proto.SerializeToString()
 
 
+def missing_packages() -> list[str]:
+    """The packages that write and run ONNX, of the extra `export`, that are not installed."""
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+
+
 def check_packages(what: str, command: str) -> None:
     """Raises ReskdError unless the packages that write and run ONNX are installed. `command`: of pipeline.py, to run again."""
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+    if missing := missing_packages():
         raise ReskdError(f"{what} needs the packages {', '.join(missing)}, which are not installed: "
                          f"`uv run --extra export pipeline.py {command}`")  # fmt: skip
 

@@ -94,6 +94,13 @@ def confusion(scored: ScoredVideos) -> np.ndarray:
     return multiclass_confusion_matrix(best, truth, scored.truth.shape[1]).numpy()
 
 
+def confused_pairs(counts: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """The wrong cells (true class, answer) of a confusion matrix [K,K] that have clips, at most `most`, most clips first."""
+    errors = counts * (1 - np.eye(len(counts), dtype=np.int64))
+    cells = [divmod(int(i), len(counts)) for i in np.argsort(-errors, axis=None, kind="stable")[:most]]
+    return [cell for cell in cells if errors[cell]]
+
+
 def chance(counts: np.ndarray) -> float:
     """The top-1, in percent, of a model that always answers the most frequent label. `counts`: clips of each label."""
     return 100 * float(counts.max() / counts.sum())

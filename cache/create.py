@@ -84,15 +84,15 @@ def create_cache(
     for entry in renewed_shards(stored.identity.shards, wanted.shards) if stored else ():
         shutil.rmtree(path / entry.name, ignore_errors=True)  # before the manifest: a rerun finds it missing
     if constants:
-        manifest = replace(manifest, constants=_write_constants(path, constants))
+        manifest = replace(manifest, constants={**manifest.constants, **write_constants(path, constants)})
     if stored != manifest:
         make_folders(path)
         write_attributes(path, manifest.to_json())
     return manifest
 
 
-def _write_constants(path: Path, constants: Mapping[str, np.ndarray]) -> dict[str, list]:
-    """Write the root's arrays. Returns file -> [size, sha256], which the manifest lists: it must be written later."""
+def write_constants(path: Path, constants: Mapping[str, np.ndarray]) -> dict[str, list]:
+    """Write arrays of the root. Returns file -> [size, sha256], which the manifest lists: it must be written later."""
     digests = {}
     for name, data in constant_files(constants).items():
         digests[name], file = [len(data), hashlib.sha256(data).hexdigest()], path / name

@@ -12,8 +12,9 @@ from cache.view import ViewPolicy
 
 # Arrays at the root, float32. `classifier` [d,K] and `classifier_bias` [K] turn stored maps into the teacher's logits; basis
 # and mean are included in them. They are absent if the teacher has a norm, or its own pooling, before its classifier. The
-# others say how maps were reduced (see `reduction.py`).
-CONSTANTS = ("classifier", "classifier_bias", "basis", "mean", "scale", "offset")
+# others but the last say how maps were reduced (see `reduction.py`). `channel_std` [d] is the deviation of each stored channel:
+# losses may divide by it, and it decides no content.
+CONSTANTS = ("classifier", "classifier_bias", "basis", "mean", "scale", "offset", "channel_std")
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ COHORT = {  # on the cache float16, all on one stream
     "feature_mse": {"losses.feature_mse": 5.0},
     "logit_map_kl": {"losses.logit_map_kl": 1.0, "size": 24, "seed": 3},
     "ema": {"losses": {"logit_kl": 1.0, "feature_mse": 1.0}, "ema": 0.9, "render_via": 32},
-    "adapter": {"losses.feature_mse": 5.0, "model.args.channels": [8, 16, 16, 24], "optim.groups": "tsm"},
+    "projector": {"losses.feature_mse": 5.0, "model.args.channels": [8, 16, 16, 24], "optim.groups": "tsm"},
     "init": {"init": {"path": TEACHER, "head": "drop"}, "losses.label_smoothing": 0.1, "optim.name": "sgd"},
 }
 SWEEP = {  # each on a stream of its own

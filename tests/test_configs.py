@@ -329,7 +329,7 @@ def test_a_student_meets_the_map_of_its_teacher(file):
     there, here = stats_of(ROOT / "configs" / f"{teacher.output.relative_to('runs')}.yaml"), stats_of(file)
     assert there.grid[1:] == (7, 7) and there.grid[0] == here.grid[0]
     if config.losses.feature_mse:
-        assert there.width == here.width == 2048  # no adapter: upstream has none
+        assert there.width == here.width == 2048  # no projector: upstream has none
     else:
         assert (there.width, here.width) == (1024, 768)
 
@@ -434,7 +434,7 @@ def test_one_step_of_each_family_moves_its_student(name):
     width = settings.dims or there.width
     constants = {"basis": np.eye(there.width, width, dtype=np.float32)} if settings.dims else {}
     student = build_student(build_model(net), config.losses, there.width, constants).train()
-    assert student.adapter is None
+    assert student.projector is None
     optimizer = build_optimizer(student, config.optim, config.optim.lr_batch)
     build_schedule(optimizer, config.schedule, steps_per_epoch=1).step_update(config.schedule.epochs // 4)
     batch = Batch(

@@ -51,23 +51,23 @@ def test_both_maps_are_learnt_and_the_student_alone_is_exported(wide, data):
     assert rows[0]["terms"].keys() == {"cross_entropy", "feature_mse", "logit_map_kl"}
     assert rows[-1]["terms"]["feature_mse"]["value"] < 0.9 * rows[0]["terms"]["feature_mse"]["value"]
     state = torch.load(config.output / "last.pt", weights_only=True)
-    assert state["adapter"]["weight"].shape == (16, 24) and not any("adapter" in name for name in state["model"])
+    assert state["adapter"]["weight"].shape == (16, 24) and not any("projector" in name for name in state["model"])
     for name in ("last", "best"):
         model, _ = load_model(config.output / f"{name}.safetensors")  # strict
-        assert model.head.fc.in_features == 24 and not any("adapter" in key for key in model.state_dict())
+        assert model.head.fc.in_features == 24 and not any("projector" in key for key in model.state_dict())
     best = EvaluateConfig(checkpoint=config.output / "best.safetensors", data=data.val, loader={"workers": 0})
     assert evaluate(best)["top1"] == pytest.approx(result["best"]["top1"])
 
 
-def test_the_adapter_is_announced_and_planned(data, cached, tmp_path, capfd):
+def test_the_projector_is_announced_and_planned(data, cached, tmp_path, capfd):
     config = train_config(tmp_path / "run", data, f"data.cache={cached}", *BOTH)
-    assert train_student(config, dry_run=True)["adapter"] == "24 -> 16 channels"
-    assert "24 channels, the targets' 16: a 1×1 adapter" in " ".join(capfd.readouterr().err.split())
+    assert train_student(config, dry_run=True)["projector"] == "24 -> 16 channels"
+    assert "24 channels, the targets' 16: a projector" in " ".join(capfd.readouterr().err.split())
     config = train_config(tmp_path / "run", data, f"data.cache={cached}", *BOTH, "losses.feature_mse=0")
-    assert train_student(config, dry_run=True)["adapter"] is None
+    assert train_student(config, dry_run=True)["projector"] is None
 
 
-def test_a_run_with_an_adapter_resumes_exactly(wide, tmp_path):
+def test_a_run_with_a_projector_resumes_exactly(wide, tmp_path):
     config, _ = wide
     cut = config.model_copy(update={"output": tmp_path / "cut"})
     cut_at(cut, 15)

@@ -62,16 +62,16 @@ def test_they_work_together(project, data, zygote, tmp_path):
         "teacher.checkpoint": str(tmp_path / "teacher/last.safetensors"), "targets.features": "int6",
     }))  # fmt: skip
     student = {**common, "output": str(tmp_path / "student"), "size": 16, "data.cache": str(tmp_path / "t.zarr")}
-    run("train-student", *net, *sets(student | {"losses": {"feature_cosine": 2.0, "cosine_margin": 0.1}}))
+    run("train-student", *net, *sets(student | {"losses": {"feature_l1": 2.0, "l1_margin": 0.1}}))
 
     root = json.loads((tmp_path / "t.zarr/zarr.json").read_text())["attributes"]
     assert root["identity"]["targets"]["features"]["codec"] == "int6"
     assert root["identity"]["targets"]["features"]["grid"][0] == 1  # one frame's map
     rows = [json.loads(line) for line in (tmp_path / "student/metrics.jsonl").read_text().splitlines()]
-    assert all(0 <= row["terms"]["feature_cosine"]["value"] <= 2 for row in rows if row["kind"] == "train")
-    assert rows[-1]["terms"]["feature_cosine"]["weight"] == 2.0
+    assert all(0 <= row["terms"]["feature_l1"]["value"] for row in rows if row["kind"] == "train")
+    assert rows[-1]["terms"]["feature_l1"]["weight"] == 2.0
     # What nobody added is refused, and told what there is.
-    assert "feature_cosine" in run("train-student", *net, *sets(student | {"losses.feature_cosin": 1}), expect=1)
+    assert "feature_l1" in run("train-student", *net, *sets(student | {"losses.feature_l": 1}), expect=1)
     with pytest.raises(ValueError, match="int6"):  # by a program that doesn't have the codec
         CacheReader(tmp_path / "t.zarr", ("features",)).block("000000.tar", 0, 0)
     assert Manifest.from_json(root).identity.targets["features"]["codec"] == "int6"

@@ -49,7 +49,7 @@ def online(teacher, *changes) -> list[str]:
 # ---- a teacher in the loop ----
 
 
-@pytest.mark.parametrize("model", [[], [WIDE]], ids=["same width", "adapter"])
+@pytest.mark.parametrize("model", [[], [WIDE]], ids=["same width", "projector"])
 def test_a_teacher_in_the_loop_says_what_the_cache_does(few, teacher, stored, tmp_path, model):
     """In its first epoch a student's fresh views are those that a cache of the same policy has first."""
     replayed = run_of(tmp_path / "replay", few, f"data.cache={stored}", *ALL, *model)

@@ -365,7 +365,7 @@ def test_all_channels_in_int8_and_a_basis_teach_as_the_raw_maps_do(few, teacher,
     theirs, ours = (trained(few, p, tmp_path / p.stem, *weights) for p in (raw, config.output))
     assert len(ours) == 5 and np.allclose(losses_of(ours), losses_of(theirs), rtol=0.02)
     nets = [load_model(tmp_path / p.stem / "last.safetensors")[0].state_dict() for p in (raw, config.output)]
-    assert not any("adapter" in name for name in nets[1])
+    assert not any("projector" in name for name in nets[1])
     assert nets[0].keys() == nets[1].keys()
 
 
@@ -384,8 +384,8 @@ def test_a_basis_of_half_the_channels_trains_every_student(few, small, raw, tmp_
 
 def test_a_student_of_another_width_is_adapted_to_the_basis(few, small, tmp_path, capfd):
     config = train_config(tmp_path / "run", few, f"data.cache={small.output}", *QUICK, WIDE, "losses.feature_mse=5")
-    assert train_student(config, dry_run=True)["adapter"] == "24 -> 8 channels"
-    assert "24 channels, the targets' 8: a 1×1 adapter" in " ".join(capfd.readouterr().err.split())
+    assert train_student(config, dry_run=True)["projector"] == "24 -> 8 channels"
+    assert "24 channels, the targets' 8: a projector" in " ".join(capfd.readouterr().err.split())
     rows = trained(few, small.output, tmp_path / "wide", WIDE, "losses.feature_mse=5", "schedule.epochs=4")
     assert losses_of(rows, "feature_mse")[-5:].mean() < 0.9 * losses_of(rows, "feature_mse")[:5].mean()
     assert torch.load(tmp_path / "wide" / "last.pt", weights_only=True)["adapter"]["weight"].shape == (8, 24)

@@ -76,7 +76,7 @@ def encoding_arms(views: int, width: int, grid: tuple[int, int], quick: bool) ->
 
 
 def wide_arms(views: int, width: int, grid: tuple[int, int]) -> list[Arm]:
-    """A teacher of another width, which needs an adapter: in the loop, float16, codecs, bases, and the student's grid."""
+    """A teacher of another width, which needs a projector: in the loop, float16, codecs, bases, and the student's grid."""
     base = Arm("", FEATURES, "cached", net="wide", views=views)
     bases: dict[str, dict[str, Any]] = {f"wide teacher, {codec}": {"codec": codec} for codec in ("int8", "int4")}
     bases |= {f"wide teacher, PCA 1/{f}, int8": {"codec": "int8", "dims": width // f} for f in (4, 16)}

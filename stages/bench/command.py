@@ -45,7 +45,7 @@ def fidelity(config_file, overrides, seeds, quick, json_file):
     3. replay of 1, 2, 4, 8 stored views; the target of one centre view, as in a naive cache
     4. with the fewest views that are as good as 2.: int8, int4, int3, bases of 1/2 to 1/16 of the channels,
        the student's grid, packs in place of videos
-    5. a teacher of another width, with an adapter; schedules of 1/2, 2 and 4 times the epochs
+    5. a teacher of another width, with a projector; schedules of 1/2, 2 and 4 times the epochs
 
     The table shows for each: top-1 on unseen handwriting, bytes of a view, the difference to the teacher in the loop (seed
     by seed), and the steps until it is as good as labels only are at their end. --quick has few encodings and leaves 5. out.

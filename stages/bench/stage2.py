@@ -2,7 +2,7 @@
 
 Distillation adds little to the step of a large network: less than the noise in the difference of two runs. So its parts
 are measured alone, in seconds of one core: reading stored views and targets, minus sampling a view; and the losses with
-their gradient for the student's outputs (through its adapter), minus those of plain training.
+their gradient for the student's outputs (through its projector), minus those of plain training.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _gradient(
 ) -> None:
     """Compute the weighted losses and their gradient for the student's logits and map."""
     logits, features = (output.detach().requires_grad_() for output in outputs)
-    adapted = features if student.adapter is None else student.adapter(features)
+    adapted = features if student.projector is None else student.projector(features)
     terms, weights = loss_terms(StudentOutput(logits, adapted), batch, losses, decoder), losses.weights()
     sum(weights[name] * term for name, term in terms.items()).backward()
 

@@ -131,7 +131,7 @@ def _section(values: dict, parents: Sequence[str], what: str) -> dict:
 
 
 def _explain(model: type[Config], error: dict) -> str:
-    path = [str(part) for part in error["loc"]]
+    path = [str(part) for part in error["loc"] if str(part).strip()]  # blank: the tag of a union
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_keys(model, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1)

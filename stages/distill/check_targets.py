@@ -5,6 +5,7 @@ from __future__ import annotations
 from cache.errors import ReskdError
 from cache.manifest import Manifest
 from stages.distill.config import LossConfig
+from stages.distill.losses import LOSSES
 from stages.distill.targets import NO_CLASS_MAP
 from stages.models.video_model import ModelOutput
 
@@ -27,6 +28,11 @@ def check_targets(manifest: Manifest, losses: LossConfig, output: ModelOutput, n
                              f"(cache-teacher again, with targets.{name}), or set the weight of that loss to 0")  # fmt: skip
     if "features" in losses.stored_targets:
         _check_maps(stored["features"], losses, list(output.features.shape[1:4]))
+    for name, loss in losses.used.items():
+        if "channel_std" in loss.teacher and not any(file.startswith("channel_std/") for file in manifest.constants):
+            raise ReskdError(f"losses.{name} needs the deviations of the teacher's channels, and this cache has none (it "
+                             "isn't finished, or an older version made it): run cache-teacher with the cache's config again, which adds them and "
+                             f"computes nothing else; or set losses.{name} to 0")  # fmt: skip
     net = manifest.identity.teacher.get("model", {})
     if losses.teacher_reads("class_map") and (net.get("head_norm") or net.get("pooling") == "own"):
         raise ReskdError(NO_CLASS_MAP)
@@ -40,6 +46,11 @@ def _check_maps(maps: dict, losses: LossConfig, student_grid: list[int]) -> None
     """Check the cache's feature maps. `maps`: their entry in the manifest; `student_grid`: [T',h,w] of the student's map."""
     cached_grid = maps["grid"]
     readers = {name: loss for name, loss in losses.used.items() if {"features", "class_map"} & {*loss.teacher}}
+    for name, loss in readers.items():
+        if loss.compares_positions and max(_common(cached_grid, student_grid)) == 1:
+            raise ReskdError(f"losses.{name} compares the positions of a map, and student and teacher have one position in "
+                             f"common (student [T, h, w] {student_grid}, teacher {cached_grid}): set its weight to 0, or give "
+                             "the student a larger size or more frames")  # fmt: skip
     grid, whole_grid = cached_grid[1:], maps["map"][1:3]
     if grid == whole_grid:
         return
@@ -47,7 +58,8 @@ def _check_maps(maps: dict, losses: LossConfig, student_grid: list[int]) -> None
         if not loss.reduced_grid:
             raise ReskdError(
                 f"losses.{name}: the cached maps are reduced from {whole_grid[0]}×{whole_grid[1]} to {grid[0]}×{grid[1]}, which "
-                "keeps the gradient of feature_mse alone: use that, or make a cache without targets.features.grid"
+                f"keeps the gradient of {' and '.join(n for n, other in LOSSES.items() if other.reduced_grid)} alone: use "
+                "one of them, or make a cache without targets.features.grid"
             )
     if grid != student_grid[1:]:
         raise ReskdError(
@@ -61,3 +73,8 @@ def _check_maps(maps: dict, losses: LossConfig, student_grid: list[int]) -> None
             f"{cached_grid[0]} times, the student's map has {student_grid[0]}: reduced maps serve students of their own times; "
             "make a cache without targets.features.grid, which serves every student"
         )
+
+
+def _common(teacher_grid: list[int], student_grid: list[int]) -> list[int]:
+    """[T, h, w] that both maps can be averaged to."""
+    return [min(pair) for pair in zip(teacher_grid, student_grid, strict=True)]

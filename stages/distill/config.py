@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from pydantic import create_model, model_validator
+from typing import Literal
 
-from stages.config.schema import Config, Weight
+from pydantic import Field, create_model, model_validator
+
+from stages.config.schema import Config
 from stages.distill.losses import LOSSES, Loss
+from stages.distill.weights import LossWeight, is_used, weight_at
 
 
 class _Losses(Config):
-    """A weighted sum of losses. A weight of 0 leaves a loss out."""
+    """A weighted sum of losses. A weight is a number, or {start, end} over the training. A weight of 0 leaves a loss out."""
+
+    projector: Literal["auto", "none", "linear", "ensemble"] = Field(
+        "auto", description="a trained map from the student's channels to the targets', for losses that compare channels; "
+        "dropped after training. auto: a linear one if their numbers differ; none: refused if they differ; linear: always; "
+        "ensemble: the mean of three, each with a ReLU")  # fmt: skip
 
     @property
     def used(self) -> dict[str, Loss]:
         """The losses that are in the sum, by name, in the order of `LOSSES`."""
-        return {name: loss for name, loss in LOSSES.items() if getattr(self, name) > 0}
+        return {name: loss for name, loss in LOSSES.items() if is_used(getattr(self, name))}
 
-    def weights(self) -> dict[str, float]:
-        """name -> weight of every loss that is in the sum."""
-        return {name: getattr(self, name) for name in self.used}
+    def weights(self, part: float = 0.0) -> dict[str, float]:
+        """name -> weight of every loss that is in the sum, after this part of the training (0 to 1)."""
+        return {name: weight_at(getattr(self, name), part) for name in self.used}
 
     @property
     def with_teacher(self) -> list[str]:
@@ -26,11 +34,11 @@ class _Losses(Config):
         return [name for name, loss in self.used.items() if loss.teacher]
 
     def student_reads(self, field: str) -> bool:
-        """Whether a loss in the sum reads this field of the student's output: "logits", "features", "class_map"."""
+        """Whether a loss in the sum reads this field of `StudentOutput`."""
         return any(field in loss.student for loss in self.used.values())
 
     def teacher_reads(self, field: str) -> bool:
-        """Whether a loss in the sum reads this field of the teacher's targets: "logits", "features", "class_map"."""
+        """Whether a loss in the sum reads this field of the teacher's `Targets`."""
         return any(field in loss.teacher for loss in self.used.values())
 
     @property
@@ -45,12 +53,16 @@ class _Losses(Config):
         return "cross_entropy" in self.used and not self.random_label
 
     @model_validator(mode="after")
-    def _has_a_loss(self) -> _Losses:
+    def _fits(self) -> _Losses:
         if not self.used:
             raise ValueError("every weight is 0: give at least one loss a weight")
+        if self.projector in ("linear", "ensemble") and not self.student_reads("features"):
+            readers = [name for name, loss in LOSSES.items() if "features" in loss.student]
+            raise ValueError(f"projector: {self.projector}, and no loss reads projected features: give one of "
+                             f"{', '.join(readers)} a weight, or leave `projector` out")  # fmt: skip
         return self
 
 
-WEIGHTS = {name: (Weight, loss.weight) for name, loss in LOSSES.items()}
+WEIGHTS = {name: (LossWeight, loss.weight) for name, loss in LOSSES.items()}
 OPTIONS = {name: option for loss in reversed(LOSSES.values()) for name, option in loss.options.items()}
 LossConfig = create_model("LossConfig", __base__=_Losses, **WEIGHTS, **OPTIONS)

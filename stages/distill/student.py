@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cache.errors import ReskdError
 from cache.reduction import Constants
 from stages.distill.config import LossConfig
+from stages.distill.projector import build_projector
 from stages.models.video_model import VideoModel
 
 
@@ -20,29 +21,29 @@ class StudentOutput(NamedTuple):
     logits: Tensor  # [B,K] float32
     features: Tensor  # [B,T',h,w,d]; in the channels of the targets if a loss reads it
     class_map: Tensor | None = None  # [B,T',h,w,K] float32; None if no loss reads it
+    own_map: Tensor | None = None  # [B,T',h,w,D], the model's own features
 
 
 class Student(nn.Module):
     """One forward uses all parameters, as the wrappers (DistributedDataParallel, compile) need it.
 
-    `model` is what is evaluated, averaged and exported. `adapter` is a linear map from the student's channels to those of
-    the targets, the same at every position. If the teacher has another width, the adapter is trained (a 1x1 convolution:
-    FitNets, Romero et al. 2015). If the widths are equal and the cache has a basis, the adapter is the fixed projection
-    onto the basis. It is None if the channels are the same, or no loss reads features. The loss interpolates after the
-    adapter; the other order would give the same.
+    `model` is what is evaluated, averaged and exported. `projector` maps its channels to those of the targets (see
+    `projector.py`); None if the channels are compared as they are, or no loss compares them. The loss interpolates after
+    the projector; for a linear one the other order would give the same.
     """
 
-    def __init__(self, model: VideoModel, adapter: nn.Linear | None = None, with_class_map: bool = False):
+    def __init__(self, model: VideoModel, projector: nn.Module | None = None, with_class_map: bool = False):
         super().__init__()
-        self.model, self.adapter, self.with_class_map = model, adapter, with_class_map
+        self.model, self.projector, self.with_class_map = model, projector, with_class_map
 
     def forward(self, clips: Tensor) -> StudentOutput:
         """Clips uint8 [B,T,3,H,W]."""
-        logits, features = self.model(clips)
+        logits, own_map = self.model(clips)
         head, class_map = self.model.head, None
         if self.with_class_map:
-            class_map = classify(head.at_positions(features), head.fc.weight, head.fc.bias)
-        return StudentOutput(logits, features if self.adapter is None else self.adapter(features), class_map)
+            class_map = classify(head.at_positions(own_map), head.fc.weight, head.fc.bias)
+        features = own_map if self.projector is None else self.projector(own_map)
+        return StudentOutput(logits, features, class_map, own_map)
 
 
 def build_student(
@@ -50,25 +51,18 @@ def build_student(
 ) -> Student:
     """A student of `model` with what `losses` need. `teacher_width` is D of the teacher's whole map, None without maps.
 
-    `constants` are the arrays at the cache's root. If they have a basis [D,d], d channels are compared. A trained adapter
-    maps to the d channels directly: the basis is orthonormal, so the gradient is the same as with an adapter to D channels
-    and a projection after it.
-    Raises ReskdError if a loss reads class maps, and the student's classifier doesn't take its map.
+    `constants` are the arrays at the cache's root.
+    Raises ReskdError if a loss reads class maps and the student's classifier doesn't take its map, and for
+    `projector: none` at unequal widths.
     """
-    width, with_class_map = model.width, losses.student_reads("class_map")
+    with_class_map = losses.student_reads("class_map")
     if with_class_map and not model.head.takes_map:
         raise ReskdError("losses.logit_map_kl needs a student whose classifier takes the map: set model.pooling: mean, or the "
                          "weight of logit_map_kl to 0")  # fmt: skip
-    basis = (constants or {}).get("basis")
-    if not losses.student_reads("features") or (width == teacher_width and basis is None):
+    if not losses.student_reads("features"):
         return Student(model, None, with_class_map)
-    adapter = nn.Linear(width, teacher_width if basis is None else basis.shape[1])
-    if width == teacher_width:
-        with torch.no_grad():
-            adapter.weight.copy_(torch.from_numpy(basis.T.copy()))
-            adapter.bias.copy_(torch.from_numpy(-constants["mean"] @ basis))
-        adapter.requires_grad_(False)
-    return Student(model, adapter, with_class_map)
+    projector = build_projector(losses.projector, model.width, teacher_width, constants or {})
+    return Student(model, projector, with_class_map)
 
 
 def classify(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ NO_CLASS_MAP = (
     "classifier (model.head_norm) or a pooling of its own (model.pooling: own), such as a class token: use feature_mse or "
     "logit_kl, and set the weight of logit_map_kl to 0"
 )
+SMALLEST_STD = 0.1  # of the root mean square of all channels' deviations
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Targets:
     logits: Tensor | None = None  # float32 [B,K]
     features: Tensor | None = None  # float32 [B,T',g,g',d]
     class_map: Tensor | None = None  # float32 [B,T',g,g',K]
-    map_shape: tuple[int, int, int] | None = (
-        None  # H, W, D of the teacher's whole map, before it was reduced for storage
-    )
+    channel_std: Tensor | None = None  # float32 [d], deviation of each channel of the features
+    # H, W, D of the teacher's whole map, before it was reduced for storage
+    map_shape: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class TargetDecoder:
     scale: Tensor | None = None  # float32 [d] if features are stored as codes
     offset: Tensor | None = None  # likewise
     classifier: tuple[Tensor, Tensor] | None = None  # the teacher's weight [K,d] and bias [K]
+    channel_std: Tensor | None = None  # float32 [d], deviation of each stored channel; None: the cache has no statistics
 
     def features(self, stored: Tensor) -> Tensor:
         """Stored features [B,T',g,g',d], float16 or codes, as float32."""
@@ -67,6 +69,7 @@ class TargetDecoder:
             logits=batch.logits,
             features=maps,
             class_map=classify(maps, *self.classifier) if losses.teacher_reads("class_map") else None,
+            channel_std=self.channel_std,
             map_shape=self.map_shape,
         )
 
@@ -80,7 +83,12 @@ def target_decoder(manifest: Manifest, constants: Constants, device: torch.devic
     classifier = None
     if "classifier" in on_device:
         classifier = on_device["classifier"].T.contiguous(), on_device["classifier_bias"]
-    return TargetDecoder(tuple(maps["map"][1:]), on_device.get("scale"), on_device.get("offset"), classifier)
+    channel_std = on_device.get("channel_std")
+    if channel_std is not None:  # a channel that hardly varies in the sample may vary elsewhere
+        channel_std = channel_std.clamp(min=SMALLEST_STD * float(channel_std.square().mean().sqrt()))
+    return TargetDecoder(
+        tuple(maps["map"][1:]), on_device.get("scale"), on_device.get("offset"), classifier, channel_std
+    )
 
 
 def loss_terms(output: StudentOutput, batch: Batch, config: LossConfig, decoder: TargetDecoder) -> dict[str, Tensor]:

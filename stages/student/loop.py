@@ -145,7 +145,8 @@ def _begin_step(run: TrainingRun) -> None:
 
 def _backward(run: TrainingRun, batch: Batch, on_device: Batch, epoch: int, last: bool) -> None:
     """Add the gradients of a micro-batch. `on_device`: the same batch on the device; `last`: the last one of the step."""
-    config, ranks, weights = run.config, run.ranks, run.config.losses.weights()
+    config, ranks = run.config, run.ranks
+    weights = config.losses.weights(run.progress.step / run.steps)
     run.progress.failed_clips += len(batch.failures)
     on_device = on_device.with_rendering(run.rendering)
     if config.losses.random_label:
@@ -220,7 +221,8 @@ def _log_row(run: TrainingRun, rate: float) -> None:
     check_finite(run, dict(zip(names, means, strict=True)))  # a NaN of one rank is in the mean of all ranks
     values = dict(zip(names, means.tolist(), strict=True))
     progress.sums, progress.summed, progress.logged_loss = {}, 0, values["loss"]
-    terms = {n: {"value": values[n], "weight": w} for n, w in run.config.losses.weights().items()}
+    weights = run.config.losses.weights((progress.step - 1) / run.steps)  # of the last step
+    terms = {n: {"value": values[n], "weight": w} for n, w in weights.items()}
     lr = run.optimizer.param_groups[0]["lr"]
     if run.log:
         row = {"loss": values["loss"], "terms": terms, "failed_clips": failed_clips, "lr": lr, "clips_per_s": rate}

@@ -11,7 +11,6 @@ from cache.errors import ReskdError
 from cache.view import ViewPolicy
 from stages.distill.check_targets import check_targets
 from stages.distill.student import Student, build_student
-from stages.distill.targets import NO_CLASS_MAP
 from stages.distill.times import describe_times
 from stages.models.architectures import build_model
 from stages.models.grad_checkpointing import enable_grad_checkpointing
@@ -22,7 +21,7 @@ from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.stream.replay import Replay
 from stages.student.config import TrainConfig
-from stages.student.online_teacher import OnlineTeacher
+from stages.student.online_teacher import OnlineTeacher, check_online
 from stages.student.state import torch_state
 
 
@@ -51,8 +50,8 @@ def new_student(
     shapes = _output_shapes(model, config)
     if replay:
         check_targets(replay.manifest, config.losses, shapes, config.model.num_frames)
-    elif online and config.losses.teacher_reads("class_map") and not online.has_class_map:
-        raise ReskdError(NO_CLASS_MAP)
+    elif online:
+        check_online(config.losses, online)
     if config.grad_checkpointing:
         enable_grad_checkpointing(model, compiled=config.compile)
     teacher = replay or online
@@ -60,7 +59,7 @@ def new_student(
         model, config.losses, teacher.width if teacher else None, replay.constants if replay else None
     )
     if ranks.first:
-        _announce_adapter(student)
+        _announce_projector(student)
         _announce_times(config, shapes.features.shape[1], replay, online)
     if not (config.losses.student_reads("logits") or config.losses.student_reads("class_map")):
         student.model.head.requires_grad_(False)
@@ -95,12 +94,12 @@ def _with_defaults(config: TrainConfig, data: Dataset, replay: Replay | None) ->
     return config.model_copy(update=filled)
 
 
-def _announce_adapter(student: Student) -> None:
-    """Print the channels of a trained adapter."""
-    if student.adapter is not None and student.adapter.weight.requires_grad:
-        console.print(f"the student's map has {student.adapter.in_features} channels, the targets' "
-                      f"{student.adapter.out_features}: a 1×1 adapter between them is trained with the student and "
-                      f"left out of its exported weights")  # fmt: skip
+def _announce_projector(student: Student) -> None:
+    """Print the channels of a trained projector."""
+    projector = student.projector
+    if projector is not None and any(parameter.requires_grad for parameter in projector.parameters()):
+        console.print(f"the student's map has {projector.in_features} channels, the targets' {projector.out_features}: a "
+                      "projector between them is trained with the student and left out of its exported weights")  # fmt: skip
 
 
 def _announce_times(config: TrainConfig, times: int, replay: Replay | None, online: OnlineTeacher | None) -> None:

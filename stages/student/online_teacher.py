@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from cache.errors import ReskdError
-from stages.distill.targets import TargetDecoder, teacher_outputs
+from stages.distill.config import LossConfig
+from stages.distill.targets import NO_CLASS_MAP, TargetDecoder, teacher_outputs
 from stages.models.checkpoints import load_model
 from stages.models.video_model import VideoModel, model_stats, to_device
 from stages.shards.classes import check_classes
@@ -47,6 +48,16 @@ class OnlineTeacher:
         fc = self.model.head.fc
         classifier = (fc.weight.detach().to(device), fc.bias.detach().to(device)) if self.has_class_map else None
         return TargetDecoder((*self.grid[1:], self.width), classifier=classifier)
+
+
+def check_online(losses: LossConfig, teacher: OnlineTeacher) -> None:
+    """Raise ReskdError if a loss reads what this teacher doesn't give."""
+    if losses.teacher_reads("class_map") and not teacher.has_class_map:
+        raise ReskdError(NO_CLASS_MAP)
+    for name, loss in losses.used.items():
+        if "channel_std" in loss.teacher:
+            raise ReskdError(f"losses.{name} needs the deviations of the teacher's channels, and a cache alone has them: set "
+                             f"data.cache in place of `teacher`, or losses.{name} to 0 and give losses.feature_mse a weight")  # fmt: skip
 
 
 def open_teacher(config: OnlineTeacherConfig, data: Dataset, num_frames: int) -> OnlineTeacher:

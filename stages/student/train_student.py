@@ -151,16 +151,16 @@ def _stored_result(config: TrainConfig) -> dict | None:
 
 def _show_plan(student: NewStudent, stream: CohortStream) -> dict:
     """Print what `--dry-run` shows, and return it."""
-    config, adapter, order, replay = student.config, student.student.adapter, stream.order, stream.replay
+    config, projector, order, replay = student.config, student.student.projector, stream.order, stream.replay
     plan = {
         "output": str(config.output),
         "clips": sum(map(len, order.rows)),
         "steps_per_epoch": order.steps_per_epoch(),
         "steps": order.steps_per_epoch() * config.schedule.epochs,
         "stored_views": replay.views if replay else None,
-        "losses": config.losses.weights(),
+        "losses": {name: config.losses.model_dump()[name] for name in config.losses.used},
         "parameters": model_stats(student.student.model, config.size).parameters,
-        "adapter": None if adapter is None else f"{adapter.in_features} -> {adapter.out_features} channels",
+        "projector": None if projector is None else f"{projector.in_features} -> {projector.out_features} channels",
         "gmacs": student.gmacs,
         "workers": decoding_workers(config.loader),
     }

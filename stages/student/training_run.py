@@ -52,7 +52,7 @@ class TrainingRun:
     steps: int  # optimizer steps of the whole run
     student: Student
     wrapped: torch.nn.Module  # the student as its steps call it: in DistributedDataParallel, compiled, or itself
-    ema: ModelEmaV3 | None  # averages the model only: the adapter is not needed after training
+    ema: ModelEmaV3 | None  # averages the model only: the projector is not needed after training
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     decoder: TargetDecoder  # makes numbers of stored targets
@@ -155,8 +155,8 @@ def save_checkpoint(run: TrainingRun) -> None:
 
     Raises ReskdError, on every rank, if a weight is not finite, or a sum of any rank.
     """
-    config, progress, model, adapter = run.config, run.progress, run.student.model, run.student.adapter
-    buffers = {name: value.cpu() for name, value in model.named_buffers()}
+    config, progress, student = run.config, run.progress, run.student
+    buffers = {name: value.cpu() for name, value in student.model.named_buffers()}
     of_this_rank = {"random": random_state(), "buffers": buffers, "failed": progress.failed_clips,
                     "sums": {n: v.cpu() for n, v in progress.sums.items()}, "summed": progress.summed}  # fmt: skip
     of_all_ranks = run.ranks.gather(of_this_rank)
@@ -173,8 +173,8 @@ def save_checkpoint(run: TrainingRun) -> None:
             "step": progress.step,
             "best": progress.best,
             "validation_due": progress.validation_due,
-            "model": model.state_dict(),
-            "adapter": adapter.state_dict() if adapter else None,
+            "model": student.model.state_dict(),
+            "adapter": student.projector.state_dict() if student.projector else None,  # its name in older versions
             "ema": run.ema.module.state_dict() if run.ema else None,
             "optimizer": run.optimizer.state_dict(),
             "ranks": of_all_ranks,
@@ -195,8 +195,8 @@ def _restore(run: TrainingRun, checkpoint: dict) -> None:
     of_this_rank = checkpoint["ranks"][ranks.rank]
     student.model.load_state_dict(checkpoint["model"])
     student.model.load_state_dict(of_this_rank["buffers"], strict=False)
-    if student.adapter:
-        student.adapter.load_state_dict(checkpoint["adapter"])
+    if student.projector:
+        student.projector.load_state_dict(checkpoint["adapter"])
     if run.ema:
         run.ema.module.load_state_dict(checkpoint["ema"])
     run.optimizer.load_state_dict(checkpoint["optimizer"])

@@ -106,7 +106,7 @@ def trained_on(codec: str, constants: dict, grid=(T, SIDE, SIDE), teacher_width=
     torch.manual_seed(0)
     student = build_student(build_model(MODEL), LossConfig(feature_mse=1), teacher_width, constants)
     own = torch.from_numpy(draw(B, T, SMALL, SMALL, WIDTH, seed=3).astype(np.float32)).requires_grad_()
-    answer = StudentOutput(torch.zeros(B, CLASSES), own if student.adapter is None else student.adapter(own))
+    answer = StudentOutput(torch.zeros(B, CLASSES), own if student.projector is None else student.projector(own))
     decoder = target_decoder(manifest_of(codec, grid, stored.shape[-1]), constants, CPU)
     loss = loss_terms(answer, batch_of(stored), LossConfig(cross_entropy=0, feature_mse=1), decoder)["feature_mse"]
     return loss.item(), torch.autograd.grad(loss, own)[0]
@@ -165,16 +165,16 @@ def test_fewer_directions_never_raise_the_loss():
     assert losses == sorted(losses) and losses[0] < losses[-1] / 2
 
 
-def test_a_student_of_the_teachers_width_has_the_basis_as_a_fixed_adapter_another_trains_one():
+def test_a_student_of_the_teachers_width_has_the_basis_as_a_fixed_projector_another_trains_one():
     constants = basis_of(5)
-    fixed = build_student(build_model(MODEL), LossConfig(feature_mse=1), WIDTH, constants).adapter
+    fixed = build_student(build_model(MODEL), LossConfig(feature_mse=1), WIDTH, constants).projector
     maps = draw(2, WIDTH).astype(np.float32)
     assert not any(p.requires_grad for p in fixed.parameters())
     assert np.allclose(fixed(torch.from_numpy(maps)).numpy(), (maps - MEAN) @ constants["basis"], atol=1e-5)
-    trained = build_student(build_model(MODEL), LossConfig(feature_mse=1), 24, constants).adapter
+    trained = build_student(build_model(MODEL), LossConfig(feature_mse=1), 24, constants).projector
     assert (trained.in_features, trained.out_features) == (WIDTH, 5)
     assert all(p.requires_grad for p in trained.parameters())
-    assert build_student(build_model(MODEL), LossConfig(logit_map_kl=1), WIDTH, constants).adapter is None
+    assert build_student(build_model(MODEL), LossConfig(logit_map_kl=1), WIDTH, constants).projector is None
 
 
 # ---- the classifier in the basis ----

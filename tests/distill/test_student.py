@@ -1,4 +1,4 @@
-"""What is trained beside the model: the adapter, and the class map."""
+"""What is trained beside the model: the projector, and the class map."""
 
 import numpy as np
 import pytest
@@ -46,14 +46,14 @@ def student_of(teacher_width, **weights):
         (None, {}, False),
     ],
 )
-def test_there_is_an_adapter_where_a_loss_compares_maps_of_other_widths(width, weights, adapted):
-    assert (student_of(width, **weights).adapter is not None) == adapted
+def test_there_is_a_projector_where_a_loss_compares_maps_of_other_widths(width, weights, adapted):
+    assert (student_of(width, **weights).projector is not None) == adapted
 
 
-def test_the_adapter_is_a_linear_map_at_each_position_and_the_model_answers_as_alone(clips):
+def test_the_projector_is_a_linear_map_at_each_position_and_the_model_answers_as_alone(clips):
     student = student_of(24, feature_mse=1).eval()
     answer, alone = student(clips), student.model(clips)
-    weight, bias = (p.detach().numpy() for p in student.adapter.parameters())
+    weight, bias = (p.detach().numpy() for p in student.projector.parameters())
     assert torch.equal(answer.logits, alone.logits) and answer.class_map is None
     assert np.allclose(answer.features.detach(), alone.features.detach().numpy() @ weight.T + bias, atol=1e-5)
     first = bilinear(answer.features.detach().numpy(), 5, 5)  # it commutes with the loss's interpolation
@@ -69,19 +69,19 @@ def test_the_mean_of_the_class_map_is_the_logits_without_dropout(clips):
     assert not torch.allclose(trained.class_map.mean((1, 2, 3)), trained.logits, atol=1e-6)
 
 
-def test_gradients_reach_the_classifier_and_the_adapter_by_the_maps_alone(clips):
+def test_gradients_reach_the_classifier_and_the_projector_by_the_maps_alone(clips):
     student = student_of(24, feature_mse=1, logit_map_kl=1)
     answer = student(clips)
     (answer.features.square().mean() + answer.class_map.square().mean()).backward()
-    for layer in (student.adapter, student.model.head.fc, student.model.backbone.conv1):
+    for layer in (student.projector, student.model.head.fc, student.model.backbone.conv1):
         assert layer.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("groups", ["matrices", "all", "tsm", "swin", "swin_upstream"])
-def test_the_adapter_is_optimised_at_the_full_rate(groups):
+def test_the_projector_is_optimised_at_the_full_rate(groups):
     student = student_of(24, feature_mse=1)
     found = param_groups(student, OptimConfig(groups=groups), lr=1.0)
-    (group,) = [g for g in found if any(p is student.adapter.weight for p in g["params"])]
+    (group,) = [g for g in found if any(p is student.projector.weight for p in g["params"])]
     assert group["lr"] == 1.0 and group["weight_decay"] > 0
     assert sum(len(g["params"]) for g in found) == len(list(student.parameters()))
 

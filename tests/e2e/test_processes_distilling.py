@@ -1,4 +1,4 @@
-"""Two processes: adapters, class maps and averaged weights under DDP, and statistics that ranks estimate together."""
+"""Two processes: projectors, class maps and averaged weights under DDP, and statistics that ranks estimate together."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def options(*values: str) -> list[str]:
 
 
 def test_two_processes_equal_one_that_accumulates(zygote, data, cached, tmp_path):
-    """Each rank takes every other micro-batch; the adapter and the classifier, used twice, are averaged over them; so it
+    """Each rank takes every other micro-batch; the projector and the classifier, used twice, are averaged over them; so it
     is in a cohort."""
     common = options(f"data.train={data.train}", f"data.cache={cached}", *QUICK, "size=16", WIDE, "model.dropout=0",
                      "losses.feature_mse=5", "losses.logit_map_kl=0.5", "losses.temperature=2", "ema=0.9",

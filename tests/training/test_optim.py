@@ -34,11 +34,11 @@ class SwinLike(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """A student with the adapter to its teacher's width."""
+    """A student with the projector to its teacher's width."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.adapter = model, nn.Linear(4, 8)
+        self.model, self.projector = model, nn.Linear(4, 8)
 
 
 def groups_of(
@@ -126,11 +126,11 @@ def test_swin_upstream_is_what_mmcv_makes_of_the_seeds_keys():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_an_adapter_is_trained_like_the_head(scheme):
+def test_a_projector_is_trained_like_the_head(scheme):
     groups = groups_of(Wrapped(SwinLike()), scheme)
     for part in ("weight", "bias"):
-        assert groups[f"adapter.{part}"] == groups[f"model.head.fc.{part}"]
-    assert groups["adapter.weight"][1] == 1.0
+        assert groups[f"projector.{part}"] == groups[f"model.head.fc.{part}"]
+    assert groups["projector.weight"][1] == 1.0
 
 
 @pytest.mark.parametrize("name, kind", [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])

@@ -61,19 +61,21 @@ class ShardWriter:
         flip: np.ndarray,
         valid: np.ndarray,
         finite: np.ndarray | bool = True,
+        stored: Mapping[str, np.ndarray] | None = None,
         **targets: np.ndarray,
     ) -> None:
         """Add the next n rows of a view, in tar order. The targets of a row are stored only if it is valid and finite.
 
         frames int [n,T], box float [n,4], flip and valid bool [n]. `targets`, those of the writer: logits float [n,K], features
-        float [n,T',g,g',d], reduced as the manifest says. finite bool [n]: whether all targets of a row are finite.
+        float [n,T',g,g',d], reduced as the manifest says. `stored`: in their place, the arrays that the codecs make of them, by
+        name; maps channel by channel [n,d,T',g,g']. finite bool [n]: whether all targets of a row are finite.
         If targets are added, the stored views don't change. A row that isn't finite lacks only the new targets.
         Raises ReskdError for another shape, for values that the codec can't hold, and, if targets are added, for views that
         don't equal the stored ones.
         """
         next_row = self._next_row[view]
         assert rows.start == next_row, f"{self.shard}, view {view}: row {next_row} comes next, not {rows}"
-        assert targets.keys() == set(self.targets), f"{self.shard}: {sorted(targets)} for {self.targets}"
+        assert targets.keys() == (set(self.targets) if stored is None else set()), f"{self.shard}: {sorted(targets)}"
         count, valid = rows.stop - rows.start, np.asarray(valid, dtype=bool)
         if self.adds_targets:
             given = {"frames": frames, "box": box, "flip": flip, "valid": valid}
@@ -83,10 +85,13 @@ class ShardWriter:
             has_targets = valid & finite
             columns = {"frames": frames, "box": box, "flip": flip, "valid": has_targets}
         self._complete[rows] &= has_targets
+        arrays = dict(stored or {})
+        for target, values in targets.items():
+            arrays |= self._encoded(target, values, view, rows, has_targets)
+        columns |= {name: self._filled(name, values, has_targets) for name, values in arrays.items()}
+        assert columns.keys() == self.specs.keys(), f"{self.shard}: {sorted(columns)} for {sorted(self.specs)}"
         for name, values in columns.items():
             self._check_shape(name, values, (count, *self.specs[name].tail))
-        for target, values in targets.items():
-            columns |= self._encoded(target, values, view, rows, has_targets)
         for name, values in columns.items():
             self._buffers.append(name, view, rows.start, values)
         self._next_row[view] = rows.stop
@@ -161,7 +166,7 @@ class ShardWriter:
             )
 
     def _encoded(self, target: str, values: np.ndarray, view: int, rows: slice, valid: np.ndarray):
-        """The stored arrays of a target for these rows, by name. A row that isn't valid gets fill values."""
+        """The stored arrays of a target for these rows, by name. A row that isn't valid holds zeros."""
         settings = self.manifest.identity.targets[target]
         codec = codec_of(target, settings["codec"])
         self._check_shape(target, values, (len(valid), *settings.get("grid", ()), settings["width"]))
@@ -177,11 +182,20 @@ class ShardWriter:
             encoded = {name: np.moveaxis(stored, -1, 1) for name, stored in encoded.items()}
         if valid.all():
             return encoded
-        columns = {}
+        columns = {name: np.zeros((len(valid), *s.shape[1:]), dtype=s.dtype) for name, s in encoded.items()}
         for name, stored in encoded.items():
-            columns[name] = np.full((len(valid), *stored.shape[1:]), self.specs[name].fill, dtype=stored.dtype)
             columns[name][valid] = stored
         return columns
+
+    def _filled(self, name: str, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """The array's values, with fill values in rows that aren't valid."""
+        spec = self.specs[name]
+        assert values.dtype == spec.dtype, f"{self.shard}: {name} are {values.dtype}, the cache has {spec.dtype}"
+        if valid.all():
+            return values
+        values = values.copy()
+        values[~valid] = spec.fill
+        return values
 
     def _synced_files(self, old: Mapping[str, list]) -> dict[str, list]:
         """fsync all new chunk files, the arrays' folders and metadata. Returns the new chunk files: file -> [size, sha256]."""

@@ -17,6 +17,7 @@ from cache.finalise import finalise
 from cache.group import load_manifest
 from cache.manifest import Manifest
 from cache.reader import CacheReader
+from cache.statistics import add_channel_std
 from cache.teacher_time import NOTE, open_time_log, teacher_time_of
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.lock import locked
@@ -68,13 +69,15 @@ def cache_teacher(
                 teacher, wanted = load_teacher(config, data, ranks.device)  # the same teacher on every rank
             if teacher.features and teacher.constants is None:
                 teacher, wanted = _with_estimated_constants(config, data, teacher, wanted, ranks)
-            ranks.run_on_first(partial(create_cache, config.output, wanted, root_arrays(teacher), in_todays_names))
+            constants = root_arrays(teacher, with_classifier="logits" in wanted.identity.targets)
+            ranks.run_on_first(partial(create_cache, config.output, wanted, constants, in_todays_names))
             manifest = load_manifest(config.output)
             computed = compute_missing(config, data, teacher, manifest, ranks, strict, started)
             ranks.barrier()
             if not ranks.first:
                 return {"clip_views": computed}
-            return _report(config, data, teacher, finalise(config.output), computed, started, verify)
+            finalise(config.output)
+            return _report(config, data, teacher, add_channel_std(config.output), computed, started, verify)
 
 
 def compute_missing(
@@ -95,7 +98,7 @@ def compute_missing(
     computed = 0
     with (
         view_batches(config, data, missing, teacher, ranks, strict, "cache-teacher") as batches,
-        async_forward(teacher) as forward,
+        async_forward(teacher, manifest.identity.targets) as forward,
         target_writer(config.output, manifest, record) as (writer, submit),
     ):
         for work, shard_batches in itertools.groupby(batches, key=lambda batch: batch.work):
@@ -147,7 +150,7 @@ def _with_estimated_constants(
     def on_first_rank() -> None:
         features = teacher.features
         sample = sample_maps(config, data, teacher, ranks, features.sample)
-        constants = estimate_constants(sample, features.codec, features.dims, features.energy)
+        constants = estimate_constants(sample, features.codec, features.dims, features.energy, features.rotate)
         estimated[0] = constants, encoding_error(sample, constants, features.codec)
 
     ranks.run_on_first(on_first_rank)

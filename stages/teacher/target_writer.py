@@ -16,7 +16,6 @@ from stages.runtime.background_writer import background_writer
 from stages.runtime.terminal import console
 from stages.stream.all_views import ShardWork
 from stages.teacher.forward import TeacherOutput
-from stages.teacher.sample_maps import FLOAT16_MAX
 
 QUEUED = 2  # jobs that are running or waiting in the writer's thread
 NOT_FINITE = "the teacher's answer is not finite"  # stored as a clip's reason
@@ -52,14 +51,13 @@ class TargetWriter:
         """Wait for the teacher's output and write it; a row whose output isn't finite is quarantined."""
         n, keys = len(part.frames), self.keys[part.rows]
         output = wait()
-        targets = {name: value[:n] for name, value in output.targets.items()}
-        valid = np.array([key not in part.quarantine for key in keys])
+        stored = {name: values[:n] for name, values in output.stored.items()}
+        valid, finite = np.array([key not in part.quarantine for key in keys]), output.finite[:n]
         self.record(output.seconds, int(valid.sum()))
-        not_finite = _not_finite(targets, keys, valid, part.view)
-        finite = np.array([key not in not_finite for key in keys])
         drawn = {"frames": part.frames, "box": part.box, "flip": part.flip, "valid": valid}
-        self.shard_writer.write(part.view, part.rows, finite=finite, **drawn, **targets)
-        self.note("quarantined", not_finite)
+        self.shard_writer.write(part.view, part.rows, finite=finite, stored=stored, **drawn)
+        reason = f"{NOT_FINITE} ({' or '.join(self.work.targets)}, view {part.view})"
+        self.note("quarantined", {keys[i]: reason for i in np.flatnonzero(valid & ~finite)})
 
     def note(self, kind: str, reasons: dict[str, str]) -> None:
         """Add "quarantined" or "fallback" clips, key -> reason. A clip's last reason is stored, its first one is printed."""
@@ -91,15 +89,6 @@ def target_writer(
         if writer.shard_writer is not None:
             writer.shard_writer.abort()
         raise
-
-
-def _not_finite(targets: dict[str, np.ndarray], keys: list[str], valid: np.ndarray, view: int) -> dict[str, str]:
-    """key -> reason, of the rows whose targets hold NaN, infinity, or a number too large for float16."""
-    bad = np.zeros(len(keys), bool)
-    for values in targets.values():
-        flat = values.reshape(len(values), -1)
-        bad |= ~(np.abs(flat) <= FLOAT16_MAX).all(1)
-    return {keys[i]: f"{NOT_FINITE} ({' or '.join(targets)}, view {view})" for i in np.flatnonzero(bad & valid)}
 
 
 def _refuse_if_all(path: Path, shard: str, keys: list[str], quarantine: dict[str, str]) -> None:

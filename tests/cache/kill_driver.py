@@ -1,5 +1,8 @@
-"""Runs the steps of a cache's life and dies at the k-th call that touches the disk, for every k (or every so many).
-With the step "teacher_time" it runs `finalise` alone, with logs of two ranks: all teacher time counts once.
+"""Runs the steps of a cache's life and looks at what a kill at the k-th call that touches the disk leaves, for every k (or
+every so many). With the step "teacher_time" it runs `finalise` alone, with logs of two ranks: all teacher time counts once.
+
+A kill leaves on the disk what is there when it comes. So one run that copies its folder before each call shows what all
+kills leave, without a run for each of them. The second kills, on the way to the end, are kills.
 
 Started by test_kills.py as a process of its own, small enough to fork hundreds of times.
 Prints one JSON object: {"calls": how many there are, "states": how many different folders the kills left behind,
@@ -12,6 +15,7 @@ import re
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,32 +32,63 @@ from cache.teacher_time import open_time_log, teacher_time_of
 SHARD, NEW, CLIPS, DIED = "a/000001.tar", "a/000000.tar", 2, 137
 
 
-def die_at(k: int) -> list[int]:
-    """From here on the process dies in the k-th call: before it takes effect, and with a file half written if it
-    writes one. Returns the counter."""
-    calls, lock = [0], threading.Lock()
+def at_each_call(act: Callable[[int, str | None], None]) -> list[int]:
+    """From here on, `act(k, file)` is called before the k-th call takes effect. `file`: which the call would rename. Returns
+    the counter."""
+    calls, acting, lock = [0], [], threading.RLock()  # `act` may touch the disk itself: that counts for nothing
 
-    def counted(function, half=None):
+    def counted(function, renames):
         def call(*args, **kwargs):
             with lock:
-                calls[0] += 1
-                if calls[0] == k:
-                    if half is not None:
-                        half(*args)
-                    os._exit(DIED)
+                if not acting:
+                    calls[0] += 1
+                    acting.append(True)
+                    act(calls[0], args[0] if renames else None)
+                    acting.clear()
             return function(*args, **kwargs)
 
         return call
 
-    def truncate(source, target, **_):
-        """The file that was to be renamed is only half there, as after a kill in mid-write."""
-        if os.path.isfile(source):
-            os.truncate(source, os.path.getsize(source) // 2)
-
     # zarr's LocalStore writes a file of another name and then calls os.replace, as we do.
     for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
-        setattr(os, name, counted(getattr(os, name), truncate if name == "replace" else None))
+        setattr(os, name, counted(getattr(os, name), name == "replace"))
     return calls
+
+
+def halve(file: str | Path) -> None:
+    """The file that was to be renamed is only half there, as after a kill in mid-write."""
+    if os.path.isfile(file):
+        os.truncate(file, os.path.getsize(file) // 2)
+
+
+def die_at(k: int) -> None:
+    """The process dies in the k-th call from here: before it takes effect, and with a file half written if it writes one."""
+
+    def act(call: int, file: str | None) -> None:
+        if call == k:
+            if file is not None:
+                halve(file)
+            os._exit(DIED)
+
+    at_each_call(act)
+
+
+def keep_what_kills_leave(function: Callable[[], object], path: Path, folder: Path, stride: int) -> int:
+    """Calls `function`, which writes into `path`. `folder`/k is what a kill at the k-th call would leave of it: for the first
+    call and each `stride` calls after it. Returns how many calls there are."""
+
+    def act(call: int, file: str | None) -> None:
+        if (call - 1) % stride == 0:
+            left = folder / str(call)
+            if path.exists():
+                shutil.copytree(path, left)
+            if file is not None and path in Path(file).parents:
+                halve(left / Path(file).relative_to(path))
+
+    folder.mkdir()
+    calls = at_each_call(act)
+    function()
+    return calls[0]
 
 
 def bring_to(path: Path, wanted: Manifest) -> None:
@@ -143,10 +178,9 @@ def in_child(function, *args) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
 
 
-def killed(step: Step, path: Path, k: int) -> int:
-    calls = die_at(k)
+def killed(step: Step, path: Path, k: int) -> None:
+    die_at(k)
     bring_to(path, step.after)
-    return calls[0]
 
 
 def state_of(path: Path) -> frozenset:
@@ -169,24 +203,20 @@ def aftermath(step: Step, path: Path, k: int, wanted: dict) -> list[str]:
 
 def run(name: str, folder: Path, stride: int) -> dict:
     os.fsync = lambda descriptor: None  # a kill loses nothing that was written: only a power cut would
-    step, base, undisturbed, path = STEPS[name], folder / "base", folder / "undisturbed", folder / "path"
+    step, base, undisturbed, kills = STEPS[name], folder / "base", folder / "undisturbed", folder / "kills"
     if step.before:
         assert in_child(bring_to, base, step.before)[0] == 0
         shutil.copytree(base, undisturbed)
-    status, calls = in_child(killed, step, undisturbed, 0)
+    status, calls = in_child(
+        keep_what_kills_leave, lambda: bring_to(undisturbed, step.after), undisturbed, kills, stride
+    )
     assert status == 0, calls
     wanted, wrong, seen = tree_of(undisturbed), [], set()
     for k in range(1, int(calls) + 1, stride):
-        shutil.rmtree(path, ignore_errors=True)
-        if step.before:
-            shutil.copytree(base, path)
-        status, text = in_child(killed, step, path, k)
-        if status != DIED:
-            wrong.append(f"call {k} did not kill: {status} {text}")
-        state = state_of(path)
+        state = state_of(kills / str(k))
         if state not in seen:  # what follows depends on the folder alone, and an fsync changes nothing in it
             seen.add(state)
-            wrong += aftermath(step, path, k, wanted)
+            wrong += aftermath(step, kills / str(k), k, wanted)
     in_order = load_manifest(undisturbed).identity  # new shards come last
     assert in_child(bring_to, folder / "whole", replace(step.after, identity=in_order))[0] == 0
     if tree_of(folder / "whole") != wanted:
@@ -211,29 +241,21 @@ def run_on(path: Path, more: bool) -> tuple[float, int]:
 
 
 def run_teacher_time(folder: Path) -> dict:
-    base, path = folder / "base", folder / "path"
+    base, kills = folder / "base", folder / "kills"
     create_cache(base, ONE, CONSTANTS)
     write_views(base, ONE, SHARD, range(1))
     for rank, seconds, clip_views in RECORDED:
         open_time_log(base, rank, 0.0)(seconds, clip_views)
-
-    def killed_at(k: int) -> int:
-        calls = die_at(k)
-        finalise(path)
-        return calls[0]
-
-    shutil.copytree(base, path)
-    calls, wrong, states = int(in_child(killed_at, 0)[1]), [], set()
+    calls, wrong, states = int(in_child(keep_what_kills_leave, lambda: finalise(base), base, kills, 1)[1]), [], set()
     for k in range(1, calls + 1):
-        for more in (False, True):
-            shutil.rmtree(path)
-            shutil.copytree(base, path)
-            status, text = in_child(killed_at, k)
-            states.add((load_manifest(path).finalised, len(list(path.glob(".paid-*")))))
-            seen, wanted = in_child(counted_time, path)[1], (15.0, 24) if more else (7.0, 15)
+        left = kills / str(k)
+        states.add((load_manifest(left).finalised, len(list(left.glob(".paid-*")))))
+        seen = in_child(counted_time, left)[1]
+        for more, wanted in ((False, (7.0, 15)), (True, (15.0, 24))):
+            path = shutil.copytree(left, folder / f"{k}-{more}")
             ended = in_child(run_on, path, more)[1]
-            if (status, seen, ended) != (DIED, "(7.0, 15)", str(wanted)) or list(path.glob(".paid-*")):
-                wrong.append(f"call {k}, more {more}: {status} {text}; {seen} seen, then {ended}, wanted {wanted}")
+            if (seen, ended) != ("(7.0, 15)", str(wanted)) or list(path.glob(".paid-*")):
+                wrong.append(f"call {k}, more {more}: {seen} seen, then {ended}, wanted {wanted}")
     return {"calls": calls, "states": len(states), "wrong": wrong}
 
 

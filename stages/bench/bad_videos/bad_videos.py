@@ -30,7 +30,8 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class Setup:
-    """`each`: every so many-th kind and bomb. `memory`: the most that a worker may take for one video, in bytes."""
+    """`each`: every so many-th kind, in all its containers, and every so many-th bomb. `memory`: the most that a worker may
+    take for one video, in bytes."""
 
     mutants: int = 3000
     decodes: int = 10_000
@@ -51,9 +52,8 @@ def run_bad_videos(quick: bool, output: Path | None, videos: Path | None, seed: 
     setup, figures = QUICK if quick else FULL, []
     limits = VideoLimits(seconds=30, seconds_per_mb=0, memory=setup.memory)
     with tempfile.TemporaryDirectory() as folder, Workers(setup.workers, limits) as workers:
-        made = _written(Path(folder) / "kinds", ((f"{kind}.{c}", data) for kind, c, data in made_kinds()))[
-            :: setup.each
-        ]
+        kinds = ((f"{kind}.{container}", data) for kind, container, data in made_kinds(setup.each))
+        made = _written(Path(folder) / "kinds", kinds)
         found = _checked(workers, check_file, made, [0] * len(made))
         figures += [measured("kinds", [len(list(KINDS)[:: setup.each])], ""), *_figures("kinds in containers", found)]
 

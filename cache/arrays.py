@@ -87,7 +87,12 @@ def file_format(itemsize: int) -> dict[str, Any]:
 def chunk_files(spec: ArraySpec, clips: int, views: range) -> list[str]:
     """Names of an array's chunk files that hold `views`."""
     blocks = range(-(-clips // min(spec.rows or clips, clips)))
-    return [".".join(map(str, ("c", block, view, *(0 for _ in spec.tail)))) for block in blocks for view in views]
+    return [chunk_file(spec, block, view) for block in blocks for view in views]
+
+
+def chunk_file(spec: ArraySpec, block: int, view: int) -> str:
+    """The name of the chunk file of one block of rows in one view."""
+    return ".".join(map(str, ("c", block, view, *(0 for _ in spec.tail))))
 
 
 def compressed_bytes(values: np.ndarray) -> int:

@@ -1,22 +1,37 @@
 """Rows of a shard's group on their way to disk. Small arrays are kept whole until the end, feature maps one block at a time."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cache.arrays import ArraySpec, open_for_writing
+from cache.arrays import ArraySpec, chunk_file, open_for_writing
+from cache.store import file_digest, sync
+
+Run = Callable[[int, Callable[[], Any]], Callable[[], Any]]
+
+
+def run_now(size: int, job: Callable[[], Any]) -> Callable[[], Any]:
+    """Runs a job that holds `size` bytes at once; returns a function that gives its result."""
+    result = job()
+    return lambda: result
 
 
 class RowBuffers:
     """Takes the rows of a group's arrays in tar order. A full block of feature maps is written at once, since the maps of a
     shard don't fit in memory.
 
-    `specs`: the arrays of the group in `folder`, by name. `clips`: rows of the shard.
+    `specs`: the arrays of the group in `folder`, by name. `clips`: rows of the shard. `run`: as `run_now`, or starts the job
+    elsewhere: a job compresses a block, writes its file durably, and computes the digest.
     """
 
-    def __init__(self, folder: Path, specs: Mapping[str, ArraySpec], clips: int):
-        self.specs, self.clips = specs, clips
+    def __init__(self, folder: Path, specs: Mapping[str, ArraySpec], clips: int, run: Run = run_now):
+        self.folder, self.specs, self.clips, self._run = folder, specs, clips, run
+        self._blocks: list[Callable[[], tuple[str, list]]] = []  # that were handed to `run`
+        self._given_up = False
         self._arrays = {name: open_for_writing(folder, name) for name in specs}
         self._buffers: dict[tuple[str, int], np.ndarray] = {}  # by array and view
 
@@ -29,7 +44,8 @@ class RowBuffers:
                 self._buffers[name, view] = self._empty(name, size)
             self._buffers[name, view][first - low : last - low] = values[first - start : last - start]
             if self.specs[name].rows is not None and last in (low + size, self.clips):
-                self._arrays[name][low:last, view] = self._buffers.pop((name, view))[: last - low]
+                block = self._buffers.pop((name, view))[: last - low]
+                self._blocks.append(self._run(block.nbytes, partial(self._write_block, name, view, low, block)))
 
     def write_small_arrays(self, views: range) -> None:
         """Write the arrays that are kept whole. All their rows must have been added."""
@@ -38,8 +54,26 @@ class RowBuffers:
                 for view in views:
                     self._arrays[name][:, view] = self._buffers[name, view]
 
+    def written_blocks(self) -> dict[str, list]:
+        """The files of all full blocks: file -> [size, sha256]. Waits until they are written; raises what went wrong."""
+        return dict(wait() for wait in self._blocks)
+
     def clear(self) -> None:
+        """Forget all rows. No job runs any more when this returns; a block that isn't written yet is left out."""
+        self._given_up = True
         self._buffers.clear()
+        for wait in self._blocks:
+            with contextlib.suppress(Exception):  # `written_blocks` raises it
+                wait()
+        self._blocks.clear()
+
+    def _write_block(self, name: str, view: int, low: int, block: np.ndarray) -> tuple[str, list]:
+        if self._given_up:
+            return name, []
+        self._arrays[name][low : low + len(block), view] = block
+        file = f"{name}/{chunk_file(self.specs[name], low // self.specs[name].rows, view)}"
+        sync(self.folder / file)
+        return file, file_digest(self.folder / file)
 
     def _empty(self, name: str, size: int) -> np.ndarray:
         spec = self.specs[name]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.arrays import array_specs, chunk_files, create_arrays
-from cache.buffers import RowBuffers
+from cache.buffers import RowBuffers, Run, run_now
 from cache.codecs import codec_of
 from cache.errors import ReskdError
 from cache.group import TEMPORARY, check_fingerprint, load_group, read_constants, write_attributes
@@ -27,11 +27,19 @@ class ShardWriter:
 
     Either it adds views after the committed ones, in all targets; then `views` are the next views. Or it adds targets to the
     committed views; then `views` are all of these, and the views given to `write` must equal the stored ones.
-    `keys` are the shard's keys, in tar order.
+    `keys` are the shard's keys, in tar order. `run` starts the jobs that write full blocks of maps: see `RowBuffers`.
     Raises ReskdError if the keys are not those of the manifest, or if another run made the shard's group.
     """
 
-    def __init__(self, path: str | Path, manifest: Manifest, shard: str, keys: Sequence[str], views: range):
+    def __init__(
+        self,
+        path: str | Path,
+        manifest: Manifest,
+        shard: str,
+        keys: Sequence[str],
+        views: range,
+        run: Run = run_now,
+    ):
         self.path, self.manifest, self.shard, self.keys, self.views = Path(path), manifest, shard, tuple(keys), views
         self.stored = load_group(self.path, shard)
         self.targets = self._checked_targets()
@@ -46,7 +54,7 @@ class ShardWriter:
         else:
             prepare_growth(self.folder, self.stored["files"], self.specs, len(self.keys), views.stop, self.adds_targets)
         self._constants = read_constants(self.path, manifest)
-        self._buffers = RowBuffers(self.folder, self.specs, len(self.keys))
+        self._buffers = RowBuffers(self.folder, self.specs, len(self.keys), run)
         self._next_row = dict.fromkeys(views, 0)
         self._complete = np.ones(len(self.keys), bool)  # rows that have all targets in all views so far
         self._stored_views = StoredViews(self.folder, self.stored["files"], views) if self.adds_targets else None
@@ -199,11 +207,11 @@ class ShardWriter:
 
     def _synced_files(self, old: Mapping[str, list]) -> dict[str, list]:
         """fsync all new chunk files, the arrays' folders and metadata. Returns the new chunk files: file -> [size, sha256]."""
-        files = {}
+        files = self._buffers.written_blocks()
         for name in self.specs:
             for path in sorted((self.folder / name).iterdir()):
                 chunk = f"{name}/{path.name}"
-                if chunk in old:
+                if chunk in old or chunk in files:
                     continue
                 sync(path)
                 if path.name != METADATA:

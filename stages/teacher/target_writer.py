@@ -1,4 +1,8 @@
-"""Writes the teacher's targets into a shard's group, in a thread beside the forwards."""
+"""Writes the teacher's targets into shards' groups, in threads beside the forwards.
+
+One thread takes the answers in order and sorts their rows into blocks. A pool compresses full blocks and writes their files.
+One thread commits shards in order, while the next shard is being filled already.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,16 @@ from cache.errors import ReskdError
 from cache.manifest import Manifest
 from cache.writer import ShardWriter
 from stages.runtime.background_writer import background_writer
+from stages.runtime.bounded_pool import Run, bounded_pool
+from stages.runtime.distributed import cores
+from stages.runtime.memory import available_memory
 from stages.runtime.terminal import console
 from stages.stream.all_views import ShardWork
 from stages.teacher.forward import TeacherOutput
 
 QUEUED = 2  # jobs that are running or waiting in the writer's thread
+THREADS = 8  # at most, that compress: one that is needed is started
+HELD = 2**30  # bytes of blocks that wait to be compressed, at most; forwards wait for them
 NOT_FINITE = "the teacher's answer is not finite"  # stored as a clip's reason
 
 
@@ -34,17 +43,31 @@ class ViewRows:
 
 
 class TargetWriter:
-    """Writes the missing targets of shards, one shard after the other. All methods run in the thread of `target_writer`."""
+    """Writes the missing targets of shards, one shard after the other. All methods run in the thread of `target_writer`.
 
-    def __init__(self, path: Path, manifest: Manifest, record: Callable[[float, int], None]):
-        self.path, self.manifest, self.record = path, manifest, record
-        self.shard_writer: ShardWriter | None = None  # of the open shard, until it is committed
+    `run`: starts jobs, as `bounded_pool` does. `submit_commit`: as that of `background_writer(1)`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        record: Callable[[float, int], None],
+        run: Run,
+        submit_commit: Callable[..., None],
+    ):
+        self.path, self.manifest, self.record, self.run, self.submit_commit = path, manifest, record, run, submit_commit
+        self.uncommitted: list[ShardWriter] = []  # of the open shard, and of one that is being committed
+        self.work: ShardWork | None = None
 
     def open(self, work: ShardWork, keys: list[str]) -> None:
         """Begin a shard; `keys` are the keys of all its rows."""
+        if self.work and self.work.shard == work.shard:  # its group is read again: wait for the commit
+            self.submit_commit(lambda: None)
         self.work, self.keys = work, keys
         self.reasons: dict[str, dict[str, str]] = {"quarantined": {}, "fallback": {}}
-        self.shard_writer = ShardWriter(self.path, self.manifest, work.shard, keys, work.views)
+        self.shard_writer = ShardWriter(self.path, self.manifest, work.shard, keys, work.views, self.run)
+        self.uncommitted.append(self.shard_writer)
         assert self.shard_writer.targets == work.targets
 
     def write(self, part: ViewRows, wait: Callable[[], TeacherOutput]) -> None:
@@ -66,10 +89,16 @@ class TargetWriter:
         self.reasons[kind] |= reasons
 
     def commit(self) -> None:
-        """End the shard. Raises ReskdError where the teacher's output is finite for none of its clips."""
+        """End the shard; it is committed when its blocks are written, and all shards before it are committed.
+
+        Raises ReskdError where the teacher's output is finite for none of its clips.
+        """
         _refuse_if_all(self.path, self.work.shard, self.keys, self.reasons["quarantined"])
-        self.shard_writer.commit(self.reasons["quarantined"], self.reasons["fallback"])
-        self.shard_writer = None
+        self.submit_commit(self._commit, self.shard_writer, self.reasons)
+
+    def _commit(self, shard_writer: ShardWriter, reasons: dict[str, dict[str, str]]) -> None:
+        shard_writer.commit(reasons["quarantined"], reasons["fallback"])
+        self.uncommitted.remove(shard_writer)
 
 
 @contextmanager
@@ -79,15 +108,20 @@ def target_writer(
     """Yields a TargetWriter, and `submit` of `background_writer`: `submit(writer.write, part, wait)` writes in its thread.
 
     `record(seconds, clip_views)` is called for each written part. At the end of the context all shards are committed. An
-    exception is raised again, and the shard that is open is given up.
+    exception is raised again, and what isn't committed is given up.
     """
-    writer = TargetWriter(path, manifest, record)
+    limit, writer = min(HELD, available_memory() // 16), None
     try:
-        with background_writer(QUEUED) as submit:
+        with (
+            bounded_pool(min(THREADS, cores()), limit) as run,
+            background_writer(1) as submit_commit,
+            background_writer(QUEUED) as submit,
+        ):
+            writer = TargetWriter(path, manifest, record, run, submit_commit)
             yield writer, submit
     except BaseException:
-        if writer.shard_writer is not None:
-            writer.shard_writer.abort()
+        for shard_writer in writer.uncommitted if writer else ():
+            shard_writer.abort()
         raise
 
 

@@ -22,6 +22,12 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo" / "demo.yaml"
     help="Students of each kind. With 3, results have a mean and a spread.  [default: 1]",
 )
 @click.option(
+    "--epochs-times",
+    type=click.IntRange(1),
+    help="Train the students this many times as long. With 2, their files are in OUTPUT/x2; the teacher and its cache are "
+    "made once for all.  [default: 1]",
+)
+@click.option(
     "--unlabelled",
     is_flag=True,
     help="Only a quarter of the clips have labels. One more student is distilled from all clips.",
@@ -29,7 +35,7 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo" / "demo.yaml"
 @CONFIG
 @SET
 @json_option
-def demo(model, output, seeds, unlabelled, config_file, overrides):
+def demo(model, output, seeds, epochs_times, unlabelled, config_file, overrides):
     """Make a small data set and run every stage on it.
 
     The clips are H.264 videos of moving handwritten digits. A teacher is trained at high resolution, and its outputs are
@@ -47,5 +53,11 @@ def demo(model, output, seeds, unlabelled, config_file, overrides):
 
     if not output and (model or unlabelled):
         output = "-".join(["runs/demo", *([model] if model else []), *(["unlabelled"] if unlabelled else [])])
-    options = {"model": model, "output": output, "seeds": seeds, "unlabelled": unlabelled or None}
+    options = {
+        "model": model,
+        "output": output,
+        "seeds": seeds,
+        "epochs_times": epochs_times,
+        "unlabelled": unlabelled or None,
+    }
     return run_demo(load_config(DemoConfig, config_file or DEMO, with_options(options, overrides)))

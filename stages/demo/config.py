@@ -25,6 +25,10 @@ class DemoConfig(Config):
     output: Path
     model: Literal["tsm", "tsn", "slowonly", "swin"] = "tsm"
     seeds: Positive = Field(1, description="students of each kind, with seeds 0, 1, ...")
+    epochs_times: Positive = Field(1, description="multiplies the students' epochs; with 2, what they make is in the folder "
+                                                  "`output`/x2, and the teacher and its cache are those of `output`")  # fmt: skip
+    side_by_side: bool = Field(True, description="students on labels alone are trained in a second process, beside the "
+                                                 "others, if there is a second core")  # fmt: skip
     unlabelled: bool = Field(False, description="only a quarter of the clips have labels; one more student is distilled "
                                                 "from all clips")  # fmt: skip
     clips: DemoClips

@@ -15,6 +15,7 @@ ALONE = {"loader": {"workers": 0}}  # a fork of a process with torch in it takes
 ONCE = {"loader": {"workers": 0, "resident": True}}  # and clips are decoded once
 BRIEF = {"schedule": {"epochs": 1, "val_every": 1, "warmup_epochs": 0.2}, **ONCE}
 SMALL = {
+    "side_by_side": False,  # a second process imports everything once more
     "clips": {"train": 120, "val": 40, "test": 40},
     "cache": {"views": 2, **ALONE},
     **{net: {"schedule": {"epochs": 2, "val_every": 1, "warmup_epochs": 0.2}, **ONCE} for net in NETS},
@@ -41,7 +42,8 @@ def demo(tmp_path_factory):
 
 def test_summary(demo):
     output, _, summary = demo
-    assert set(summary) == {"teacher", "baseline", "distilled", "cost", "wall_s", "peak_rss_mb", "seeds"}
+    of_all = {"cost", "wall_s", "peak_rss_mb", "seeds", "epochs_times"}
+    assert set(summary) == {"teacher", "baseline", "distilled"} | of_all
     for kind in ("teacher", "baseline", "distilled"):
         assert set(summary[kind]) == {"top1", "top1_std", "per_seed", "gflops"}
         assert len(summary[kind]["per_seed"]) == 1 and 0 <= summary[kind]["top1"] <= 100
@@ -73,7 +75,8 @@ def test_a_rerun_resumes_and_more_seeds_are_added(demo):
     checkpoint = (output / "runs" / "teacher-0" / "last.pt").stat().st_mtime_ns
     (output / "curves.png").unlink()
     (output / "curves.png").mkdir()  # a plot that fails costs no result
-    again = run("--seeds", "2")
+    again = run("--seeds", "2", "--set", "side_by_side=true")
+    assert "train baseline 1" in again["cost"]["seconds_beside"] and "train baseline 1" not in again["cost"]["seconds"]
     assert list((output / "curves.png").iterdir()) == []
     assert (output / "runs" / "teacher-0" / "last.pt").stat().st_mtime_ns == checkpoint
     assert again["distilled"]["per_seed"][0] == summary["distilled"]["per_seed"][0]
@@ -81,10 +84,23 @@ def test_a_rerun_resumes_and_more_seeds_are_added(demo):
     assert again["cost"]["teacher_clip_views"] == 240 and again["cost"]["in_loop_clip_views"] == 480
 
 
+def test_students_of_twice_the_epochs_lie_beside_the_others_and_share_the_teacher(demo):
+    output, run, summary = demo
+    report = (output / "report.html").stat().st_mtime_ns
+    assert run("--epochs-times", "2") == run("--epochs-times", "2")  # summary.json of the others is left alone
+    twice = json.loads((output / "x2" / "summary.json").read_text())
+    assert twice["epochs_times"] == 2 and twice["teacher"] == summary["teacher"]
+    for kind in ("baseline", "distilled"):
+        steps = [json.loads((output / x / f"runs/{kind}-0/result.json").read_text())["steps"] for x in ("", "x2")]
+        assert steps[1] == 2 * steps[0]
+    assert (output / "x2" / "student.pt2").exists() and (output / "report.html").stat().st_mtime_ns > report
+    assert twice["cost"]["teacher_clip_views"] == 240 and twice["cost"]["in_loop_clip_views"] == 480
+
+
 @pytest.mark.parametrize(("model", "classes"), [("tsn", 10), ("slowonly", 40), ("swin", 4)])
 def test_every_family_has_a_demo(model, classes, tmp_path, monkeypatch, without_onnx):
     monkeypatch.chdir(tmp_path)
-    small = {"clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 1, **ALONE}}
+    small = {"side_by_side": False, "clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 1, **ALONE}}
     small |= dict.fromkeys(NETS, BRIEF)
     command("demo", "--model", model, *sets(small))
     output = tmp_path / f"runs/demo-{model}"
@@ -96,7 +112,7 @@ def test_every_family_has_a_demo(model, classes, tmp_path, monkeypatch, without_
 
 
 def test_clips_without_labels_are_distilled_from(tmp_path, without_onnx):
-    small = {"clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 2, **ALONE}}
+    small = {"side_by_side": False, "clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 2, **ALONE}}
     small |= {net: {**BRIEF, "batch_size": 20} for net in NETS}
     command("demo", "--unlabelled", "--output", tmp_path / "out", *sets(small))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

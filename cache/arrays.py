@@ -100,13 +100,17 @@ def compressed_bytes(values: np.ndarray) -> int:
 
     Values with 5 axes are feature maps [N,T',g,g',d], and are stored channel by channel.
     """
+    return sum(len(chunk) for chunk in compressed_chunks(np.moveaxis(values, -1, 1) if values.ndim == 5 else values))
+
+
+def compressed_chunks(values: np.ndarray) -> list[Any]:
+    """The chunk files of values [N, ...], which are as stored: their bytes, in blocks of rows."""
     files: dict[str, Any] = {}
-    values = np.moveaxis(values, -1, 1) if values.ndim == 5 else values
     spec = ArraySpec(values.shape[1:], str(values.dtype), 0, BLOCK)
     with zarr.config.set({"array.write_empty_chunks": True}):
         array = _create(MemoryStore(files), "values", spec, len(values), 1)
         array[:, 0] = values
-    return sum(len(buffer) for name, buffer in files.items() if not name.endswith(METADATA))
+    return [buffer.as_buffer_like() for name, buffer in files.items() if not name.endswith(METADATA)]
 
 
 def resize_array(folder: Path, views: int) -> None:

@@ -11,10 +11,13 @@ from cache.codecs import encode_float16
 from cache.errors import ReskdError
 from cache.group import load_manifest
 from pipeline import cli
+from stages.shards.dataset import open_dataset
 from stages.teacher import probe as probing
 from stages.teacher.cache_teacher import cache_teacher
 from stages.teacher.config import FeaturesConfig
 from stages.teacher.encodings import ProbeOutput, candidates, measure_prices
+from stages.teacher.load_teacher import load_teacher
+from stages.teacher.probe import Probe, teacher_hours
 from stages.teacher.reduction import Sample, encoding_error, estimate_constants
 from stages.teacher.size_planner import format_size, parse_grid, parse_size
 from stages.video.decode import DecodeError
@@ -130,7 +133,8 @@ def test_planned_bytes_come_true(data, teacher, cached, tmp_path):
     plan = plan_of(config, probe=50, grid="2x2")
     assert not list(tmp_path.iterdir())
     assert plan["clip_views_missing"] == 400 and plan["probe"]["clip_views"] == 50 and plan["probe"]["failed"] == 0
-    assert plan["probe"]["forward_ms"] > 0 and plan["probe"]["decode_ms"] > 0 and plan["teacher_hours"] > 0
+    probe = plan["probe"]
+    assert min(probe["forward_ms"], probe["decode_ms"], probe["write_ms"]) > 0 and plan["teacher_hours"] > 0
     rows = {row["name"]: row for row in plan["encodings"]}
     bases = [("int8", dims) for dims in (8, 4, 2, 1)] + [("int4", 2)]
     names = ["float16", "int8", *(f"{codec}, {dims} dims" for codec, dims in bases), "int8, 2×2"]
@@ -146,6 +150,20 @@ def test_planned_bytes_come_true(data, teacher, cached, tmp_path):
     kept = load_manifest(few.output).notes["features"]["channels"]
     assert rows["int8, 4 dims"]["channels"] == pytest.approx(kept, abs=0.1)
     assert rows["int8, 2×2"]["grid"] < 1 == rows["int8"]["grid"] and rows["int8"]["rounding"] < 0.01
+
+
+def test_the_hours_are_those_of_the_slowest_half(data, teacher, tmp_path, monkeypatch):
+    """Of decoding, forwards, and encoding and writing, each in turn."""
+    config = cache_config(tmp_path / "t.zarr", data, teacher, "loader.workers=2")
+    monkeypatch.setattr(probing, "cores", lambda: 4)
+    net, _ = load_teacher(config, open_dataset(config.data), torch.device("cpu"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+    def hours(decode=0.0, forward=0.0, write=0.0):
+        return teacher_hours(config, Probe(None, decode, forward, write, 0), 3600, net)
+
+    assert hours(decode=1) == 1 / 2 and hours(forward=1) == 1 and hours(write=1) == 1 / 4
+    assert hours(decode=1, forward=1, write=4) == 6 / 4  # on a CPU all of them share the cores
 
 
 def test_a_probe_of_none(data, teacher, tmp_path, monkeypatch):

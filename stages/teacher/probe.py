@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,9 @@ from stages.stream.loading import decoding_workers
 from stages.teacher.config import CacheConfig
 from stages.teacher.encodings import ProbeOutput
 from stages.teacher.sample_maps import HOLD_OUT_EVERY
+from stages.teacher.target_writer import THREADS
 from stages.teacher.teacher import Teacher
+from stages.teacher.write_cost import write_seconds
 from stages.video.decode import decode_frames
 from stages.video.errors import DecodeError
 from stages.video.render import render
@@ -33,13 +37,16 @@ class Probe:
     output: ProbeOutput
     decode: float  # seconds of one core for a clip·view, where all views of a clip are decoded and rendered together
     forward: float  # seconds for a clip·view, in full batches
+    write: float  # seconds of one core to encode, compress and digest a clip·view
     failed: int  # clips that no decoder can read
 
 
-def run_probe(config: CacheConfig, data: Dataset, teacher: Teacher, count: int) -> Probe:
-    """Decode, render and forward `count` clip·views, spread over clips and views as in `sample_maps`.
+def run_probe(
+    config: CacheConfig, data: Dataset, teacher: Teacher, count: int, settings: Mapping[str, Mapping[str, Any]]
+) -> Probe:
+    """Decode, render, forward and encode `count` clip·views, spread over clips and views as in `sample_maps`.
 
-    Raises ReskdError where none of them can be decoded.
+    `settings`: the identity's settings of the targets. Raises ReskdError where none of them can be decoded.
     """
     clips = [(e.name, int(r)) for e, usable in zip(data.shards, data.usable_rows(), strict=True) for r in usable]
     order = np.argsort(splitmix64(hash_parts(config.policy.seed, len(clips)), len(clips)), kind="stable")
@@ -65,7 +72,8 @@ def run_probe(config: CacheConfig, data: Dataset, teacher: Teacher, count: int) 
                          "--probe 0")  # fmt: skip
     logits, features, forward = _forwards(teacher, np.stack(pictures))
     output = ProbeOutput(_columns(drawn), logits, features, np.array(held_out))
-    return Probe(output, float(np.median(seconds or [0.0])), forward, failed)
+    write = write_seconds(output, teacher, settings)
+    return Probe(output, float(np.median(seconds or [0.0])), forward, write, failed)
 
 
 def _columns(views: list[View]) -> dict[str, np.ndarray]:
@@ -115,10 +123,10 @@ def _forwards(teacher: Teacher, clips: np.ndarray) -> tuple[np.ndarray, torch.Te
 def teacher_hours(config: CacheConfig, probe: Probe, clip_views: int, teacher: Teacher) -> float:
     """The hours that one rank on this machine needs for `clip_views`; a recalibration doubles them.
 
-    With a GPU, the slower one of decoding and the teacher sets the pace. On a CPU they share the cores.
+    The slowest one of decoding, the teacher, and encoding and writing sets the pace. The first and the last share the cores;
+    on a CPU the teacher, too.
     """
-    forward, decode = clip_views * probe.forward, clip_views * probe.decode
-    seconds = max(forward, decode / max(1, decoding_workers(config.loader)))
-    if teacher.device.type == "cpu":
-        seconds = max(seconds, (forward * torch.get_num_threads() + decode) / cores())
+    forward, decode, write = (clip_views * seconds for seconds in (probe.forward, probe.decode, probe.write))
+    on_cores = decode + write + (forward * torch.get_num_threads() if teacher.device.type == "cpu" else 0)
+    seconds = max(forward, decode / max(1, decoding_workers(config.loader)), write / THREADS, on_cores / cores())
     return (2 if teacher.pending is not None else 1) * seconds / 3600

@@ -53,8 +53,8 @@ def plan_sizes(
 ) -> dict:
     """Measure `probe` clip·views (0: none), and print what each encoding would take.
 
-    `missing`: clip·views that the teacher still has to compute. Returns {"probe": {"clip_views", "failed", "forward_ms" and
-    "decode_ms" of a clip·view} or None, "teacher_hours": of one rank, or None, "encodings": [{"name", "setting",
+    `missing`: clip·views that the teacher still has to compute. Returns {"probe": {"clip_views", "failed", "forward_ms",
+    "decode_ms" and "write_ms" of a clip·view} or None, "teacher_hours": of one rank, or None, "encodings": [{"name", "setting",
     "configured", "bytes_of_clip_view", "bytes": of the whole cache, "channels", "grid", "rounding": shares of
     `encoding_error`, or None, "fits": None without a budget}], "budget": bytes or None}.
     Raises ReskdError where no encoding fits the budget, after the table is printed.
@@ -64,7 +64,7 @@ def plan_sizes(
     stats = model_stats(uncompiled(teacher.model), teacher.size)
     shape, configured = (*stats.grid, stats.width), config.targets.features
     encodings = candidates(shape, configured, student_grid)
-    measured = run_probe(config, data, teacher, probe) if probe else None
+    measured = run_probe(config, data, teacher, probe, wanted.identity.targets) if probe else None
     identity, clips = wanted.identity, sum(entry.clips for entry in wanted.identity.shards)
     prices = (
         measure_prices(measured.output, encodings, identity) if measured else bound_prices(encodings, identity, shape)
@@ -88,6 +88,7 @@ def _figures(probe: Probe) -> dict:
         "failed": probe.failed,
         "forward_ms": 1e3 * probe.forward,
         "decode_ms": 1e3 * probe.decode,
+        "write_ms": 1e3 * probe.write,
     }
 
 
@@ -109,8 +110,9 @@ def _show(plan: dict, missing: int, clips: int, views: int, shape: tuple[int, ..
     if probe:
         failed = f" ({probe['failed']} more can't be decoded)" if probe["failed"] else ""
         console.print(f"probe of {probe['clip_views']} clip·views{failed}: the teacher takes {probe['forward_ms']:.1f} ms for "
-                      f"one, decoding {probe['decode_ms']:.1f} ms of a core; {missing} clip·views: about "
-                      f"{plan['teacher_hours']:.2f} hours on one such machine", highlight=False)  # fmt: skip
+                      f"one, decoding {probe['decode_ms']:.1f} ms of a core, encoding and writing {probe['write_ms']:.1f} ms; "
+                      f"{missing} clip·views: about {plan['teacher_hours']:.2f} hours on one such machine",
+                      highlight=False)  # fmt: skip
     title = f"{clips} clips × {views} views, maps of {'×'.join(map(str, shape))}; *: as configured"
     caption = "bytes before zstd, not measured: an upper bound"
     if probe:

@@ -17,7 +17,8 @@ WIDE = {"channels": [8, 16, 24, 24], "layers": [1, 1, 1, 1], "output_stride": 8}
 # Of other widths, sizes, losses, seeds, optimizers, and lengths.
 STUDENTS = {
     "first": {},
-    "wide": {"model.args": WIDE, "losses": {"feature_mse": 2}},
+    "wide": {"model.args": WIDE, "losses": {"feature_mse": 2, "projector": "ensemble"}},
+    "relations": {"losses": {"feature_relation": {"start": 3, "end": 0}, "dist": 1, "logit_kl": 0}},
     "large": {"size": 24, "seed": 7, "ema": 0.9},
     "seed": {"size": 20, "render_via": 32, "optim": {"name": "sgd"}, "accumulate": 1},
     "short": {"schedule.epochs": 1, "losses.logit_kl": 0, "losses.label_smoothing": 0.1},

@@ -75,13 +75,14 @@ def test_candidates_of_a_wide_teacher():
         "int8",
         *(f"int8, {dims} dims" for dims in (1024, 512, 256, 128)),
         "int4, 256 dims",
+        "int4, 256 dims turned",
         "int8, 4×4",
-        "int8, 4×4, 1024 dims",
     ]
     assert [e.name for e in found][:9] == names
     assert found[-1].setting == "targets.features=null" and found[0].setting == "targets.features=float16"
-    assert found[9].setting == "targets.features={codec: int8, dims: 512, grid: [4, 4]}"
-    assert found[-2].setting == "targets.features={codec: int4, dims: 256, grid: [4, 4]}"
+    assert found[9].setting == "targets.features={codec: int8, dims: 1024, grid: [4, 4]}"
+    assert found[-3].setting == "targets.features={codec: int4, dims: 256, grid: [4, 4]}"
+    assert found[-2].setting == "targets.features={codec: int4, dims: 256, grid: [4, 4], rotate: hadamard}"
     own = FeaturesConfig(codec="int8", energy=0.9, time=4, sample=99)
     first, second, *_ = candidates((8, 7, 7, 2048), own, None)
     assert first.name == "as configured" and first.features.energy == 0.9

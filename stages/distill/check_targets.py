@@ -30,12 +30,17 @@ def check_targets(manifest: Manifest, losses: LossConfig, output: ModelOutput, n
         _check_maps(stored["features"], losses, list(output.features.shape[1:4]))
     for name, loss in losses.used.items():
         if "channel_std" in loss.teacher and not any(file.startswith("channel_std/") for file in manifest.constants):
-            raise ReskdError(f"losses.{name} needs the deviations of the teacher's channels, and this cache has none (it "
-                             "isn't finished, or an older version made it): run cache-teacher with the cache's config again, which adds them and "
-                             f"computes nothing else; or set losses.{name} to 0")  # fmt: skip
+            raise ReskdError(
+                f"losses.{name} needs the deviations of the teacher's channels, and this cache has none (it isn't finished, or "
+                "an older version made it): run cache-teacher with the cache's config again, which adds them and computes "
+                f"nothing else; or set losses.{name} to 0"
+            )
     net = manifest.identity.teacher.get("model", {})
     if losses.teacher_reads("class_map") and (net.get("head_norm") or net.get("pooling") == "own"):
         raise ReskdError(NO_CLASS_MAP)
+    if losses.teacher_reads("class_map") and "logits" not in stored:
+        raise ReskdError("losses.logit_map_kl needs the teacher's classifier, and this cache has maps alone "
+                         "(targets.logits: null): set its weight to 0, or make a cache with logits")  # fmt: skip
     reads_classes = losses.teacher_reads("logits") or losses.teacher_reads("class_map")
     if reads_classes and stored["logits"]["width"] != output.logits.shape[1]:
         raise ReskdError(f"the cache has logits of {stored['logits']['width']} classes, the student of "

@@ -47,7 +47,7 @@ class TargetDecoder:
     scale: Tensor | None = None  # float32 [d] if features are stored as codes
     offset: Tensor | None = None  # likewise
     classifier: tuple[Tensor, Tensor] | None = None  # the teacher's weight [K,d] and bias [K]
-    channel_std: Tensor | None = None  # float32 [d], deviation of each stored channel; None: the cache has no statistics
+    channel_std: Tensor | None = None  # float32 [d], deviation of each stored channel; None: not known
 
     def features(self, stored: Tensor) -> Tensor:
         """Stored features [B,T',g,g',d], float16 or codes, as float32."""

@@ -42,13 +42,13 @@ LossWeight = Annotated[
 def weight_at(weight: float | WeightOverTime, part: float) -> float:
     """The weight after a part of the training, from 0 to 1.
 
-    cosine: end + (start - end) * (1 + cos(pi * p)) / 2; linear: start + (end - start) * p; with p = min(1, part / until).
+    start * l + end * (1 - l), with l = (1 + cos(pi * p)) / 2 (cosine) or 1 - p (linear), and p = min(1, part / until).
     """
     if not isinstance(weight, WeightOverTime):
         return weight
     p = min(1.0, part / weight.until)
     left = (1 + math.cos(math.pi * p)) / 2 if weight.shape == "cosine" else 1 - p
-    return weight.end + (weight.start - weight.end) * left
+    return weight.start * left + weight.end * (1 - left)
 
 
 def is_used(weight: float | WeightOverTime) -> bool:

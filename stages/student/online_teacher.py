@@ -56,8 +56,10 @@ def check_online(losses: LossConfig, teacher: OnlineTeacher) -> None:
         raise ReskdError(NO_CLASS_MAP)
     for name, loss in losses.used.items():
         if "channel_std" in loss.teacher:
-            raise ReskdError(f"losses.{name} needs the deviations of the teacher's channels, and a cache alone has them: set "
-                             f"data.cache in place of `teacher`, or losses.{name} to 0 and give losses.feature_mse a weight")  # fmt: skip
+            raise ReskdError(
+                f"losses.{name} needs the deviations of the teacher's channels, and a cache alone has them: set data.cache in "
+                f"place of `teacher`, or losses.{name} to 0 and give losses.feature_mse a weight"
+            )
 
 
 def open_teacher(config: OnlineTeacherConfig, data: Dataset, num_frames: int) -> OnlineTeacher:

@@ -24,10 +24,13 @@ NEAR_CHANCE = 2.0  # a top-1 below this multiple of chance points to a mistake r
 
 
 def teacher_accuracy(data: Dataset, manifest: Manifest, reader: CacheReader) -> float | None:
-    """top-1 in percent over labelled clip·views (each label of a clip is right); None where no clip is labelled.
+    """top-1 in percent over labelled clip·views (each label of a clip is right); None where no clip is labelled, or the cache
+    has maps alone.
 
     Prints a warning where it is near chance.
     """
+    if "logits" not in manifest.identity.targets:
+        return None
     counts, hits = np.zeros(len(data.classes), np.int64), 0
     for entry in data.shards:
         rows = data.rows(entry.name)
@@ -51,7 +54,8 @@ def teacher_accuracy(data: Dataset, manifest: Manifest, reader: CacheReader) -> 
 
 
 def verify_targets(data: Dataset, manifest: Manifest, reader: CacheReader, teacher: Teacher, count: int) -> float:
-    """Recompute `count` random clip·views from their stored views; returns the largest difference of a logit.
+    """Recompute `count` random clip·views from their stored views; returns the largest difference of a logit, or of a map's
+    number (relative) where the cache has maps alone.
 
     Raises ReskdError where a difference is larger than the codec and the rounding of another batch explain.
     """
@@ -67,10 +71,11 @@ def verify_targets(data: Dataset, manifest: Manifest, reader: CacheReader, teach
         block, i = reader.block(shard, v, r // BLOCK), r % BLOCK
         row = data.rows(shard)[r]
         outputs = _recompute(data.read(shard, r), row, block.view_of(i), teacher, tuple(manifest.identity.targets))
-        logits = outputs["logits"]
-        span = float(np.ptp(logits)) + 1e-3
         rounding = 1e-3 if teacher.dtype == torch.float32 else 5e-2
-        difference, feature_difference = float(np.abs(logits - block.logits[i]).max()), 0.0
+        span, difference, feature_difference = 0.0, 0.0, 0.0
+        if block.logits is not None:
+            span = float(np.ptp(outputs["logits"])) + 1e-3
+            difference = float(np.abs(outputs["logits"] - block.logits[i]).max())
         if block.features is not None:
             feature_difference = _feature_difference(
                 outputs["features"], block.features[i], teacher.constants, teacher.features.codec
@@ -79,8 +84,9 @@ def verify_targets(data: Dataset, manifest: Manifest, reader: CacheReader, teach
             raise ReskdError(f"shard {shard}, clip {row.key!r}, view {v}: the cached targets differ from the "
                              f"teacher's by {difference:.4f} (logits) and {feature_difference:.4f} (features, relative): "
                              f"the cache was made with another teacher or from other videos; make it anew")  # fmt: skip
-        worst, verified = max(worst, difference), verified + 1
-    console.print(f"verified {verified} clip·views: logits differ by at most {worst:.4f}")
+        worst, verified = max(worst, difference if block.logits is not None else feature_difference), verified + 1
+    what = "logits" if "logits" in manifest.identity.targets else "maps"
+    console.print(f"verified {verified} clip·views: {what} differ by at most {worst:.4f}")
     return worst
 
 

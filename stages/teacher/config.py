@@ -11,6 +11,7 @@ from cache.codecs import CODECS, codec_of
 from cache.view import ViewPolicy
 from stages.config.schema import Config, Positive, Size
 from stages.stream.config import LoaderConfig
+from stages.teacher.hadamard import hadamard
 
 
 class TeacherConfig(Config):
@@ -37,6 +38,10 @@ class FeaturesConfig(Config):
     time: Positive | None = Field(None, description="T' of the student's map; the teacher's T must be a multiple of it")
     sample: Positive = Field(1024, description="clip·views that the basis and the ranges are estimated on; every fifth "
                                                "clip is held out, to measure the error")  # fmt: skip
+    rotate: Literal["hadamard"] | None = Field(
+        None, description="turn the basis, so that all its coordinates have the same variance: int4 then rounds less. "
+        "`dims` must be the order of a Hadamard matrix, such as 2^k, 12·2^k or 20·2^k"
+    )  # fmt: skip
     basis: Path | None = Field(
         None, description="take the basis and the ranges of this cache, made with the same teacher"
     )
@@ -50,6 +55,12 @@ class FeaturesConfig(Config):
     def _one_width(self) -> FeaturesConfig:
         if self.dims is not None and self.energy is not None:
             raise ValueError("give dims or energy, not both")
+        if self.rotate is not None and self.dims is None:
+            raise ValueError(
+                f"rotate: {self.rotate} turns a basis whose width is known: give dims, or leave rotate out"
+            )
+        if self.rotate is not None:
+            hadamard(self.dims)  # raises ReskdError, a ValueError, for a width that has none
         return self
 
     @property
@@ -63,8 +74,17 @@ class FeaturesConfig(Config):
 
 
 class TargetsConfig(Config):
-    logits: Literal[tuple(CODECS["logits"])] = "uint8"
+    logits: Literal[tuple(CODECS["logits"])] | None = Field(
+        "uint8",
+        description="null: store maps alone, of a teacher whose classifier isn't used; its classes may be others",
+    )
     features: FeaturesConfig | None = Field(FeaturesConfig(), description="null: store logits only")
+
+    @model_validator(mode="after")
+    def _has_a_target(self) -> TargetsConfig:
+        if self.logits is None and self.features is None:
+            raise ValueError("logits and features are both null: there is nothing to store. Leave one of them out")
+        return self
 
 
 class CacheConfig(Config):

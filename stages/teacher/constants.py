@@ -15,7 +15,7 @@ from cache.manifest import Manifest
 from cache.reduction import Constants, reduced_shape
 from cache.store import METADATA
 from stages.models.video_model import model_stats
-from stages.teacher.config import CacheConfig
+from stages.teacher.config import CacheConfig, FeaturesConfig
 from stages.teacher.identity import in_todays_names
 from stages.teacher.teacher import Teacher, uncompiled
 
@@ -35,7 +35,7 @@ def with_stored_maps(teacher: Teacher, wanted: Manifest, config: CacheConfig) ->
         "grid": grid,
         "width": features.dims or stats.width,
         "map": [time, height, width, stats.width],
-        "sample": features.model_dump(include={"dims", "energy", "sample"}) if features.estimated else None,
+        "sample": _sample_settings(features) if features.estimated else None,
     }
     teacher = replace(teacher, grid=tuple(grid))
     wanted = _with_features(wanted, settings)
@@ -45,6 +45,12 @@ def with_stored_maps(teacher: Teacher, wanted: Manifest, config: CacheConfig) ->
     if constants is None:
         return teacher, wanted if lost_settings is None else _with_features(wanted, lost_settings)
     return with_constants(teacher, wanted, constants)
+
+
+def _sample_settings(features: FeaturesConfig) -> dict[str, Any]:
+    """What the constants were estimated on, and how. `rotate` is left out without a turn: older caches don't have it."""
+    settings = features.model_dump(include={"dims", "energy", "sample"})
+    return settings if features.rotate is None else {**settings, "rotate": features.rotate}
 
 
 def with_constants(teacher: Teacher, wanted: Manifest, constants: Constants) -> tuple[Teacher, Manifest]:
@@ -59,16 +65,17 @@ def with_constants(teacher: Teacher, wanted: Manifest, constants: Constants) -> 
     return replace(teacher, constants=dict(constants)), _with_features(wanted, settings)
 
 
-def root_arrays(teacher: Teacher) -> dict[str, np.ndarray]:
+def root_arrays(teacher: Teacher, with_classifier: bool = True) -> dict[str, np.ndarray]:
     """The arrays at the root of the teacher's cache: the classifier of stored maps, and the constants.
 
+    A cache of maps alone is made without the classifier.
     With a basis, the logits of a position are y (basis' W) + (mean W + b), so the classifier of y has [d,K] numbers.
     A head with a norm or with the network's own pooling is no linear function of the map: its classifier is not stored.
     """
     if teacher.features is None:
         return {}
     head, constants = uncompiled(teacher.model).head, teacher.constants
-    if not head.has_class_map:
+    if not head.has_class_map or not with_classifier:
         return dict(constants)
     fc = head.fc
     weight, bias = (tensor.detach().float().cpu().numpy() for tensor in (fc.weight.T, fc.bias))

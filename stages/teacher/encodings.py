@@ -14,9 +14,12 @@ from cache.identity import Identity
 from cache.manifest import bytes_of_clip_view
 from cache.reduction import reduce_maps, reduced_shape
 from stages.teacher.config import FeaturesConfig
+from stages.teacher.hadamard import has_hadamard
 from stages.teacher.reduction import Sample, encoding_error, estimate_constants
 
 BASIS_FRACTIONS = {"int8": (2, 4, 8, 16), "int4": (8,)}  # by codec: a basis of 1/2, 1/4, ... of the channels
+TURNED = "int4"  # the codec whose bases are offered turned, too: its steps are few
+TURNED_FROM = 4  # dims; a turn of fewer changes little
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,9 @@ def candidates(
         for codec, part in parts:
             features = FeaturesConfig(codec=codec, dims=shape[3] // part, grid=stored_grid, time=time)
             encodings.append(Encoding(f"{codec}{suffix}, {features.dims} dims", features))
+            if codec == TURNED and features.dims >= TURNED_FROM and has_hadamard(features.dims):
+                turned = features.model_copy(update={"rotate": "hadamard"})
+                encodings.append(Encoding(f"{codec}{suffix}, {features.dims} dims turned", turned))
     encodings.append(Encoding("logits only", None))
     settings = encoding_settings(configured)
     if settings not in [encoding.features for encoding in encodings]:
@@ -93,8 +99,9 @@ def encoding_settings(configured: FeaturesConfig | None) -> FeaturesConfig | Non
 
 def measure_prices(output: ProbeOutput, encodings: list[Encoding], identity: Identity) -> list[Price]:
     """Encode and compress the probe's maps as a cache does. `identity`: that of the planned cache."""
-    logits, shape = identity.targets["logits"], tuple(output.features.shape[1:])
-    small = {**output.views, **codec_of("logits", logits["codec"]).encode(output.logits, {})}
+    logits, shape = identity.targets.get("logits"), tuple(output.features.shape[1:])
+    answers = codec_of("logits", logits["codec"]).encode(output.logits, {}) if logits else {}
+    small = {**output.views, **answers}
     without_map = sum(map(compressed_bytes, small.values())) / len(output.logits)
     samples, prices = {}, []
     for encoding in encodings:
@@ -109,7 +116,7 @@ def measure_prices(output: ProbeOutput, encodings: list[Encoding], identity: Ide
         constants, kept = _constants(sample, half_basis, features), np.stack([*sample.fitted, *sample.held_out])
         reduced = reduce_maps(kept, {"grid": grid}, constants)
         stored = codec_of("features", features.codec).encode(reduced, constants)["features"]
-        classifier = 4 * (reduced.shape[-1] + 1) * logits["width"]
+        classifier = 4 * (reduced.shape[-1] + 1) * logits["width"] if logits else 0
         root = classifier + sum(values.nbytes for values in constants.values())
         size = without_map + compressed_bytes(stored) / len(stored)
         prices.append(Price(encoding, size, root, encoding_error(sample, constants, features.codec)))
@@ -120,7 +127,7 @@ def bound_prices(encodings: list[Encoding], identity: Identity, shape: tuple[int
     """Prices without a probe: bytes before zstd, an upper bound (zstd adds at most a few bytes to a chunk)."""
     prices = []
     for encoding in encodings:
-        features, targets = encoding.features, {"logits": identity.targets["logits"]}
+        features, targets = encoding.features, {n: s for n, s in identity.targets.items() if n == "logits"}
         if features is not None:
             grid = reduced_shape(shape[:3], features.time, features.grid)
             targets["features"] = {"codec": features.codec, "grid": grid, "width": features.dims or shape[3]}
@@ -147,8 +154,8 @@ def _sample(output: ProbeOutput, grid: tuple[int, int, int]) -> tuple[Sample, di
 def _constants(sample: Sample, half_basis: dict[str, np.ndarray], features: FeaturesConfig) -> dict[str, np.ndarray]:
     """The constants of an encoding; where they are a part of `half_basis`, without a new estimate."""
     dims = features.dims
-    cut = features.codec == "int8" and features.energy is None and dims is not None
+    cut = features.codec == "int8" and features.energy is None and dims is not None and features.rotate is None
     if cut and dims <= half_basis["basis"].shape[1]:
         part = {name: half_basis[name][..., :dims] for name in ("basis", "scale", "offset")}
         return {"mean": half_basis["mean"], **part}
-    return estimate_constants(sample, features.codec, dims, features.energy)
+    return estimate_constants(sample, features.codec, dims, features.energy, features.rotate)

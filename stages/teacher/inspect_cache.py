@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,28 +62,36 @@ def _accuracy(path: Path, manifest: Manifest, data: Dataset) -> float | None:
     finished = {entry.name for entry in manifest.identity.shards[: manifest.finalised_shards]}
     if manifest.finalised < 1 or any(entry.name not in finished for entry in data.shards):
         return None
+    if "logits" not in manifest.identity.targets:
+        return None
     return teacher_accuracy(data, replace(manifest, views=manifest.finalised), CacheReader(path))
 
 
 def clip_views(path: Path, manifest: Manifest, shard: str, row: int) -> dict:
     """{"shard", "row", "key", "quarantine": reason or None, "views": [{"frames", "box", "flip", "top": [[class, percent]]}]}.
 
-    A view without targets is None.
+    `top` is empty where the cache has maps alone. A view without targets is None.
     """
-    group, reader, classes = load_group(path, shard), CacheReader(path), manifest.identity.classes
+    targets = [name for name in manifest.identity.targets if name == "logits"]
+    group, reader, classes = load_group(path, shard), CacheReader(path, targets), manifest.identity.classes
     views = []
     for number in range(group["views"]):
         block, i = reader.block(shard, number, row // BLOCK), row % BLOCK
         if not block.valid[i]:
             views.append(None)
             continue
-        view, logits = block.view_of(i), block.logits[i].astype(np.float64)
-        shares = np.exp(logits - logits.max())
-        shares /= shares.sum()
-        top = [[classes[c], 100 * float(shares[c])] for c in np.argsort(-shares, kind="stable")[:TOP_CLASSES]]
+        view = block.view_of(i)
+        top = [] if block.logits is None else _most_probable(block.logits[i].astype(np.float64), classes)
         views.append({"frames": view.frames.tolist(), "box": view.box.tolist(), "flip": view.flip, "top": top})
     key = group["keys"][row]
     return {"shard": shard, "row": row, "key": key, "quarantine": group["quarantine"].get(key), "views": views}
+
+
+def _most_probable(logits: np.ndarray, classes: Sequence[str]) -> list:
+    """[[class, percent]] of the first five classes."""
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    return [[classes[c], 100 * float(shares[c])] for c in np.argsort(-shares, kind="stable")[:TOP_CLASSES]]
 
 
 def _draw(png: Path, path: Path, data: Dataset, clip: dict, size: int) -> None:
@@ -123,6 +131,8 @@ def _show(path: Path, result: dict) -> None:
     say(f"classes   {result['classes']}")
     for target, settings in identity["targets"].items():
         say(f"{target:<9} " + ", ".join(f"{k} {v!s:.48}" for k, v in settings.items() if v is not None))
+    if "logits" not in identity["targets"]:
+        say("          maps alone: the teacher's classifier isn't used")
     say(f"views     {result['views']} planned, {result['finished_views']} finished on {result['finished_shards']} of "
         f"{result['shards']} shards; {result['clips']} clips, {result['clip_views']} clip·views stored")  # fmt: skip
     table = Table("array", "MB", "bytes a clip·view")

@@ -33,11 +33,12 @@ def load_teacher(config: CacheConfig, data: Dataset, device: torch.device) -> tu
 
     With `bn: recalibrate` the weights are those of the recalibrated teacher in the cache's folder, if it was made from the
     same weights, views and data. Otherwise the teacher is `pending`: its new weights are not in the manifest yet.
-    Raises ReskdError where the classes or their order differ from the data set's, the number of frames differs from the
-    policy's, or the model has no BatchNorm to recalibrate.
+    Raises ReskdError where logits are stored and the classes or their order differ from the data set's, the number of frames
+    differs from the policy's, or the model has no BatchNorm to recalibrate.
     """
     model, card = load_model(config.teacher.checkpoint)
-    check_classes(card.classes, data, config.teacher.checkpoint)
+    if config.targets.logits is not None:
+        check_classes(card.classes, data, config.teacher.checkpoint)
     if card.model.num_frames != config.policy.num_frames:
         raise ReskdError(f"teacher {config.teacher.checkpoint} takes {card.model.num_frames} frames, the policy draws "
                          f"{config.policy.num_frames}: set policy.num_frames={card.model.num_frames}")  # fmt: skip
@@ -74,7 +75,9 @@ def _identity(config: CacheConfig, data: Dataset, card: ModelCard, weights: dict
         policy=config.policy,
         shards=tuple(data.shards),
         classes=tuple(data.classes),
-        targets={"logits": {"codec": config.targets.logits, "width": len(data.classes)}},
+        targets={"logits": {"codec": config.targets.logits, "width": len(data.classes)}}
+        if config.targets.logits
+        else {},
     )
 
 

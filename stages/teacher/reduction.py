@@ -19,6 +19,7 @@ from torch import Tensor
 from cache.codecs import codec_of, from_stored, scale_and_offset, to_codes
 from cache.errors import ReskdError
 from cache.reduction import Constants, upsampling_pinv
+from stages.teacher.hadamard import hadamard
 
 KEPT = 128 * 2**20  # bytes of sampled maps kept for the ranges, and the same number for the error
 MARGIN = 0.1  # of a range, added on either side: maps that are not kept may go beyond
@@ -102,14 +103,22 @@ def gather_sample(maps: Iterable[tuple[Tensor, np.ndarray]], grid: tuple[int, in
     return sample
 
 
-def estimate_constants(sample: Sample, codec: str, dims: int | None, energy: float | None) -> dict[str, np.ndarray]:
+def estimate_constants(
+    sample: Sample, codec: str, dims: int | None, energy: float | None, rotate: str | None = None
+) -> dict[str, np.ndarray]:
     """The constants that reduce and round maps: a basis (orthonormal, PCA about the mean) and the ranges of the codes.
 
+    With `rotate`, the basis is multiplied by a Hadamard matrix over the root of its width. The basis stays orthonormal and
+    spans the same directions, and each coordinate has the mean of the variances ("PHI-S: Distribution Balancing for
+    Label-Free Multi-Teacher Distillation", Ranzinger et al. 2024).
     Raises ReskdError where `dims` is larger than the number of channels.
     """
     constants = {}
     if dims is not None or energy is not None:
         constants |= _basis(sample, dims, energy)
+    if rotate is not None:
+        turn = hadamard(constants["basis"].shape[1]) / np.sqrt(constants["basis"].shape[1])
+        constants["basis"] = (constants["basis"].astype(np.float64) @ turn).astype(np.float32)
     if codec_of("features", codec).levels is not None:
         low, high = sample.low, sample.high
         if "basis" in constants:

@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 
 from cache.errors import ReskdError
-from stages.distill.losses import binary_cross_entropy, cross_entropy, feature_mse, logit_kl
+from stages.distill.label_losses import binary_cross_entropy, cross_entropy
+from stages.distill.logit_losses import dist, logit_kl
+from stages.distill.map_losses import feature_cosine, feature_mse, feature_nmse, feature_relation
 
 MASK = np.array([True, False, True, True])
 
@@ -85,7 +87,76 @@ def mse_by_hand(student):
     return np.mean([squares[i].sum() / (2 * 5 * 7 * 3) for i in np.flatnonzero(MASK)])
 
 
+def standardised_kl(logits, teacher=TEACHER_LOGITS):
+    return logit_kl(logits, tensor(teacher, logits.dtype), 2.0, torch.tensor(MASK), standardise=True)
+
+
+def standardised_kl_by_hand(logits):
+    def z(rows):
+        return (rows - rows.mean(1, keepdims=True)) / rows.std(1, ddof=1, keepdims=True)
+
+    p, q = softmax(z(TEACHER_LOGITS[MASK]) / 2), softmax(z(logits[MASK]) / 2)
+    return 4 * (p * np.log(p / q)).sum(1).mean()
+
+
+def correlations(logits, teacher=TEACHER_LOGITS):
+    return dist(logits, tensor(teacher, logits.dtype), 2.0, torch.tensor(MASK))
+
+
+def correlations_by_hand(logits):
+    p, q = softmax(TEACHER_LOGITS[MASK] / 2), softmax(logits[MASK] / 2)
+    clips = [np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)]
+    classes = [np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)]
+    return 4 * (2 - np.mean(clips) - np.mean(classes))
+
+
+STD = np.array([0.5, 2.0, 3.0])
+
+
+def nmse(student, teacher=TEACHER_MAP):
+    std = tensor(STD, student.dtype if student.dtype == torch.float64 else torch.float32)
+    return feature_nmse(student, tensor(teacher, student.dtype), torch.tensor(MASK), std)
+
+
+def nmse_by_hand(student):
+    squares = ((bilinear(student, 5, 7) - TEACHER_MAP) / STD) ** 2
+    return squares[MASK].mean()
+
+
+def cosine(student, teacher=TEACHER_MAP):
+    return feature_cosine(student, tensor(teacher, student.dtype), torch.tensor(MASK))
+
+
+def cosine_by_hand(student):
+    a, b = bilinear(student, 5, 7)[MASK], TEACHER_MAP[MASK]
+    return np.mean(1 - (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))
+
+
+RELATED_MAP = draw(4, 2, 4, 6, 3, seed=2)
+
+
+def relation(student, teacher=RELATED_MAP):
+    return feature_relation(student, tensor(teacher, student.dtype), torch.tensor(MASK))
+
+
+def relation_by_hand(student):
+    """Cells of 2x2 of the teacher's map are averaged to the student's 2x3."""
+    teacher = RELATED_MAP.reshape(4, 2, 2, 2, 3, 2, 3).mean((3, 5))
+
+    def gram(maps):
+        positions = maps.reshape(12, -1)
+        return np.array([[np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a in positions - positions.mean(0)]
+                         for b in positions - positions.mean(0)])  # fmt: skip
+
+    return np.mean([((gram(student[i]) - gram(teacher[i])) ** 2).mean() for i in np.flatnonzero(MASK)])
+
+
 LOSSES = [
+    pytest.param(standardised_kl, standardised_kl_by_hand, 2 * draw(4, 5), id="logit_kl-standardised"),
+    pytest.param(correlations, correlations_by_hand, 2 * draw(4, 5), id="dist"),
+    pytest.param(nmse, nmse_by_hand, draw(4, 2, 3, 4, 3), id="feature_nmse"),
+    pytest.param(cosine, cosine_by_hand, draw(4, 2, 3, 4, 3), id="feature_cosine"),
+    pytest.param(relation, relation_by_hand, draw(4, 2, 2, 3, 6), id="feature_relation"),
     pytest.param(ce, ce_by_hand, 2 * draw(4, 5), id="cross_entropy"),
     pytest.param(bce, bce_by_hand, 2 * draw(4, 5), id="binary_cross_entropy"),
     pytest.param(kl, kl_by_hand, 2 * draw(4, 5), id="logit_kl"),
@@ -93,6 +164,9 @@ LOSSES = [
     pytest.param(mse, mse_by_hand, draw(4, 2, 5, 7, 3), id="feature_mse-same"),
     pytest.param(mse, mse_by_hand, draw(4, 2, 8, 9, 3), id="feature_mse-down"),
 ]
+
+
+TARGETS = {kl: TEACHER_LOGITS, standardised_kl: TEACHER_LOGITS, correlations: TEACHER_LOGITS, relation: RELATED_MAP}
 
 
 @pytest.mark.parametrize("loss, by_hand, student", LOSSES)
@@ -121,15 +195,17 @@ def test_half_precision_under_autocast_is_computed_in_float32(loss, by_hand, stu
     if loss in (ce, bce):
         assert value.item() == pytest.approx(by_hand(half.detach().double().numpy()), rel=1e-5)
     else:
-        teacher = tensor(TEACHER_LOGITS if loss is kl else TEACHER_MAP, torch.bfloat16).float().numpy()
+        teacher = tensor(TARGETS.get(loss, TEACHER_MAP), torch.bfloat16).float().numpy()
         assert value.item() == pytest.approx(loss(half.detach().float(), teacher).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
-    "loss, target", [(bce, MULTI_HOT), (kl, TEACHER_LOGITS), (mse, TEACHER_MAP)], ids=["bce", "kl", "mse"]
+    "loss, target",
+    [(bce, MULTI_HOT), (mse, TEACHER_MAP), (nmse, TEACHER_MAP), (cosine, TEACHER_MAP), *TARGETS.items()],
+    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_what_stands_in_a_masked_row_of_the_targets_does_not_matter(loss, target):
-    student = tensor(draw(4, 2, 3, 4, 3) if loss is mse else draw(4, 5), torch.float32, grad=True)
+    student = tensor(draw(4, 2, 3, 4, 3) if target.ndim == 5 else draw(4, 5), torch.float32, grad=True)
     expected = loss(student, target)
     (gradient,) = torch.autograd.grad(expected, student)
     for rubbish in (np.nan, np.inf, 1e30):
@@ -148,7 +224,12 @@ def test_a_loss_of_no_rows_is_zero_with_a_gradient_of_zero():
         (cross_entropy(logits, torch.tensor([-1, -1, -1]), 0.1), logits),
         (binary_cross_entropy(logits, torch.ones(3, 5), none), logits),
         (logit_kl(logits, torch.full((3, 5), torch.nan), 2.0, none), logits),
+        (logit_kl(logits, torch.full((3, 5), torch.nan), 2.0, none, standardise=True), logits),
+        (dist(logits, torch.full((3, 5), torch.nan), 2.0, none), logits),
         (feature_mse(maps, torch.full((3, 2, 3, 3, 4), torch.nan), none), maps),
+        (feature_nmse(maps, torch.full((3, 2, 3, 3, 4), torch.nan), none, torch.ones(4)), maps),
+        (feature_cosine(maps, torch.full((3, 2, 3, 3, 4), torch.nan), none), maps),
+        (feature_relation(maps, torch.full((3, 2, 3, 3, 7), torch.nan), none), maps),
     ]:
         assert value.item() == 0
         assert torch.equal(torch.autograd.grad(value, student)[0], torch.zeros_like(student))
@@ -178,10 +259,40 @@ def test_logit_kl_is_nil_for_equal_logits_and_its_gradient_keeps_its_size_with_t
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
 
 
-def test_maps_that_do_not_fit_are_refused_with_both_shapes():
-    shape = (2, 2, 4, 4, 6)
-    with pytest.raises(ReskdError, match=rf"\[{', '.join(map(str, shape[1:]))}\].*\[2, 7, 7, 8\].*as wide as"):
-        feature_mse(torch.zeros(shape), torch.zeros(2, 2, 7, 7, 8), torch.ones(2, dtype=torch.bool))
+def test_standardised_logits_are_free_in_their_size_and_equal_logits_have_a_small_gradient():
+    logits, rows = tensor(draw(4, 5), grad=True), torch.ones(4, dtype=torch.bool)
+    assert logit_kl(3 * logits + 7, logits.detach(), 2.0, rows, True).item() == pytest.approx(0, abs=1e-12)
+    equal = torch.zeros(4, 5, dtype=torch.float64, requires_grad=True)  # those of a fresh classifier of zeros
+    (gradient,) = torch.autograd.grad(logit_kl(equal, tensor(TEACHER_LOGITS), 2.0, rows, True), equal)
+    assert 0 < gradient.abs().max() < 100
+
+
+def test_correlations_of_one_clip_are_those_over_its_classes():
+    logits = tensor(draw(4, 5))
+    one = torch.tensor([True, False, False, False])
+    r = np.corrcoef(softmax(logits[0].numpy()), softmax(TEACHER_LOGITS[0]))[0, 1]
+    assert dist(logits, tensor(TEACHER_LOGITS), 1.0, one).item() == pytest.approx(1 - r)
+
+
+def test_a_student_that_gives_the_mean_of_each_channel_has_a_normalised_error_of_one():
+    teacher = tensor(draw(200, 1, 2, 2, 3) * STD + 5)
+    for scale in (1, 1000):
+        std = scale * teacher.flatten(0, 3).std(0, unbiased=False)
+        mean = scale * teacher.flatten(0, 3).mean(0).expand_as(teacher)
+        assert feature_nmse(mean, scale * teacher, torch.ones(200, dtype=torch.bool), std).item() == pytest.approx(1)
+
+
+def test_relations_see_neither_the_size_nor_a_turn_nor_a_shift_of_the_channels():
+    turn = tensor(np.linalg.qr(draw(5, 5))[0])
+    maps, rows = tensor(draw(2, 2, 3, 3, 5)), torch.ones(2, dtype=torch.bool)
+    assert feature_relation(maps @ turn * 7 + 3, maps, rows).item() == pytest.approx(0, abs=1e-12)
+    assert feature_relation(maps.flip(2), maps, rows).item() > 0.01  # but they see where things are
+
+
+@pytest.mark.parametrize("loss", [feature_mse, feature_cosine, lambda *maps: feature_nmse(*maps, torch.ones(8))])
+def test_maps_that_do_not_fit_are_refused_with_both_shapes(loss):
+    with pytest.raises(ReskdError, match=r"\[2, 4, 4, 6\].*\[2, 7, 7, 8\].*as wide as"):
+        loss(torch.zeros(2, 2, 4, 4, 6), torch.zeros(2, 2, 7, 7, 8), torch.ones(2, dtype=torch.bool))
 
 
 def test_logits_of_other_classes_are_refused_rather_than_broadcast():

@@ -23,8 +23,9 @@ def test_two_processes_equal_one_that_accumulates(zygote, data, cached, tmp_path
     """Each rank takes every other micro-batch; the projector and the classifier, used twice, are averaged over them; so it
     is in a cohort."""
     common = options(f"data.train={data.train}", f"data.cache={cached}", *QUICK, "size=16", WIDE, "model.dropout=0",
-                     "losses.feature_mse=5", "losses.logit_map_kl=0.5", "losses.temperature=2", "ema=0.9",
-                     "losses.random_label=true", "optim.clip_grad=1.0", "schedule.epochs=1")  # fmt: skip
+                     "losses.feature_mse=5", "losses.logit_map_kl=0.5", "losses.temperature=2", "ema=0.9", "losses.dist=1",
+                     "losses.feature_nmse={start: 2, end: 0}", "losses.random_label=true", "optim.clip_grad=1.0",
+                     "schedule.epochs=1")  # fmt: skip
     common += options("students={wide: {}, other: {size: 24, seed: 1, losses: {logit_map_kl: 0}}}")
     one, two = tmp_path / "one", tmp_path / "two"
     zygote.run(["train-student", *common, *options(f"output={one}", "accumulate=2")])

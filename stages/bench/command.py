@@ -114,15 +114,19 @@ def decode(quick, json_file, trace, folder):
 
 
 @bench.command()
+@click.option("--answers", type=click.Choice(["max"]), help="max: a stand-in for the teacher answers at once.")
 @MEASURED
-def stage1(quick, json_file, trace, folder):
+def stage1(quick, json_file, trace, folder, answers):
     """Speed of stage one against its bound.
 
     The bound is decoding alone and the teacher alone. Time and memory are measured for more and more clips too.
+
+    With --answers max, everything but the forward is measured, for a core: to encode and write, and to decode and render.
+    From that follows how many cores keep a rank of a GPU busy.
     """
     from stages.bench.stage1 import run_stage1
 
-    run_stage1(quick, json_file, trace, folder)
+    run_stage1(quick, json_file, trace, folder, answers == "max")
 
 
 @bench.command()

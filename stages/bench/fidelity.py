@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from cache.store import write_atomically
 from stages.bench.arms import (
@@ -41,11 +35,14 @@ from stages.bench.outcomes import (
     print_table,
     steps_to,
 )
+from stages.bench.processes import in_processes
 from stages.metrics.spread import SeedScores
 from stages.runtime.lock import locked
 from stages.runtime.plots import warn_if_it_fails
 from stages.runtime.progress import progress_bar
 from stages.runtime.terminal import console
+
+RUNS = "stages.bench.fidelity_runs"  # what a process of the study imports
 
 
 def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
@@ -56,7 +53,7 @@ def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
     with locked(config.output):
         make_data(config)
         names = ["teacher"] if config.quick else ["teacher", "wide"]
-        nets = dict(_in_processes(config, {name: partial(train_teacher, config, name) for name in names}))
+        nets = dict(in_processes({name: partial(train_teacher, config, name) for name in names}, config.jobs, RUNS))
         run = partial(_run_arms, config)
         outcomes = run(first_arms(config.quick))
         views = _fewest_views(outcomes)
@@ -89,7 +86,7 @@ def _run_arms(config: StudyConfig, arms: Sequence[Arm]) -> dict[str, Outcome]:
     results: dict[tuple[str, int], dict] = {}
     with progress_bar("students") as bar:
         task, started = bar.add_task("students", total=len(tasks), rate=0.0, note=""), time.perf_counter()
-        for (name, seed), result in _in_processes(config, tasks):
+        for (name, seed), result in in_processes(tasks, config.jobs, RUNS):
             results[name, seed] = result
             rate = len(results) / (time.perf_counter() - started)
             bar.update(task, advance=1, rate=rate, note=f"{name}, seed {seed}: {result['top1']:.1f} %")
@@ -105,30 +102,6 @@ def _run_arms(config: StudyConfig, arms: Sequence[Arm]) -> dict[str, Outcome]:
 def _seeds(config: StudyConfig, arm: Arm) -> int:
     more = config.compared_seeds if arm.compared and not config.quick else None
     return max(config.seeds, more or 0)
-
-
-def _in_processes(config: StudyConfig, tasks: Mapping[Any, Callable[[], Any]]) -> Iterator[tuple[Any, Any]]:
-    """(key, result) of each task when it ends. Each process has one thread."""
-    workers = min(config.jobs or os.cpu_count() or 1, len(tasks))
-    # A fork server imports everything once, where the platform has one.
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
-        context.set_forkserver_preload(["stages.bench.fidelity_runs"])
-    with ProcessPoolExecutor(workers, context, initializer=_set_up_process) as pool:
-        futures = {pool.submit(task): key for key, task in tasks.items()}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _set_up_process() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    console.quiet = True
 
 
 def _fewest_views(outcomes: dict[str, Outcome]) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cache.arrays import ArraySpec, chunk_file, open_for_writing
-from cache.store import file_digest, sync
+from cache.arrays import ArraySpec, chunk_file, encode_chunk, open_for_writing
+from cache.store import write_new
 
 Run = Callable[[int, Callable[[], Any]], Callable[[], Any]]
 
@@ -32,7 +32,7 @@ class RowBuffers:
         self.folder, self.specs, self.clips, self._run = folder, specs, clips, run
         self._blocks: list[Callable[[], tuple[str, list]]] = []  # that were handed to `run`
         self._given_up = False
-        self._arrays = {name: open_for_writing(folder, name) for name in specs}
+        self._arrays = {name: open_for_writing(folder, name) for name in specs}  # which checks their metadata
         self._buffers: dict[tuple[str, int], np.ndarray] = {}  # by array and view
 
     def append(self, name: str, view: int, start: int, values: np.ndarray) -> None:
@@ -44,7 +44,7 @@ class RowBuffers:
                 self._buffers[name, view] = self._empty(name, size)
             self._buffers[name, view][first - low : last - low] = values[first - start : last - start]
             if self.specs[name].rows is not None and last in (low + size, self.clips):
-                block = self._buffers.pop((name, view))[: last - low]
+                block = self._buffers.pop((name, view))
                 self._blocks.append(self._run(block.nbytes, partial(self._write_block, name, view, low, block)))
 
     def write_small_arrays(self, views: range) -> None:
@@ -70,10 +70,9 @@ class RowBuffers:
     def _write_block(self, name: str, view: int, low: int, block: np.ndarray) -> tuple[str, list]:
         if self._given_up:
             return name, []
-        self._arrays[name][low : low + len(block), view] = block
-        file = f"{name}/{chunk_file(self.specs[name], low // self.specs[name].rows, view)}"
-        sync(self.folder / file)
-        return file, file_digest(self.folder / file)
+        spec = self.specs[name]
+        file = f"{name}/{chunk_file(spec, low // spec.rows, view)}"
+        return file, write_new(self.folder / file, encode_chunk(block))
 
     def _empty(self, name: str, size: int) -> np.ndarray:
         spec = self.specs[name]

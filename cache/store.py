@@ -28,6 +28,21 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     move_into_place(partial, path)
 
 
+def write_new(path: Path, parts: Sequence[bytes]) -> list:
+    """Write a file that nothing names yet, durably but for its folder. Returns [size in bytes, sha256].
+
+    A kill may leave a part of it.
+    """
+    digest = hashlib.sha256()
+    with open(path, "wb", opener=no_link) as f, naming(path):
+        for part in parts:
+            f.write(part)
+            digest.update(part)
+        f.flush()
+        os.fsync(f.fileno())
+    return [sum(map(len, parts)), digest.hexdigest()]
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """An OSError gets the name of the file that is written, which the system leaves out for a full disk."""

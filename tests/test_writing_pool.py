@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 
+from cache.arrays import compressed_chunks, encode_chunk
 from cache.codecs import codec_of
 from cache.create import create_cache
 from cache.group import load_group
@@ -68,6 +69,15 @@ def test_the_first_error_is_raised_and_nothing_runs_after_it():
         with pytest.raises(ZeroDivisionError):
             run(1, lambda: done.append(1))
     assert not done
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_a_chunk_file_is_the_one_that_zarr_makes(dtype, rows):
+    values = np.random.default_rng(rows).normal(size=(rows, 40, 2, 3, 3)).clip(0)
+    values = (values * 7).astype(dtype)
+    (wanted,) = compressed_chunks(values)
+    assert b"".join(encode_chunk(values)) == bytes(wanted)
 
 
 def test_a_pool_writes_the_same_cache(tmp_path):

@@ -420,21 +420,21 @@ from stages.prepare.prepare import prepare
 source, output, mode, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
 rename = os.replace
 
-def start(kill_at=None):
+def start(keep=False):
     child = os.fork()
     if child:
         return child
     count = 0
-    def dying(*names):  # killed before (even) or after (odd) the n-th rename
+    def kept():  # what a kill now would leave
         nonlocal count
+        shutil.copytree(output, f"{output}.{count}")
         count += 1
-        if count == kill_at // 2 + 1:
-            if kill_at % 2:
-                rename(*names)
-            os.kill(os.getpid(), signal.SIGKILL)
+    def keeping(*names):
+        kept()
         rename(*names)
-    if kill_at is not None:
-        os.replace = dying
+        kept()
+    if keep:
+        os.replace = keeping
     prepare(source, output, workers=0, **options)
     os._exit(0)
 
@@ -449,10 +449,11 @@ def finish(name):
     print(len(rows), flush=True)
 
 if mode == "steps":
-    at = 0
-    while os.waitpid(start(at), 0)[1] == signal.SIGKILL:
+    assert os.waitpid(start(keep=True), 0)[1] == 0
+    output.rename(f"{output}-undisturbed")
+    for at in range(len(list(output.parent.glob(f"{output.name}.*")))):
+        Path(f"{output}.{at}").rename(output)
         finish(at)
-        at += 1
 else:
     began = time.monotonic()
     finish("undisturbed")
@@ -479,7 +480,7 @@ def finished_before(tmp_path: Path, source: Path, mode: str, options: dict) -> l
     assert run.returncode == 0, run.stderr[-3000:]
     found = [int(line) for line in run.stdout.splitlines()]
     outputs = list(tmp_path.glob("out-*"))
-    assert len(outputs) == len(found)
+    assert len(outputs) == len(found) + (mode == "steps")  # and the undisturbed one
     for output in outputs:
         assert tree(output) == tree(whole), output
     return found

@@ -15,7 +15,7 @@ from stages.distill.times import describe_times
 from stages.models.architectures import build_model
 from stages.models.grad_checkpointing import enable_grad_checkpointing
 from stages.models.init_weights import initialise
-from stages.models.video_model import ModelOutput, VideoModel, model_stats
+from stages.models.video_model import ModelOutput, ModelStats, model_stats
 from stages.runtime.distributed import Ranks
 from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
@@ -47,7 +47,8 @@ def new_student(
     model = build_model(config.model, pretrained=config.init.source == "timm")
     if config.init.source == "checkpoint":
         console.print(initialise(model, config.model, config.init, data.classes), markup=False, soft_wrap=True)
-    shapes = _output_shapes(model, config)
+    stats = model_stats(model, config.size)
+    shapes = _output_shapes(stats, config)
     if replay:
         check_targets(replay.manifest, config.losses, shapes, config.model.num_frames)
     elif online:
@@ -66,10 +67,9 @@ def new_student(
         for name in getattr(model.backbone, "pooling_only", ()):  # what its own pooling has before the classifier
             model.backbone.get_parameter(name).requires_grad_(False)
         console.print("[yellow]warning[/] no loss reads the logits: the features are trained, the classifier is not")
-    gmacs = model_stats(model, config.size).gmacs
     if not ranks.first:
         torch.manual_seed(config.seed + ranks.rank)  # every rank has the same weights and its own dropout
-    return NewStudent(config, student, torch_state(), gmacs)
+    return NewStudent(config, student, torch_state(), stats.gmacs)
 
 
 def evaluation_policy(policy: ViewPolicy) -> ViewPolicy:
@@ -111,9 +111,8 @@ def _announce_times(config: TrainConfig, times: int, replay: Replay | None, onli
         console.print(said, highlight=False)
 
 
-def _output_shapes(model: VideoModel, config: TrainConfig) -> ModelOutput:
+def _output_shapes(stats: ModelStats, config: TrainConfig) -> ModelOutput:
     """The model's output for one clip, as tensors without data."""
-    stats = model_stats(model, config.size)
     return ModelOutput(
         torch.empty(1, config.model.num_classes, device="meta"),
         torch.empty(1, *stats.grid, stats.width, device="meta"),

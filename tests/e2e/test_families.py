@@ -27,17 +27,17 @@ def test_an_imported_teacher_teaches(arch, data, tmp_path):
     state = {"state_dict": foreign_files.as_mmaction2(teacher, shift=arch == "tsm"), "meta": {"epoch": 50}}
     torch.save(state, tmp_path / "published.pth")
     config = foreign_files.model_config(arch, classes=None).model_dump(mode="json", exclude={"num_classes"})
-    command("import-checkpoint", tmp_path / "published.pth", tmp_path / "teacher.safetensors", "--class-order", data.train,
+    command("import-checkpoint", tmp_path / "published.pth", tmp_path / "teacher.safetensors", "--class-order", data.val,
         "--size", 32, *sets({"model": config}))  # fmt: skip
 
     policy = {"num_frames": 4, "sampling": "segments", "flip": 0.5}
-    command("cache-teacher", *sets({"data": str(data.train), "output": str(tmp_path / "t.zarr"), "views": 1,
+    command("cache-teacher", *sets({"data": str(data.val), "output": str(tmp_path / "t.zarr"), "views": 1,
         "teacher.checkpoint": str(tmp_path / "teacher.safetensors"), "policy": policy, "loader.workers": 0}))  # fmt: skip
     _targets_are_the_original_nets(teacher, arch, data, tmp_path / "t.zarr")
 
     losses = {"cross_entropy": 1.0, "feature_mse": 1.0, "logit_map_kl": 0.5, "logit_kl": 0.5, "temperature": 2.0}
-    command("train-student", *sets({"output": str(tmp_path / "student"), "data.train": str(data.train),
-        "data.cache": str(tmp_path / "t.zarr"), "model": config, "size": 16, "losses": losses, "batch_size": 100,
+    command("train-student", *sets({"output": str(tmp_path / "student"), "data.train": str(data.val),
+        "data.cache": str(tmp_path / "t.zarr"), "model": config, "size": 16, "losses": losses, "batch_size": 20,
         "schedule.epochs": 1, "loader.workers": 0, "init.path": str(tmp_path / "published.pth")}))  # fmt: skip
     result = json.loads((tmp_path / "student/result.json").read_text())
     assert result["steps"] == 2
@@ -49,7 +49,7 @@ def test_an_imported_teacher_teaches(arch, data, tmp_path):
 
 def _targets_are_the_original_nets(net, arch, data, cache) -> None:
     """The net that was exported, run by its own code on the pictures of the cached views, says what the cache says."""
-    train = open_dataset(data.train)
+    train = open_dataset(data.val)
     name = train.shards[0].name
     block = CacheReader(cache, ("logits", "features")).block(name, 0, 0)
     for r in (0, 7):

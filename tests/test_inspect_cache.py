@@ -12,6 +12,7 @@ from PIL import Image
 from cache.create import create_cache
 from cache.errors import ReskdError
 from cache.group import load_group, load_manifest
+from cache.identity import CONSTANTS
 from cache.manifest import Manifest
 from cache.reader import CacheReader
 from pipeline import cli
@@ -57,7 +58,9 @@ def test_figures_are_those_on_disk(data, cached, tmp_path):
     for name in ("features", "logits", "box"):
         chunks = sum(p.stat().st_size for p in cached.glob(f"*.tar/{name}/c.*"))
         assert sizes["by_array"][name] == chunks and sizes["of_clip_view"][name] == chunks / 400
-    assert sizes["constants"] == sum(p.stat().st_size for p in files if "classifier" in p.parts[-2])
+    assert sizes["constants"] == sum(
+        p.stat().st_size for p in files if p.parent.parent == cached and p.parent.name in CONSTANTS
+    )
     assert (result["views"], result["finished_views"], result["shards"], result["clips"]) == (2, 2, 3, 200)
     assert result["classes"] == 40 and result["clip_views"] == 400 and result["quarantine"]["clips"] == 0
     assert result["identity"]["targets"]["features"]["codec"] == "float16"

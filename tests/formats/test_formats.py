@@ -304,7 +304,8 @@ def test_changed_videos_are_masked_in_an_older_cache_until_their_shards_are_made
     assert "22" in run("cache-teacher", "--config", "cache.yaml", "--dry-run").split("clip_views_missing")[1][:20]
     run("cache-teacher", "--config", "cache.yaml")
     after = files("cache.zarr", "c.*")
-    assert before.keys() == after.keys() and before != after
+    assert {*after} - {*before} == {"channel_std/c.0"}  # which older caches don't have
+    assert all(name in after for name in before) and any(after[name] != before[name] for name in before)
     run("verify-cache", "cache.zarr", "--data", "data", "--recompute", 20, "--teacher", "teacher.safetensors")
     said = train("student.yaml", "output=whole", "schedule.epochs=1", "data.val=null")
     assert "newer rules" not in said and rows("whole")[-1]["step"] == 5  # 10 clips

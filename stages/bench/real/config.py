@@ -31,6 +31,7 @@ class RealConfig(Config):
     rates: tuple[float, ...] = Field((0.002, 0.004, 0.008), description="learning rates for 64 clips; each way to train takes "
                                      "its best on held-out sources")  # fmt: skip
     views: Positive = Field(8, description="stored views of the screening and the claim")
+    arms: tuple[str, ...] | None = Field(None, description="names of the ways to train that are screened; null: all")
     seeds: Positive = 2
     jobs: Positive | None = Field(None, description="nets trained at once, one core each; null: as many as cores")
     quick: bool = Field(False, description="a few ways to train, on one split")

@@ -82,7 +82,7 @@ def make_data(config: RealConfig) -> dict[str, int]:
         for name, (part, labelled) in lists.items():
             write_list(data / f"{side}-{name}.csv", part, config.videos, labelled)
             classes = read_classes(data / f"{side}-train") if name != "train" else None
-            prepare(data / f"{side}-{name}.csv", data / f"{side}-{name}", classes=classes)
+            prepare(data / f"{side}-{name}.csv", data / f"{side}-{name}", classes=classes, check="quick")
         counts[side] = len(train)
     return counts
 

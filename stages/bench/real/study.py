@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from cache.errors import ReskdError
 from stages.bench.figures import Figure, picture_path, show
 from stages.bench.processes import in_processes
 from stages.bench.real.arms import (
@@ -32,6 +33,7 @@ from stages.runtime.terminal import console
 RUNS = "stages.bench.real.runs"  # what a process of the study imports
 TOGETHER = 3  # students on one stream: more would leave other cores idle
 COMBINATIONS = "combinations"
+COSTLY = replace(UPSTREAM, name="best")  # stands for the best arm in the plan
 LONG = 3  # length 3 is three times length 1
 
 
@@ -43,7 +45,7 @@ def run_real(config: RealConfig, output: Path | None) -> list[Figure]:
     with locked(config.output):
         clips = make_data(config)
         splits = [side for side in clips if side != CHOICE]
-        planned = _parts(config, splits, config.lengths[len(config.lengths) // 2], UPSTREAM, {})
+        planned = _parts(config, splits, config.lengths[len(config.lengths) // 2], COSTLY, {})
         fitting, results = plan_parts(config, planned, clips), Results(config)
         _do(config, planned[0], results)
         length = results.length_one()
@@ -83,7 +85,7 @@ def _parts(config: RealConfig, splits: Sequence[str], length: int, best: Arm, ra
     seeds = range(config.seeds)
     parts = [
         Part("length 1", lengths),
-        Part("screening", _choice_runs(config, screening_arms(config.quick), length)),
+        Part("screening", _choice_runs(config, _screened(config), length)),
         Part(COMBINATIONS, _choice_runs(config, combined_arms(UPSTREAM, UPSTREAM), length)),
         *(Part(f"claim, length 1, seed {seed}", on_splits(claim_arms(best), seed, length)) for seed in seeds),
         Part(UPPER.name, on_splits([UPPER], 0, length)),
@@ -93,6 +95,14 @@ def _parts(config: RealConfig, splits: Sequence[str], length: int, best: Arm, ra
         Part("views and encodings", on_splits(detail_arms(best), 0, length)),
     ]
     return [part for part in parts if part.runs and (not config.quick or part.name in ("length 1", "screening"))]
+
+
+def _screened(config: RealConfig) -> list[Arm]:
+    """The arms of the screening. Raises ReskdError for a name that none has."""
+    arms = {arm.name: arm for arm in screening_arms(config.quick)}
+    if unknown := [name for name in config.arms or () if name not in arms]:
+        raise ReskdError(f"arms: {unknown[0]!r} is none of {', '.join(map(repr, arms))}")
+    return [arm for name, arm in arms.items() if config.arms is None or name in config.arms]
 
 
 def _choice_runs(config: RealConfig, arms: Sequence[Arm], length: int) -> list[StudentRun]:

@@ -16,7 +16,7 @@ from cache.manifest import FORMAT, Manifest
 from cache.store import METADATA
 from cache.view import ViewPolicy
 from stages.models.checkpoints import ModelCard, load_model, load_weights, read_checkpoint, weights_sha256
-from stages.models.video_model import VideoModel, model_stats, to_device
+from stages.models.video_model import VideoModel, model_stats, teacher_to_device
 from stages.shards.classes import check_classes
 from stages.shards.dataset import Dataset
 from stages.teacher.config import CacheConfig
@@ -51,7 +51,7 @@ def load_teacher(config: CacheConfig, data: Dataset, device: torch.device) -> tu
     if config.teacher.bn == "recalibrate":
         weights, pending = _load_recalibrated(model, card, config, data, settings)
     identity = _identity(config, data, card, weights, settings)
-    model = to_device(model, device).eval()
+    model = teacher_to_device(model, device).eval()
     if config.teacher.compile and pending is None:
         model = torch.compile(model)
     features = config.targets.features

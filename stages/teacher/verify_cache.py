@@ -19,7 +19,7 @@ from cache.store import METADATA
 from cache.verify import repair, verify
 from cache.verify_group import DATA, HAND, REDO, RERUN, TIDY, Problem
 from stages.models.checkpoints import load_model, weights_sha256
-from stages.models.video_model import VideoModel, to_device
+from stages.models.video_model import VideoModel, teacher_to_device
 from stages.runtime.distributed import join_ranks
 from stages.runtime.lock import locked
 from stages.runtime.progress import progress_bar
@@ -64,7 +64,7 @@ def verify_cache(
         model = _load_teacher_model(path, manifest, teacher, dataset) if recompute else None
         problems, worst = _data_problems(manifest, dataset) + _cache_problems(path, manifest, dataset), None
         if model is not None and not problems:
-            problems, worst = _recompute(path, manifest, dataset, to_device(model, ranks.device).eval(), recompute)
+            problems, worst = _recompute(path, manifest, dataset, teacher_to_device(model, ranks.device).eval(), recompute)
         _show(path, manifest, problems)
         _show_plan(path, manifest, problems, repair_damage)
         if repair_damage and problems:

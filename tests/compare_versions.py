@@ -28,7 +28,7 @@ os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", COLUMNS="160", T
 import av
 import numpy as np
 
-LIBRARIES = ("torch.utils.tensorboard", "torchvision", "timm", "torchmetrics", "zarr", "pydantic", "matplotlib.pyplot")
+LIBRARIES = ("torch.utils.tensorboard", "torchvision", "timm", "zarr", "pydantic", "matplotlib.pyplot")
 Process = multiprocessing.get_context("fork").Process
 CLASSES = [f"{shape}-{way}" for shape in ("disc", "square") for way in ("across", "down")]
 

@@ -153,6 +153,8 @@ def test_ema_is_what_is_evaluated_and_kept(data, tmp_path):
     kept = load_model(config.output / "last.safetensors")[0].state_dict()
     assert all(torch.equal(kept[name], state["ema"][name]) for name in kept)
     assert all(torch.equal(state["ema"][n], state["model"][n]) for n in kept if "running" in n)  # buffers are copied
+    saved = state["ranks"][0]["buffers"]  # statistics, which each rank has of its own; no constants
+    assert {name.rpartition(".")[2] for name in saved} == {"running_mean", "running_var", "num_batches_tracked"}
     assert not torch.equal(kept["head.fc.weight"], state["model"]["head.fc.weight"])
 
 

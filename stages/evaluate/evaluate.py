@@ -22,7 +22,7 @@ from stages.metrics.scoring import score_videos
 from stages.models.checkpoints import load_model
 from stages.models.video_model import model_stats, to_device
 from stages.runtime.csv_text import csv_text
-from stages.runtime.distributed import Ranks, join_ranks
+from stages.runtime.distributed import Ranks, has_bfloat16, join_ranks
 from stages.runtime.plots import warn_if_it_fails
 from stages.runtime.progress import progress_bar
 from stages.runtime.terminal import console
@@ -61,7 +61,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         batches = _with_progress(
             batches_in_order(clips, config.loader, config.batch_size, ranks), policy.views, data.usable_rows(), ranks
         )
-        amp = config.amp == "auto" and ranks.device.type == "cuda"
+        amp = config.amp == "auto" and has_bfloat16(ranks.device)
         scored = score_videos(to_device(model, ranks.device), batches, len(data.classes), ranks, amp,
                          average=config.average, forward=config.batch_size)  # fmt: skip
         counts = None if scored.has_several_labels else confusion(scored)

@@ -25,7 +25,7 @@ from stages.predict.scores import Prediction, Scorer, Scoring
 from stages.predict.steps import Steps, segments_of
 from stages.predict.tasks import Views
 from stages.predict.videos import FileVideo, Video
-from stages.runtime.distributed import Ranks, cores, join_ranks
+from stages.runtime.distributed import Ranks, cores, has_bfloat16, join_ranks
 from stages.runtime.plots import warn_if_it_fails
 from stages.runtime.progress import progress_bar
 from stages.runtime.terminal import console
@@ -52,7 +52,7 @@ def predict(config: PredictConfig) -> int:
             raise ReskdError(
                 "predict runs in one process: start it without torchrun, and give each process its own videos"
             )
-        amp = config.amp == "auto" and ranks.device.type == "cuda"
+        amp = config.amp == "auto" and has_bfloat16(ranks.device)
         in_steps = config.window is not None and (config.timeline or config.plot or config.annotate)
         scoring = Scoring(amp, config.average, config.batch_size, config.step if in_steps else None)
         scorer = Scorer(to_device(model, ranks.device), ranks.device, scoring)

@@ -26,8 +26,8 @@ class Ranks:
         return self.rank == 0
 
     def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
+        """Wait for all ranks. Objects go over gloo, also beside NCCL, whose barrier would occupy the devices."""
+        self.gather(None)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean over the ranks."""
@@ -100,6 +100,11 @@ def cores() -> int:
     return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether forwards run in bfloat16 by default: on CUDA devices whose tensor cores have it (compute capability 8.0)."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 @contextmanager
 def join_ranks(timeout: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
     """Join the process group that torchrun describes in the environment, and leave it at the end.
@@ -117,7 +122,9 @@ def join_ranks(timeout: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
         torch.set_num_threads(max(1, cores() // 2))
     joins = world > 1 and not dist.is_initialized()
     if joins:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        cuda = device.type == "cuda"  # then objects and flags go over gloo, gradients over NCCL
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
     try:
         yield Ranks(rank, world, device)
     finally:

@@ -40,10 +40,12 @@ class OnlineTeacherConfig(Config):
 
 class OptimConfig(Config):
     name: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(
-        1e-3, gt=0, description="for a global batch of `lr_batch` clips; scaled linearly to the real batch"
-    )
+    lr: float = Field(1e-3, gt=0, description="for a global batch of `lr_batch` clips")
     lr_batch: Positive = Field(64, description="clips")
+    scale: Literal["linear", "sqrt", "none"] = Field(
+        "linear", description="how the rate follows the global batch (clips of a micro-batch × accumulate × GPUs): as the batch, "
+        "as its root (often better for adamw), or not at all"
+    )  # fmt: skip
     weight_decay: float = Field(0.05, ge=0, description="for the parameters that `groups` names")
     groups: Annotated[
         Literal["matrices", "all", "tsm", "swin", "swin_upstream"], formerly(swin_seed="swin_upstream")

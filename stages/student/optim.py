@@ -44,8 +44,11 @@ GROUPS = {
 
 
 def scaled_lr(config: OptimConfig, global_batch: int) -> float:
-    """The config's rate, scaled linearly from `lr_batch` clips a step to `global_batch` clips (Goyal et al. 2017)."""
-    return config.lr * global_batch / config.lr_batch
+    """The config's rate, which is meant for `lr_batch` clips a step, for `global_batch` clips.
+
+    linear: times the ratio of the two (for SGD: Goyal et al. 2017); sqrt: times its root (for Adam: Malladi et al. 2022).
+    """
+    return config.lr * (global_batch / config.lr_batch) ** {"linear": 1.0, "sqrt": 0.5, "none": 0.0}[config.scale]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, global_batch: int) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ from cache.errors import ReskdError
 from stages.distill.student import Student
 from stages.distill.targets import TargetDecoder
 from stages.models.video_model import to_device
-from stages.runtime.distributed import Ranks
+from stages.runtime.distributed import Ranks, has_bfloat16
 from stages.runtime.log import RunLog
 from stages.student.config import TrainConfig
 from stages.student.new_student import NewStudent
@@ -74,7 +74,7 @@ class TrainingRun:
     @property
     def amp(self) -> bool:
         """Whether forwards run in bfloat16."""
-        return self.config.amp == "auto" and self.ranks.device.type == "cuda"
+        return self.config.amp == "auto" and has_bfloat16(self.ranks.device)
 
 
 def start_run(
@@ -156,13 +156,14 @@ def save_checkpoint(run: TrainingRun) -> None:
     Raises ReskdError, on every rank, if a weight is not finite, or a sum of any rank.
     """
     config, progress, student = run.config, run.progress, run.student
-    buffers = {name: value.cpu() for name, value in student.model.named_buffers()}
+    statistics = _statistics(student.model)
+    buffers = {name: value.cpu() for name, value in student.model.named_buffers() if name in statistics}
     of_this_rank = {"random": random_state(), "buffers": buffers, "failed": progress.failed_clips,
                     "sums": {n: v.cpu() for n, v in progress.sums.items()}, "summed": progress.summed}  # fmt: skip
     of_all_ranks = run.ranks.gather(of_this_rank)
     for of_rank in of_all_ranks:
         check_finite(run, of_rank["sums"])
-    if not all(bool(p.isfinite().all()) for p in run.student.parameters()):
+    if not torch.stack([p.isfinite().all() for p in run.student.parameters()]).all():  # one wait for the device
         raise ReskdError(f"{config.output}: weights are not finite after step {progress.step}; {_last_good(config)}; "
                          f"lower optim.lr or set optim.clip_grad")  # fmt: skip
     if run.ranks.first:
@@ -180,6 +181,12 @@ def save_checkpoint(run: TrainingRun) -> None:
             "ranks": of_all_ranks,
         }
         save_state(config.output / "last.pt", checkpoint)
+
+
+def _statistics(model: torch.nn.Module) -> set[str]:
+    """Names of the buffers that training changes, BatchNorm's. Others, such as a Swin's tables of positions, are constants."""
+    norms = (name for name, module in model.named_modules() if isinstance(module, torch.nn.modules.batchnorm._NormBase))
+    return {f"{norm}.{name}" for norm in norms for name in ("running_mean", "running_var", "num_batches_tracked")}
 
 
 def _restore(run: TrainingRun, checkpoint: dict) -> None:

@@ -17,6 +17,7 @@ from cache.store import METADATA
 from cache.view import ViewPolicy
 from stages.models.checkpoints import ModelCard, load_model, load_weights, read_checkpoint, weights_sha256
 from stages.models.video_model import VideoModel, model_stats, teacher_to_device
+from stages.runtime.distributed import has_bfloat16
 from stages.shards.classes import check_classes
 from stages.shards.dataset import Dataset
 from stages.teacher.config import CacheConfig
@@ -44,7 +45,7 @@ def load_teacher(config: CacheConfig, data: Dataset, device: torch.device) -> tu
                          f"{config.policy.num_frames}: set policy.num_frames={card.model.num_frames}")  # fmt: skip
     size, dtype = config.teacher.size or card.size, config.teacher.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
+        dtype = "bfloat16" if has_bfloat16(device) else "float32"
     model_stats(model, size)  # raises if it can't see pictures of this size
     settings = {"size": size, "dtype": dtype, "batch_size": config.teacher.batch_size}
     weights, pending = {"weights_sha256": weights_sha256(model)}, None

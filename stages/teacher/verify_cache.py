@@ -64,7 +64,9 @@ def verify_cache(
         model = _load_teacher_model(path, manifest, teacher, dataset) if recompute else None
         problems, worst = _data_problems(manifest, dataset) + _cache_problems(path, manifest, dataset), None
         if model is not None and not problems:
-            problems, worst = _recompute(path, manifest, dataset, teacher_to_device(model, ranks.device).eval(), recompute)
+            problems, worst = _recompute(
+                path, manifest, dataset, teacher_to_device(model, ranks.device).eval(), recompute
+            )
         _show(path, manifest, problems)
         _show_plan(path, manifest, problems, repair_damage)
         if repair_damage and problems:

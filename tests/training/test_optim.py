@@ -10,7 +10,7 @@ from torch import nn
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
 from stages.student.config import OptimConfig, ScheduleConfig
-from stages.student.optim import GROUPS, build_optimizer, build_schedule, param_groups
+from stages.student.optim import GROUPS, build_optimizer, build_schedule, param_groups, scaled_lr
 
 RESNET = {"channels": [8, 16, 16, 16], "layers": [1, 1, 1, 1]}
 SCHEMES = list(GROUPS)
@@ -151,6 +151,13 @@ def rates(schedule: ScheduleConfig, steps_per_epoch: int, scheme: str = "tsm") -
         for group in optimizer.param_groups:
             found[group["name"]].append(group["lr"])
     return found
+
+
+@pytest.mark.parametrize("scale, factor", [("linear", 4.0), ("sqrt", 2.0), ("none", 1.0)])
+def test_the_rate_follows_the_global_batch_as_the_config_says(scale, factor):
+    config = OptimConfig(lr=0.1, lr_batch=64, scale=scale)
+    assert scaled_lr(config, 256) == pytest.approx(0.1 * factor)
+    assert scaled_lr(config, 64) == 0.1
 
 
 def test_a_cosine_over_steps_begins_where_the_warm_up_ends():

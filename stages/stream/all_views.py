@@ -1,4 +1,7 @@
-"""Stage one's input: the new views of every clip in tar order. One decode of a clip serves all its views."""
+"""Stage one's input: the new views of every clip in tar order. One decode of a clip serves all its views.
+
+One reader streams the tars, each from its start to its end, and hands the encoded clips to the decoding processes.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from cache.view import View, ViewPolicy, sample_view
 from stages.shards.dataset import Dataset, Row
 from stages.shards.worker_chunks import chunks_of_worker, count_chunks
 from stages.stream.clip_at_work import clip_at_work
+from stages.stream.worker_process import Large
 from stages.video.decode import decode_frames
 from stages.video.errors import DecodeError
 from stages.video.render import needed_frames, render
@@ -26,6 +30,15 @@ class ShardWork:
     shard: str
     views: range
     targets: tuple[str, ...] = ()  # to compute; empty if none are stored
+
+
+@dataclass(frozen=True)
+class EncodedClips(Large):
+    """Rows [start, start + n) of the shard of `work`, with their encoded videos."""
+
+    work: ShardWork
+    start: int
+    rows: list[tuple[Row, bytes]]
 
 
 @dataclass(frozen=True)
@@ -56,20 +69,23 @@ class AllViews:
         return count_chunks(self.data, self._shards(), self.batch_size)
 
     def __iter__(self) -> Iterator[ViewBatch | ReskdError]:
-        return self.batches()
+        return map(self.make, self.read())
 
-    def fetcher(self, first: int, step: int) -> Callable[[int], ViewBatch | ReskdError]:
-        """What a worker makes the batches `first`, `first + step`, … with: see `make_batches`."""
-        batches = self.batches(first, step)
-        return lambda number: next(batches)
-
-    def batches(self, first: int = 0, step: int = 1) -> Iterator[ViewBatch | ReskdError]:
-        """The batches `first`, `first + step`, …"""
+    def read(self) -> Iterator[EncodedClips | ReskdError]:
+        """The clips of each batch, in order; each tar is read once. An error comes last, as a value."""
         try:
-            for position, start, rows in chunks_of_worker(self.data, self._shards(), self.batch_size, first, step):
-                yield self._render(self.work[position], start, rows)
+            for position, start, rows in chunks_of_worker(self.data, self._shards(), self.batch_size):
+                yield EncodedClips(self.work[position], start, rows)
         except ReskdError as error:  # yielded as a value: see stages/stream/clips.py
             yield error
+
+    def fetcher(self, first: int, step: int) -> Callable[[EncodedClips | ReskdError], ViewBatch | ReskdError]:
+        """What a worker makes batches of `read`'s items with: see `make_batches`."""
+        return self.make
+
+    def make(self, clips: EncodedClips | ReskdError) -> ViewBatch | ReskdError:
+        """Decode and render clips. An error stays one."""
+        return clips if isinstance(clips, ReskdError) else self._render(clips.work, clips.start, clips.rows)
 
     def _shards(self) -> list[str]:
         return [work.shard for work in self.work]

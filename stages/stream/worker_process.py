@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import gc
 import multiprocessing
 import os
@@ -30,6 +30,11 @@ from stages.stream.memory_file import receive_value, send_small, send_value
 # begin(first, step) gives a function that makes batch number `first` of its item, then `first + step`, and so on.
 Begin = Callable[[int, int], Callable[[Any], Any]]
 ENDED = object()  # comes after the last answer of a worker
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.ETOOMANYREFS)
+
+
+class Large:
+    """An item that travels in a file in memory: in a pipe, its sender would wait until the worker has time to read it."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,13 @@ class Worker:
         if not self.tasks:
             self.since = time.monotonic()
         self.tasks.append(task)
-        with contextlib.suppress(OSError):  # it has ended, and `ENDED` comes
-            self.connection.send((task[1], dict(suspects)))
+        send = send_value if isinstance(task[1], Large) else send_small
+        try:
+            send(self.connection, (task[1], dict(suspects)))
+        except OSError as error:  # it has ended, and `ENDED` comes
+            if error.errno in EXHAUSTED:
+                raise ReskdError(f"clips can't be sent to a decoding process ({error.strerror}): allow more open files (ulimit "
+                                 "-n), or lower loader.workers, loader.prefetch or batch_size") from error  # fmt: skip
 
     def seconds_of_silence(self) -> float:
         """How long it has not moved, though it has work."""
@@ -123,7 +133,7 @@ def _work(begin: Begin, first: int, step: int, connection: Connection, note: Wor
     fetch = None
     while True:
         try:
-            item, suspects = connection.recv()
+            (item, suspects), _ = receive_value(connection)
         except (EOFError, OSError):
             return
         set_suspects(suspects)

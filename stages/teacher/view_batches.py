@@ -13,6 +13,7 @@ from stages.runtime.progress import progress_bar
 from stages.shards.dataset import Dataset
 from stages.stream.all_views import AllViews, ShardWork, ViewBatch
 from stages.stream.loading import decoding_workers, raise_errors
+from stages.stream.read_ahead import read_ahead
 from stages.stream.worker_pool import make_batches
 from stages.teacher.config import CacheConfig
 from stages.teacher.teacher import Teacher
@@ -25,12 +26,14 @@ def view_batches(
     """All views of `work`, decoded in workers, under a progress bar. `strict`: an unreadable clip is a ReskdError."""
     views = AllViews(data, work, config.policy, teacher.size, teacher.batch_size)
     workers = min(decoding_workers(config.loader), len(views))
-    clip_bytes = config.policy.num_frames * 3 * teacher.size**2
-    batch_bytes = max((len(w.views) for w in work), default=0) * teacher.batch_size * clip_bytes
+    pixels = max((len(w.views) for w in work), default=0) * config.policy.num_frames * 3 * teacher.size**2
+    entries = [data.entry(w.shard) for w in work]
+    encoded = sum(entry.bytes for entry in entries) // max(1, sum(entry.clips for entry in entries))
+    batch_bytes = teacher.batch_size * (pixels + 2 * encoded)  # of videos, one copy is kept for a second try
     fitting = available_memory() // 8 // max(1, batch_bytes * workers)  # batches a worker
     loader = config.loader.model_copy(update={"prefetch": max(1, min(config.loader.prefetch, fitting))})
     pin = ranks.device.type == "cuda"
-    decoded = make_batches(views.fetcher, range(len(views)), workers, loader, data=data, pin=pin)
+    decoded = make_batches(views.fetcher, read_ahead(views.read()), workers, loader, data=data, pin=pin)
     total = sum(data.entry(w.shard).clips * len(w.views) for w in work)
     with progress_bar("clip·views", disable=not ranks.first) as bar:
         task, started = bar.add_task(title, total=total, rate=0.0, note=""), time.perf_counter()

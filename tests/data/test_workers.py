@@ -4,8 +4,11 @@ import ctypes
 import multiprocessing
 import os
 import pickle
+import re
 import resource
+import shutil
 import signal
+import struct
 import threading
 import time
 from functools import partial
@@ -28,6 +31,7 @@ from stages.stream.all_views import AllViews, ShardWork
 from stages.stream.clips import ClipDataset, decode_row
 from stages.stream.config import LoaderConfig
 from stages.stream.memory_file import receive_value, send_value
+from stages.stream.read_ahead import read_ahead
 from stages.stream.worker_pool import make_batches
 from stages.video.errors import DecodeError
 
@@ -161,7 +165,7 @@ def test_views_of_all_clips_and_their_quarantine_do_not_depend_on_a_clip_that_ki
         bad = data.read(SHARD, BAD)
         monkeypatch.setattr("stages.stream.all_views.decode_frames", decode)
         all_views = AllViews(data, work, POLICY, 16, 3)
-        return list(make_batches(all_views.fetcher, range(len(all_views)), config.workers, config, data=data))
+        return list(make_batches(all_views.fetcher, read_ahead(all_views.read()), config.workers, config, data=data))
 
     from stages.stream.all_views import decode_frames as real
 
@@ -171,6 +175,37 @@ def test_views_of_all_clips_and_their_quarantine_do_not_depend_on_a_clip_that_ki
         assert (a.work, a.start, a.quarantine.keys()) == (b.work, b.start, b.quarantine.keys())
         assert torch.equal(a.clips, b.clips) and np.array_equal(a.frames, b.frames) and np.array_equal(a.box, b.box)
     assert [len(batch.quarantine) for batch in found] == [0, 0, 1, 0, 0, 0, 0] * 2
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_tar_is_read_once_whatever_the_workers(folder, tmp_path, workers):
+    """Counted by the system: what this process and its decoding processes read from files and pipes."""
+    (tmp_path / "videos").mkdir()
+    for i in range(8):  # of a size that stands out
+        shutil.copy(next((folder.parent / "videos").rglob("*.mp4")), tmp_path / "videos" / f"{i}.mp4")
+        with open(tmp_path / "videos" / f"{i}.mp4", "ab") as video:  # a box that players skip
+            video.write(struct.pack(">I4s", 2**21, b"free") + bytes([i]) * (2**21 - 8))
+    data = prepare(tmp_path / "videos", tmp_path / "data", clips_per_shard=8, workers=0)
+    work, counts = [ShardWork(entry.name, range(1)) for entry in data.shards], []
+
+    def fetcher(first, step):
+        make = views.fetcher(first, step)
+        return lambda clips: (make(clips), read_so_far())
+
+    views = AllViews(data, work, POLICY, 16, 2)
+    next(data.stream(SHARD))  # imports are files, too
+    before = read_so_far()
+    for _, count in make_batches(fetcher, read_ahead(views.read()), workers, loader(seconds=60), data=data):
+        counts.append(count)
+    size = sum(entry.bytes for entry in data.shards)
+    here = read_so_far() - before
+    assert len(counts) == 4 and 1.0 <= here / size < 1.1  # this process reads the tar
+    assert max(counts) < 0.1 * size  # and no other: a child's count begins at 0
+
+
+def read_so_far() -> int:
+    """Bytes that this process has read, as the system counts them."""
+    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
 
 
 class Made:

@@ -18,8 +18,9 @@ from stages.runtime.progress import progress_bar
 from stages.runtime.terminal import console
 from stages.stream.batch import Batch
 from stages.stream.random_label import with_one_label
+from stages.student.checkpoint import save_checkpoint
 from stages.student.failures import failure_lines, for_each_run, raise_failures, unfinished_runs
-from stages.student.training_run import TrainingRun, check_finite, remember_state, save_checkpoint
+from stages.student.training_run import TrainingRun, check_finite, remember_state
 
 
 class NoBatch(ReskdError):

@@ -13,8 +13,9 @@ from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
 
 # Keys that may change between a run and its resume: where and how often it is written, and how batches are fetched.
-FREE_KEYS = ("output", "log_every", "checkpoint_every", "loader.workers", "loader.prefetch", "loader.limits.seconds",
-             "loader.limits.bytes")  # fmt: skip
+# `accumulate` may change with the number of processes: the product of the two is checked when the checkpoint is read.
+FREE_KEYS = ("output", "accumulate", "log_every", "checkpoint_every", "loader.workers", "loader.prefetch",
+             "loader.limits.seconds", "loader.limits.bytes")  # fmt: skip
 
 
 def check_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:

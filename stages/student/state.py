@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 from cache.errors import ReskdError
 from cache.store import write_atomically
+from stages.runtime.distributed import Ranks
 
 
 def save_state(path: Path, state: dict) -> None:
@@ -59,6 +62,34 @@ def restore_random_state(state: dict) -> None:
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+
+
+def seed_all(*numbers: int) -> None:
+    """Seed all random generators by these numbers, for a state that no checkpoint has."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little"))
+    random.seed(digest)
+    np.random.seed(int.from_bytes(digest[:4], "little"))
+
+
+def shared_out(of_old_ranks: Sequence[Mapping], ranks: Ranks) -> dict:
+    """What a checkpoint has of each rank, for a rank of another number of ranks. The means over all ranks stay.
+
+    `of_old_ranks`: {"buffers", "failed", "sums", "summed"} of each rank, as `checkpoint.save_checkpoint` writes them.
+    """
+    old = len(of_old_ranks)
+    buffers = {
+        name: sum(of["buffers"][name] for of in of_old_ranks) / old if value.is_floating_point() else value
+        for name, value in of_old_ranks[0]["buffers"].items()
+    }
+    sums = {name: sum(of["sums"][name] for of in of_old_ranks) / ranks.world for name in of_old_ranks[0]["sums"]}
+    failed = sum(of["failed"] for of in of_old_ranks)
+    return {
+        "buffers": buffers,
+        "failed": failed if ranks.first else 0,
+        "sums": sums,
+        "summed": sum(of["summed"] for of in of_old_ranks) / ranks.world,
+    }
 
 
 def _numpy_state() -> tuple:

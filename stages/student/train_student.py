@@ -19,6 +19,7 @@ from stages.runtime.distributed import join_ranks
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
 from stages.stream.loading import decoding_workers
+from stages.student.checkpoint import restore
 from stages.student.cohort import check_shared, with_stored_views
 from stages.student.cohort_stream import (
     CohortStream,
@@ -127,7 +128,6 @@ def _train(students: Mapping[str, NewStudent], stream: CohortStream, started: fl
         run = start_run(
             student,
             ranks,
-            load_state(last) if last.exists() else None,
             order_digest=order_digest,
             steps_per_epoch=order.steps_per_epoch(),
             rendering=None if rendering == renderings[0] else rendering,
@@ -135,6 +135,8 @@ def _train(students: Mapping[str, NewStudent], stream: CohortStream, started: fl
             save_weights=partial(save_weights, config),
             on_finish=partial(write_result, name),
         )
+        if last.exists():
+            restore(run, load_state(last))
         runs.append(run)
     targets = {target for config in configs for target in config.losses.stored_targets}
     teach = teacher_in_the_loop(stream, targets, torch.bfloat16 if any(run.amp for run in runs) else torch.float32)

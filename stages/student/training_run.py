@@ -1,4 +1,4 @@
-"""A student in training: all that its steps change, its checkpoint last.pt, and the check for values that aren't finite."""
+"""A student in training: all that its steps change, and the check for values that aren't finite."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from stages.runtime.log import RunLog
 from stages.student.config import TrainConfig
 from stages.student.new_student import NewStudent
 from stages.student.optim import Schedule, build_optimizer, build_schedule
-from stages.student.run_folder import check_still_there
-from stages.student.state import random_state, restore_random_state, restore_torch, save_state, torch_state
+from stages.student.state import restore_torch, torch_state
 from stages.video.device_render import Rendering
 
 
@@ -77,19 +76,16 @@ class TrainingRun:
         return self.config.amp == "auto" and has_bfloat16(self.ranks.device)
 
 
-def start_run(
-    new: NewStudent, ranks: Ranks, checkpoint: dict | None, *, order_digest: str, steps_per_epoch: int, **hooks
-) -> TrainingRun:
-    """A run from its beginning, or from the content of its last.pt. The student is moved to the ranks' device.
+def start_run(new: NewStudent, ranks: Ranks, *, order_digest: str, steps_per_epoch: int, **hooks) -> TrainingRun:
+    """A run at its beginning. The student is moved to the ranks' device.
 
     `hooks` are the other fields of `TrainingRun`.
-    Raises ReskdError for a checkpoint of another number of ranks, or of other clips.
     """
     config, student = new.config, to_device(new.student, ranks.device)
     optimizer = build_optimizer(student, config.optim, config.batch_size * config.accumulate * ranks.world)
     ema = ModelEmaV3(student.model, decay=config.ema, use_warmup=True, exclude_buffers=True) if config.ema else None
     wrapped = ranks.wrap(student)
-    run = TrainingRun(
+    return TrainingRun(
         config=config,
         ranks=ranks,
         order_digest=order_digest,
@@ -102,9 +98,6 @@ def start_run(
         generators=new.generators,
         **hooks,
     )
-    if checkpoint:
-        _restore(run, checkpoint)
-    return run
 
 
 @contextmanager
@@ -128,11 +121,11 @@ def check_finite(run: TrainingRun, terms: Mapping[str, torch.Tensor]) -> None:
         raise ReskdError(
             f"{config.output}: {' and '.join(n for n in bad if n != 'loss') or 'the loss'} is not finite at step "
             f"{progress.step + 1} (learning rate for {config.optim.lr_batch} clips: {config.optim.lr}); "
-            f"{_last_good(config)}; lower optim.lr, set optim.clip_grad, or look at the loss weights in metrics.jsonl"
+            f"{last_good(config)}; lower optim.lr, set optim.clip_grad, or look at the loss weights in metrics.jsonl"
         )
 
 
-def _last_good(config: TrainConfig) -> str:
+def last_good(config: TrainConfig) -> str:
     last = config.output / "last.pt"
     return f"the last good checkpoint is {last}" if last.exists() else "there was no checkpoint yet"
 
@@ -148,73 +141,3 @@ def remember_state(run: TrainingRun) -> Callable[[], None]:
         run.progress, run.generators = progress, generators
 
     return undo
-
-
-def save_checkpoint(run: TrainingRun) -> None:
-    """Write last.pt. Each rank has its own BatchNorm buffers, random generators and sums; the file holds those of all.
-
-    Raises ReskdError, on every rank, if a weight is not finite, or a sum of any rank.
-    """
-    config, progress, student = run.config, run.progress, run.student
-    statistics = _statistics(student.model)
-    buffers = {name: value.cpu() for name, value in student.model.named_buffers() if name in statistics}
-    of_this_rank = {"random": random_state(), "buffers": buffers, "failed": progress.failed_clips,
-                    "sums": {n: v.cpu() for n, v in progress.sums.items()}, "summed": progress.summed}  # fmt: skip
-    of_all_ranks = run.ranks.gather(of_this_rank)
-    for of_rank in of_all_ranks:
-        check_finite(run, of_rank["sums"])
-    if not torch.stack([p.isfinite().all() for p in run.student.parameters()]).all():  # one wait for the device
-        raise ReskdError(f"{config.output}: weights are not finite after step {progress.step}; {_last_good(config)}; "
-                         f"lower optim.lr or set optim.clip_grad")  # fmt: skip
-    if run.ranks.first:
-        check_still_there(config.output)
-        checkpoint = {
-            "world": run.ranks.world,
-            "order": run.order_digest,
-            "step": progress.step,
-            "best": progress.best,
-            "validation_due": progress.validation_due,
-            "model": student.model.state_dict(),
-            "adapter": student.projector.state_dict() if student.projector else None,  # its name in older versions
-            "ema": run.ema.module.state_dict() if run.ema else None,
-            "optimizer": run.optimizer.state_dict(),
-            "ranks": of_all_ranks,
-        }
-        save_state(config.output / "last.pt", checkpoint)
-
-
-def _statistics(model: torch.nn.Module) -> set[str]:
-    """Names of the buffers that training changes, BatchNorm's. Others, such as a Swin's tables of positions, are constants."""
-    norms = (name for name, module in model.named_modules() if isinstance(module, torch.nn.modules.batchnorm._NormBase))
-    return {f"{norm}.{name}" for norm in norms for name in ("running_mean", "running_var", "num_batches_tracked")}
-
-
-def _restore(run: TrainingRun, checkpoint: dict) -> None:
-    """Put a run into the state that `save_checkpoint` saved. Raises ReskdError for other ranks or clips."""
-    config, ranks, student = run.config, run.ranks, run.student
-    if checkpoint["world"] != ranks.world:
-        raise ReskdError(f"{config.output / 'last.pt'} is of {checkpoint['world']} processes, this run has {ranks.world}: "
-                         f"start {checkpoint['world']} processes")  # fmt: skip
-    if checkpoint["order"] != run.order_digest:
-        where = f"{config.data.train} or {config.data.cache}" if config.data.cache else str(config.data.train)
-        raise ReskdError(f"{config.output}: the clips in {where} are not those that the run began with: put them back, "
-                         f"or delete {config.output} to begin anew")  # fmt: skip
-    of_this_rank = checkpoint["ranks"][ranks.rank]
-    student.model.load_state_dict(checkpoint["model"])
-    student.model.load_state_dict(of_this_rank["buffers"], strict=False)
-    if student.projector:
-        student.projector.load_state_dict(checkpoint["adapter"])
-    if run.ema:
-        run.ema.module.load_state_dict(checkpoint["ema"])
-    run.optimizer.load_state_dict(checkpoint["optimizer"])
-    restore_random_state(of_this_rank["random"])
-    run.generators = torch_state()
-    sums = {n: v.to(ranks.device) for n, v in of_this_rank["sums"].items()}
-    run.progress = Progress(
-        checkpoint["step"],
-        checkpoint["best"],
-        sums,
-        of_this_rank["summed"],
-        of_this_rank["failed"],
-        checkpoint.get("validation_due", False),
-    )

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from cache.group import load_manifest
 from stages.models.checkpoints import load_model
+from stages.runtime.distributed import Ranks
+from stages.student.state import shared_out
 from tests.runs import POLICY, QUICK, rows_of
 
 WIDE = "model.args={channels: [8, 16, 16, 24], layers: [1, 1, 1, 1], output_stride: 8}"
@@ -90,3 +93,42 @@ def test_two_processes_estimate_statistics_together(zygote, data, teacher, tmp_p
     ours, theirs = (load_model(p / ".teacher.safetensors")[0].state_dict() for p in (two, one))
     assert all(np.allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6) for name in theirs)
     assert load_manifest(two).finalised == load_manifest(one).finalised == 1
+
+
+def test_a_run_goes_on_by_another_number_of_processes_and_refuses_another_number_of_clips_a_step(
+    zygote, data, cached, tmp_path
+):
+    changes = options(f"data.train={data.train}", f"data.cache={cached}", *QUICK, "size=16", "losses.feature_mse=5",
+                      "model.dropout=0", "schedule.epochs=1", "checkpoint_every=3", "batch_size=8")  # fmt: skip
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    zygote.run(["train-student", *changes, *options(f"output={whole}", "accumulate=2")])
+    running = zygote.start(["train-student", *changes, *options(f"output={moved}", "accumulate=2")])
+    while len(rows_of(moved)) < 5 and not running.status.exists():
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    step = torch.load(moved / "last.pt", weights_only=True)["step"]
+    refused = zygote.run(["train-student", *changes, *options(f"output={moved}", "accumulate=3"), "--resume"], expect=1)
+    said = " ".join(refused.split())
+    assert "1 processes × accumulate 2 = 2 micro-batches, this run has 1 × 3 = 3: set accumulate=2" in said
+    said = zygote.run_ranks(["train-student", *changes, *options(f"output={moved}"), "--resume"], world=2)
+    assert "is of 1 processes, this run has 2" in " ".join(said.split())
+    ours, theirs = rows_of(moved), rows_of(whole)
+    assert ours[:step] == theirs[:step] and len(ours) == len(theirs) > step
+    # BatchNorm's batches and the clips' order are the same, so the losses are those of one process.
+    assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in theirs], rel=1e-3)
+
+
+def test_what_ranks_have_of_their_own_is_shared_out_so_that_its_means_stay():
+    def of_rank(value: float, failed: int) -> dict:
+        mean = torch.full((2,), value)
+        return {"buffers": {"bn.running_mean": mean, "bn.num_batches_tracked": torch.tensor(7)}, "failed": failed,
+                "sums": {"loss": torch.tensor(6 * value)}, "summed": 6}  # fmt: skip
+
+    old, cpu = [of_rank(1.0, 2), of_rank(3.0, 0)], torch.device("cpu")
+    new = [shared_out(old, Ranks(rank, 4, cpu)) for rank in range(4)]
+    assert sum(part["failed"] for part in new) == 2
+    assert all(part["sums"]["loss"] / part["summed"] == 2.0 for part in new)  # the mean over both
+    assert sum(part["summed"] for part in new) == 12
+    assert torch.equal(new[3]["buffers"]["bn.running_mean"], torch.full((2,), 2.0))
+    assert new[0]["buffers"]["bn.num_batches_tracked"] == 7

@@ -94,10 +94,15 @@ class Ranks:
         return model.no_sync() if self.world > 1 and skip else nullcontext()
 
 
+def ranks_of_machine() -> int:
+    """The number of ranks on this machine, which share its cores and its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def cores() -> int:
     """The number of this machine's cores that one rank may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, allowed // ranks_of_machine())
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from stages.runtime.distributed import ranks_of_machine
+
 # A container's limit and use of memory, in bytes, and the name of the reclaimable part in memory.stat.
 _CGROUPS = ((Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
             (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))  # fmt: skip
@@ -23,6 +25,11 @@ def available_memory() -> int:
             free = int((folder / limit).read_text()) - int((folder / used).read_text()) + int(stat[reclaimable])
             available = min(available, max(0, free))
     return available
+
+
+def memory_of_rank() -> int:
+    """The share of `available_memory` that one rank of this machine may take."""
+    return available_memory() // ranks_of_machine()
 
 
 def memory_of_tree(pid: int | None = None) -> float:

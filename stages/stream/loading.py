@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 from cache.errors import ReskdError
@@ -23,6 +24,16 @@ def raise_errors(batches: Iterable[Batch | ReskdError]) -> Iterator[Batch]:
 def decoding_workers(loader: LoaderConfig) -> int:
     """The number of decoding processes of a rank: `loader.workers`, by default one a core and at most 16."""
     return min(16, cores()) if loader.workers is None else loader.workers
+
+
+def replaying_workers(loader: LoaderConfig, streams: int, world: int) -> int:
+    """The number of decoding processes of each of `world` ranks for a run that replays a cache: at most `decoding_workers`.
+
+    A process keeps the blocks of its streams in memory. All together keep lcm(streams, world * workers) times a window of
+    blocks, so 10 workers may keep five times what 8 keep. Of the numbers with the least blocks, the largest is taken.
+    """
+    most = decoding_workers(loader)
+    return max(range(1, most + 1), key=lambda n: (-math.lcm(streams, world * n), n)) if most else 0
 
 
 def batches_in_order(clips: ClipDataset, loader: LoaderConfig, batch_size: int, ranks: Ranks) -> Iterable[Batch]:

@@ -15,7 +15,7 @@ from stages.stream.batch import Batch
 from stages.stream.clips import ClipDataset, Index
 from stages.stream.config import LoaderConfig
 from stages.stream.epoch_plan import plan_epoch, replay_view, stream_count
-from stages.stream.loading import decoding_workers, raise_errors
+from stages.stream.loading import decoding_workers, raise_errors, replaying_workers
 from stages.stream.worker_pool import make_batches
 
 
@@ -59,8 +59,12 @@ class Order:
         """Blocks that each of `readers` processes keeps in memory, so that it reads each block once an epoch.
 
         For each of its streams, it keeps one window and the first block of the next window."""
-        streams = stream_count(self.steps_per_epoch() * self.group, self.streams)
-        return streams // math.gcd(streams, readers) * (self.window + 1)
+        return self.open_streams // math.gcd(self.open_streams, readers) * (self.window + 1)
+
+    @property
+    def open_streams(self) -> int:
+        """The streams that an epoch interleaves: `streams`, or fewer if the epoch is short."""
+        return stream_count(self.steps_per_epoch() * self.group, self.streams)
 
     def batches(self, epoch: int, first_step: int, rank: int, world: int) -> Iterator[list[Index]]:
         """The micro-batches of a rank in an epoch, from an optimizer step on."""
@@ -83,6 +87,15 @@ def batches_of_run(
 ) -> Iterable[Batch]:
     """All micro-batches of this rank from `start` (epoch, step in the epoch) to the end of the run."""
     batches, pin = _remaining_batches(order, epochs, start, ranks), ranks.device.type == "cuda"
-    return raise_errors(
-        make_batches(clips.fetcher, batches, decoding_workers(loader), loader, data=clips.data, pin=pin)
-    )
+    workers = workers_of_run(order, loader, ranks.world)
+    return raise_errors(make_batches(clips.fetcher, batches, workers, loader, data=clips.data, pin=pin))
+
+
+def workers_of_run(order: Order, loader: LoaderConfig, world: int) -> int:
+    """The number of decoding processes of each rank in a run with this order.
+
+    Fresh views need no blocks of a cache, and a short epoch has few: then all that `loader.workers` allows are taken.
+    """
+    if order.views is None or order.open_streams < order.streams:
+        return decoding_workers(loader)
+    return replaying_workers(loader, order.streams, world)

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from cache.errors import ReskdError
 from stages.runtime.limits import RETRY_FACTOR, why_ended
-from stages.runtime.memory import available_memory
+from stages.runtime.memory import memory_of_rank
 from stages.runtime.terminal import console
 from stages.stream.config import LoaderConfig
 from stages.stream.worker_process import ENDED, Begin, Bug, Worker, pinned, start_worker
@@ -174,8 +174,10 @@ class _Pool:
             return
         self.checked = True
         ahead = self.count * self.loader.prefetch
-        needed, free = ahead * size, available_memory()
+        needed, free = ahead * size, memory_of_rank()
         if needed > free:
-            raise ReskdError(f"decoding needs {needed / 1e9:.1f} GB of memory for the batches that it makes ahead "
-                             f"({self.count} workers × {self.loader.prefetch} batches × {size / 1e6:.0f} MB), and "
-                             f"{free / 1e9:.1f} GB are free: lower loader.workers, loader.prefetch or batch_size")  # fmt: skip
+            raise ReskdError(
+                f"decoding needs {needed / 1e9:.1f} GB of memory for the batches that it makes ahead ({self.count} workers × "
+                f"{self.loader.prefetch} batches × {size / 1e6:.0f} MB), and {free / 1e9:.1f} GB a rank are free: lower "
+                "loader.workers, loader.prefetch or batch_size"
+            )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from cache.manifest import bytes_of_clip_view
@@ -13,14 +12,15 @@ from cache.reader import CacheReader
 from cache.view import BLOCK
 from stages.distill.targets import TargetDecoder, target_decoder
 from stages.metrics.scoring import ScoredModel, score_models
-from stages.runtime.distributed import Ranks
+from stages.runtime.distributed import Ranks, ranks_of_machine
+from stages.runtime.memory import available_memory
 from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.stream.batch import Batch
 from stages.stream.clips import ClipDataset
 from stages.stream.frame_source import frame_options
-from stages.stream.loading import batches_in_order, decoding_workers
-from stages.stream.order import Order, batches_of_run
+from stages.stream.loading import batches_in_order
+from stages.stream.order import Order, batches_of_run, workers_of_run
 from stages.stream.replay import Replay, open_replay
 from stages.student.cohort import order_seed
 from stages.student.config import TrainConfig
@@ -147,15 +147,26 @@ def teacher_in_the_loop(
 
 
 def _cache_reader(stream: CohortStream) -> CacheReader:
-    """A reader that keeps in memory all blocks that its worker reads from at once. Print a warning if they need much."""
-    config, order = stream.config, stream.order
-    workers = max(1, decoding_workers(config.loader))
-    blocks = order.resident_blocks(stream.ranks.world * workers)
-    per_rank = workers * blocks * BLOCK * bytes_of_clip_view(stream.replay.manifest.identity, stream.targets)
-    available = psutil.virtual_memory().available
-    if per_rank > available / 4:
+    """A reader that keeps in memory all blocks that its worker reads from at once.
+
+    Prints what all ranks of this machine keep, if that is much of its memory, and the streams that would need less.
+    """
+    config, order, world = stream.config, stream.order, stream.ranks.world
+    workers = max(1, workers_of_run(order, config.loader, world))
+    blocks = order.resident_blocks(world * workers)
+    block_bytes = BLOCK * bytes_of_clip_view(stream.replay.manifest.identity, stream.targets)
+    ranks, available = ranks_of_machine(), available_memory()
+    needed = ranks * workers * blocks * block_bytes
+    if needed > available / 4:
+        fitting = world * workers * max(1, order.open_streams // (world * workers))  # each process has whole streams
+        less = (
+            f", or set loader.streams={fitting} (it changes the order)"
+            if order.open_streams % (world * workers)
+            else ""
+        )
         console.print(
-            f"[yellow]warning[/] resident targets: {per_rank / 1e9:.1f} GB ({workers} workers × {blocks} blocks of {BLOCK} "
-            f"rows) of {available / 1e9:.1f} GB: lower loader.window ({order.window}) or loader.streams ({order.streams})"
+            f"[yellow]warning[/] resident targets: {needed / 1e9:.1f} GB ({ranks} ranks × {workers} workers × {blocks} blocks "
+            f"of {BLOCK} rows) of {available / 1e9:.1f} GB: lower loader.window ({order.window}) or loader.streams "
+            f"({order.streams}){less}"
         )
     return CacheReader(config.data.cache, stream.targets, capacity_blocks=blocks)

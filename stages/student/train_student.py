@@ -18,7 +18,7 @@ from stages.models.video_model import model_stats
 from stages.runtime.distributed import join_ranks
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
-from stages.stream.loading import decoding_workers
+from stages.stream.order import workers_of_run
 from stages.student.checkpoint import restore
 from stages.student.cohort import check_shared, with_stored_views
 from stages.student.cohort_stream import (
@@ -164,7 +164,7 @@ def _show_plan(student: NewStudent, stream: CohortStream) -> dict:
         "parameters": model_stats(student.student.model, config.size).parameters,
         "projector": None if projector is None else f"{projector.in_features} -> {projector.out_features} channels",
         "gmacs": student.gmacs,
-        "workers": decoding_workers(config.loader),
+        "workers": workers_of_run(order, config.loader, stream.ranks.world),
     }
     for name, value in plan.items():
         console.print(f"{name:16} {value}")

@@ -19,7 +19,7 @@ from cache.writer import ShardWriter
 from stages.runtime.background_writer import background_writer
 from stages.runtime.bounded_pool import Run, bounded_pool
 from stages.runtime.distributed import cores
-from stages.runtime.memory import available_memory
+from stages.runtime.memory import memory_of_rank
 from stages.runtime.terminal import console
 from stages.stream.all_views import ShardWork
 from stages.teacher.forward import TeacherOutput
@@ -110,7 +110,7 @@ def target_writer(
     `record(seconds, clip_views)` is called for each written part. At the end of the context all shards are committed. An
     exception is raised again, and what isn't committed is given up.
     """
-    limit, writer = min(HELD, available_memory() // 16), None
+    limit, writer = min(HELD, memory_of_rank() // 16), None
     try:
         with (
             bounded_pool(min(THREADS, cores()), limit) as run,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from cache.errors import ReskdError
 from stages.runtime.distributed import Ranks
-from stages.runtime.memory import available_memory
+from stages.runtime.memory import memory_of_rank
 from stages.runtime.progress import progress_bar
 from stages.shards.dataset import Dataset
 from stages.stream.all_views import AllViews, ShardWork, ViewBatch
@@ -30,7 +30,7 @@ def view_batches(
     entries = [data.entry(w.shard) for w in work]
     encoded = sum(entry.bytes for entry in entries) // max(1, sum(entry.clips for entry in entries))
     batch_bytes = teacher.batch_size * (pixels + 2 * encoded)  # of videos, one copy is kept for a second try
-    fitting = available_memory() // 8 // max(1, batch_bytes * workers)  # batches a worker
+    fitting = memory_of_rank() // 8 // max(1, batch_bytes * workers)  # batches a worker
     loader = config.loader.model_copy(update={"prefetch": max(1, min(config.loader.prefetch, fitting))})
     pin = ranks.device.type == "cuda"
     decoded = make_batches(views.fetcher, read_ahead(views.read()), workers, loader, data=data, pin=pin)

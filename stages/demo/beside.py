@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ def beside(task: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(task, there))
+    process = context.Process(target=_work, args=(pickle.dumps(task), there))
     with sigint_waits():
         process.start()
     there.close()
@@ -50,11 +51,12 @@ def beside(task: Callable[[], None]) -> Iterator[Callable[[], None]]:
         here.close()
 
 
-def _work(task: Callable[[], None], connection: Connection) -> None:
+def _work(pickled: bytes, connection: Connection) -> None:
+    """`pickled`: the task; to read it imports much, and meanwhile this process ends with its parent already."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     console.quiet = True
     try:
-        task()
+        pickle.loads(pickled)()
     except ReskdError as error:
         connection.send(ReskdError(str(error)))
     except Exception:

@@ -51,11 +51,7 @@ def _check_maps(maps: dict, losses: LossConfig, student_grid: list[int]) -> None
     """Check the cache's feature maps. `maps`: their entry in the manifest; `student_grid`: [T',h,w] of the student's map."""
     cached_grid = maps["grid"]
     readers = {name: loss for name, loss in losses.used.items() if {"features", "class_map"} & {*loss.teacher}}
-    for name, loss in readers.items():
-        if loss.compares_positions and max(_common(cached_grid, student_grid)) == 1:
-            raise ReskdError(f"losses.{name} compares the positions of a map, and student and teacher have one position in "
-                             f"common (student [T, h, w] {student_grid}, teacher {cached_grid}): set its weight to 0, or give "
-                             "the student a larger size or more frames")  # fmt: skip
+    check_positions(losses, cached_grid, student_grid)
     grid, whole_grid = cached_grid[1:], maps["map"][1:3]
     if grid == whole_grid:
         return
@@ -80,6 +76,13 @@ def _check_maps(maps: dict, losses: LossConfig, student_grid: list[int]) -> None
         )
 
 
-def _common(teacher_grid: list[int], student_grid: list[int]) -> list[int]:
-    """[T, h, w] that both maps can be averaged to."""
-    return [min(pair) for pair in zip(teacher_grid, student_grid, strict=True)]
+def check_positions(losses: LossConfig, teacher_grid: list[int], student_grid: list[int]) -> None:
+    """Raise ReskdError if a loss compares positions, and the grids [T, h, w] of the two maps have one in common."""
+    common = [min(pair) for pair in zip(teacher_grid, student_grid, strict=True)]
+    for name, loss in losses.used.items():
+        if loss.compares_positions and max(common) == 1:
+            raise ReskdError(
+                f"losses.{name} compares the positions of a map, and student and teacher have one position in common "
+                f"(student [T, h, w] {student_grid}, teacher {teacher_grid}): set its weight to 0, or give the student a "
+                "larger size or more frames"
+            )

@@ -93,11 +93,10 @@ LOSSES = {
     ),
     "feature_nmse": Loss(
         lambda student, targets, o: feature_nmse(
-            student.features, targets.features, targets.usable, targets.channel_std, targets.map_shape
+            student.features, targets.features, targets.usable, targets.channel_std
         ),
         student=("features",),
         teacher=("features", "channel_std"),
-        reduced_grid=True,
     ),
     "feature_cosine": Loss(
         lambda student, targets, o: feature_cosine(student.features, targets.features, targets.usable),

@@ -43,23 +43,20 @@ def feature_mse(
     return masked_mean(per_row, mask)
 
 
-def feature_nmse(
-    student: Tensor, teacher: Tensor, mask: Tensor, channel_std: Tensor, map_shape: tuple[int, int, int] | None = None
-) -> Tensor:
+def feature_nmse(student: Tensor, teacher: Tensor, mask: Tensor, channel_std: Tensor) -> Tensor:
     """`feature_mse` with each channel divided by its deviation: mean over T' * H * W * d of ((U s - t) / std)^2.
 
     A student that always gives the teacher's mean has 1, whatever the size of the teacher's features. (Others normalise both
     sides by their batch: Miles and Mikolajczyk 2024, "Understanding the Role of the Projector in Knowledge Distillation".)
 
     Args:
-        student, teacher, mask, map_shape: as in `feature_mse`.
+        student, mask: as in `feature_mse`. teacher: on its whole grid.
         channel_std: [d], the deviation of each stored channel over the teacher's positions; all positive.
 
     Raises:
         ReskdError: d of the two differs.
     """
     error = _error("feature_nmse", student, teacher, mask) / channel_std
-    error = resize(error, (map_shape or teacher.shape[2:])[:2])
     return masked_mean(error.square().flatten(1).mean(1), mask)
 
 

@@ -85,7 +85,8 @@ def target_decoder(manifest: Manifest, constants: Constants, device: torch.devic
         classifier = on_device["classifier"].T.contiguous(), on_device["classifier_bias"]
     channel_std = on_device.get("channel_std")
     if channel_std is not None:  # a channel that hardly varies in the sample may vary elsewhere
-        channel_std = channel_std.clamp(min=SMALLEST_STD * float(channel_std.square().mean().sqrt()))
+        usual = float(channel_std.square().mean().sqrt())
+        channel_std = channel_std.clamp(min=max(SMALLEST_STD * usual, torch.finfo(torch.float32).tiny))
     return TargetDecoder(
         tuple(maps["map"][1:]), on_device.get("scale"), on_device.get("offset"), classifier, channel_std
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from stages.report.curve_chart import Line, curve_chart
 from stages.report.evaluations import Evaluation
 from stages.report.parts import Cell, Details, Part, Section, Text, number, row, table
-from stages.report.runs import Curve, Run
+from stages.report.runs import Curve, Run, Term
 from stages.report.seed_groups import SeedGroup, differing_keys, with_joined_sections
 from stages.report.svg import COLOURS
 
@@ -125,14 +125,12 @@ def losses_section(groups: Sequence[SeedGroup]) -> Section | None:
         total = _last(run.loss)
         for name, term in run.terms.items():
             first, last = term.curve.y[0], _last(term.curve)
-            share = None if not total else 100 * term.weight * last / total
-            rows.append(row(group.label, name, number(term.weight, "g"), float(first), last, term.weight * last,
+            weight = _last(term.weights)
+            share = None if not total else 100 * weight * last / total
+            rows.append(row(group.label, name, _weights_text(term), float(first), last, weight * last,
                             number(share, ".1f")))  # fmt: skip
         if len(run.terms) > 1 and len(charts) < MAX_LOSS_CHARTS:
-            lines = [
-                Line(f"{name} × {term.weight:g}", (_weighted(term.curve, term.weight),))
-                for name, term in run.terms.items()
-            ]
+            lines = [Line(f"{name} × {_weights_text(term)}", (_weighted(term),)) for name, term in run.terms.items()]
             charts.append(
                 curve_chart(f"Losses times their weights: {run.name}", lines, "optimizer step", "weight × loss")
             )
@@ -152,5 +150,11 @@ def _last(curve: Curve) -> float:
     return float(curve.y[-1]) if len(curve.y) else 0.0
 
 
-def _weighted(curve: Curve, weight: float) -> Curve:
-    return Curve(curve.x, weight * curve.y)
+def _weighted(term: Term) -> Curve:
+    return Curve(term.curve.x, term.weights.y * term.curve.y)
+
+
+def _weights_text(term: Term) -> str:
+    """A weight, or that of the first logged step and that of the last one: "5 → 0.08"."""
+    first, last = float(term.weights.y[0]), _last(term.weights)
+    return f"{first:g}" if first == last else f"{first:.3g} → {last:.2g}"

@@ -28,9 +28,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Term:
-    """One loss of a run: its weight, and its values (not weighted) over the steps."""
+    """One loss of a run over the steps: its weight, and its values (not weighted) at the same steps."""
 
-    weight: float
+    weights: Curve
     curve: Curve
 
 
@@ -142,7 +142,10 @@ def _checked(rows: list[dict]) -> list[dict]:
 def _terms(rows: list[dict]) -> dict[str, Term]:
     names = dict.fromkeys(name for row in rows for name in row["terms"])
     points = {name: [(row["step"], *row["terms"][name]) for row in rows if name in row["terms"]] for name in names}
-    return {name: Term(of[-1][1], curve([(step, value) for step, _, value in of])) for name, of in points.items()}
+    return {
+        name: Term(curve([(step, weight) for step, weight, _ in of]), curve([(step, value) for step, _, value in of]))
+        for name, of in points.items()
+    }
 
 
 def curve(points: list[tuple[float, float]]) -> Curve:

@@ -10,8 +10,16 @@ from cache.errors import ReskdError
 from stages.runtime.distributed import Ranks
 from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
-from stages.student.run_folder import check_still_there
-from stages.student.state import random_state, restore_random_state, save_state, seed_all, shared_out, torch_state
+from stages.student.run_folder import check_still_there, stored_accumulate
+from stages.student.state import (
+    load_state,
+    random_state,
+    restore_random_state,
+    save_state,
+    seed_all,
+    shared_out,
+    torch_state,
+)
 from stages.student.training_run import Progress, TrainingRun, check_finite, last_good
 
 
@@ -49,13 +57,38 @@ def save_checkpoint(run: TrainingRun) -> None:
         save_state(config.output / "last.pt", checkpoint)
 
 
+def check_group(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
+    """Check, before the run's folder is changed, that a step of a resumed run has as many micro-batches as before.
+
+    Prints it if other ranks compute them. Raises ReskdError with the arithmetic.
+    """
+    file, stored = config.output / "last.pt", config.output / "config.yaml"
+    finished = (config.output / "result.json").exists()
+    if not resume or finished or not file.exists() or not stored.exists():
+        return
+    checkpoint = load_state(file, whole=False)
+    world, now = checkpoint["world"], ranks.world * config.accumulate
+    accumulate = checkpoint.get("accumulate") or stored_accumulate(stored)  # an older version didn't write it
+    before = world * accumulate
+    if before != now:
+        other = f"set accumulate={before // ranks.world}, or " if before % ranks.world == 0 else ""
+        raise ReskdError(
+            f"{file}: a step had {world} processes × accumulate {accumulate} = {before} micro-batches, this run has "
+            f"{ranks.world} × {config.accumulate} = {now}: {other}start {world} processes with accumulate={accumulate}"
+        )
+    if world != ranks.world:
+        console.print(
+            f"{file} is of {world} processes, this run has {ranks.world}: the clips come in the same order; BatchNorm's "
+            "statistics are averaged and random numbers are drawn anew, so the metrics are close, not the same"
+        )
+
+
 def restore(run: TrainingRun, checkpoint: Mapping) -> None:
     """Put a run into the state that `save_checkpoint` saved, by the same number of ranks or by another one.
 
-    Raises ReskdError for other clips, and for another number of micro-batches a step.
+    Raises ReskdError for other clips.
     """
     config, ranks, student = run.config, run.ranks, run.student
-    _check_group(config, ranks, checkpoint)
     if checkpoint["order"] != run.order_digest:
         where = f"{config.data.train} or {config.data.cache}" if config.data.cache else str(config.data.train)
         raise ReskdError(f"{config.output}: the clips in {where} are not those that the run began with: put them back, "
@@ -89,23 +122,3 @@ def _statistics(model: torch.nn.Module) -> set[str]:
     """Names of the buffers that training changes, BatchNorm's. Others, such as a Swin's tables of positions, are constants."""
     norms = (name for name, module in model.named_modules() if isinstance(module, torch.nn.modules.batchnorm._NormBase))
     return {f"{norm}.{name}" for norm in norms for name in ("running_mean", "running_var", "num_batches_tracked")}
-
-
-def _check_group(config: TrainConfig, ranks: Ranks, checkpoint: Mapping) -> None:
-    """Raise ReskdError unless a step has as many micro-batches as before. Print it if other ranks compute them."""
-    file, world = config.output / "last.pt", checkpoint["world"]
-    accumulate = checkpoint.get("accumulate", config.accumulate)  # an older version didn't write it
-    before, now = world * accumulate, ranks.world * config.accumulate
-    if before != now or (world != ranks.world and "accumulate" not in checkpoint):
-        fits = before % ranks.world == 0 and "accumulate" in checkpoint
-        raise ReskdError(
-            f"{file}: a step had {world} processes × accumulate {accumulate} = {before} micro-batches, this run has "
-            f"{ranks.world} × {config.accumulate} = {now}: "
-            + (f"set accumulate={before // ranks.world}, or " if fits else "")
-            + f"start {world} processes with accumulate={accumulate}"
-        )
-    if world != ranks.world and ranks.first:
-        console.print(
-            f"{file} is of {world} processes, this run has {ranks.world}: the clips come in the same order; BatchNorm's "
-            "statistics are averaged and random numbers are drawn anew, so the metrics are close, not the same"
-        )

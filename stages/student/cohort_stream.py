@@ -58,7 +58,9 @@ def prepare_cohort(
     if shared.data.cache:
         replay = open_replay(shared.data.cache, shared.data.views, targets, data.train, allow_partial)
     if shared.teacher:
-        online = open_teacher(shared.teacher, data.train, shared.model.num_frames)
+        losses = [config.losses for config in configs.values()]
+        reads_classes = any(part.teacher_reads("logits") or part.teacher_reads("class_map") for part in losses)
+        online = open_teacher(shared.teacher, data.train, shared.model.num_frames, reads_classes)
     students = {name: new_student(config, data.train, replay, online, ranks) for name, config in configs.items()}
     for student in students.values():
         check_packs(student.config, data, replay)

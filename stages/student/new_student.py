@@ -52,7 +52,7 @@ def new_student(
     if replay:
         check_targets(replay.manifest, config.losses, shapes, config.model.num_frames)
     elif online:
-        check_online(config.losses, online)
+        check_online(config.losses, online, list(shapes.features.shape[1:4]))
     if config.grad_checkpointing:
         enable_grad_checkpointing(model, compiled=config.compile)
     teacher = replay or online

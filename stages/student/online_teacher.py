@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cache.errors import ReskdError
+from stages.distill.check_targets import check_positions
 from stages.distill.config import LossConfig
 from stages.distill.targets import NO_CLASS_MAP, TargetDecoder, teacher_outputs
 from stages.models.checkpoints import load_model
@@ -50,8 +51,9 @@ class OnlineTeacher:
         return TargetDecoder((*self.grid[1:], self.width), classifier=classifier)
 
 
-def check_online(losses: LossConfig, teacher: OnlineTeacher) -> None:
-    """Raise ReskdError if a loss reads what this teacher doesn't give."""
+def check_online(losses: LossConfig, teacher: OnlineTeacher, student_grid: list[int]) -> None:
+    """Raise ReskdError if a loss reads what this teacher doesn't give. `student_grid`: [T',h,w] of the student's map."""
+    check_positions(losses, list(teacher.grid), student_grid)
     if losses.teacher_reads("class_map") and not teacher.has_class_map:
         raise ReskdError(NO_CLASS_MAP)
     for name, loss in losses.used.items():
@@ -62,11 +64,15 @@ def check_online(losses: LossConfig, teacher: OnlineTeacher) -> None:
             )
 
 
-def open_teacher(config: OnlineTeacherConfig, data: Dataset, num_frames: int) -> OnlineTeacher:
-    """Load the teacher. Raises ReskdError if it has other classes than the data set, another order of them, or takes another
-    number of frames than the student."""
+def open_teacher(config: OnlineTeacherConfig, data: Dataset, num_frames: int, reads_classes: bool) -> OnlineTeacher:
+    """Load the teacher.
+
+    Raises ReskdError if it takes another number of frames than the student, and, if a loss reads its answers
+    (`reads_classes`), if it has other classes than the data set or another order of them.
+    """
     model, card = load_model(config.checkpoint)
-    check_classes(card.classes, data, config.checkpoint)
+    if reads_classes:
+        check_classes(card.classes, data, config.checkpoint)
     if card.model.num_frames != num_frames:
         raise ReskdError(f"teacher {config.checkpoint} takes {card.model.num_frames} frames, the student {num_frames}: "
                          f"set model.num_frames={card.model.num_frames}")  # fmt: skip

@@ -66,6 +66,11 @@ def stored_views(config: TrainConfig) -> int | None:
     return _load_stored(stored).data.views if stored.exists() else None
 
 
+def stored_accumulate(stored: Path) -> int:
+    """The micro-batches of a step of one rank, of the run with this config.yaml."""
+    return _load_stored(stored).accumulate
+
+
 def _load_stored(stored: Path) -> TrainConfig:
     """The config of a run. Old names are translated, and keys that an older version did not have get their defaults."""
     try:

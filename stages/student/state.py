@@ -24,9 +24,14 @@ def save_state(path: Path, state: dict) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load_state(path: Path) -> dict:
-    """Read what `save_state` wrote, onto the CPU. Raises ReskdError for a damaged file."""
+def load_state(path: Path, whole: bool = True) -> dict:
+    """Read what `save_state` wrote, onto the CPU. Not `whole`: its tensors stay in the file until they are read.
+
+    Raises ReskdError for a damaged file.
+    """
     try:
+        if not whole:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         with zipfile.ZipFile(path) as archive:  # torch passes over the checksums
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} in it has another checksum")

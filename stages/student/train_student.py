@@ -19,7 +19,7 @@ from stages.runtime.distributed import join_ranks
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
 from stages.stream.order import workers_of_run
-from stages.student.checkpoint import restore
+from stages.student.checkpoint import check_group, restore
 from stages.student.cohort import check_shared, with_stored_views
 from stages.student.cohort_stream import (
     CohortStream,
@@ -80,6 +80,8 @@ def train_cohort(
                 locks.enter_context(locked(student.config.output))
         for student in students.values():  # all folders are checked before any is changed
             ranks.run_on_first(partial(check_folder, student.config))
+        for student in students.values():
+            ranks.run_on_first(partial(check_group, student.config, ranks, resume))
         for student in students.values():
             ranks.run_on_first(partial(open_run, student.config, resume=resume, overwrite=overwrite))
         results = {}

@@ -64,6 +64,8 @@ def plan_sizes(
     stats = model_stats(uncompiled(teacher.model), teacher.size)
     shape, configured = (*stats.grid, stats.width), config.targets.features
     encodings = candidates(shape, configured, student_grid)
+    if config.targets.logits is None:
+        encodings = [encoding for encoding in encodings if encoding.features is not None]
     measured = run_probe(config, data, teacher, probe, wanted.identity.targets) if probe else None
     identity, clips = wanted.identity, sum(entry.clips for entry in wanted.identity.shards)
     prices = (

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.errors import ReskdError
-from stages.bench.real.arms import LABELS, UPPER, UPSTREAM, combined_arms, detail_arms, screening_arms
+from stages.bench.real.arms import LABELS, UPPER, UPSTREAM, combined_arms, detail_arms, screening_arms, sized
 from stages.bench.real.budget import Part, plan_parts
 from stages.bench.real.clip_list import few_labels, hold_out, read_clips, splits_of
-from stages.bench.real.config import RealConfig
-from stages.bench.real.results import Results, claim_figures
+from stages.bench.real.config import RealConfig, check_same_study
+from stages.bench.real.results import Results, claim_figures, print_tables
 from stages.bench.real.runs import CHOICE, StudentRun
 from stages.distill.config import LossConfig
 from tests.runs import command
@@ -112,16 +112,24 @@ def test_differences_are_paired_by_split_and_seed(pairs):
     assert error == pytest.approx(expected, abs=1e-9)
 
 
-def test_goals_are_met_by_figures_and_by_nothing_else(tmp_path):
+def test_goals_are_met_by_figures_and_by_nothing_else(tmp_path, capfd):
     results = Results(config_of(tmp_path))
     for split, gain in (("split1", 5), ("split2", 6)):
-        runs = [run_of(arm, split) for arm in (LABELS, UPSTREAM, UPPER)]
-        results.add(runs, [outcome(20, 30), outcome(32, 30 + gain), outcome(30, 38)])
+        small = [run_of(arm, split) for arm in (LABELS, UPSTREAM, UPPER)]
+        results.add(small, [outcome(20, 30), outcome(32, 30 + gain), outcome(30, 38)])
+        results.add([run_of(sized(arm, 112), split) for arm in (LABELS, UPSTREAM)], [outcome(34), outcome(37)])
     figures = {figure.name: figure for figure in claim_figures(results, 5, UPSTREAM)}
     gain = figures["length 1: upstream: feature_mse - labels"]
     assert gain.ok and gain.value == 5.5 and gain.spread == pytest.approx(0.5)
-    share = figures["share of the gap that is closed"]
-    assert not share.ok and share.value == pytest.approx(5.5 / 8)
+    share = figures["80 px: share of that gap that is closed"]
+    assert share.ok is None and share.value == pytest.approx(5.5 / 8)
+    share = figures["112 px: share of that gap that is closed"]
+    assert share.ok and share.value == pytest.approx(3 / 4)
+    print_tables(results, 5, UPSTREAM)
+    assert "+3.0 ± 0.0" in capfd.readouterr().err  # at 112 px, minus labels at 112 px
+    one = Results(config_of(tmp_path))
+    one.add([run_of(arm, "split1") for arm in (LABELS, UPSTREAM)], [outcome(30), outcome(50)])
+    assert not any(figure.ok for figure in claim_figures(one, 5, UPSTREAM))  # one pair has no standard error
     assert figures["steps to where labels end"].value == 0.5
 
 
@@ -137,7 +145,16 @@ def test_parts_that_do_not_fit_are_left_out_and_the_plan_stays(tmp_path, capfd):
     assert "huge" in (said := capfd.readouterr().err) and "left out" in said
     plan = json.loads((tmp_path / "real/plan.json").read_text())
     assert plan["hours"]["huge"] > 1 > plan["hours"]["small"] > 0
-    assert plan_parts(config, parts, {CHOICE: 10**9}) == ["small", "last"]  # the plan that it began with
+    assert plan_parts(config, parts, {CHOICE: 10**9}) == ["small", "last"]  # the hours that it began with
+    assert plan_parts(config, parts[:2], {CHOICE: 100}) == ["small"]  # other parts: counted anew
+
+
+def test_a_folder_with_another_study_is_refused_by_the_key(tmp_path):
+    (tmp_path / "real").mkdir()
+    check_same_study(config_of(tmp_path))
+    check_same_study(config_of(tmp_path, core_hours=2, seeds=5, rates=(0.1,)))
+    with pytest.raises(ReskdError, match=r"holds another study:(.|\n)*size.*80.*112"):
+        check_same_study(config_of(tmp_path, size=112))
 
 
 def test_every_arm_is_a_config_of_losses():

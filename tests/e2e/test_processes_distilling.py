@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from cache.group import load_manifest
+from stages.config.file import load_config
 from stages.models.checkpoints import load_model
 from stages.runtime.distributed import Ranks
+from stages.student.config import TrainConfig
 from stages.student.state import shared_out
 from tests.runs import POLICY, QUICK, rows_of
 
@@ -111,6 +113,7 @@ def test_a_run_goes_on_by_another_number_of_processes_and_refuses_another_number
     refused = zygote.run(["train-student", *changes, *options(f"output={moved}", "accumulate=3"), "--resume"], expect=1)
     said = " ".join(refused.split())
     assert "1 processes × accumulate 2 = 2 micro-batches, this run has 1 × 3 = 3: set accumulate=2" in said
+    assert load_config(TrainConfig, moved / "config.yaml").accumulate == 2  # nothing is changed by what is refused
     said = zygote.run_ranks(["train-student", *changes, *options(f"output={moved}"), "--resume"], world=2)
     assert "is of 1 processes, this run has 2" in " ".join(said.split())
     ours, theirs = rows_of(moved), rows_of(whole)

@@ -8,6 +8,7 @@ from typing import Any
 
 INT4 = {"codec": "int4"}
 FADING = {"end": 0.0, "shape": "cosine"}
+RISING = {"start": 0.0, "end": 1.0, "shape": "linear", "until": 0.2}  # its gradient at a fresh classifier is large
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def screening_arms(quick: bool) -> list[Arm]:
         replace(tuned, name="feature_nmse", losses={"feature_nmse": 1.0}),
         replace(tuned, name="feature_cosine", losses={"feature_cosine": 3.0}),
         replace(tuned, name="feature_relation", losses={"feature_relation": 20.0}),
-        replace(tuned, name="dist", losses={"dist": 1.0, "temperature": 2.0}),
+        replace(tuned, name="dist", losses={"dist": RISING, "temperature": 2.0}),
         replace(tuned, name="logit_kl, T = 2", losses={"logit_kl": 1.0, "temperature": 2.0}),
         replace(tuned, name="logit_kl, T = 4", losses={"logit_kl": 1.0, "temperature": 4.0}),
         replace(tuned, name="logit_kl, standardised", losses={"logit_kl": 3.0, "temperature": 2.0,
@@ -78,6 +79,20 @@ def combined_arms(features: Arm, answers: Arm) -> list[Arm]:
     return [both, *([] if weights == losses else [replace(both, name=f"{both.name}, fading", losses=weights)])]
 
 
+def sized(arm: Arm, size: int) -> Arm:
+    return replace(arm, name=f"{arm.name}, {size} px", size=size)
+
+
+def with_few_labels(arm: Arm) -> Arm:
+    return replace(arm, name=f"{arm.name}, a tenth of the labels", few_labels=True)
+
+
+def labels_like(arm: Arm) -> Arm:
+    """Labels alone for a student of the same size and with as many labels."""
+    labels = LABELS if arm.size is None else sized(LABELS, arm.size)
+    return with_few_labels(labels) if arm.few_labels else labels
+
+
 def claim_arms(best: Arm) -> list[Arm]:
     """What the claim compares at one length."""
     return [LABELS, UPSTREAM, best] if best != UPSTREAM else [LABELS, UPSTREAM]
@@ -90,5 +105,9 @@ def detail_arms(best: Arm) -> list[Arm]:
     return [
         *(replace(best, name=f"{best.name}, V = {views}", views=views) for views in (1, 4, 16)),
         *(replace(best, name=f"{best.name}, {name}", features=features) for name, features in encodings.items()),
-        replace(best, name=f"{best.name}, in the loop", in_the_loop=True),
+        *([] if "feature_nmse" in best.losses else [in_the_loop(best)]),  # a teacher in the loop has no deviations
     ]
+
+
+def in_the_loop(best: Arm) -> Arm:
+    return replace(best, name=f"{best.name}, in the loop", in_the_loop=True)

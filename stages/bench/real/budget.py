@@ -35,16 +35,18 @@ class Part:
 def plan_parts(config: RealConfig, parts: Sequence[Part], clips: Mapping[str, int]) -> list[str]:
     """Print the parts with their hours. Returns the names of those that fit into `config.core_hours`.
 
-    The plan is made once and kept in plan.json: a run that goes on has the same parts.
+    The hours are kept in plan.json: a run that goes on has the same parts.
     """
-    file = config.output / "plan.json"
-    if file.exists() and (plan := read_result(file))["core_hours"] == config.core_hours:
-        hours = plan["hours"]
-    else:
+    file, known = config.output / "plan.json", {}
+    asked = {part.name: [len(part.runs), *sorted({run.epochs for run in part.runs})] for part in parts}
+    if file.exists() and read_result(file)["asked"] == asked:
+        known = read_result(file)
+    if not known:
         costs, done = _step_seconds(config), set()
         hours = {part.name: _hours(config, part.runs, clips, costs, done) for part in parts}
-        plan = {"core_hours": config.core_hours, "hours": hours, "step_ms": {n: 1e3 * s for n, s in costs.items()}}
-        write_atomically(file, (json.dumps(plan, indent=1) + "\n").encode())
+        known = {"asked": asked, "hours": hours, "step_ms": {n: 1e3 * s for n, s in costs.items()}}
+        write_atomically(file, (json.dumps(known, indent=1) + "\n").encode())
+    hours = known["hours"]
     fitting, total = [], 0.0
     table = Table("part", "students", "core-hours", title=f"budget: {config.core_hours:g} core-hours")
     for part in parts:

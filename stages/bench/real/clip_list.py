@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,10 @@ def few_labels(clips: list[ListedClip]) -> set[str]:
 
 def write_list(path: Path, clips: Iterable[ListedClip], videos: Path, labelled: set[str] | None = None) -> None:
     """A list for `prepare`. Only the clips in `labelled` keep their labels; None: all."""
-    lines = ["path,label", *(
-        f"{(videos / c.path).resolve()},{c.label if labelled is None or c.path in labelled else ''}" for c in clips
-    )]  # fmt: skip
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["path", "label"])
+    for c in clips:
+        rows.writerow([(videos / c.path).resolve(), c.label if labelled is None or c.path in labelled else ""])
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    write_atomically(path, text.getvalue().encode())

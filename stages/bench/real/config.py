@@ -6,6 +6,9 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from cache.differences import differences
+from cache.errors import ReskdError
+from stages.config.file import flat, load_config, save_config
 from stages.config.schema import Config, Positive, Size
 
 # What --quick changes.
@@ -41,3 +44,31 @@ class RealConfig(Config):
         if list(self.lengths) != sorted(set(self.lengths)):
             raise ValueError(f"lengths {list(self.lengths)} must rise")
         return self
+
+
+FREE_KEYS = (
+    "videos",
+    "clips",
+    "output",
+    "core_hours",
+    "lengths",
+    "rates",
+    "arms",
+    "seeds",
+    "jobs",
+)  # may change in a rerun
+
+
+def check_same_study(config: RealConfig) -> None:
+    """Write the config into the study's folder. Raises ReskdError if the folder has a study with other nets or clips."""
+    file = config.output / "config.yaml"
+    if file.exists():
+        stored = load_config(RealConfig, file)
+        old, new = (
+            {k: v for k, v in flat(c.model_dump(mode="json")).items() if k not in FREE_KEYS} for c in (stored, config)
+        )
+        if lines := differences(old, new, ("the study has", "this config")):
+            raise ReskdError(
+                f"{config.output} holds another study:\n  " + "\n  ".join(lines) + "\ngive another --output"
+            )
+    save_config(config, file)

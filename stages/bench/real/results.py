@@ -15,12 +15,24 @@ from rich.table import Table
 from cache.store import write_atomically
 from stages.bench.figures import Figure
 from stages.bench.outcomes import steps_to
-from stages.bench.real.arms import LABELS, UPPER, Arm, claim_arms, combined_arms
+from stages.bench.real.arms import (
+    LABELS,
+    UPPER,
+    Arm,
+    claim_arms,
+    combined_arms,
+    detail_arms,
+    in_the_loop,
+    labels_like,
+    sized,
+)
 from stages.bench.real.config import RealConfig
 from stages.bench.real.runs import CHOICE, StudentRun
 from stages.runtime.terminal import console
 
 LAST = 3  # a score for choices is the mean of the last third of the validations: one clip of 161 is 0.6 points
+
+GAP_SIZE = 112  # px; the goal is for students of this size
 
 
 @dataclass
@@ -107,19 +119,37 @@ def claim_figures(results: Results, length: int, best: Arm) -> list[Figure]:
                     Figure(f"length {times}: {arm.name}", float(np.mean(values)), "%", float(np.std(values)))
                 )
             if arm != LABELS and (difference := results.difference(arm, LABELS, times * length)):
-                mean, error, _ = difference
-                ok = mean >= goal and mean > 2 * error if arm == best else None
+                mean, error, number = difference
+                ok = number > 1 and mean >= goal and mean > 2 * error if arm == best else None
                 text = f">= {goal:g}, more than two standard errors" if arm == best else None
                 figures.append(Figure(f"length {times}: {arm.name} - labels", mean, "points", error, text, ok))
-    gap = results.difference(UPPER, LABELS, length)
-    if gap:
-        figures.append(Figure("the student's net at the teacher's size - labels", gap[0], "points", gap[1]))
-    if gap and gap[0] > 0 and (gain := results.difference(best, LABELS, length)):
-        figures.append(
-            Figure("share of the gap that is closed", gain[0] / gap[0], "", None, ">= 0.7", gain[0] >= 0.7 * gap[0])
-        )
+    figures += _gap_figures(results, length, best)
+    float16 = next(arm for arm in detail_arms(best) if arm.features == {"codec": "float16"})
+    for name, ours, theirs in (("cached - in the loop", best, in_the_loop(best)), ("int4 - float16", best, float16)):
+        if difference := results.difference(ours, theirs, length):
+            mean, error, number = difference
+            ok = number > 1 and mean >= -0.5 and error <= 0.7
+            figures.append(Figure(name, mean, "points", error, ">= -0.5, standard error <= 0.7", ok))
     if (steps := _steps(results, best, length)) is not None:
         figures.append(Figure("steps to where labels end", steps, "of theirs", None, "<= 0.33", steps <= 1 / 3))
+    return figures
+
+
+def _gap_figures(results: Results, length: int, best: Arm) -> list[Figure]:
+    """What of the gap between labels at low resolution and the same net at the teacher's size is closed, for each size."""
+    figures = []
+    for size in (None, *results.config.other_sizes):
+        labels, arm = (a if size is None else sized(a, size) for a in (LABELS, best))
+        gap, gain = results.difference(UPPER, labels, length), results.difference(arm, labels, length)
+        if gap and gain and gap[0] > 0:
+            pixels = size or results.config.size
+            goal, ok = (">= 0.7", gain[0] >= 0.7 * gap[0]) if pixels == GAP_SIZE else (None, None)
+            figures.append(
+                Figure(f"{pixels} px: the same net at the teacher's size - labels", gap[0], "points", gap[1])
+            )
+            figures.append(
+                Figure(f"{pixels} px: share of that gap that is closed", gain[0] / gap[0], "", None, goal, ok)
+            )
     return figures
 
 
@@ -144,12 +174,12 @@ def print_tables(results: Results, length: int, best: Arm) -> None:
     for name, (_, rate, score) in sorted(choices.items(), key=lambda item: -item[1][2]):
         table.add_row(name, f"{rate:g}", f"{score:.1f}", f"{score - choices[LABELS.name][2]:+.1f}")
     console.print(table)
-    table = Table("arm", "epochs", "students", "top-1 %", "minus labels", title=f"test splits; chosen: {best.name}")
+    table = Table("arm", "epochs", "students", "top-1 %", "minus its labels", title=f"test splits; chosen: {best.name}")
     arms = {(run.arm.name, run.epochs): run.arm for run in results.runs.values() if run.side != CHOICE}
     for (name, epochs), arm in arms.items():
         values = [outcome["top1"] for outcome in results.on_test(arm, epochs).values()]
-        difference = results.difference(arm, LABELS, epochs)
-        text = "" if difference is None or arm == LABELS else f"{difference[0]:+.1f} ± {difference[1]:.1f}"
+        difference = results.difference(arm, labels_like(arm), epochs)
+        text = "" if difference is None or arm == labels_like(arm) else f"{difference[0]:+.1f} ± {difference[1]:.1f}"
         table.add_row(name, str(epochs), str(len(values)), f"{np.mean(values):.1f}", text)
     console.print(table)
 

@@ -13,7 +13,7 @@ from cache.group import load_manifest
 from cache.store import write_atomically
 from stages.bench.imagenet import save_imagenet_net
 from stages.bench.real.arms import Arm
-from stages.bench.real.clip_list import few_labels, hold_out, read_clips, splits_of, write_list
+from stages.bench.real.clip_list import TENTH, few_labels, hold_out, read_clips, splits_of, write_list
 from stages.bench.real.config import RealConfig
 from stages.config.file import flat, load_config
 from stages.config.options import as_yaml
@@ -25,8 +25,10 @@ from stages.packs.pack import pack
 from stages.prepare.prepare import prepare
 from stages.runtime.interrupt import RUN_AGAIN
 from stages.runtime.log import read_metrics
+from stages.runtime.terminal import console
 from stages.shards.classes import read_classes
 from stages.student.config import TrainConfig
+from stages.student.failures import StudentsFailed
 from stages.student.train_student import train_cohort, train_student
 from stages.teacher.cache_teacher import cache_teacher
 from stages.teacher.config import CacheConfig
@@ -78,7 +80,9 @@ def make_data(config: RealConfig) -> dict[str, int]:
     for split in [] if config.quick else splits:
         sides[split] = tuple([c for c in clips if c.sides[split] == side] for side in ("train", "test"))
     for side, (train, test) in sides.items():
-        lists = {"train": (train, None), "test": (test, None), "few": (train, few_labels(train))}
+        few = few_labels(train)
+        labelled_only = [clip for clip in train if clip.path in few]
+        lists = {"train": (train, None), "test": (test, None), "few": (train, few), "labelled": (labelled_only, None)}
         for name, (part, labelled) in lists.items():
             write_list(data / f"{side}-{name}.csv", part, config.videos, labelled)
             classes = read_classes(data / f"{side}-train") if name != "train" else None
@@ -128,9 +132,16 @@ def train_runs(config: RealConfig, runs: Sequence[StudentRun]) -> list[dict]:
     missing = {
         run.name: _student(config, run) for run, result in zip(runs, results, strict=True) if not result.exists()
     }
-    trained = train_cohort(missing, resume=True, go_on=RUN_AGAIN) if missing else {}
+    failed = False
+    try:
+        trained = train_cohort(missing, resume=True, go_on=RUN_AGAIN) if missing else {}
+    except StudentsFailed as error:  # a rate that is too high for an arm: it is not the best
+        console.print(str(error), markup=False)
+        trained, failed = {name: {"seconds": 0.0} for name in missing}, True
     for folder, result in zip(folders, results, strict=True):
-        if folder.name in trained:
+        if folder.name in trained and failed and not (folder / "result.json").exists():
+            write_atomically(result, json.dumps({"top1": 0.0, "curve": [[0, 0.0]], "seconds": 0.0}).encode())
+        elif folder.name in trained:
             curve = [(row["epoch"], row["top1"]) for row in read_metrics(folder) if row["kind"] == "val"]
             seconds = trained[folder.name]["seconds"] / len(trained)
             outcome = {"top1": curve[-1][1], "curve": curve, "seconds": seconds}
@@ -152,8 +163,11 @@ def _student(config: RealConfig, run: StudentRun) -> TrainConfig:
         **_data(config, run.side),
         **{f"losses.{name}": weight for name, weight in arm.losses.items()},
     }
-    if arm.few_labels:
+    if arm.few_labels and arm.teacher:
         changes["data.train"] = config.output / "data" / f"{run.side}-few"
+    elif arm.few_labels:  # as many steps on the labelled clips alone
+        changes["data.train"] = config.output / "data" / f"{run.side}-labelled"
+        changes |= {"schedule.epochs": TENTH * run.epochs, "schedule.val_every": TENTH * max(1, run.epochs // 10)}
     if arm.teacher is None or arm.in_the_loop:
         changes["policy"] = _config(CacheConfig, "cache.yaml", {}).policy.to_json()
     if arm.in_the_loop:

@@ -20,9 +20,11 @@ from stages.bench.real.arms import (
     combined_arms,
     detail_arms,
     screening_arms,
+    sized,
+    with_few_labels,
 )
 from stages.bench.real.budget import Part, plan_parts
-from stages.bench.real.config import RealConfig
+from stages.bench.real.config import RealConfig, check_same_study
 from stages.bench.real.results import Results, claim_figures, draw, print_tables
 from stages.bench.real.runs import CHOICE, StudentRun, make_caches, make_data, train_net, train_runs
 from stages.runtime.lock import locked
@@ -46,7 +48,11 @@ def run_real(config: RealConfig, output: Path | None) -> list[Figure]:
         clips = make_data(config)
         splits = [side for side in clips if side != CHOICE]
         planned = _parts(config, splits, config.lengths[len(config.lengths) // 2], COSTLY, {})
+        check_same_study(config)
         fitting, results = plan_parts(config, planned, clips), Results(config)
+        if not {part.name for part in planned[:2]} <= set(fitting):
+            raise ReskdError(f"core_hours {config.core_hours:g}: {planned[0].name} and {planned[1].name} don't fit, and without "
+                             "them there is nothing to choose: raise --core-hours, or screen fewer `arms`")  # fmt: skip
         _do(config, planned[0], results)
         length = results.length_one()
         _do(config, _parts(config, splits, length, UPSTREAM, {})[1], results)
@@ -78,10 +84,8 @@ def _parts(config: RealConfig, splits: Sequence[str], length: int, best: Arm, ra
         return [StudentRun(arm, split, seed, rate(arm), epochs) for split in splits for arm in arms]
 
     lengths = [StudentRun(LABELS, CHOICE, 0, rate, epochs) for epochs in config.lengths for rate in config.rates]
-    sized = [
-        replace(arm, name=f"{arm.name}, {size} px", size=size) for size in config.other_sizes for arm in (LABELS, best)
-    ]
-    few = [replace(arm, name=f"{arm.name}, a tenth of the labels", few_labels=True) for arm in (LABELS, best)]
+    others = [sized(arm, size) for size in config.other_sizes for arm in (LABELS, best)]
+    few = [with_few_labels(arm) for arm in (LABELS, best)]
     seeds = range(config.seeds)
     parts = [
         Part("length 1", lengths),
@@ -90,7 +94,7 @@ def _parts(config: RealConfig, splits: Sequence[str], length: int, best: Arm, ra
         *(Part(f"claim, length 1, seed {seed}", on_splits(claim_arms(best), seed, length)) for seed in seeds),
         Part(UPPER.name, on_splits([UPPER], 0, length)),
         *(Part(f"claim, length 3, seed {seed}", on_splits(claim_arms(best), seed, LONG * length)) for seed in seeds),
-        Part("other sizes", on_splits(sized, 0, length)),
+        Part("other sizes", on_splits(others, 0, length)),
         Part("a tenth of the labels", on_splits(few, 0, length)),
         Part("views and encodings", on_splits(detail_arms(best), 0, length)),
     ]

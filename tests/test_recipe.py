@@ -120,14 +120,19 @@ def test_the_planner_plans_maps_alone(few, alone, tmp_path):
     assert [row["name"] for row in plan["encodings"] if row["configured"]] == ["float16"]
 
 
+@pytest.fixture(scope="module")
+def reduced(few, teacher, tmp_path_factory):
+    """Maps that are reduced to the grid of a student."""
+    path = tmp_path_factory.mktemp("reduced") / "t.zarr"
+    cache_teacher(cache_config(path, few, teacher, "targets.features={grid: [2, 2]}", "views=1"))
+    return path
+
+
 @pytest.mark.parametrize("loss", ["feature_cosine", "feature_relation", "feature_nmse"])
-def test_losses_of_whole_maps_are_refused_by_a_reduced_grid(few, teacher, tmp_path, loss):
-    cache = cache_config(tmp_path / "t.zarr", few, teacher, "targets.features={grid: [2, 2]}", "views=1")
-    cache_teacher(cache)
+def test_losses_of_whole_maps_are_refused_by_a_reduced_grid(few, reduced, tmp_path, loss):
+    config = train_config(tmp_path / "run", few, f"data.cache={reduced}", f"losses.{loss}=1")
     with pytest.raises(ReskdError, match=rf"losses.{loss}: .*keeps the gradient of feature_mse alone"):
-        train_student(
-            train_config(tmp_path / "run", few, f"data.cache={cache.output}", f"losses.{loss}=1"), dry_run=True
-        )
+        train_student(config, dry_run=True)
 
 
 def test_a_relation_over_one_position_is_refused(few, teacher, tmp_path):

@@ -14,6 +14,7 @@ from cache.identity import Identity
 from cache.manifest import FORMAT, bytes_of_clip_view
 from cache.view import BLOCK
 from stages.bench.config import StudyConfig
+from stages.bench.real.config import RealConfig
 from stages.config.file import load_config, read_values
 from stages.demo.config import DemoConfig
 from stages.distill.losses import LOSSES
@@ -58,6 +59,8 @@ MANY = {"cohort": load_cohort, "sweep": load_sweep}
 def load(file: Path) -> TrainConfig | CacheConfig | PackConfig | DemoConfig | StudyConfig | dict[str, TrainConfig]:
     if file.stem in MANY:
         return MANY[file.stem](file)
+    if file.stem == "real":
+        return load_config(RealConfig, file, ["videos=videos", "clips=clips.csv"])  # which its command asks for
     own = {"cache": CacheConfig, "pack": PackConfig, "demo": DemoConfig, "study": StudyConfig}
     return load_config(own.get(file.stem.split("_")[0], TrainConfig), file)
 
@@ -88,11 +91,14 @@ def said(file: Path, name: str) -> str:
 @each(SHIPPED)
 def test_a_config_is_valid_and_headed_by_the_command_that_runs_it(file):
     config = load(file)
-    own = {CacheConfig: "cache-teacher", PackConfig: "pack", DemoConfig: "demo", StudyConfig: "bench fidelity"}
+    own = {CacheConfig: "cache-teacher", PackConfig: "pack", DemoConfig: "demo", StudyConfig: "bench fidelity",
+           RealConfig: "bench real"}  # fmt: skip
     command = "sweep" if file.stem == "sweep" else own.get(type(config), "train-student")
     line = header(file)[1]
     assert f"pipeline.py {command}" in line
-    assert isinstance(config, DemoConfig | StudyConfig) or line.endswith(f"--config {file.relative_to(ROOT)}")
+    assert isinstance(config, DemoConfig | StudyConfig | RealConfig) or line.endswith(
+        f"--config {file.relative_to(ROOT)}"
+    )
 
 
 @each([p for p in SHIPPED if p.stem in MANY])

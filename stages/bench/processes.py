@@ -14,10 +14,16 @@ from stages.runtime.terminal import console
 
 
 def in_processes(tasks: Mapping[Any, Callable[[], Any]], jobs: int | None, preload: str) -> Iterator[tuple[Any, Any]]:
-    """(key, result) of each task when it ends. `jobs`: processes; None: as many as cores. `preload`: a module to import once."""
+    """(key, result) of each task when it ends. `jobs`: processes; None: as many as cores; 1: this process, one after another.
+
+    `preload`: a module that the processes import once.
+    """
     if not tasks:
         return
     workers = min(jobs or os.cpu_count() or 1, len(tasks))
+    if jobs == 1:
+        yield from ((key, task()) for key, task in tasks.items())
+        return
     # A fork server imports everything once, where the platform has one.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")

@@ -28,7 +28,7 @@ def noise(*shape: int) -> np.ndarray:
 SHAPES = ((40, 60), (97, 130), (170, 227))  # one of them is enlarged to 56 px by most boxes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(views, min_size=3, max_size=3), st.sampled_from([(56, None), (24, None), (112, None), (36, 56)]))
 def test_a_batch_of_shapes_is_what_each_view_renders_to(drawn, rendering):
     frames = [noise(*shape) for shape in SHAPES]
@@ -37,7 +37,7 @@ def test_a_batch_of_shapes_is_what_each_view_renders_to(drawn, rendering):
     given_ = render_windows(stack_windows(cuts, 2, [rendering]), *rendering)
     assert given_.dtype == torch.uint8 and given_.shape == wanted.shape
     off = np.abs(given_.numpy().astype(int) - wanted)
-    assert off.max() <= 1 and (off > 0).mean() < 0.03  # sums that end in .5
+    assert off.max() <= 1 and (off > 0).mean() < 0.05  # sums that end in .5
     half = render_windows(stack_windows(cuts, 2, [rendering]), *rendering, dtype=torch.float16)
     half = np.abs(half.numpy().astype(int) - wanted)
     assert half.max() <= 2 and (half > 0).mean() < 0.2  # what CUDA computes in

@@ -17,7 +17,7 @@ from stages.bench.real.runs import EARLY, StudentRun
 from stages.config.json_result import read_result
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
-from stages.models.video_model import to_device
+from stages.models.video_model import VideoModel, to_device
 from stages.runtime.terminal import console
 
 BESIDE = 1.2  # of a step's time: reading, validation, the optimizer
@@ -81,22 +81,26 @@ def _hours(
 
 def _step_seconds(config: RealConfig) -> dict[str, float]:
     """Seconds of one clip, on one thread: a training step of each student and of the teacher, and the teacher's forward."""
-    threads = torch.get_num_threads()
+    threads, sizes = torch.get_num_threads(), {config.size, *config.other_sizes}
     torch.set_num_threads(1)
     try:
-        costs = {str(size): _timed("lite0", size, True) for size in {config.size, *config.other_sizes}}
-        return costs | {
-            "large": _timed("lite0", config.teacher_size, True),
-            "teacher, step": _timed("lite2", config.teacher_size, True),
-            "teacher": _timed("lite2", config.teacher_size, False),
+        student, teacher = _net("lite0"), _net("lite2")
+        return {str(size): _timed(student, size, True) for size in sizes} | {
+            "large": _timed(student, config.teacher_size, True),
+            "teacher, step": _timed(teacher, config.teacher_size, True),
+            "teacher": _timed(teacher, config.teacher_size, False),
         }
     finally:
         torch.set_num_threads(threads)
 
 
-def _timed(name: str, size: int, trained: bool) -> float:
+def _net(name: str) -> VideoModel:
     config = ModelConfig(backbone=NAMES[name], num_classes=10, num_frames=4)
-    net = to_device(build_model(config), torch.device("cpu")).train(trained)
+    return to_device(build_model(config), torch.device("cpu"))
+
+
+def _timed(net: VideoModel, size: int, trained: bool) -> float:
+    net.train(trained)
     batch, seconds = torch.zeros(CLIPS, 4, 3, size, size, dtype=torch.uint8), []
     for _ in range(STEPS):
         started = time.process_time()  # of one thread: other programs don't count

@@ -13,7 +13,7 @@ from stages.config.schema import Config, Positive, Size
 
 # What --quick changes.
 QUICK_STUDY = ("quick=true", "output=runs/real-quick", "classes=5", "size=48", "teacher_size=96", "teacher_epochs=3",
-               "lengths=[2]", "rates=[0.004]", "views=2", "seeds=1")  # fmt: skip
+               "lengths=[2]", "rates=[0.004]", "other_sizes=[]", "views=2", "seeds=1")  # fmt: skip
 
 
 class RealConfig(Config):

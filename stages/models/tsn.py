@@ -16,6 +16,9 @@ from stages.models.timm_maps import set_layout, size_arguments
 # Those that load weights from files and addresses: a checkpoint's own description may name arguments, too.
 LOADING_ARGUMENTS = inspect.signature(timm.create_model).parameters.keys() - {"kwargs"}
 
+NOTED = ("map_layout", "pooled_features", "pooling_only")  # what `set_layout` notes on a network
+_LAYOUTS: dict[str, tuple[list[str], dict]] = {}  # what it found, by network and arguments
+
 if TYPE_CHECKING:  # the config reads the table of architectures
     from stages.models.config import ModelConfig
 
@@ -36,15 +39,27 @@ def build_backbone(config: ModelConfig, pretrained: bool) -> nn.Module:
         config = config.model_copy(update={"args": config.args | sizes})
         net = _create(config, [])
     own = config.pooling == "own"
-    unused = [] if isinstance(net, ResNet) and not own else set_layout(net, config.backbone, own)
+    unused = [] if isinstance(net, ResNet) and not own else _set_known_layout(net, config, own)
     if pretrained:
         found, net = net, _create_pretrained(config)
-        for name in ("map_layout", "pooled_features", "pooling_only"):
+        for name in NOTED:
             if hasattr(found, name):
                 setattr(net, name, getattr(found, name))
     for name in unused:
         net.get_parameter(name).requires_grad_(False)  # or DistributedDataParallel waits for a gradient
     return net
+
+
+def _set_known_layout(net: nn.Module, config: ModelConfig, own: bool) -> list[str]:
+    """`set_layout`, which takes half a second, once for each network of a process: a sweep builds many students."""
+    key = f"{config.backbone} {timm_arguments(config)} {own}"
+    if key not in _LAYOUTS:
+        unused = set_layout(net, config.backbone, own)
+        _LAYOUTS[key] = unused, {name: getattr(net, name) for name in NOTED if hasattr(net, name)}
+    unused, noted = _LAYOUTS[key]
+    for name, value in noted.items():
+        setattr(net, name, value)
+    return list(unused)
 
 
 def build_resnet(config: ModelConfig, pretrained: bool) -> ResNet:

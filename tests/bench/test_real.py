@@ -189,7 +189,8 @@ def test_two_classes_of_real_clips_go_through_the_whole_study_and_a_rerun_trains
         writer.writerows(kept)
     arguments = ["bench", "real", "--videos", jhmdb, "--list", tmp_path / "clips.csv", "--output", tmp_path / "real", "--quick",
                  "--set", "size=32", "--set", "teacher_size=64", "--set", "teacher_epochs=1", "--set", "lengths=[1]",
-                 "--set", "views=1", "--set", "jobs=1", "--set", 'arms=["upstream: feature_mse"]', "--json", tmp_path / "figures.json"]  # fmt: skip
+                 "--set", "views=1", "--set", "jobs=1",
+                 "--set", 'arms=["upstream: feature_mse"]', "--json", tmp_path / "figures.json"]  # fmt: skip
     said = command(*arguments)
     assert "budget: 30 core-hours" in said and "chosen: " in said
     study = json.loads((tmp_path / "real/study.json").read_text())

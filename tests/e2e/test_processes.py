@@ -35,7 +35,11 @@ def test_cache_teacher_killed_at_random_moments(zygote, data, teacher, tmp_path)
     for kill in range(4):
         output = tmp_path / f"{kill}.zarr"
         running = zygote.start(command(output))
-        time.sleep(duration * chance.uniform(0.2, 1.0))
+        if kill < 2:
+            time.sleep(duration * chance.uniform(0.2, 1.0))
+        else:  # a moment after the first commit
+            while not running.status.exists() and not (output.exists() and committed_views(output, shards[0].name)):
+                time.sleep(0.001)
         running.kill()
         running.wait()
         done = sum(e.clips * committed_views(output, e.name) for e in shards) if output.exists() else 0

@@ -22,6 +22,7 @@ from cache.store import METADATA, write_atomically
 from cache.view import BLOCK
 
 CODEC_NAMES = ["bytes", "blosc", "crc32c"]  # of every array, in this order
+COMPRESSION = {"cname": "zstd", "clevel": 1}  # a fast level: maps are large
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def file_format(itemsize: int) -> dict[str, Any]:
     """How the values of every array of a cache become chunk files; `itemsize` in bytes."""
     return {
         "filters": None,
-        # Byte shuffle is set, since zarr's default for one-byte items is bit shuffle. Level 1 is fast: maps are large.
-        "compressors": [BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=itemsize), Crc32cCodec()],
+        # Byte shuffle is set, since zarr's default for one-byte items is bit shuffle.
+        "compressors": [BloscCodec(**COMPRESSION, shuffle="shuffle", typesize=itemsize), Crc32cCodec()],
         # All chunks of an array lie in one folder: with "/", each chunk of a map would lie five folders deep.
         "chunk_key_encoding": {"name": "default", "separator": "."},
         "zarr_format": 3,
@@ -91,7 +92,7 @@ def encode_chunk(values: np.ndarray) -> tuple[bytes, bytes]:
 
     `values`: in one piece, in the array's dtype.
     """
-    data = Blosc(cname="zstd", clevel=1, shuffle=Blosc.SHUFFLE, blocksize=0, typesize=values.itemsize).encode(values)
+    data = Blosc(**COMPRESSION, shuffle=Blosc.SHUFFLE, blocksize=0, typesize=values.itemsize).encode(values)
     return data, google_crc32c.value(data).to_bytes(4, "little")
 
 

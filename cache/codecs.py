@@ -13,7 +13,7 @@ import numpy as np
 from cache.errors import ReskdError
 from cache.reduction import Constants
 
-_SMALLEST_SCALE = np.finfo(np.float32).tiny
+SMALLEST_SCALE = np.finfo(np.float32).tiny
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -56,7 +56,7 @@ def encode_logits_uint8(logits: np.ndarray) -> dict[str, np.ndarray]:
         raise ReskdError("logits: the range of a row overflows float32.")
     offset = offset.astype(np.float32)
     # The scale of a constant row is positive too: we divide by it, and NaN means "not written".
-    scale = np.maximum((highest - offset) / 255, _SMALLEST_SCALE).astype(np.float32)
+    scale = np.maximum((highest - offset) / 255, SMALLEST_SCALE).astype(np.float32)
     codes = np.rint((rows - offset[:, None]) / scale[:, None].astype(np.float64))
     return {"logits": codes.clip(0, 255).astype(np.uint8), "scale": scale, "offset": offset}
 
@@ -101,7 +101,7 @@ def scale_and_offset(low: np.ndarray, high: np.ndarray, codec: str = "int8") -> 
     """ "scale" and "offset", float32 [d]: with them, the codes of a channel reach from `low` to `high` [d]."""
     levels = CODECS["features"][codec].levels
     low, high = low.astype(np.float64), high.astype(np.float64)
-    scale = np.maximum((high - low) / (2 * levels), _SMALLEST_SCALE).astype(np.float32)
+    scale = np.maximum((high - low) / (2 * levels), SMALLEST_SCALE).astype(np.float32)
     # The lowest value has a code of its own: the zeros of a map after a ReLU stay zeros.
     return {"scale": scale, "offset": (low + levels * scale.astype(np.float64)).astype(np.float32)}
 

@@ -118,10 +118,27 @@ def zygote(request, tmp_path_factory) -> Zygote:
     return zygote
 
 
+def _folder(variable: str, what: str) -> Path:
+    """The folder that a variable of the environment names; without it the test is skipped."""
+    folder = os.environ.get(variable)
+    if not folder:
+        pytest.skip(f"{variable} names no folder of {what}")
+    return Path(folder)
+
+
 @pytest.fixture(scope="session")
 def clips() -> Path:
     """The folder of real videos of many codecs that RESKD_CLIPS names."""
-    folder = os.environ.get("RESKD_CLIPS")
-    if not folder:
-        pytest.skip("RESKD_CLIPS names no folder of real videos")
-    return Path(folder)
+    return _folder("RESKD_CLIPS", "real videos")
+
+
+@pytest.fixture(scope="session")
+def cases() -> Path:
+    """The folder of files that went wrong, with what is right, that RESKD_CASES names."""
+    return _folder("RESKD_CASES", "files that went wrong")
+
+
+@pytest.fixture(scope="session")
+def jhmdb() -> Path:
+    """The folder of real clips of people, with their labels and splits, that RESKD_JHMDB names."""
+    return _folder("RESKD_JHMDB", "real, labelled clips")

@@ -210,14 +210,6 @@ def test_colours_are_made_by_the_matrix_that_the_file_names(named, matrix):
     assert not np.array_equal(wanted["ITU601"], wanted["ITU709"])
 
 
-@pytest.fixture
-def cases() -> Path:
-    folder = os.environ.get("RESKD_CASES")
-    if not folder:
-        pytest.skip("RESKD_CASES names no folder of files that went wrong")
-    return Path(folder)
-
-
 @pytest.mark.parametrize("file", ["false_sync/somekey_h264.mp4", "false_sync/nostss_mpeg4.mp4", "intra_refresh/ir.mp4"])
 def test_reported_files_give_exact_frames(cases, file):
     data = (cases / file).read_bytes()

@@ -5,7 +5,6 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import tarfile
 from functools import cache, partial
 from pathlib import Path
@@ -108,11 +107,8 @@ def test_a_tar_without_a_video_is_refused_beside_good_ones(tmp_path):
 @pytest.mark.parametrize(
     "kind, clips, lines", [("dotslashdir", 1, 0), ("infojson", 2, 0), ("keyed", 2, 0), ("v2dfail", 1, 1)]
 )
-def test_the_tars_of_the_cases(kind, clips, lines, tmp_path):
-    cases = os.environ.get("RESKD_CASES")
-    if not cases:
-        pytest.skip("RESKD_CASES names no folder of files that went wrong")
-    data = make(Path(cases) / "tars" / kind, tmp_path / "out")
+def test_the_tars_of_the_cases(kind, clips, lines, cases, tmp_path):
+    data = make(cases / "tars" / kind, tmp_path / "out")
     assert len(read_both_ways(data)) == clips and len(quarantine(tmp_path / "out")) == lines
 
 

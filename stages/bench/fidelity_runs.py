@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.contents import summary
 from cache.group import load_manifest
 from cache.store import write_atomically
 from stages.bench.arms import Arm
 from stages.bench.config import StudyConfig
 from stages.config.file import load_config
-from stages.config.options import as_yaml
+from stages.config.options import as_overrides
 from stages.demo.digits import CLASSES, make_digits
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
@@ -87,9 +88,7 @@ def make_cache(config: StudyConfig, arm: Arm) -> float | None:
         pack(_config(PackConfig, CONFIGS / "pack.yaml", {"data": config.output / "data" / "train", "cache": path,
                                                          "output": _pack_path(config, arm), "views": views, "frames": arm.packed,
                                                          "size": round(student.size * arm.height)}))  # fmt: skip
-    clips = sum(entry.clips for entry in load_manifest(path).identity.shards)
-    size = sum(file.stat().st_size for file in path.glob("*/features/c.*"))
-    return size / (clips * views)
+    return summary(path, load_manifest(path))["bytes"]["of_clip_view"]["features"]
 
 
 def run_arm(config: StudyConfig, arm: Arm, seed: int) -> dict:
@@ -155,5 +154,4 @@ def _built(config: TrainConfig) -> VideoModel:
 
 def _config(model: type, file: Path, changes: dict[str, Any]):
     """The config in `file` with `changes`, which follow the rules of --set."""
-    values = {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}
-    return load_config(model, file, [f"{key}={as_yaml(value)}" for key, value in values.items()])
+    return load_config(model, file, as_overrides(changes))

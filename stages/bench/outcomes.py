@@ -32,9 +32,13 @@ class Outcome:
 def paired_difference(a: Outcome, b: Outcome) -> tuple[float, float]:
     """Mean difference a - b over the seeds that both have, and its standard error (0 with one seed)."""
     common = min(len(a.top1.values), len(b.top1.values))
-    difference = np.subtract(a.top1.values[:common], b.top1.values[:common])
-    error = np.std(difference, ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    return float(difference.mean()), float(error)
+    return mean_and_error(np.subtract(a.top1.values[:common], b.top1.values[:common]))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of some values, and its standard error (0 for one)."""
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    return float(np.mean(values)), float(error)
 
 
 def no_worse(a: Outcome, b: Outcome) -> bool:

@@ -7,13 +7,14 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
+from cache.differences import differences
 from cache.errors import ReskdError
 from cache.store import write_atomically
 from stages.config.schema import Config
@@ -93,6 +94,12 @@ def flat(values: Mapping[str, Any], prefix: str = "", separator: str = ".") -> d
         else:
             result[prefix + str(key)] = value
     return result
+
+
+def changed_keys(old: Config, new: Config, free: Collection[str], sides: tuple[str, str]) -> list[str]:
+    """A line for each key outside `free` in which two configs differ. `sides` name the two in the lines."""
+    values = ({k: v for k, v in flat(c.model_dump(mode="json")).items() if k not in free} for c in (old, new))
+    return differences(*values, sides)
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -46,7 +46,12 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def with_options(options: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
     """The options that were given, as overrides "key=value", then those of --set, so that --set wins."""
-    return [f"{name}={as_yaml(value)}" for name, value in options.items() if value is not None] + list(overrides)
+    return as_overrides({name: value for name, value in options.items() if value is not None}) + list(overrides)
+
+
+def as_overrides(changes: Mapping[str, Any]) -> list[str]:
+    """Changes of a config, "a.b" -> value, as --set takes them. A path is a text; None is null."""
+    return [f"{key}={as_yaml(str(value) if isinstance(value, Path) else value)}" for key, value in changes.items()]
 
 
 def as_yaml(value: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.config.file import C, flat, load_config
-from stages.config.options import as_yaml
+from stages.config.options import as_overrides
 from stages.demo.config import DemoConfig
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
@@ -121,6 +121,4 @@ def cache_config(config: DemoConfig, kind: Kind) -> CacheConfig:
 
 def _stage_config(model: type[C], file: Path, changes: dict, paths: dict[str, Any]) -> C:
     """The config in `file` with the demo's paths and the user's changes, which follow the rules of --set."""
-    values = {key: value if isinstance(value, int) else str(value) for key, value in paths.items()}
-    overrides = [f"{key}={as_yaml(value)}" for key, value in (values | flat(changes)).items()]
-    return load_config(model, file, overrides)
+    return load_config(model, file, as_overrides(paths | flat(changes)))

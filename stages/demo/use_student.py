@@ -22,10 +22,7 @@ def export_student(checkpoint: Path, data: Path, output: Path) -> list[dict]:
 
     Returns what `export` says of each file that it wrote.
     """
-    endings = [
-        ".pt2",
-        *([] if missing_packages() else [".onnx"]),
-    ]
+    endings = [".pt2", *([] if missing_packages() else [".onnx"])]
     trained = checkpoint.stat().st_mtime_ns
     wanted = [output.with_suffix(ending) for ending in endings]
     missing = [path for path in wanted if not path.exists() or path.stat().st_mtime_ns < trained]

@@ -41,8 +41,7 @@ def check_targets(manifest: Manifest, losses: LossConfig, output: ModelOutput, n
     if losses.teacher_reads("class_map") and "logits" not in stored:
         raise ReskdError("losses.logit_map_kl needs the teacher's classifier, and this cache has maps alone "
                          "(targets.logits: null): set its weight to 0, or make a cache with logits")  # fmt: skip
-    reads_classes = losses.teacher_reads("logits") or losses.teacher_reads("class_map")
-    if reads_classes and stored["logits"]["width"] != output.logits.shape[1]:
+    if losses.reads_classes and stored["logits"]["width"] != output.logits.shape[1]:
         raise ReskdError(f"the cache has logits of {stored['logits']['width']} classes, the student of "
                          f"{output.logits.shape[1]}: both must come from one class list")  # fmt: skip
 

@@ -42,6 +42,11 @@ class _Losses(Config):
         return any(field in loss.teacher for loss in self.used.values())
 
     @property
+    def reads_classes(self) -> bool:
+        """Whether a loss in the sum compares classes with the teacher's: then both must have one class list."""
+        return self.teacher_reads("logits") or self.teacher_reads("class_map")
+
+    @property
     def stored_targets(self) -> tuple[str, ...]:
         """Names of the cache's targets that the losses in the sum read. Class maps are computed from the features."""
         maps = self.teacher_reads("features") or self.teacher_reads("class_map")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.distill.label_losses import check_classes
-from stages.distill.masked_mean import at_least_float32, masked_mean, without_masked_rows
+from stages.distill.masked_mean import SMALLEST, at_least_float32, masked_mean, without_masked_rows
 
 TEACHER = "the teacher's logits"
 
@@ -54,8 +54,10 @@ def dist(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor) -> 
     check_classes(TEACHER, student, teacher)
     teacher = without_masked_rows(at_least_float32(teacher), mask)
     p, q = F.softmax(teacher / temperature, dim=1), F.softmax(at_least_float32(student) / temperature, dim=1)
-    over_classes = masked_mean(1 - _cosine(p - p.mean(1, keepdim=True), q - q.mean(1, keepdim=True), dim=1), mask)
-    over_clips = (1 - _cosine(_centred_over_clips(p, mask), _centred_over_clips(q, mask), dim=0)).mean()
+    of_classes = p - p.mean(1, keepdim=True), q - q.mean(1, keepdim=True)
+    over_classes = masked_mean(1 - F.cosine_similarity(*of_classes, dim=1, eps=SMALLEST), mask)
+    of_clips = _centred_over_clips(p, mask), _centred_over_clips(q, mask)
+    over_clips = (1 - F.cosine_similarity(*of_clips, dim=0, eps=SMALLEST)).mean()
     return temperature**2 * (over_classes + torch.where(mask.sum() > 1, over_clips, 0))
 
 
@@ -71,9 +73,3 @@ def _centred_over_clips(values: Tensor, mask: Tensor) -> Tensor:
     """[B, K] minus the mean of each column over the rows of the mask; other rows are 0."""
     values = without_masked_rows(values, mask)
     return without_masked_rows(values - values.sum(0) / mask.sum().clamp(min=1), mask)
-
-
-def _cosine(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """Cosine of a and b along `dim`; 0 where one of them is 0."""
-    norms = (a.square().sum(dim) * b.square().sum(dim)).clamp(min=1e-24).sqrt()
-    return (a * b).sum(dim) / norms

@@ -12,10 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cache.errors import ReskdError
-from stages.distill.masked_mean import at_least_float32, masked_mean, without_masked_rows
+from stages.distill.masked_mean import SMALLEST, at_least_float32, masked_mean, without_masked_rows
 from stages.distill.times import at_common_times
-
-SMALLEST = 1e-12  # of a squared length: shorter vectors have no direction
 
 
 def feature_mse(
@@ -74,7 +72,7 @@ def feature_cosine(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     _check_channels("feature_cosine", student, teacher)
     student, teacher = at_common_times(at_least_float32(student), at_least_float32(teacher))
     teacher = without_masked_rows(teacher, mask)
-    cosine = (_directions(resize(student, teacher.shape[2:4])) * _directions(teacher)).sum(-1)
+    cosine = F.cosine_similarity(resize(student, teacher.shape[2:4]), teacher, dim=-1, eps=SMALLEST)
     return masked_mean((1 - cosine).flatten(1).mean(1), mask)
 
 
@@ -86,8 +84,8 @@ def feature_relation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     Distillation"; over positions: the Gram matrices of Siméoni et al. 2025, DINOv3.)
 
     Args:
-        student: [B, T, h, w, D]: its own map. teacher: [B, T', H, W, d], averaged to the student's grid where that is smaller,
-            else the student's map is resized. mask: [B].
+        student: [B, T, h, w, D]: its own map. teacher: [B, T', H, W, d]. Each is averaged to the smaller of both heights and
+            widths. mask: [B].
     """
     student, teacher = at_common_times(at_least_float32(student), at_least_float32(teacher))
     teacher = without_masked_rows(teacher, mask)
@@ -157,14 +155,9 @@ def _on_pictures(maps: Tensor, grid: tuple[int, int], **how) -> Tensor:
     return F.interpolate(pictures, size=tuple(grid), **how).permute(0, 2, 3, 1).unflatten(0, maps.shape[:2])
 
 
-def _directions(vectors: Tensor) -> Tensor:
-    """Vectors [..., D] divided by their lengths; a vector of zeros stays."""
-    return vectors * vectors.square().sum(-1, keepdim=True).clamp(min=SMALLEST).rsqrt()
-
-
 def _similarities(maps: Tensor) -> Tensor:
     """[B, N, N]: the cosines of the N = T * h * w positions of each clip, about the clip's mean vector."""
     positions = maps.flatten(1, 3)
-    positions = _directions(positions - positions.mean(1, keepdim=True))
+    positions = F.normalize(positions - positions.mean(1, keepdim=True), dim=-1, eps=SMALLEST)
     with torch.autocast(positions.device.type, enabled=False):  # it would round the products to bfloat16
         return positions @ positions.transpose(1, 2)

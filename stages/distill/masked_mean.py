@@ -1,9 +1,11 @@
-"""What all losses share: float32 numbers, and a mean over the rows that have a target."""
+"""What losses share: float32 numbers, a mean over the rows that have a target, the shortest vector that has a direction."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+SMALLEST = 1e-6  # length of a vector: a shorter one has no direction, and its cosine with others is near 0
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm
 from timm.models.resnet import ResNet
@@ -17,7 +17,7 @@ from stages.models.timm_maps import set_layout, size_arguments
 LOADING_ARGUMENTS = inspect.signature(timm.create_model).parameters.keys() - {"kwargs"}
 
 NOTED = ("map_layout", "pooled_features", "pooling_only")  # what `set_layout` notes on a network
-_LAYOUTS: dict[str, tuple[list[str], dict]] = {}  # what it found, by network and arguments
+_LAYOUTS: dict[str, tuple[list[str], dict[str, Any]]] = {}  # what it found, by network and arguments
 
 if TYPE_CHECKING:  # the config reads the table of architectures
     from stages.models.config import ModelConfig
@@ -39,27 +39,24 @@ def build_backbone(config: ModelConfig, pretrained: bool) -> nn.Module:
         config = config.model_copy(update={"args": config.args | sizes})
         net = _create(config, [])
     own = config.pooling == "own"
-    unused = [] if isinstance(net, ResNet) and not own else _set_known_layout(net, config, own)
+    unused, noted = ([], {}) if isinstance(net, ResNet) and not own else _known_layout(net, config, own)
     if pretrained:
-        found, net = net, _create_pretrained(config)
-        for name in NOTED:
-            if hasattr(found, name):
-                setattr(net, name, getattr(found, name))
+        net = _create_pretrained(config)
+    for name, value in noted.items():
+        setattr(net, name, value)
     for name in unused:
         net.get_parameter(name).requires_grad_(False)  # or DistributedDataParallel waits for a gradient
     return net
 
 
-def _set_known_layout(net: nn.Module, config: ModelConfig, own: bool) -> list[str]:
-    """`set_layout`, which takes half a second, once for each network of a process: a sweep builds many students."""
+def _known_layout(net: nn.Module, config: ModelConfig, own: bool) -> tuple[list[str], dict[str, Any]]:
+    """What `set_layout` returns, and what it notes on a network. It takes half a second, and a sweep builds many students: it
+    is found once a process for each network."""
     key = f"{config.backbone} {timm_arguments(config)} {own}"
     if key not in _LAYOUTS:
         unused = set_layout(net, config.backbone, own)
         _LAYOUTS[key] = unused, {name: getattr(net, name) for name in NOTED if hasattr(net, name)}
-    unused, noted = _LAYOUTS[key]
-    for name, value in noted.items():
-        setattr(net, name, value)
-    return list(unused)
+    return _LAYOUTS[key]
 
 
 def build_resnet(config: ModelConfig, pretrained: bool) -> ResNet:

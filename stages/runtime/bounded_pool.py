@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-Run = Callable[[int, Callable[[], Any]], Callable[[], Any]]
+from cache.buffers import Run
 
 
 @contextmanager

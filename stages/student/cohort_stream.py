@@ -58,8 +58,7 @@ def prepare_cohort(
     if shared.data.cache:
         replay = open_replay(shared.data.cache, shared.data.views, targets, data.train, allow_partial)
     if shared.teacher:
-        losses = [config.losses for config in configs.values()]
-        reads_classes = any(part.teacher_reads("logits") or part.teacher_reads("class_map") for part in losses)
+        reads_classes = any(config.losses.reads_classes for config in configs.values())
         online = open_teacher(shared.teacher, data.train, shared.model.num_frames, reads_classes)
     students = {name: new_student(config, data.train, replay, online, ranks) for name, config in configs.items()}
     for student in students.values():

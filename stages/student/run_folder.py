@@ -5,15 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from cache.differences import differences
 from cache.errors import ReskdError
 from cache.store import partial_file
-from stages.config.file import flat, load_config, save_config
+from stages.config.file import changed_keys, load_config, save_config
 from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
 
 # Keys that may change between a run and its resume: where and how often it is written, and how batches are fetched.
-# `accumulate` may change with the number of processes: the product of the two is checked when the checkpoint is read.
+# `accumulate` may change with the number of processes: `checkpoint.check_group` compares the product of the two.
 FREE_KEYS = ("output", "accumulate", "log_every", "checkpoint_every", "loader.workers", "loader.prefetch",
              "loader.limits.seconds", "loader.limits.bytes")  # fmt: skip
 
@@ -82,11 +81,7 @@ def _load_stored(stored: Path) -> TrainConfig:
 
 def _check_same_config(stored: Path, config: TrainConfig) -> None:
     """Raise ReskdError if the configs differ in a key outside FREE_KEYS."""
-    of_run, given = (
-        {key: value for key, value in flat(values.model_dump(mode="json")).items() if key not in FREE_KEYS}
-        for values in (_load_stored(stored), config)
-    )
-    if lines := differences(of_run, given, ("the run has", "this config")):
+    if lines := changed_keys(_load_stored(stored), config, FREE_KEYS, ("the run has", "this config")):
         raise ReskdError(f"{stored.parent} holds a run of another config:\n  " + "\n  ".join(lines)
                          + f"\ngo on with the stored config, delete {stored.parent} to begin anew, or give another "
                          f"output")  # fmt: skip

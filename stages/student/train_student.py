@@ -80,7 +80,6 @@ def train_cohort(
                 locks.enter_context(locked(student.config.output))
         for student in students.values():  # all folders are checked before any is changed
             ranks.run_on_first(partial(check_folder, student.config))
-        for student in students.values():
             ranks.run_on_first(partial(check_group, student.config, ranks, resume))
         for student in students.values():
             ranks.run_on_first(partial(open_run, student.config, resume=resume, overwrite=overwrite))
@@ -155,6 +154,7 @@ def _stored_result(config: TrainConfig) -> dict | None:
 
 def _show_plan(student: NewStudent, stream: CohortStream) -> dict:
     """Print what `--dry-run` shows, and return it."""
+    losses = student.config.losses
     config, projector, order, replay = student.config, student.student.projector, stream.order, stream.replay
     plan = {
         "output": str(config.output),
@@ -162,7 +162,7 @@ def _show_plan(student: NewStudent, stream: CohortStream) -> dict:
         "steps_per_epoch": order.steps_per_epoch(),
         "steps": order.steps_per_epoch() * config.schedule.epochs,
         "stored_views": replay.views if replay else None,
-        "losses": {name: config.losses.model_dump()[name] for name in config.losses.used},
+        "losses": losses.model_dump(include=set(losses.used)),
         "parameters": model_stats(student.student.model, config.size).parameters,
         "projector": None if projector is None else f"{projector.in_features} -> {projector.out_features} channels",
         "gmacs": student.gmacs,

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cache.codecs import codec_of
+from cache.codecs import SMALLEST_SCALE, codec_of
 from cache.reduction import Constants
-from stages.teacher.sample_maps import FLOAT16_MAX
 
 FINITE = "finite"  # beside the arrays: bool [B]
-SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # of a row of equal logits, as in cache/codecs.py
+FLOAT16_MAX = 65504.0  # a larger number can't be stored: it counts as not finite
 
 Encode = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -33,7 +31,7 @@ def target_encoder(settings: Mapping[str, Mapping[str, Any]], constants: Constan
     ranges = {name: torch.from_numpy(constants[name]).to(device) for name in ("scale", "offset") if name in constants}
 
     def encode(targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        arrays = {FINITE: torch.stack([_finite_rows(values) for values in targets.values()]).all(0)}
+        arrays = {FINITE: torch.stack([finite_rows(values) for values in targets.values()]).all(0)}
         if "logits" in targets:
             arrays |= encode_logits(targets["logits"], settings["logits"]["codec"])
         if "features" in targets:
@@ -50,7 +48,7 @@ def encode_logits(logits: Tensor, codec: str) -> dict[str, Tensor]:
     rows = logits.double()
     lowest, highest = rows.aminmax(dim=1)
     offset = lowest.float()
-    scale = ((highest - offset.double()) / 255).clamp(min=SMALLEST_SCALE).float()
+    scale = ((highest - offset.double()) / 255).clamp(min=float(SMALLEST_SCALE)).float()
     codes = ((rows - offset[:, None].double()) / scale[:, None].double()).round().clamp(0, 255)
     return {"logits": codes.to(torch.uint8), "scale": scale, "offset": offset}
 
@@ -74,7 +72,7 @@ def encode_maps(maps: Tensor, codec: str, ranges: Mapping[str, Tensor]) -> Tenso
     return out
 
 
-def _finite_rows(values: Tensor) -> Tensor:
+def finite_rows(values: Tensor) -> Tensor:
     """bool [B]: the rows without NaN, infinity, or a number too large for float16."""
     dims = tuple(range(1, values.ndim))
     return (values.amax(dims) <= FLOAT16_MAX) & (values.amin(dims) >= -FLOAT16_MAX)

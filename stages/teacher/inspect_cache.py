@@ -62,9 +62,8 @@ def _accuracy(path: Path, manifest: Manifest, data: Dataset) -> float | None:
     finished = {entry.name for entry in manifest.identity.shards[: manifest.finalised_shards]}
     if manifest.finalised < 1 or any(entry.name not in finished for entry in data.shards):
         return None
-    if "logits" not in manifest.identity.targets:
-        return None
-    return teacher_accuracy(data, replace(manifest, views=manifest.finalised), CacheReader(path))
+    reader = CacheReader(path, tuple(manifest.identity.targets))
+    return teacher_accuracy(data, replace(manifest, views=manifest.finalised), reader)
 
 
 def clip_views(path: Path, manifest: Manifest, shard: str, row: int) -> dict:

@@ -15,11 +15,11 @@ from stages.stream.clips import ClipDataset
 from stages.stream.epoch_plan import hash_parts, splitmix64
 from stages.stream.loading import decoding_workers, raise_errors
 from stages.stream.worker_pool import make_batches
+from stages.teacher.codes import finite_rows
 from stages.teacher.config import CacheConfig
 from stages.teacher.reduction import Sample, gather_sample
 from stages.teacher.teacher import Teacher
 
-FLOAT16_MAX = 65504.0  # a larger number can't be stored: it counts as not finite
 HOLD_OUT_EVERY = 5  # every fifth sampled clip is held out, to measure the error
 
 
@@ -46,7 +46,7 @@ def sample_maps(config: CacheConfig, data: Dataset, teacher: Teacher, ranks: Ran
         def finite_maps() -> Iterator[tuple[torch.Tensor, np.ndarray]]:
             for batch, held in zip(raise_errors(decoded), held_out, strict=True):
                 maps = teacher.maps(batch.clips)
-                finite = (maps.flatten(1).abs() <= FLOAT16_MAX).all(1).cpu() & batch.usable
+                finite = finite_rows(maps).cpu() & batch.usable
                 yield maps[finite.to(maps.device)], held[finite.numpy()]
                 bar.advance(task, len(held))
                 bar.update(task, rate=bar.tasks[0].completed / (time.perf_counter() - started))

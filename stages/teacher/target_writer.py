@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.buffers import Run
 from cache.errors import ReskdError
 from cache.manifest import Manifest
 from cache.writer import ShardWriter
 from stages.runtime.background_writer import background_writer
-from stages.runtime.bounded_pool import Run, bounded_pool
+from stages.runtime.bounded_pool import bounded_pool
 from stages.runtime.distributed import cores
 from stages.runtime.memory import memory_of_rank
 from stages.runtime.terminal import console

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,14 +162,6 @@ def test_every_arm_is_a_config_of_losses():
         assert LossConfig(**arm.losses).with_teacher, arm.name
     names = {name for arm in arms for name in arm.losses}
     assert {"feature_nmse", "feature_cosine", "feature_relation", "dist", "projector", "standardise_logits"} <= names
-
-
-@pytest.fixture(scope="module")
-def jhmdb() -> Path:
-    folder = os.environ.get("RESKD_JHMDB")
-    if not folder:
-        pytest.skip("RESKD_JHMDB names no folder of real, labelled clips")
-    return Path(folder)
 
 
 def test_two_classes_of_real_clips_go_through_the_whole_study_and_a_rerun_trains_nothing(jhmdb, tmp_path):

@@ -26,7 +26,6 @@ class Arm:
     views: int | None = None  # stored views that are replayed; None: the study's
     features: Mapping[str, Any] = field(default_factory=lambda: INT4)  # how the maps are stored
     size: int | None = None  # px; None: the study's
-    length: int = 1  # in units of length 1
     few_labels: bool = False  # a tenth of the labels
     large: bool = False  # the student's net at the teacher's size: what resolution costs
 

@@ -37,11 +37,10 @@ def plan_parts(config: RealConfig, parts: Sequence[Part], clips: Mapping[str, in
 
     The hours are kept in plan.json: a run that goes on has the same parts.
     """
-    file, known = config.output / "plan.json", {}
+    file = config.output / "plan.json"
     asked = {part.name: [len(part.runs), *sorted({run.epochs for run in part.runs})] for part in parts}
-    if file.exists() and read_result(file)["asked"] == asked:
-        known = read_result(file)
-    if not known:
+    known = read_result(file) if file.exists() else {}
+    if known.get("asked") != asked:
         costs, done = _step_seconds(config), set()
         hours = {part.name: _hours(config, part.runs, clips, costs, done) for part in parts}
         known = {"asked": asked, "hours": hours, "step_ms": {n: 1e3 * s for n, s in costs.items()}}
@@ -65,7 +64,7 @@ def _hours(
     """The hours of these students, with the teachers and caches that they need and that are not in `done` yet."""
     seconds = 0.0
     for run in runs:
-        arm, n = run.arm, clips.get(run.side, max(clips.values()))
+        arm, n = run.arm, clips[run.side]
         step = costs["large" if arm.large else str(arm.size or config.size)]
         seconds += BESIDE * n * run.epochs * (step + (costs["teacher"] if arm.in_the_loop else 0.0))
         if arm.teacher in ("tuned", "early") and (arm.teacher, run.side) not in done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +47,11 @@ def read_clips(path: Path, videos: Path, classes: int | None) -> list[ListedClip
         ListedClip(row["path"], row["label"], row["source"], {name: row[name] for name in names})
         for row in rows if row["label"] in kept
     ]  # fmt: skip
-    for number, clip in enumerate(clips, 2):
+    for clip in clips:
         if bad := next((f"{n} {side!r}" for n, side in clip.sides.items() if side not in ("train", "test")), None):
             raise ReskdError(f"{path}, clip {clip.path!r}: {bad} is neither train nor test")
         if not (videos / clip.path).is_file():
-            raise ReskdError(
-                f"{path}, clip {number - 1}: {videos / clip.path} doesn't exist: give the folder of its paths"
-            )
+            raise ReskdError(f"{path}: {videos / clip.path} doesn't exist: give the folder of its paths")
     for name in names:
         sides = {side: {clip.source for clip in clips if clip.sides[name] == side} for side in ("train", "test")}
         if both := sides["train"] & sides["test"]:
@@ -77,7 +76,7 @@ def hold_out(clips: list[ListedClip], split: str) -> tuple[list[ListedClip], lis
 
 def few_labels(clips: list[ListedClip]) -> set[str]:
     """The paths of a tenth of the clips, at least one of each class: each tenth clip of a class, in the list's order."""
-    chosen, seen = set(), dict.fromkeys((clip.label for clip in clips), 0)
+    chosen, seen = set(), Counter()
     for clip in clips:
         if seen[clip.label] % TENTH == 0:
             chosen.add(clip.path)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from cache.differences import differences
 from cache.errors import ReskdError
-from stages.config.file import flat, load_config, save_config
+from stages.config.file import changed_keys, load_config, save_config
 from stages.config.schema import Config, Positive, Size
 
 # What --quick changes.
@@ -46,28 +45,16 @@ class RealConfig(Config):
         return self
 
 
-FREE_KEYS = (
-    "videos",
-    "clips",
-    "output",
-    "core_hours",
-    "lengths",
-    "rates",
-    "arms",
-    "seeds",
-    "jobs",
-)  # may change in a rerun
+# What may change in a rerun.
+FREE_KEYS = ("videos", "clips", "output", "core_hours", "lengths", "rates", "arms", "seeds", "jobs")
 
 
 def check_same_study(config: RealConfig) -> None:
     """Write the config into the study's folder. Raises ReskdError if the folder has a study with other nets or clips."""
     file = config.output / "config.yaml"
     if file.exists():
-        stored = load_config(RealConfig, file)
-        old, new = (
-            {k: v for k, v in flat(c.model_dump(mode="json")).items() if k not in FREE_KEYS} for c in (stored, config)
-        )
-        if lines := differences(old, new, ("the study has", "this config")):
+        lines = changed_keys(load_config(RealConfig, file), config, FREE_KEYS, ("the study has", "this config"))
+        if lines:
             raise ReskdError(
                 f"{config.output} holds another study:\n  " + "\n  ".join(lines) + "\ngive another --output"
             )

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from cache.store import write_atomically
 from stages.bench.figures import Figure
-from stages.bench.outcomes import steps_to
+from stages.bench.outcomes import mean_and_error, steps_to
 from stages.bench.real.arms import (
     LABELS,
     UPPER,
@@ -91,9 +91,7 @@ class Results:
         """Mean of arm - other over the splits and seeds that both have, its standard error (0 for one), and their number."""
         ours, theirs = self.on_test(arm, epochs), self.on_test(other, epochs)
         both = [ours[key]["top1"] - theirs[key]["top1"] for key in ours.keys() & theirs.keys()]
-        if not both:
-            return None
-        return float(np.mean(both)), float(np.std(both, ddof=1) / len(both) ** 0.5) if len(both) > 1 else 0.0, len(both)
+        return (*mean_and_error(both), len(both)) if both else None
 
     def write(self) -> None:
         """Write study.json: the nets, the caches, and each student with its arm."""

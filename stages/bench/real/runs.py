@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.contents import summary
 from cache.group import load_manifest
 from cache.store import write_atomically
 from stages.bench.imagenet import save_imagenet_net
 from stages.bench.real.arms import Arm
 from stages.bench.real.clip_list import TENTH, few_labels, hold_out, read_clips, splits_of, write_list
 from stages.bench.real.config import RealConfig
-from stages.config.file import flat, load_config
-from stages.config.options import as_yaml
+from stages.config.file import load_config
+from stages.config.options import as_overrides
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.models.checkpoints import load_model, save_model
@@ -52,19 +53,8 @@ class StudentRun:
     def stream(self) -> tuple:
         """Students with the same value can be trained on one stream of clips."""
         a = self.arm
-        views, maps = (a.views, sorted(flat(a.features).items())) if a.teacher and not a.in_the_loop else (None, None)
-        return (
-            self.side,
-            self.seed,
-            a.teacher,
-            a.in_the_loop,
-            views,
-            str(maps),
-            a.size,
-            a.few_labels,
-            a.large,
-            self.epochs,
-        )
+        stored = (a.views, *a.features.items()) if a.teacher and not a.in_the_loop else None
+        return self.side, self.seed, a.teacher, a.in_the_loop, stored, a.size, a.few_labels, a.large, self.epochs
 
     @property
     def name(self) -> str:
@@ -119,10 +109,9 @@ def make_caches(config: RealConfig, runs: Sequence[StudentRun]) -> dict:
     for size in sorted({run.arm.size or config.size for run in runs}):
         crops = {"data": data, "cache": path, "output": _pack_path(config, arm, side, size), "frames": "crops", "size": size,
                  "loader": {"workers": 0}}  # fmt: skip
-        pack(load_config(PackConfig, None, _overrides(crops)))
-    clips = sum(entry.clips for entry in load_manifest(path).identity.shards)
-    maps = sum(file.stat().st_size for file in path.glob("*/features/c.*"))
-    return {"bytes": maps / (clips * max(views, stored)), "top1": result["top1"]}
+        pack(load_config(PackConfig, None, as_overrides(crops)))
+    sizes = summary(path, load_manifest(path))["bytes"]["of_clip_view"]
+    return {"bytes": sizes["features"], "top1": result["top1"]}
 
 
 def train_runs(config: RealConfig, runs: Sequence[StudentRun]) -> list[dict]:
@@ -219,8 +208,4 @@ def _data(config: RealConfig, side: str) -> dict[str, Path]:
 
 def _config(model: type, file: str, changes: dict[str, Any]):
     """The config in `file` with `changes`, which follow the rules of --set."""
-    return load_config(model, CONFIGS / file, _overrides(changes))
-
-
-def _overrides(changes: dict[str, Any]) -> list[str]:
-    return [f"{key}={as_yaml(str(value) if isinstance(value, Path) else value)}" for key, value in changes.items()]
+    return load_config(model, CONFIGS / file, as_overrides(changes))

@@ -16,7 +16,6 @@ from stages.bench.real.arms import (
     UPPER,
     UPSTREAM,
     Arm,
-    claim_arms,
     combined_arms,
     detail_arms,
     screening_arms,
@@ -91,9 +90,18 @@ def _parts(config: RealConfig, splits: Sequence[str], length: int, best: Arm, ra
         Part("length 1", lengths),
         Part("screening", _choice_runs(config, _screened(config), length)),
         Part(COMBINATIONS, _choice_runs(config, combined_arms(UPSTREAM, UPSTREAM), length)),
-        *(Part(f"claim, length 1, seed {seed}", on_splits(claim_arms(best), seed, length)) for seed in seeds),
+        *(
+            Part(f"claim, length {times}, seed {seed}", on_splits([LABELS, best], seed, times * length))
+            for seed in seeds
+            for times in (1, LONG)
+        ),
         Part(UPPER.name, on_splits([UPPER], 0, length)),
-        *(Part(f"claim, length 3, seed {seed}", on_splits(claim_arms(best), seed, LONG * length)) for seed in seeds),
+        *(
+            Part(f"{UPSTREAM.name}, length {times}, seed {seed}", on_splits([UPSTREAM], seed, times * length))
+            for seed in seeds
+            for times in (1, LONG)
+            if best != UPSTREAM
+        ),
         Part("other sizes", on_splits(others, 0, length)),
         Part("a tenth of the labels", on_splits(few, 0, length)),
         Part("views and encodings", on_splits(detail_arms(best), 0, length)),

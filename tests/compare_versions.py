@@ -94,9 +94,7 @@ COHORT = {  # on the cache float16, all on one stream
 SWEEP = {  # each on a stream of its own
     **{name: {"data.cache": f"caches/{name}"} for name, _ in CACHES},
     "mismatch": {"data.mismatch": True, "data.views": 1, "policy": POLICY},
-    "views": {"data.pack": "packs/views", "data.val_pack": "packs/val"},
     "crops": {"data.pack": "packs/crops", "data.val_pack": "packs/val"},
-    "device": {"data.pack": "packs/views", "loader.render": "device"},
     "all": {"data.pack": "packs/all", "data.cache": None, "policy": POLICY, "losses.feature_mse": 0.0},
 }
 RUNS = {  # by train-student, before the caches
@@ -125,7 +123,6 @@ def chain() -> list[list[str]]:
         ["inspect-cache", "caches/basis", "--data", "data/train", "--json", "reports/basis.json"],
         ["inspect-cache", "caches/added", "--clip", f"{CLASSES[0]}_00", "--json", "reports/added.json"],
         ["verify-cache", "caches/int4", "--data", "data/train", "--recompute", "4", "--teacher", TEACHER],
-        [*pack, "--data", "data/train", "--output", "packs/views", "--cache", "caches/float16"],
         [*pack, "--data", "data/train", "--output", "packs/crops", "--cache", "caches/float16", "--frames", "crops"],
         [*pack, "--data", "data/train", "--output", "packs/all", "--frames", "all"],
         [*pack, "--data", "data/val", "--output", "packs/val", "--frames", "all", "--psnr", "35"],

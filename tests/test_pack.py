@@ -8,7 +8,6 @@ import shutil
 import stat
 import tarfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +29,7 @@ from stages.shards.dataset import open_dataset
 from stages.stream.clips import ClipDataset
 from stages.stream.pack_files import read_pack, write_pack
 from stages.stream.pack_reader import open_pack
-from stages.student.train_student import train_cohort, train_student
+from stages.student.train_student import train_student
 from stages.teacher.cache_teacher import cache_teacher
 from stages.video import jpeg
 from tests.media import encode_video, moving_square
@@ -49,7 +48,7 @@ def make_videos(folder: Path, clips: int, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> SimpleNamespace:
-    """train: 32 clips of 64×48 px in 3 shards; val: 40; a teacher; its cache of two views; packs of views and of all."""
+    """train: 32 clips of 64×48 px in 3 shards; val: 40; a teacher; its cache of two views; packs of crops and of frames."""
     root = tmp_path_factory.mktemp("small")
     for split, clips in (("train", 32), ("val", 40)):
         make_videos(root / "videos" / split, clips, seed=100 * clips)
@@ -59,16 +58,15 @@ def small(tmp_path_factory) -> SimpleNamespace:
     train_student(train_config(root / "teacher", made, "size=32", f"policy={POLICY}", *slow))
     made.teacher = root / "teacher" / "last.safetensors"
     cache_teacher(cache_config(made.cache, made, made.teacher, "loader.workers=0"))
-    made.views, made.all, made.all_val, made.crops = root / "views", root / "all", root / "all_val", root / "crops"
-    pack(config_of(made, made.views))
-    pack(config_of(made, made.crops, frames="crops"))
-    pack(config_of(made, made.all, cache=None, frames="all", size=24))
+    made.crops, made.all, made.all_val = root / "crops", root / "all", root / "all_val"
+    pack(config_of(made, made.crops))
+    pack(config_of(made, made.all, frames="all"))
     pack(config_of(made, made.all_val, cache=None, frames="all", size=24, data=made.val))
     return made
 
 
 def config_of(small: SimpleNamespace, output: Path, **changes) -> PackConfig:
-    """Of the frames of both stored views, for 16 px."""
+    """Of the crops of both stored views, for 16 px."""
     fixed = {"data": small.train, "output": output, "cache": small.cache, "size": 16, "loader": {"workers": 0}}
     return PackConfig(**fixed | changes)
 
@@ -76,14 +74,13 @@ def config_of(small: SimpleNamespace, output: Path, **changes) -> PackConfig:
 # ----------------------------------------------------------------------------------------------- what is packed
 
 
-def test_what_stored_views_need_is_packed_and_nothing_else(small):
-    data, made, reader = open_dataset(small.train), open_pack(small.views), CacheReader(small.cache)
+def test_all_frames_are_packed_just_as_high_as_the_caches_views_need(small):
+    data, made = open_dataset(small.train), open_pack(small.all)
     assert made.manifest.identity.height == 20 and made.manifest.identity.side == pytest.approx(0.8)  # scales 1, 0.8
-    assert {*made.manifest.files} == {"000000.tar", "000001.tar", "000002.tar"}
+    assert {*made.manifest.files} == {"000000.tar", "000001.tar", "000002.tar"} and made.manifest.identity.views is None
     for name in made.manifest.files:
-        stored = np.concatenate([reader.view(name, v).frames for v in range(2)], axis=1)
-        columns = json.loads((small.views / f"{name}.rows.json").read_bytes())
-        assert columns["frames"] == [sorted({*row}) for row in stored.tolist()]
+        columns = json.loads((small.all / f"{name}.rows.json").read_bytes())
+        assert columns["frames"] == [list(range(row.frames)) for row in data.rows(name)]
         assert columns["key"] == [row.key for row in data.rows(name)]
 
 
@@ -98,7 +95,7 @@ def test_what_the_cache_has_in_quarantine_is_in_the_packs(small):
 
 def test_a_students_picture_of_a_stored_view_is_that_of_the_video(small):
     """At 20 px, the auto height for 16, and quality 90: 27 dB at the least (a JPEG's block is half of such a picture)."""
-    data, made, reader = open_dataset(small.train), open_pack(small.views), CacheReader(small.cache)
+    data, made, reader = open_dataset(small.train), open_pack(small.all), CacheReader(small.cache)
     here, there = (ClipDataset(data, size=16, num_classes=2, cache=reader, decode=d) for d in (None, made.decode))
     asked = [(s, r, v) for s, e in enumerate(data.shards) for r in range(e.clips) for v in range(2)]
     ours, theirs = here.__getitems__(asked), there.__getitems__(asked)
@@ -140,21 +137,21 @@ def test_a_crop_is_the_picture_of_the_stored_view_and_of_no_other(small, tmp_pat
         made.crop(data, shard, 5, 2, view)
 
 
-@pytest.mark.parametrize("frames", ["views", "crops"])
+@pytest.mark.parametrize("frames", ["all", "crops"])
 @pytest.mark.parametrize("workers", [0, 3])
 def test_the_same_videos_give_the_same_bytes_whoever_packs_them(small, tmp_path, workers, frames):
     pack(config_of(small, tmp_path / "again", loader={"workers": workers}, frames=frames))
     assert tree(tmp_path / "again") == tree(getattr(small, frames))
 
 
-@pytest.mark.parametrize("frames", ["views", "crops"])
+@pytest.mark.parametrize("frames", ["all", "crops"])
 def test_a_long_clip_is_decoded_in_pieces(small, tmp_path, monkeypatch, frames):
     monkeypatch.setattr(packing, "MAX_DECODED_BYTES", 3 * 3 * 64 * 48)  # bytes: of three frames
     pack(config_of(small, tmp_path / "again", frames=frames))
     assert tree(tmp_path / "again") == tree(getattr(small, frames))
 
 
-@pytest.mark.parametrize("frames", ["views", "crops"])
+@pytest.mark.parametrize("frames", ["all", "crops"])
 def test_the_quality_is_the_lowest_with_the_psnr_asked_for(small, tmp_path, capsys, frames):
     qualities = {q: pack(config_of(small, tmp_path / str(q), quality=q, frames=frames))["psnr"] for q in (60, 61)}
     between = (qualities[60] + qualities[61]) / 2
@@ -274,7 +271,7 @@ def test_a_full_disk_leaves_what_is_packed_and_a_rerun_goes_on(small, tmp_path):
     with pytest.raises(ReskdError, match="not finished"):
         open_pack(output)
     assert not partial.is_char_device()
-    assert pack(config_of(small, output))["clips"] == 20 and tree(output) == tree(small.views)
+    assert pack(config_of(small, output))["clips"] == 20 and tree(output) == tree(small.crops)
 
 
 def test_another_identity_is_refused_naming_every_difference(small, tmp_path):
@@ -282,12 +279,12 @@ def test_another_identity_is_refused_naming_every_difference(small, tmp_path):
     pack(config_of(small, output))
     before = tree(output)
     with pytest.raises(ReskdError) as error:
-        pack(config_of(small, output, quality=80, height=30, views=1))
-    for name, packed, wanted in (("height", 20, 30), ("quality", 90, 80), ("views", 2, 1)):
+        pack(config_of(small, output, quality=80, size=24, views=1))
+    for name, packed, wanted in (("height", 16, 24), ("quality", 90, 80), ("views", 2, 1)):
         assert f"{name}: the pack has {packed}, this run wants {wanted}" in str(error.value)
     with pytest.raises(ReskdError, match=r"changed: 000000\.tar: .*sha256 \w+ in the pack, \w+ in this run") as error:
         pack(config_of(small, output, cache=None, frames="all", data=small.val))
-    assert 'frames: the pack has "views", this run wants "all"' in str(
+    assert 'frames: the pack has "crops", this run wants "all"' in str(
         error.value
     ) and "policy.num_frames: the pack has 4, this run wants 8" in str(error.value)
     assert tree(output) == before
@@ -328,7 +325,7 @@ def without_videos(small: SimpleNamespace, folder: Path) -> SimpleNamespace:
 DISTIL = ["losses.feature_mse=5", "losses.logit_kl=1", "batch_size=8", "loader.workers=0", "schedule.epochs=3"]
 
 
-@pytest.mark.parametrize("frames", ["views", "crops"])
+@pytest.mark.parametrize("frames", ["all", "crops"])
 def test_training_from_a_pack_needs_no_video_and_is_that_from_the_videos(small, tmp_path, frames):
     bare = without_videos(small, tmp_path / "bare")
     packs = [f"data.pack={getattr(small, frames)}", f"data.val_pack={small.all_val}"]
@@ -356,37 +353,6 @@ def test_accuracy_from_a_pack_of_all_frames_is_that_from_the_videos(small, tmp_p
     assert abs(validated - scores[0]["top1"]) < 20  # another protocol
 
 
-def test_frames_shrunk_on_the_device_are_those_shrunk_by_workers(small, tmp_path):
-    """Two sizes on one stream; losses, validation and evaluation."""
-    common = [f"data.cache={small.cache}", *DISTIL, f"data.pack={small.views}", f"data.val={small.val}",
-              f"data.val_pack={small.all_val}", "optim.lr=0.003"]  # fmt: skip
-    for where in ("workers", "device"):
-        sizes = {str(px): train_config(tmp_path / where / str(px), small, *common, f"size={px}",
-                                       f"loader.render={where}", "loader.workers=1") for px in (16, 12)}  # fmt: skip
-        train_cohort(sizes)
-    for px in ("16", "12"):
-        ours, theirs = (rows_of(tmp_path / where / px) for where in ("device", "workers"))
-        assert len(ours) == len(theirs) > 0
-        for a, b in zip(ours, theirs, strict=True):
-            assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
-    score = partial(EvaluateConfig, checkpoint=tmp_path / "device" / "16" / "last.safetensors", data=small.val,
-                    pack=small.all_val)  # fmt: skip
-    on = [evaluate(score(loader={"workers": 0, "render": where}))["map"] for where in ("workers", "device")]
-    assert on[0] == pytest.approx(on[1], abs=2)
-
-    clips = partial(ClipDataset, open_dataset(small.train), num_classes=2, policy=ViewPolicy(**POLICY), size=16,
-                    other_renderings=[(12, None), (12, 16)], decode=open_pack(small.all).decode)  # fmt: skip
-    rows = [(0, 0, 0), (0, 0, 1), (0, 3, 2)]
-    there, here = (clips(on_device=device).__getitems__(rows) for device in (True, False))
-    assert there.clips is None and not there.other_renderings
-    drawn = there.to(torch.device("cpu"))
-    for ours, theirs in zip(
-        (drawn.clips, *drawn.other_renderings.values()), (here.clips, *here.other_renderings.values()), strict=True
-    ):
-        assert (ours.int() - theirs.int()).abs().max() <= 1 and ours.shape == theirs.shape
-    assert drawn.other_renderings.keys() == here.other_renderings.keys() and drawn.windows is None
-
-
 def test_what_does_not_fit_is_refused_before_work(small, tmp_path, capsys):
     def refused(said: str, *changes: str) -> None:
         with pytest.raises(ReskdError, match=said):
@@ -397,15 +363,14 @@ def test_what_does_not_fit_is_refused_before_work(small, tmp_path, capsys):
     refused(
         r"is a pack of other videos than .*changed: 000000\.tar: .*sha256 \w+ in the pack", f"data.pack={small.all_val}"
     )
-    refused("fresh views of data.train may need any", f"data.pack={small.views}")
-    refused("fresh views", f"data.pack={small.views}", *distil, "data.mismatch=true", f"policy={POLICY}")
+    refused("has 2 stored views alone, and fresh views of data.train may need any", f"data.pack={small.crops}")
+    refused("fresh views", f"data.pack={small.crops}", *distil, "data.mismatch=true", f"policy={POLICY}")
+    refused("render_via 32: .* has finished pictures", f"data.pack={small.crops}", *distil, "render_via=32")
     pack(config_of(small, tmp_path / "one", views=1))
-    refused(
-        "has the frames of 1 stored views, the run replays 2 of .*views=2", f"data.pack={tmp_path / 'one'}", *distil
-    )
+    refused("has 1 stored views, the run replays 2 of .*views=2", f"data.pack={tmp_path / 'one'}", *distil)
     other = cache_config(tmp_path / "o.zarr", small, small.teacher, "policy.seed=7", "loader.workers=0")
     cache_teacher(other)
-    refused("packed for views of another policy", f"data.pack={small.views}", f"data.cache={other.output}", *DISTIL)
+    refused("packed for views of another policy", f"data.pack={small.crops}", f"data.cache={other.output}", *DISTIL)
     pack(config_of(small, tmp_path / "val", cache=None, frames="all", data=small.val, height=8))
     (tmp_path / "val" / "000001.tar").unlink()
     refused(r"000001\.tar: missing", f"data.val={small.val}", f"data.val_pack={tmp_path / 'val'}")
@@ -414,11 +379,11 @@ def test_what_does_not_fit_is_refused_before_work(small, tmp_path, capsys):
     online = f"teacher={{mode: online, checkpoint: {small.teacher}}}"
     refused("a teacher in the loop reads the videos themselves", f"data.pack={small.all}", online, *DISTIL)
     with pytest.raises(ReskdError, match="evaluation may need any"):
-        evaluate(EvaluateConfig(checkpoint=small.teacher, data=small.train, pack=small.views))
+        evaluate(EvaluateConfig(checkpoint=small.teacher, data=small.train, pack=small.crops))
     with pytest.raises(ValidationError, match="needs no decoded videos"):
         EvaluateConfig(checkpoint=small.teacher, data=small.val, pack=small.all_val, loader={"resident": True})
     capsys.readouterr()
-    plan = [f"data.pack={small.views}", *distil]
+    plan = [f"data.pack={small.all}", *distil]
     train_student(train_config(tmp_path / "run", small, *plan), dry_run=True)
     assert "without enlarging" not in capsys.readouterr().err
     train_student(train_config(tmp_path / "run", small, *plan, "size=24"), dry_run=True)
@@ -428,23 +393,10 @@ def test_what_does_not_fit_is_refused_before_work(small, tmp_path, capsys):
     assert "frames of 16 px serve students of up to 16 px" in " ".join(capsys.readouterr().err.split())
 
 
-def test_crops_serve_stored_views_of_their_own_cache_alone(small, tmp_path):
-    distil = [f"data.cache={small.cache}", *DISTIL]
-
-    def refused(said: str, *changes: str) -> None:
-        with pytest.raises(ReskdError, match=said):
-            train_student(train_config(tmp_path / "run", small, *changes))
-
-    refused("has the frames of 2 stored views only, and fresh views of data.train", f"data.pack={small.crops}")
-    refused("render_via 32: .* has finished pictures", f"data.pack={small.crops}", *distil, "render_via=32")
-    other = cache_config(tmp_path / "o.zarr", small, small.teacher, "policy.seed=7", "loader.workers=0")
-    cache_teacher(other)
-    refused("packed for views of another policy", f"data.pack={small.crops}", f"data.cache={other.output}", *DISTIL)
-    with pytest.raises(ReskdError, match="evaluation may need any"):
-        evaluate(EvaluateConfig(checkpoint=small.teacher, data=small.train, pack=small.crops))
+def test_crops_have_their_own_size_and_their_own_cache(small, tmp_path):
     with pytest.raises(ValidationError, match=r"crops have the student's size, 16 px: leave height 24 out"):
-        config_of(small, tmp_path / "p", frames="crops", height=24)
+        config_of(small, tmp_path / "p", height=24)
     with pytest.raises(ValidationError, match=r"frames: crops are those of a cache's stored views: give cache"):
-        config_of(small, tmp_path / "p", frames="crops", cache=None)
+        config_of(small, tmp_path / "p", cache=None)
     with pytest.raises(ReskdError, match="height: the pack has 16, this run wants 24"):
-        pack(config_of(small, small.crops, frames="crops", size=24))
+        pack(config_of(small, small.crops, size=24))

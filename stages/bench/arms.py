@@ -24,8 +24,7 @@ class Arm:
     views: int = 0  # stored views that are replayed
     features: dict[str, Any] | None = None  # the encoding of the stored maps
     mismatch: bool = False  # the targets of a stored centre view, with fresh views for the student
-    packed: str | None = None  # the frames of a pack ("views", "crops") that replaces the videos; None: videos
-    height: float = 1.0  # of the pack's frames, in units of the lowest height that enlarges no crop
+    packed: bool = False  # a pack of crops replaces the videos
     schedule: float = 1.0  # in units of the study's epochs
 
     @property
@@ -88,12 +87,9 @@ def wide_arms(views: int, width: int, grid: tuple[int, int]) -> list[Arm]:
     ]
 
 
-def packed_arms(best: Arm, quick: bool) -> list[Arm]:
-    """The arm `best` with packs in place of videos: of crops, and of frames at two heights."""
-    crops = replace(best, name=f"{best.name}, from a pack of crops", packed="crops")
-    frames = replace(best, name=f"{best.name}, from a pack", packed="views")
-    higher = replace(frames, name=f"{frames.name} of 1.5 × the height", height=1.5)
-    return [crops] if quick else [frames, higher, crops]
+def packed_arm(best: Arm) -> Arm:
+    """The arm `best` with a pack of crops in place of the videos."""
+    return replace(best, name=f"{best.name}, from a pack of crops", packed=True)
 
 
 def schedule_arms(arms: Sequence[Arm]) -> list[Arm]:

@@ -16,7 +16,7 @@ from stages.bench.arms import (
     Arm,
     encoding_arms,
     first_arms,
-    packed_arms,
+    packed_arm,
     plain_arm,
     reference_arm,
     schedule_arms,
@@ -63,7 +63,7 @@ def run_fidelity(config: StudyConfig, output: Path | None) -> list[Figure]:
         encoded = run(encoding_arms(views, nets["teacher"].width, nets["teacher"].student_grid, config.quick))
         outcomes |= encoded
         best = _best(outcomes, encoded)
-        outcomes |= run(packed_arms(best, config.quick))
+        outcomes |= run([packed_arm(best)])
         if not config.quick:
             wide = wide_arms(views, nets["wide"].width, nets["wide"].student_grid)
             outcomes |= run([*wide, *schedule_arms([LABELS, ONLINE, best])])

@@ -84,10 +84,13 @@ def make_cache(config: StudyConfig, arm: Arm) -> float | None:
     if result["top1"] is not None:
         console.print(f"{path.name}: the teacher's top-1 on its views {result['top1']:.1f} %")
     if arm.packed:
-        student = _config(TrainConfig, CONFIGS / "student.yaml", {})
-        pack(_config(PackConfig, CONFIGS / "pack.yaml", {"data": config.output / "data" / "train", "cache": path,
-                                                         "output": _pack_path(config, arm), "views": views, "frames": arm.packed,
-                                                         "size": round(student.size * arm.height)}))  # fmt: skip
+        changes = {
+            "data": config.output / "data" / "train",
+            "cache": path,
+            "output": _pack_path(config, arm),
+            "views": views,
+        }
+        pack(_config(PackConfig, CONFIGS / "pack.yaml", changes))
     return summary(path, load_manifest(path))["bytes"]["of_clip_view"]["features"]
 
 
@@ -141,7 +144,7 @@ def _cache_path(config: StudyConfig, arm: Arm) -> Path:
 
 
 def _pack_path(config: StudyConfig, arm: Arm) -> Path:
-    return config.output / "packs" / f"{arm.cache}-{arm.packed}-{arm.height:g}"
+    return config.output / "packs" / f"{arm.cache}-crops"
 
 
 def _slug(name: str) -> str:

@@ -100,7 +100,7 @@ def _student(bench: Bench, packed: Path) -> TrainConfig:
 
 def _peak(bench: Bench, start: str) -> float:
     """The peak memory in MB of a student's process tree. The student trains in a new process."""
-    config = _student(bench, bench.packed("views", 32))
+    config = _student(bench, bench.packed("crops", 32))
     with ProcessPoolExecutor(1, multiprocessing.get_context(start)) as pool:
         return pool.submit(_train, config).result()
 

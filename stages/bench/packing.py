@@ -11,7 +11,7 @@ from pathlib import Path
 from cache.reader import CacheReader
 from stages.bench.clocks import RUNS, cpu_seconds
 from stages.bench.figures import Figure, at_least, at_most, measured, profiled, show
-from stages.bench.students import FRAMES, Bench, make_bench
+from stages.bench.students import Bench, make_bench
 from stages.bench.videos import LARGE, SMALL, Kind
 from stages.runtime.distributed import join_ranks
 from stages.shards.dataset import open_dataset
@@ -57,32 +57,27 @@ def _input(bench: Bench, kind: Kind, setup: Setup) -> list[Figure]:
     """The time to join, decode and render a clip of a batch, on one core."""
     data, reader = open_dataset(bench.data()), CacheReader(bench.cache(), ("logits",))
     packs, packing = {}, {}
-    for frames in ("views", "crops"):
+    for frames in ("all", "crops"):
         began = time.perf_counter()
         packs[frames] = open_pack(bench.packed(frames, setup.size))
         packing[frames] = 1e3 * (time.perf_counter() - began) / setup.clips
     times, indices = {}, [(0, r, 0) for r in range(setup.clips)]
     sources = {
-        "the videos": (None, "workers"),
-        "the pack": (packs["views"], "workers"),
-        "the pack, shrunk on the device": (packs["views"], "device"),
-        "a pack of crops": (packs["crops"], "workers"),
+        "the videos": None,
+        "a pack of all frames": packs["all"],
+        "a pack of crops": packs["crops"],
     }
-    for name, (pack, render) in sources.items():
-        clips = ClipDataset(data, size=setup.size, num_classes=2, cache=reader,
-                      **frame_options(pack, LoaderConfig(render=render)))  # fmt: skip
+    for name, pack in sources.items():
+        clips = ClipDataset(data, size=setup.size, num_classes=2, cache=reader, **frame_options(pack, LoaderConfig()))
         work = partial(clips.__getitems__, indices)
         times[name] = [1e3 * seconds / setup.clips for seconds in cpu_seconds(work, setup.runs)]
-        if clips.on_device:
-            pixels = clips.__getitems__(indices).windows.pixels.nbytes / setup.clips
     videos, goal = times["the videos"], GOALS.get(kind, 20)
     return [
         *(measured(f"{kind}: a student's input from {name}", ms, "ms a clip") for name, ms in times.items()),
         *(at_least(f"{kind}: the videos ÷ {name}", [a / b for a, b in zip(videos, ms, strict=True)], "times", goal)
           for name, ms in times.items() if ms is not videos),
-        Figure(f"{kind}: bytes of what is shrunk on the device ÷ of pictures", pixels / (FRAMES * 3 * setup.size**2), ""),
-        *(Figure(f"{kind}: packing the {name} of a clip's {STORED} views, on all cores", ms, "ms")
-          for name, ms in {"frames": packing["views"], "crops": packing["crops"]}.items()),
+        Figure(f"{kind}: packing all frames of a clip, on all cores", packing["all"], "ms"),
+        Figure(f"{kind}: packing the crops of a clip's {STORED} views, on all cores", packing["crops"], "ms"),
     ]  # fmt: skip
 
 
@@ -90,11 +85,7 @@ def _bytes(bench: Bench, kind: Kind, setup: Setup) -> list[Figure]:
     """The bytes of packs of 35 dB, as a share of the videos' bytes."""
     data, figures = open_dataset(bench.data()), []
     video_bytes = sum(entry.bytes for entry in data.shards)
-    for frames, what in (
-        ("views", f"{STORED} views' frames"),
-        ("crops", f"{STORED} views' crops"),
-        ("all", "all frames"),
-    ):
+    for frames, what in (("crops", f"{STORED} views' crops"), ("all", "all frames")):
         pack = open_pack(bench.packed(frames, setup.size, psnr=35.0))
         size = sum(p.stat().st_size for p in pack.path.rglob("*.tar"))
         identity = pack.manifest.identity

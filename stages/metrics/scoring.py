@@ -18,7 +18,7 @@ from stages.metrics.averaging import Average, averaged, view_scores
 from stages.runtime.distributed import Ranks
 from stages.stream.batch import Batch
 from stages.stream.loading import raise_errors
-from stages.video.device_render import Rendering
+from stages.video.render import Rendering
 
 
 @torch.inference_mode()

@@ -23,11 +23,13 @@ class PackConfig(Config):
     views: Positive | None = Field(
         None, description="number of stored views, the first ones; default: all finished ones"
     )
-    frames: Literal["views", "all", "crops"] = Field(
-        "views", description="views: frames that these views need; all: every frame, also for evaluation and fresh views; crops: "
-        "the pictures of these views, cut out and shrunk to `size`")  # fmt: skip
+    frames: Literal["crops", "all"] = Field(
+        "crops",
+        description="crops: the stored views, cut out and shrunk to `size`; all: every frame, whole, also for evaluation and "
+        "fresh views",
+    )
     size: Size = Field(
-        112, description="px of the largest student, from which the default of `height` follows; px of crops"
+        112, description="px of the largest student: of crops, or of what frames must serve (see `height`)"
     )
     height: int | None = Field(None, ge=8, le=4096, description="px of a frame's shorter side; default: just enough to "
                                "enlarge no view's crop")  # fmt: skip
@@ -41,8 +43,8 @@ class PackConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> PackConfig:
-        if self.cache is None and self.frames != "all":
-            raise ValueError(f"frames: {self.frames} are those of a cache's stored views: give cache, or frames: all")
+        if self.cache is None and self.frames == "crops":
+            raise ValueError("frames: crops are those of a cache's stored views: give cache, or frames: all")
         if self.frames == "crops" and self.height is not None:
             raise ValueError(f"crops have the student's size, {self.size} px: leave height {self.height} out")
         if self.cache is None and self.views is not None:

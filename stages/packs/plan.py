@@ -44,10 +44,10 @@ def plan_pack(config: PackConfig, data: Dataset) -> Plan:
     """
     cache, views = _open_cache(config, data)
     policy = cache.manifest.identity.policy if cache else config.policy or ViewPolicy()
-    crops, views_only = config.frames == "crops", config.frames != "all"
+    crops = config.frames == "crops"
     side = 1.0 if crops else smallest_stored_side(cache, data, views) if cache else smallest_side(policy)
     height = config.height or height_for(config.size, side)
-    wanted = WantedPictures(cache if views_only else None, views, crops)
+    wanted = WantedPictures(cache if crops else None, views)
     small = () if crops else _small_clips(config, data, height)
     pictures = sample_pictures(data, wanted, height)
     encode = partial(jpeg.encode, full_colour=crops)
@@ -58,7 +58,7 @@ def plan_pack(config: PackConfig, data: Dataset) -> Plan:
         quality = stored.identity.quality  # the sample is another one if clips are quarantined since
     else:
         quality = _lowest_quality(config.psnr, pictures, encode)
-    identity = PackIdentity(data.shards, decoder_identity(), config.frames, views if views_only else None, policy, side, height,
+    identity = PackIdentity(data.shards, decoder_identity(), config.frames, views if crops else None, policy, side, height,
                         quality, config.psnr)  # fmt: skip
     _refuse_other(config.output, identity)
     renewed = {entry.name for entry in renewed_shards(stored.identity.shards, identity.shards)} if stored else set()

@@ -34,24 +34,25 @@ SAMPLE_CLIPS, SAMPLE_FRAMES = 16, 4
 
 @dataclass(frozen=True)
 class WantedPictures:
-    """Which pictures are packed: all frames without a `cache`; else those that its first `views` stored views need.
-
-    `crops`: the pictures of these views, rendered at the pack's height, instead of frames."""
+    """Which pictures are packed: all frames without a `cache`; else those of its first `views` stored views."""
 
     cache: CacheReader | None
     views: int
-    crops: bool = False
+
+    @property
+    def crops(self) -> bool:
+        return self.cache is not None
 
     def frames_of_rows(self, data: Dataset, shard: str) -> list[np.ndarray]:
         """For each row the frame number of each picture, [n] int64, from the clip's start; empty for a quarantined row.
 
-        Frames are sorted and unique. Crops have T for each view, view after view."""
+        Crops have T for each view, view after view."""
         rows = data.rows(shard)
         if self.cache is None:
             return [np.arange(row.frames) for row in rows]
         rows_frames = np.concatenate([block.frames for block in self.stored_views(shard)], axis=1)
-        quarantined, arrange = self.quarantined(data, shard), np.array if self.crops else np.unique
-        return [arrange(f[: 0 if r in quarantined else None]).astype(np.int64) for r, f in enumerate(rows_frames)]
+        quarantined = self.quarantined(data, shard)
+        return [f[: 0 if r in quarantined else None].astype(np.int64) for r, f in enumerate(rows_frames)]
 
     def stored_views(self, shard: str) -> list[Block]:
         """The cache's first `views` views of a shard."""

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from stages.video.device_render import PixelWindows, Rendering, render_windows
+from stages.video.render import Rendering
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch of B views. In training, each view belongs to another row."""
 
-    clips: Tensor | None  # uint8 [B,T,3,S,S]; zeros if not usable; None if `to` renders them from `windows`
+    clips: Tensor  # uint8 [B,T,3,S,S]; zeros if not usable
     labels: Tensor  # int64 [B]; -1 if unlabelled; the first of several labels
     multi_hot: Tensor  # float32 [B,K]
     usable: Tensor  # bool [B]; False if the view could not be decoded
@@ -24,7 +24,6 @@ class Batch:
     features: Tensor | None = None  # [B,T',g,g',d] as stored: float16, or int8 codes
     # The same views in other renderings, each as `clips`.
     other_renderings: Mapping[Rendering, Tensor] = field(default_factory=dict)
-    windows: PixelWindows | None = None  # the views' pixels, where the device renders
     failures: tuple[str, ...] = ()  # "shard/key: reason" for each row with a view that is not usable
     fallbacks: tuple[str, ...] = ()  # "shard/key: reason" for each row that another decoder served than the index names
 
@@ -35,20 +34,11 @@ class Batch:
     def _map(self, function) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         other_renderings = {rendering: function(clips) for rendering, clips in self.other_renderings.items()}
-        windows = self.windows and self.windows.map(function)
         tensors = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, other_renderings=other_renderings, windows=windows, **tensors)
+        return replace(self, other_renderings=other_renderings, **tensors)
 
     def pin_memory(self) -> Batch:
         return self._map(lambda t: t.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on the device. The device renders the clips if the workers left `windows`."""
-        on_device = self._map(lambda t: t.to(device, non_blocking=True))
-        if on_device.windows is None:
-            return on_device
-        first, *others = on_device.windows.renderings
-        other_renderings = {rendering: render_windows(on_device.windows, *rendering) for rendering in others}
-        return replace(
-            on_device, clips=render_windows(on_device.windows, *first), other_renderings=other_renderings, windows=None
-        )
+        return self._map(lambda t: t.to(device, non_blocking=True))

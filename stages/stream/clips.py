@@ -5,7 +5,7 @@ It is map-style: an index is (shard, row, view). Persistent workers don't need t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
@@ -22,9 +22,8 @@ from stages.shards.dataset import ChangedVideo, Dataset, Row
 from stages.stream.batch import Batch
 from stages.stream.clip_at_work import clip_at_work
 from stages.video.decode import decode_frames
-from stages.video.device_render import PixelWindow, Rendering, cut_window, stack_windows
 from stages.video.errors import DecodeError
-from stages.video.render import needed_frames, render, resize_pictures
+from stages.video.render import Rendering, needed_frames, render, resize_pictures
 
 Index = tuple[int, int, int]  # shard (position in the data set's list), row, view
 ReadFrames = Callable[[Dataset, str, int, np.ndarray], tuple[np.ndarray, str]]  # as `decode_row`
@@ -32,16 +31,6 @@ ReadCrop = Callable[[Dataset, str, int, int, View], tuple[np.ndarray, str]]  # a
 MAX_DECODED_BYTES = (
     2**30
 )  # of pixels in one decode: 30 views of 32 frames up to 640x360 px, fewer views of larger videos
-
-
-class _BatchPixels:
-    """The pixels of an unfinished batch of B views: uint8 [B,T,3,S,S] for each rendering, or a window for each view."""
-
-    def __init__(self, batch: int, frames: int, renderings: Sequence[Rendering]):
-        self.clips = {
-            (size, render_via): np.zeros((batch, frames, 3, size, size), np.uint8) for size, render_via in renderings
-        }
-        self.windows: list[PixelWindow | None] = [None] * batch
 
 
 class ClipDataset(TorchDataset):
@@ -53,7 +42,6 @@ class ClipDataset(TorchDataset):
     `other_renderings`: further renderings of each view, for a teacher in the loop or for other students.
     `decode`: reads frames; by default `decode_row`. `decode_row_in_memory` keeps every decoded clip in this process.
     `crops`: reads stored views as rendered pictures; then `decode` is not used.
-    `on_device`: `Batch.to` shrinks the frames. For small frames only, since all their pixels go to the device.
     """
 
     def __init__(
@@ -67,14 +55,13 @@ class ClipDataset(TorchDataset):
         render_via: int | None = None,
         other_renderings: Sequence[Rendering] = (),
         decode: ReadFrames | None = None,
-        on_device: bool = False,
         crops: ReadCrop | None = None,
     ):
         assert policy is not None or cache is not None
-        assert crops is None or (policy is None and not on_device)
+        assert crops is None or policy is None
         self.data, self.renderings = data, ((size, render_via), *other_renderings)
         self.num_classes, self.policy, self.cache = num_classes, policy, cache
-        self.decode, self.on_device, self.crops = decode or decode_row, on_device, crops
+        self.decode, self.crops = decode or decode_row, crops
 
     def __getitem__(self, index: Index) -> Batch:
         return self.__getitems__([index])
@@ -94,7 +81,7 @@ class ClipDataset(TorchDataset):
         rows = [self.data.rows(self.data.shards[s].name)[r] for s, r, _ in indices]
         views, targets = self.views_and_targets(indices, rows)
         time = len(views[0].frames)
-        pixels = _BatchPixels(len(rows), time, () if self.on_device else self.renderings)
+        pixels = {(size, via): np.zeros((len(rows), time, 3, size, size), np.uint8) for size, via in self.renderings}
         usable, failures, fallbacks = np.ones(len(rows), bool), {}, {}
         for run in _runs_of_one_decode(indices, rows, views):
             (s, r, _), row = indices[run[0]], rows[run[0]]
@@ -111,11 +98,10 @@ class ClipDataset(TorchDataset):
         multi_hot = torch.zeros(len(rows), self.num_classes)
         for i, row in enumerate(rows):
             multi_hot[i, list(row.labels)] = 1.0
-        clips = {rendering: torch.from_numpy(array) for rendering, array in pixels.clips.items()}
+        clips = {rendering: torch.from_numpy(array) for rendering, array in pixels.items()}
         return Batch(
-            clips=clips.get(self.renderings[0]),
-            other_renderings={rendering: clips[rendering] for rendering in self.renderings[1:] if clips},
-            windows=stack_windows(pixels.windows, time, self.renderings) if self.on_device else None,
+            clips=clips[self.renderings[0]],
+            other_renderings={rendering: clips[rendering] for rendering in self.renderings[1:]},
             labels=torch.tensor([row.labels[0] if row.labels else -1 for row in rows]),
             multi_hot=multi_hot,
             usable=torch.from_numpy(usable),
@@ -126,9 +112,14 @@ class ClipDataset(TorchDataset):
         )
 
     def _render_row(
-        self, run: Sequence[int], indices: Sequence[Index], row: Row, views: Sequence[View], pixels: _BatchPixels
+        self,
+        run: Sequence[int],
+        indices: Sequence[Index],
+        row: Row,
+        views: Sequence[View],
+        pixels: Mapping[Rendering, np.ndarray],
     ) -> str:
-        """Write the pixels of a row's consecutive views, at the positions `run`, into `pixels`.
+        """Write the pictures of a row's consecutive views, at the positions `run`, into `pixels`, [B,T,3,S,S] each.
 
         Returns the decoder that served the frames. Raises DecodeError."""
         s, r, _ = indices[run[0]]
@@ -136,16 +127,14 @@ class ClipDataset(TorchDataset):
         if self.crops:
             for i in run:
                 pictures, served = self.crops(self.data, shard, r, indices[i][2], views[i])
-                for (size, _), clips in pixels.clips.items():
+                for (size, _), clips in pixels.items():
                     clips[i] = resize_pictures(pictures, size)
             return served
         wanted, places = needed_frames([views[i] for i in run])
         decoded, served = self.decode(self.data, shard, r, row.start + wanted)
         for i, numbers in zip(run, places, strict=True):
             frames = [decoded[k] for k in numbers]  # views of the array, no copies
-            if self.on_device:
-                pixels.windows[i] = cut_window(frames, views[i], self.renderings)
-            for rendering, clips in pixels.clips.items():
+            for rendering, clips in pixels.items():
                 clips[i] = render(frames, views[i], *rendering)
         return served
 

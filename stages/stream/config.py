@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.config.schema import Config, Positive
 
@@ -23,8 +23,8 @@ class ClipLimits(Config):
 class LoaderConfig(Config):
     """How decoding processes ("workers") read and decode clips.
 
-    `window` and `streams` change the order of the clips. `render: device` changes some pixels by one grey level. The
-    other keys change the speed and the memory alone, not the results.
+    `window` and `streams` change the order of the clips. The other keys change the speed and the memory alone, not the
+    results.
     """
 
     workers: int | None = Field(None, ge=0, description="decoding processes of a rank; default: one a core, at most 16")
@@ -32,6 +32,12 @@ class LoaderConfig(Config):
     window: Positive = Field(16, description="blocks of 64 rows that are shuffled together; changes the order")
     streams: Positive = Field(64, description="streams that an epoch interleaves; changes the order")
     resident: bool = Field(False, description="keep whole decoded clips in memory: for small data sets and few workers")
-    render: Literal["workers", "device"] = Field("workers", description="who shrinks a pack's frames to the student's size; "
-                                                 "device: if the workers can't keep up with a GPU")  # fmt: skip
     limits: ClipLimits = Field(ClipLimits(), description="what one clip may take before it is left out")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_runs(cls, values: Any) -> Any:
+        """`render: workers` is in the configs of older runs. Workers render always."""
+        if isinstance(values, dict) and values.get("render") == "workers":
+            return {key: value for key, value in values.items() if key != "render"}
+        return values

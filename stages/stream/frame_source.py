@@ -48,14 +48,11 @@ def open_frames(data: Dataset, path: Path | None) -> tuple[Dataset, Pack | None]
 
 
 def frame_options(pack: Pack | None, loader: LoaderConfig) -> dict[str, Any]:
-    """The arguments of `ClipDataset` that say where frames come from, and who shrinks them.
-
-    The frames of videos may be large; therefore the workers, which decode them, always shrink them, too.
-    """
+    """The arguments of `ClipDataset` that say where frames come from."""
     if pack and pack.manifest.identity.frames == "crops":
         return {"crops": pack.crop}
     if pack:
-        return {"decode": pack.decode, "on_device": loader.render == "device"}
+        return {"decode": pack.decode}
     return {"decode": decode_row_in_memory if loader.resident else None}
 
 
@@ -71,7 +68,7 @@ def check_stored_views(pack: Pack, replay: Replay, cache: Path) -> None:
         raise ReskdError(f"{pack.path} was packed for views of another policy than those of {cache}: run `pack` with this "
                          "cache into a new folder")  # fmt: skip
     if packed.views < replay.views:
-        raise ReskdError(f"{pack.path} has the frames of {packed.views} stored views, the run replays {replay.views} of "
+        raise ReskdError(f"{pack.path} has {packed.views} stored views, the run replays {replay.views} of "
                          f"{cache}: run `pack` with views={replay.views} into a new folder, or lower data.views")  # fmt: skip
 
 
@@ -80,7 +77,7 @@ def check_fresh_views(pack: Pack, policy: ViewPolicy, size: int, what: str) -> N
 
     `what`: the use of the frames, for the message."""
     if pack.manifest.identity.frames != "all":
-        raise ReskdError(f"{pack.path} has the frames of {pack.manifest.identity.views} stored views only, and {what} may "
+        raise ReskdError(f"{pack.path} has {pack.manifest.identity.views} stored views alone, and {what} may "
                          "need any frame: run `pack` with frames: all into a new folder, or leave the pack out")  # fmt: skip
     warn_if_enlarged(pack, policy, size)
 

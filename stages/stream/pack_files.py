@@ -31,8 +31,8 @@ class PackIdentity:
 
     shards: tuple[ShardEntry, ...]  # of the data set
     decoder: str
-    frames: Literal["views", "all", "crops"]
-    views: int | None  # number of stored views whose frames or crops are packed; None: all frames are packed
+    frames: Literal["crops", "all"]
+    views: int | None  # number of stored views whose crops are packed; None: all frames are packed
     policy: ViewPolicy  # of these views; with all frames, of the views that `side` belongs to
     side: float  # the smallest side of a view's box, in units of the frame's shorter side; `height` suits it
     height: int  # px of a frame's shorter side; of both sides of a crop
@@ -89,6 +89,9 @@ def read_pack(path: Path) -> PackManifest | None:
     try:
         values = read_json(file)
         version = values["format"]
+        if version == FORMAT and values["identity"]["frames"] == "views":
+            raise ReskdError(f"{path}: its whole frames of stored views are no longer read: run `pack` with frames: crops into a "
+                             "new folder")  # fmt: skip
         if version == FORMAT:
             manifest = PackManifest(
                 PackIdentity.from_json(values["identity"]),

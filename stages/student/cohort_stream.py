@@ -27,7 +27,7 @@ from stages.student.config import TrainConfig
 from stages.student.data import TrainingData, check_classes_and_labels, check_packs, open_data
 from stages.student.new_student import NewStudent, new_student
 from stages.student.online_teacher import OnlineTeacher, open_teacher
-from stages.video.device_render import Rendering
+from stages.video.render import Rendering
 
 
 @dataclass(frozen=True)

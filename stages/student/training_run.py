@@ -19,7 +19,7 @@ from stages.student.config import TrainConfig
 from stages.student.new_student import NewStudent
 from stages.student.optim import Schedule, build_optimizer, build_schedule
 from stages.student.state import restore_torch, torch_state
-from stages.video.device_render import Rendering
+from stages.video.render import Rendering
 
 
 @dataclass

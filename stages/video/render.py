@@ -10,6 +10,8 @@ from torchvision.transforms.v2.functional import resize
 
 from cache.view import View
 
+Rendering = tuple[int, int | None]  # size of the pictures in px, and `render_via` (see `render`)
+
 
 def render(frames: Sequence[np.ndarray], view: View, size: int, render_via: int | None = None) -> np.ndarray:
     """The pictures that `view` shows of a clip, contiguous uint8 [T,3,size,size].

@@ -67,7 +67,6 @@ checkpoint_every: 5
 """,
     "basis_student": STUDENT + "output: basis_student\ndata: {train: data, cache: growing.zarr}\nschedule: {epochs: 1}\n",
     "crops": PACK + "output: crops\nframes: crops\nviews: 1\n",
-    "views": PACK + "output: views\nframes: views\nviews: 1\n",
 }  # fmt: skip
 
 
@@ -84,7 +83,6 @@ def main(out: Path) -> None:
     shutil.copy("teacher/last.safetensors", "teacher.safetensors")
     run("cache-teacher", "--config", "cache.yaml")
     run("pack", "--config", "crops.yaml")
-    run("pack", "--config", "views.yaml")
     until_killed("growing.zarr", one_shard_of_two, "cache-teacher", "--config", "growing.yaml")
     until_killed("run", past_a_checkpoint, "train-student", "--config", "student.yaml")
     Path("expected.json").write_text(json.dumps(expected()) + "\n")

@@ -75,6 +75,17 @@ def pytest_sessionfinish(session, exitstatus):
     threading.Thread(target=end_anyway, daemon=True).start()
 
 
+GPUS = len(list(Path("/dev").glob("nvidia[0-9]*")))  # the process that leads doesn't import torch
+
+
+@pytest.fixture(scope="session", params=["cpu", *(["cuda"] if GPUS else [])])
+def device(request):
+    """A test that takes this runs on the CPU and, where there is one, on a GPU."""
+    import torch
+
+    return torch.device(request.param)
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> SimpleNamespace:
     """train: 200 clips in 3 shards of 80, 80, 40; val: 40 in one. `videos` are their files."""

@@ -72,15 +72,21 @@ class Zygote:
         return command.said()
 
     def run_ranks(self, arguments: list[str], world: int, expect: int = 0) -> str:
-        """The command on `world` ranks, with the environment that torchrun gives each; returns what rank 0 said."""
+        """Run a command on `world` ranks to the end; returns what rank 0 said."""
+        commands = self.start_ranks(arguments, world)
+        for command in commands:
+            assert command.wait() == expect, command.said()
+        return commands[0].said()
+
+    def start_ranks(self, arguments: list[str], world: int) -> list[Command]:
+        """Start a command on `world` ranks, with the environment that torchrun gives each. On GPUs, if each has its own."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": free.getsockname()[1]}
         texts = {key: str(value) for key, value in common.items()} | {"MASTER_ADDR": "127.0.0.1"}
-        commands = [self.start(arguments, RANK=str(r), LOCAL_RANK=str(r), **texts) for r in range(world)]
-        for command in commands:
-            assert command.wait() == expect, command.said()
-        return commands[0].said()
+        if len(list(Path("/dev").glob("nvidia[0-9]*"))) < world:
+            texts["CUDA_VISIBLE_DEVICES"] = ""
+        return [self.start(arguments, RANK=str(r), LOCAL_RANK=str(r), **texts) for r in range(world)]
 
     def kill_all(self) -> None:
         for command in self.commands:

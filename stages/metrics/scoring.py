@@ -15,6 +15,7 @@ from torch import Tensor
 from cache.errors import ReskdError
 from stages.metrics.accuracy import ScoredVideos, measure
 from stages.metrics.averaging import Average, averaged, view_scores
+from stages.runtime.device_copy import copier
 from stages.runtime.distributed import Ranks
 from stages.stream.batch import Batch
 from stages.stream.loading import raise_errors
@@ -38,7 +39,8 @@ def score_videos(
     softmax of the classifier's logits for their mean feature ("feature": equals "logit" for a linear classifier).
     Raises ReskdError if no video is both labelled and decodable, or a score is not finite.
     """
-    scores = [_score_batch(model, b, b.to(ranks.device), amp, average, forward) for b in raise_errors(batches)]
+    copy = copier(ranks.device)
+    scores = [_score_batch(model, b, b.copied(copy), amp, average, forward) for b in raise_errors(batches)]
     return _gather_videos(scores, classes, ranks)
 
 
@@ -113,8 +115,9 @@ def score_models(
     """
     scores: list[list[BatchScores]] = [[] for _ in models]
     errors: dict[int, Exception] = {}
+    copy = copier(ranks.device)
     for batch in raise_errors(batches):
-        on_device = batch.to(ranks.device)  # once for all models
+        on_device = batch.copied(copy)  # once for all models
         for i, scored in enumerate(models):
             if i in errors:
                 continue

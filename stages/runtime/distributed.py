@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from timm.utils import distribute_bn
 
 from cache.errors import ReskdError
+from stages.runtime.terminal import console
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,18 @@ def cores() -> int:
     return max(1, allowed // ranks_of_machine())
 
 
+def use_fast_kernels(device: torch.device) -> None:
+    """Let CUDA train as fast as it can: TensorFloat-32 in float32 products, and the fastest kernel for each convolution's shape.
+
+    Results differ in their last bits from run to run. On a CPU nothing changes. Prints it if the GPU has no bfloat16.
+    """
+    if device.type == "cuda":
+        if not has_bfloat16(device):
+            console.print("this GPU has no bfloat16: forwards run in float32, which takes more time and memory")
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether forwards run in bfloat16 by default: on CUDA devices whose tensor cores have it (compute capability 8.0)."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -120,7 +133,7 @@ def join_ranks(timeout: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = _own_gpu(int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count())
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
         # Workers decode on the other cores: with a thread for every core, threads would wait for each other at each layer.
@@ -129,9 +142,41 @@ def join_ranks(timeout: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
     if joins:
         cuda = device.type == "cuda"  # then objects and flags go over gloo, gradients over NCCL
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
+        store, *_ = next(dist.rendezvous("env://", timeout=timeout))
+        store.set(f"device {rank}", _kind(device))
+        check_same_kind([store.get(f"device {r}").decode() for r in range(world)])
+        dist.init_process_group(
+            backend, timeout=timeout, store=store, rank=rank, world_size=world, device_id=device if cuda else None
+        )
     try:
         yield Ranks(rank, world, device)
     finally:
         if joins:
             dist.destroy_process_group()
+
+
+def _own_gpu(local_rank: int, gpus: int) -> torch.device:
+    """The GPU of a process. Raises ReskdError if this machine has more processes than GPUs."""
+    if local_rank >= gpus:
+        raise ReskdError(
+            f"process {local_rank} of this machine (they count from 0) has no GPU: {gpus} are visible. Start one process a "
+            f'GPU (torchrun --nproc-per-node {gpus}), or none on GPUs (CUDA_VISIBLE_DEVICES="")'
+        )
+    return torch.device("cuda", local_rank)
+
+
+def _kind(device: torch.device) -> str:
+    """What ranks must agree on, for messages: where they compute, and in which numbers."""
+    if device.type == "cpu":
+        return "a CPU"
+    return f"a GPU {'with' if has_bfloat16(device) else 'without'} bfloat16"
+
+
+def check_same_kind(kinds: Sequence[str]) -> None:
+    """Raise ReskdError unless all ranks, in their order, have one kind of device: others would wait, or round differently."""
+    other = next((rank for rank, kind in enumerate(kinds) if kind != kinds[0]), None)
+    if other is not None:
+        raise ReskdError(
+            f"the processes have different devices: process 0 has {kinds[0]}, process {other} has {kinds[other]}. Start them on "
+            'machines of one kind, or all without GPUs (CUDA_VISIBLE_DEVICES="")'
+        )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
-import torch
 from torch import Tensor
 
+from stages.runtime.device_copy import Copy
 from stages.video.render import Rendering
 
 
@@ -40,5 +40,6 @@ class Batch:
     def pin_memory(self) -> Batch:
         return self._map(lambda t: t.pin_memory())
 
-    def to(self, device: torch.device) -> Batch:
-        return self._map(lambda t: t.to(device, non_blocking=True))
+    def copied(self, copy: Copy) -> Batch:
+        """The batch on the device of `copy`: see `copier`."""
+        return self._map(copy)

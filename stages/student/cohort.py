@@ -13,7 +13,7 @@ from typing import Any
 from cache.errors import ReskdError
 from stages.config.file import flat
 from stages.student.config import TrainConfig
-from stages.student.run_folder import stored_views
+from stages.student.run_folder import stored_config
 
 # Keys that students on one stream must share. They may differ in all others.
 SHARED = ("data", "teacher", "policy", "eval_policy", "batch_size", "accumulate", "log_every", "checkpoint_every",
@@ -51,11 +51,20 @@ def order_seed(config: TrainConfig) -> int:
     return config.seed if config.data.order_seed is None else config.data.order_seed
 
 
-def with_stored_views(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
-    """The configs with as many views as their runs began with. The cache may have more views since then."""
-    shared = next(iter(configs.values()))
-    stored = [views for config in configs.values() if (views := stored_views(config))]
-    if not shared.data.cache or shared.data.views is not None or not stored:
-        return dict(configs)
-    fixed = shared.data.model_copy(update={"views": stored[0]})
-    return {name: config.model_copy(update={"data": fixed}) for name, config in configs.items()}
+def as_begun(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
+    """The configs with what their runs began with, where they leave it to defaults: the number of views, and the warm-up.
+
+    The cache may have more views since then, and another version may have had another warm-up.
+    """
+    stored = {name: begun for name, config in configs.items() if (begun := stored_config(config))}
+    views = next((begun.data.views for begun in stored.values() if begun.data.views), None)
+    return {name: _filled(config, views, stored.get(name)) for name, config in configs.items()}
+
+
+def _filled(config: TrainConfig, views: int | None, begun: TrainConfig | None) -> TrainConfig:
+    filled = {}
+    if config.data.cache and config.data.views is None:
+        filled["data"] = config.data.model_copy(update={"views": views})
+    if begun and config.schedule.warmup_epochs is None:
+        filled["schedule"] = config.schedule.model_copy(update={"warmup_epochs": begun.schedule.warmup_epochs})
+    return config.model_copy(update=filled)

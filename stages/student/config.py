@@ -62,7 +62,9 @@ class OptimConfig(Config):
 class ScheduleConfig(Config):
     name: Literal["cosine", "step"] = "cosine"
     epochs: Positive = 50
-    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_epochs: float | None = Field(
+        None, ge=0, description="in which the rate rises; null: a twentieth of `epochs` for adamw, none for sgd"
+    )
     milestones: tuple[Positive, ...] = Field((), description="step: epochs at which lr is multiplied by gamma")
     gamma: float = Field(0.1, gt=0, lt=1)
     by_epoch: bool = Field(False, description="the rate changes between epochs only, as upstream's does")
@@ -70,7 +72,7 @@ class ScheduleConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> ScheduleConfig:
-        if self.warmup_epochs >= self.epochs:
+        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
         if (self.name == "step") != bool(self.milestones):
             raise ValueError("`milestones` go with `name: step`, and only with it")

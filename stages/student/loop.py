@@ -17,10 +17,12 @@ from stages.runtime.log import RunLog
 from stages.runtime.progress import progress_bar
 from stages.runtime.terminal import console
 from stages.stream.batch import Batch
-from stages.stream.random_label import with_one_label
+from stages.stream.random_label import random_labels
 from stages.student.checkpoint import save_checkpoint
 from stages.student.failures import failure_lines, for_each_run, raise_failures, unfinished_runs
 from stages.student.training_run import TrainingRun, check_finite, remember_state
+
+STOP_SECONDS = 10  # all ranks have heard of a signal to one of them by then, or after one longer step
 
 
 class NoBatch(ReskdError):
@@ -63,7 +65,7 @@ def fit(
     for_each_run([run for run in runs if run.progress.step == run.steps], runs, _finish, share_failures=True)
     with progress_bar("clips", disable=not ranks.first) as bar, stop_requested() as signal_came:
         task = bar.add_task("train", total=total, completed=step, rate=0.0, note="")
-        log_time, log_step, stop = time.perf_counter(), step, False
+        log_time, log_step, stop, ask_every = time.perf_counter(), step, False, 1
         while not stop and (unfinished := unfinished_runs(runs)):
             next_step = min(run.progress.step for run in unfinished)
             if (
@@ -83,7 +85,9 @@ def fit(
             log_now = epoch_ends or step % config.log_every == 0
 
             if log_now:
-                rate = (step - log_step) * global_batch / (time.perf_counter() - log_time)
+                seconds = (time.perf_counter() - log_time) / (step - log_step)
+                rate = global_batch / seconds
+                ask_every = max(1, int(STOP_SECONDS / max(ranks.gather(seconds))))
                 for_each_run(active, runs, lambda run: _log_row(run, rate), share_failures=True)  # noqa: B023
                 bar.update(task, completed=step, rate=rate, note=_loss_summary(active))
             due = [run for run in active if run.failure is None and epoch_ends and _validation_is_due(run, epoch)]
@@ -99,8 +103,11 @@ def fit(
             if log_now:  # the next rate is without the time of validation
                 log_time, log_step = time.perf_counter(), step
 
-            # To ask the other ranks at every step would make each step wait. So they are asked where they meet anyway.
-            stop = signal_came() if ranks.world == 1 else log_now and ranks.any(bool(signal_came()))
+            # To ask the other ranks at every step would make short steps wait. At first nobody knows how long they are.
+            if ranks.world == 1:
+                stop = bool(signal_came())
+            elif log_now or step % ask_every == 0:
+                stop = ranks.any(bool(signal_came()))
             if epoch_ends or stop or step % config.checkpoint_every == 0:
                 for_each_run(active, runs, save_checkpoint, share_failures=True)
             for_each_run([run for run in active if run.steps == step], runs, _finish, share_failures=True)
@@ -117,7 +124,7 @@ def _optimizer_step(
     teach: Callable[[Batch], Batch] | None,
 ) -> None:
     """One optimizer step of each active run, with gradients averaged over `accumulate` micro-batches and the ranks."""
-    config, device = runs[0].config, runs[0].ranks.device
+    config = runs[0].config
     for_each_run(active, runs, _begin_step)
     undo = [remember_state(run) for run in active] if config.accumulate > 1 else ()
     for i in range(config.accumulate):
@@ -130,7 +137,7 @@ def _optimizer_step(
         for label, lines in (("masked", batch.failures), ("fallback", batch.fallbacks)):
             for line in lines:
                 console.print(f"[yellow]{label}[/] {line}", highlight=False)
-        on_device = batch.to(device)  # once for all runs
+        on_device = batch.copied(runs[0].copy)  # once for all runs
         if teach:
             on_device = teach(on_device)
         last = i + 1 == config.accumulate
@@ -151,7 +158,7 @@ def _backward(run: TrainingRun, batch: Batch, on_device: Batch, epoch: int, last
     run.progress.failed_clips += len(batch.failures)
     on_device = on_device.with_rendering(run.rendering)
     if config.losses.random_label:
-        on_device = replace(on_device, labels=with_one_label(batch, config.seed, epoch).labels.to(ranks.device))
+        on_device = replace(on_device, labels=run.copy(random_labels(batch, config.seed, epoch)))
     with ranks.without_sync(run.wrapped, skip=not last):
         with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=run.amp):
             output = run.wrapped(on_device.clips)
@@ -183,7 +190,7 @@ def _validate(due: Sequence[TrainingRun], runs: Sequence[TrainingRun], epoch: in
     for run in due:
         run.ranks.average_statistics(run.evaluated)  # what is scored is what is saved
     try:
-        metrics_of = validate([ScoredModel(run.evaluated.eval(), run.rendering, run.amp) for run in due])
+        metrics_of = validate([ScoredModel(run.scored.eval(), run.rendering, run.amp) for run in due])
     except ReskdError as error:
         raise NoBatch(str(error)) from error
     scores = {id(run): metrics for run, metrics in zip(due, metrics_of, strict=True)}

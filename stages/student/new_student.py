@@ -20,9 +20,11 @@ from stages.runtime.distributed import Ranks
 from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.stream.replay import Replay
-from stages.student.config import TrainConfig
+from stages.student.config import ScheduleConfig, TrainConfig
 from stages.student.online_teacher import OnlineTeacher, check_online
 from stages.student.state import torch_state
+
+WARMUP = 0.05  # of the epochs, by default, for AdamW
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def evaluation_policy(policy: ViewPolicy) -> ViewPolicy:
 
 
 def _with_defaults(config: TrainConfig, data: Dataset, replay: Replay | None) -> TrainConfig:
-    """The config with everything filled in that it leaves to defaults: classes, views and policies."""
+    """The config with everything filled in that it leaves to defaults: classes, views, policies and warm-up."""
     classes = config.model.num_classes or len(data.classes)
     if classes != len(data.classes):
         raise ReskdError(f"model.num_classes is {classes}, {data.path} has {len(data.classes)} classes: leave it out")
@@ -89,9 +91,20 @@ def _with_defaults(config: TrainConfig, data: Dataset, replay: Replay | None) ->
         "data": config.data.model_copy(update={"views": replay.views if replay else None}),
         "model": config.model.model_copy(update={"num_classes": classes}),
         "policy": policy,
+        "schedule": with_warmup(config),
         "eval_policy": config.eval_policy or evaluation_policy(train_policy),
     }
     return config.model_copy(update=filled)
+
+
+def with_warmup(config: TrainConfig) -> ScheduleConfig:
+    """The schedule with its warm-up. AdamW needs one: its first steps rest on the averages of few gradients."""
+    schedule = config.schedule
+    if schedule.warmup_epochs is not None:
+        return schedule
+    return schedule.model_copy(
+        update={"warmup_epochs": WARMUP * schedule.epochs if config.optim.name == "adamw" else 0.0}
+    )
 
 
 def _announce_projector(student: Student) -> None:

@@ -121,7 +121,7 @@ class Schedule:
         after the warm-up. With by_epoch it begins at epoch 0, and the warm-up multiplies it (as in mmcv).
         """
         config, epoch, total = self.config, step // self.steps_per_epoch, self.config.epochs * self.steps_per_epoch
-        warmup = min(round(config.warmup_epochs * self.steps_per_epoch), total - 1)
+        warmup = min(round((config.warmup_epochs or 0) * self.steps_per_epoch), total - 1)
         ramp = min(1.0, (step + 1) / (warmup + 1))
         if config.name == "step":
             return ramp * config.gamma ** bisect_right(config.milestones, epoch)

@@ -59,10 +59,10 @@ def check_still_there(folder: Path) -> None:
                          "back and go on with --resume, or begin anew")  # fmt: skip
 
 
-def stored_views(config: TrainConfig) -> int | None:
-    """How many stored views the run in `config.output` replays; None without a run or a cache."""
+def stored_config(config: TrainConfig) -> TrainConfig | None:
+    """The config of the run in `config.output`; None without a run."""
     stored = config.output / "config.yaml"
-    return _load_stored(stored).data.views if stored.exists() else None
+    return _load_stored(stored) if stored.exists() else None
 
 
 def stored_accumulate(stored: Path) -> int:

@@ -15,12 +15,12 @@ from cache.store import write_atomically
 from stages.config.json_result import read_result
 from stages.models.checkpoints import ModelCard, save_model
 from stages.models.video_model import model_stats
-from stages.runtime.distributed import join_ranks
+from stages.runtime.distributed import join_ranks, use_fast_kernels
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
 from stages.stream.order import workers_of_run
 from stages.student.checkpoint import check_group, restore
-from stages.student.cohort import check_shared, with_stored_views
+from stages.student.cohort import as_begun, check_shared
 from stages.student.cohort_stream import (
     CohortStream,
     decoder_of,
@@ -68,7 +68,7 @@ def train_cohort(
     started = time.perf_counter()
     check_shared(configs)
     with join_ranks() as ranks, ExitStack() as locks:
-        configs = with_stored_views(configs) if resume else dict(configs)
+        configs = as_begun(configs) if resume else dict(configs)
         stream, students = prepare_cohort(configs, allow_partial, ranks)
         check_folder = partial(check_run, resume=resume, overwrite=overwrite)
         if dry_run:
@@ -97,6 +97,7 @@ def train_cohort(
 def _train(students: Mapping[str, NewStudent], stream: CohortStream, started: float, go_on: str) -> dict[str, dict]:
     """Train the students to their ends, and write weights and results. `started`: when, by `time.perf_counter`."""
     ranks, order = stream.ranks, stream.order
+    use_fast_kernels(ranks.device)
     configs = [student.config for student in students.values()]
     renderings = list(dict.fromkeys((config.size, config.render_via) for config in configs))
     batches_from = training_batches(stream, renderings, max(config.schedule.epochs for config in configs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from timm.utils import ModelEmaV3
@@ -13,6 +14,7 @@ from cache.errors import ReskdError
 from stages.distill.student import Student
 from stages.distill.targets import TargetDecoder
 from stages.models.video_model import to_device
+from stages.runtime.device_copy import Copy, copier
 from stages.runtime.distributed import Ranks, has_bfloat16
 from stages.runtime.log import RunLog
 from stages.student.config import TrainConfig
@@ -55,6 +57,7 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     decoder: TargetDecoder  # makes numbers of stored targets
+    copy: Copy  # of tensors to the ranks' device
     save_weights: Callable[[str, torch.nn.Module, dict], None]  # ("best" | "last", model, notes)
     on_finish: Callable[
         [Progress, int], None
@@ -69,6 +72,11 @@ class TrainingRun:
     def evaluated(self) -> torch.nn.Module:
         """The model that is validated and exported: the averaged one, if there is one."""
         return self.ema.module if self.ema else self.student.model
+
+    @cached_property
+    def scored(self) -> torch.nn.Module:
+        """`evaluated` as validation calls it: compiled if the steps are."""
+        return torch.compile(self.evaluated) if self.config.compile else self.evaluated
 
     @property
     def amp(self) -> bool:
@@ -95,6 +103,7 @@ def start_run(new: NewStudent, ranks: Ranks, *, order_digest: str, steps_per_epo
         ema=ema,
         optimizer=optimizer,
         schedule=build_schedule(optimizer, config.schedule, steps_per_epoch),
+        copy=copier(ranks.device),
         generators=new.generators,
         **hooks,
     )

@@ -10,6 +10,7 @@ import torch
 
 from cache.store import make_folders
 from stages.models.checkpoints import save_model
+from stages.runtime.device_copy import copier
 from stages.runtime.distributed import Ranks
 from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
@@ -26,6 +27,7 @@ def estimate_statistics(config: CacheConfig, data: Dataset, teacher: Teacher, ra
 
     The batches are those of the cache, without padding and unreadable rows. Each rank takes every W-th shard.
     """
+    copy = copier(ranks.device)
     work = [ShardWork(e.name, range(config.views)) for e in data.shards[ranks.rank :: ranks.world]]
 
     def readable_clips(batches: Iterator[ViewBatch]) -> Iterator[torch.Tensor]:
@@ -33,7 +35,7 @@ def estimate_statistics(config: CacheConfig, data: Dataset, teacher: Teacher, ra
             rows = data.rows(batch.work.shard)[batch.start : batch.start + len(batch.frames)]
             readable = [i for i, row in enumerate(rows) if row.key not in batch.quarantine]
             for clips in batch.clips if readable else ():
-                yield clips[readable].to(ranks.device)
+                yield copy(clips)[readable]
 
     with view_batches(config, data, work, teacher, ranks, strict, "recalibrate") as batches:
         count = recalibrate(teacher.model, readable_clips(batches), teacher.dtype, ranks.sum)

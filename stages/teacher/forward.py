@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages.runtime.device_copy import copier
 from stages.teacher.codes import FINITE, Encode, target_encoder
 from stages.teacher.teacher import Teacher, uncompiled
 
@@ -86,14 +87,11 @@ def _on_gpu(teacher: Teacher, encode: Encode) -> AsyncForward:
     Only `wait` blocks, until the copy of its own output is done.
     """
     main = torch.cuda.current_stream(teacher.device)
-    to_gpu, to_cpu = torch.cuda.Stream(teacher.device), torch.cuda.Stream(teacher.device)
+    copy, to_cpu = copier(teacher.device), torch.cuda.Stream(teacher.device)
 
     def forward(clips: torch.Tensor, targets: Sequence[str]) -> Callable[[], TeacherOutput]:
         start, end, encoded, copied = (torch.cuda.Event(enable_timing=True) for _ in range(4))
-        with torch.cuda.stream(to_gpu):
-            on_device = clips.to(teacher.device, non_blocking=True)
-        main.wait_stream(to_gpu)
-        on_device.record_stream(main)  # else `to_gpu` could give its memory to a later batch
+        on_device = copy(clips)
         start.record(main)
         answer = teacher.forward(on_device, targets)
         end.record(main)

@@ -52,15 +52,15 @@ def test_of_a_grid_it_is_the_kronecker_product():
 
 @pytest.mark.parametrize("dims", [None, 1, 5, 6])
 @pytest.mark.parametrize("grid", [(4, 7, 5), (2, 7, 5), (4, 4, 3), (1, 4, 5), (2, 1, 1)])
-def test_numpy_and_torch_reduce_alike(grid, dims):
+def test_numpy_and_torch_reduce_alike(device, grid, dims):
     rng = np.random.default_rng(1)
     maps = rng.normal(size=(2, 4, 7, 5, 6)).astype(np.float32)
     constants = {"scale": np.ones(6, np.float32)}  # of the rounding that comes after: not to be used
     if dims is not None:
         constants |= {"basis": orthonormal(6, dims), "mean": rng.normal(size=6).astype(np.float32)}
     ours = reduce_maps(maps, {"grid": list(grid)}, constants)
-    on = constants_on(torch.device("cpu"), constants)
-    theirs = reduce_features(torch.from_numpy(maps), grid, on).numpy()
+    on = constants_on(device, constants)
+    theirs = reduce_features(torch.from_numpy(maps).to(device), grid, on).cpu().numpy()
     assert ours.shape == (2, *grid, dims or 6) and ours.dtype == theirs.dtype == np.float32
     assert np.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 

@@ -170,9 +170,10 @@ TARGETS = {kl: TEACHER_LOGITS, standardised_kl: TEACHER_LOGITS, correlations: TE
 
 
 @pytest.mark.parametrize("loss, by_hand, student", LOSSES)
-def test_each_loss_is_its_definition(loss, by_hand, student):
-    assert loss(tensor(student)).item() == pytest.approx(by_hand(student), rel=1e-7)
-    assert loss(tensor(student, torch.float32)).item() == pytest.approx(by_hand(student), rel=1e-5)
+def test_each_loss_is_its_definition(device, loss, by_hand, student):
+    with device:
+        assert loss(tensor(student)).item() == pytest.approx(by_hand(student), rel=1e-7)
+        assert loss(tensor(student, torch.float32)).item() == pytest.approx(by_hand(student), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss, by_hand, student", LOSSES)

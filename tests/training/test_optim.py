@@ -9,7 +9,8 @@ from torch import nn
 
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
-from stages.student.config import OptimConfig, ScheduleConfig
+from stages.student.config import OptimConfig, ScheduleConfig, TrainConfig
+from stages.student.new_student import with_warmup
 from stages.student.optim import GROUPS, build_optimizer, build_schedule, param_groups, scaled_lr
 
 RESNET = {"channels": [8, 16, 16, 16], "layers": [1, 1, 1, 1]}
@@ -225,3 +226,12 @@ def test_a_step_moves_each_group_at_its_own_rate():
         torch.testing.assert_close(
             moved, torch.full_like(moved, 0.005 if "backbone" in name else 0.05), atol=1e-6, rtol=0
         )
+
+
+def test_by_default_adamw_warms_up_for_a_twentieth_of_its_epochs_and_sgd_not_at_all():
+    def epochs(name: str, **schedule) -> float:
+        fixed = {"output": "run", "data": {"train": "data"}, "optim": {"name": name}}
+        return with_warmup(TrainConfig.model_validate({**fixed, "schedule": {"epochs": 40, **schedule}})).warmup_epochs
+
+    assert epochs("adamw") == pytest.approx(2.0) and epochs("sgd") == 0
+    assert epochs("adamw", warmup_epochs=0) == 0 and epochs("sgd", warmup_epochs=3) == 3

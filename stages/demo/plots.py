@@ -43,20 +43,26 @@ def contact_sheet(path: Path, data: Dataset, cache: Path, student_size: int, cli
     shown = [(e.name, int(r)) for e, rows in zip(data.shards, data.usable_rows(), strict=True) for r in rows][:clips]
     time = reader.manifest.identity.policy.num_frames
     figure = Figure(figsize=(1.5 * 2 * time + 1, 1.9 * len(shown)), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.93), hspace=0.12)  # room for the text
-    grid = figure.subplots(len(shown), 2 * time, squeeze=False)
+    grid = figure.subplots(len(shown), 2, squeeze=False)
     for line, (shard, r) in zip(grid, shown, strict=True):
         block, i, row = reader.block(shard, 0, r // BLOCK), r % BLOCK, data.rows(shard)[r]
         view = block.view_of(i)
         pictures, _ = decode_frames(data.read(shard, r), row.start + view.frames, row.decoder)
-        images = [*render(pictures, view, teacher_size), *render(pictures, view, student_size)]
-        for axes, picture in zip(line, images, strict=True):
-            axes.imshow(np.moveaxis(picture, 0, -1), interpolation="nearest")
+        for axes, size in zip(line, (teacher_size, student_size), strict=True):
+            axes.imshow(_strip(render(pictures, view, size)), interpolation="nearest")
             axes.set_axis_off()
         truth = classes[row.labels[0]] if row.labels else "unlabelled"
         guess = classes[int(block.logits[i].argmax())]
-        line[0].set_title(f"{truth}, teacher says {guess}", fontsize=8, loc="left").set_in_layout(False)
-    for column, text in ((0, f"the teacher: {teacher_size} px"), (time, f"the student: {student_size} px")):
-        axes = grid[-1][column]
-        axes.text(0, -0.08, text, transform=axes.transAxes, va="top", fontsize=9).set_in_layout(False)
+        line[0].set_title(f"{truth}, teacher says {guess}", fontsize=9, loc="left")
+    for axes, text in zip(
+        grid[-1], (f"the teacher: {teacher_size} px", f"the student: {student_size} px"), strict=True
+    ):
+        axes.text(0, -0.05, text, transform=axes.transAxes, va="top", fontsize=10)
     figure.savefig(path, dpi=130)
+
+
+def _strip(pictures: np.ndarray) -> np.ndarray:
+    """Pictures [T,3,S,S] side by side, with white between them: [S,width,3]."""
+    gap = max(1, pictures.shape[-1] // 16)
+    padded = np.pad(pictures, ((0, 0), (0, 0), (0, 0), (0, gap)), constant_values=255)
+    return np.concatenate(np.moveaxis(padded, 1, -1), axis=1)[:, :-gap]

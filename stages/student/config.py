@@ -114,7 +114,9 @@ class TrainConfig(Config):
                                                         "blocks again")  # fmt: skip
     seed: int = 0
     log_every: Positive = Field(20, description="optimizer steps")
-    checkpoint_every: Positive = Field(500, description="optimizer steps; also at the end of each epoch")
+    checkpoint_every: Positive = Field(
+        500, description="optimizer steps; also at the end of an epoch of more than seconds"
+    )
     loader: LoaderConfig = LoaderConfig()
 
     @model_validator(mode="after")

@@ -22,6 +22,9 @@ from stages.student.checkpoint import save_checkpoint
 from stages.student.failures import failure_lines, for_each_run, raise_failures, unfinished_runs
 from stages.student.training_run import TrainingRun, check_finite, remember_state
 
+SAVE_SECONDS = (
+    10  # an epoch that ends sooner after a checkpoint gets none: a checkpoint would cost short epochs too much
+)
 STOP_SECONDS = 10  # all ranks have heard of a signal to one of them by then, or after one longer step
 
 
@@ -66,6 +69,7 @@ def fit(
     with progress_bar("clips", disable=not ranks.first) as bar, stop_requested() as signal_came:
         task = bar.add_task("train", total=total, completed=step, rate=0.0, note="")
         log_time, log_step, stop, ask_every = time.perf_counter(), step, False, 1
+        save_time = log_time
         while not stop and (unfinished := unfinished_runs(runs)):
             next_step = min(run.progress.step for run in unfinished)
             if (
@@ -108,9 +112,12 @@ def fit(
                 stop = bool(signal_came())
             elif log_now or step % ask_every == 0:
                 stop = ranks.any(bool(signal_came()))
-            if epoch_ends or stop or step % config.checkpoint_every == 0:
+            ending = [run for run in active if run.steps == step]
+            save = stop or bool(ending) or step % config.checkpoint_every == 0
+            if save or (epoch_ends and ranks.gather(time.perf_counter() - save_time)[0] >= SAVE_SECONDS):
                 for_each_run(active, runs, save_checkpoint, share_failures=True)
-            for_each_run([run for run in active if run.steps == step], runs, _finish, share_failures=True)
+                save_time = time.perf_counter()
+            for_each_run(ending, runs, _finish, share_failures=True)
         if number := max(ranks.gather(signal_came())):
             raise Interrupted(_stopped(runs, step, total, go_on), number)
     raise_failures(runs)
@@ -146,7 +153,6 @@ def _optimizer_step(
 
 
 def _begin_step(run: TrainingRun) -> None:
-    run.wrapped.train()
     run.schedule.step_update(run.progress.step)
     run.optimizer.zero_grad(set_to_none=True)
 
@@ -193,6 +199,8 @@ def _validate(due: Sequence[TrainingRun], runs: Sequence[TrainingRun], epoch: in
         metrics_of = validate([ScoredModel(run.scored.eval(), run.rendering, run.amp) for run in due])
     except ReskdError as error:
         raise NoBatch(str(error)) from error
+    for run in due:
+        run.wrapped.train()
     scores = {id(run): metrics for run, metrics in zip(due, metrics_of, strict=True)}
 
     def keep_score(run: TrainingRun) -> None:

@@ -92,7 +92,7 @@ def start_run(new: NewStudent, ranks: Ranks, *, order_digest: str, steps_per_epo
     config, student = new.config, to_device(new.student, ranks.device)
     optimizer = build_optimizer(student, config.optim, config.batch_size * config.accumulate * ranks.world)
     ema = ModelEmaV3(student.model, decay=config.ema, use_warmup=True, exclude_buffers=True) if config.ema else None
-    wrapped = ranks.wrap(student)
+    wrapped = ranks.wrap(student.train())
     return TrainingRun(
         config=config,
         ranks=ranks,

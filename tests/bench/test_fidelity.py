@@ -1,9 +1,12 @@
 """The fidelity study: its arithmetic, its arms, and a small run of all of it through the command line."""
 
 import json
+import os
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from stages.bench.arms import (
     LABELS,
@@ -16,6 +19,7 @@ from stages.bench.arms import (
     wide_arms,
 )
 from stages.bench.outcomes import Outcome, no_worse, paired_difference, steps_to
+from stages.bench.processes import in_processes
 from stages.metrics.spread import SeedScores
 from tests.runs import command, sets
 
@@ -57,12 +61,21 @@ def test_arms_have_names_and_caches_of_their_own():
     assert all(reference_arm(arm).name in online for arm in arms if arm.teacher == "cached" and arm.schedule == 1)
 
 
+def test_tasks_run_in_processes_of_one_thread_and_an_error_is_raised():
+    tasks = {"a": torch.get_num_threads, "b": partial(int, "7"), "c": os.getpid}
+    found = dict(in_processes(tasks, 2, "stages.bench.processes"))
+    assert (found["a"], found["b"]) == (1, 7) and found["c"] != os.getpid()
+    with pytest.raises(ValueError, match="invalid literal"):
+        list(in_processes({"bad": partial(int, "x"), "good": os.getpid}, 2, "stages.bench.processes"))
+
+
 def test_a_small_study_from_the_command_line(tmp_path):
     small = {
         "clips": {"train": 40, "val": 40, "test": 40},
         "epochs": 1,
         "teacher_epochs": 1,
         "output": str(tmp_path / "f"),
+        "jobs": 1,
     }
     said = command("bench", "fidelity", "--quick", "--seeds", 1, "--json", tmp_path / "out.json", *sets(small))
     figures = {f["name"]: SimpleNamespace(**f) for f in json.loads((tmp_path / "out.json").read_text())}

@@ -100,8 +100,8 @@ def test_your_own_videos(own_videos, tmp_path, monkeypatch, zygote):
         for step in steps:
             if section == "Your own videos":
                 zygote.run(step, cwd=tmp_path)
-            elif step[0] == "export" and ".onnx" in step[2]:
-                pass  # tests/export does this, and it takes long
+            elif step[0] == "export":
+                assert Path(step[1]).exists()  # tests/export does this, and it takes long
             else:  # in this process, which has its imports already
                 command(*step, *(["--dry-run"] if section in DRY else []))
     for step in table():

@@ -60,6 +60,7 @@ def screening_arms(quick: bool) -> list[Arm]:
         replace(pretrained, name="pretrained: feature_mse", losses={"feature_mse": 5.0}),
         replace(pretrained, name="pretrained: feature_nmse", losses={"feature_nmse": 1.0}),
         replace(pretrained, name="pretrained: feature_cosine", losses={"feature_cosine": 3.0}),
+        replace(pretrained, name="pretrained: feature_cosine, heavy", losses={"feature_cosine": 10.0}),
         replace(pretrained, name="pretrained: feature_cosine, fading", losses={"feature_cosine": fading(3.0)}),
         replace(tuned, name="early: feature_mse", teacher="early", losses={"feature_mse": 5.0}),
         UPSTREAM_LOOP,

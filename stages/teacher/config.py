@@ -17,7 +17,10 @@ from stages.teacher.hadamard import hadamard
 class TeacherConfig(Config):
     checkpoint: Path = Field(description="a .safetensors file that train-student wrote")
     size: Size | None = Field(None, description="px; null: the size it was trained at")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA, else float32")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="auto: bfloat16 on CUDA, else float32. A CPU with AVX512-BF16 computes twice as fast in bfloat16",
+    )
     batch_size: Positive = Field(16, description="clips of one forward; a part of the cache's identity")
     compile: bool = False
     bn: Literal["running", "recalibrate"] = Field("running", description="BatchNorm statistics: the "

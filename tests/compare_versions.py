@@ -93,7 +93,6 @@ COHORT = {  # on the cache float16, all on one stream
 }
 SWEEP = {  # each on a stream of its own
     **{name: {"data.cache": f"caches/{name}"} for name, _ in CACHES},
-    "mismatch": {"data.mismatch": True, "data.views": 1, "policy": POLICY},
     "crops": {"data.pack": "packs/crops", "data.val_pack": "packs/val"},
     "all": {"data.pack": "packs/all", "data.cache": None, "policy": POLICY, "losses.feature_mse": 0.0},
 }

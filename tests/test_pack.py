@@ -364,7 +364,6 @@ def test_what_does_not_fit_is_refused_before_work(small, tmp_path, capsys):
         r"is a pack of other videos than .*changed: 000000\.tar: .*sha256 \w+ in the pack", f"data.pack={small.all_val}"
     )
     refused("has 2 stored views alone, and fresh views of data.train may need any", f"data.pack={small.crops}")
-    refused("fresh views", f"data.pack={small.crops}", *distil, "data.mismatch=true", f"policy={POLICY}")
     refused("render_via 32: .* has finished pictures", f"data.pack={small.crops}", *distil, "render_via=32")
     pack(config_of(small, tmp_path / "one", views=1))
     refused("has 1 stored views, the run replays 2 of .*views=2", f"data.pack={tmp_path / 'one'}", *distil)

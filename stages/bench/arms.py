@@ -23,7 +23,6 @@ class Arm:
     net: str = "teacher"  # the teacher's network: "teacher" or "wide"
     views: int = 0  # stored views that are replayed
     features: dict[str, Any] | None = None  # the encoding of the stored maps
-    mismatch: bool = False  # the targets of a stored centre view, with fresh views for the student
     packed: bool = False  # a pack of crops replaces the videos
     schedule: float = 1.0  # in units of the study's epochs
 
@@ -34,7 +33,7 @@ class Arm:
             return None
         parts = [f"{key}{value}" for key, value in (self.features or RAW).items() if key != "sample"]
         text = "-".join(part.replace("[", "").replace("]", "").replace(", ", "x") for part in parts)
-        return f"{self.net}-{'centre' if self.mismatch else 'views'}-{text}"
+        return f"{self.net}-views-{text}"
 
     @property
     def compared(self) -> bool:
@@ -47,14 +46,13 @@ ONLINE = Arm("in the loop, features", FEATURES, "online")
 
 
 def first_arms(quick: bool) -> list[Arm]:
-    """Labels only; the teacher in the loop; replay of V views; the targets of one centre view, as in a naive cache."""
+    """Labels only; the teacher in the loop; replay of V views."""
     logits = [Arm("in the loop, logits", LOGITS, "online"), Arm("in the loop, both", FEATURES | LOGITS, "online")]
     return [
         LABELS,
         ONLINE,
         *([] if quick else logits),
         *[Arm(f"replay, V = {v}", FEATURES, "cached", views=v, features=RAW) for v in VIEWS[: 2 if quick else None]],
-        Arm("centre view's target, fresh views", FEATURES, "cached", views=1, features=RAW, mismatch=True),
     ]
 
 

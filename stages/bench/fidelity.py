@@ -125,8 +125,8 @@ def _figures(outcomes: dict[str, Outcome]) -> list[Figure]:
         reference = reference_arm(outcome.arm)
         if outcome.arm.teacher == "cached" and reference.name in outcomes:
             difference, error = paired_difference(outcome, outcomes[reference.name])
-            ok = None if outcome.arm.mismatch else no_worse(outcome, outcomes[reference.name])
-            goal = None if ok is None else f">= -max({RESOLVED}, 2 standard errors)"
+            ok = no_worse(outcome, outcomes[reference.name])
+            goal = f">= -max({RESOLVED}, 2 standard errors)"
             figures.append(Figure(f"{name}: minus {reference.name}", difference, "points", error, goal, ok))
         if plain := outcomes.get(plain_arm(outcome.arm) or ""):
             difference, error = paired_difference(outcome, plain)

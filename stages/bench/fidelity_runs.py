@@ -32,7 +32,6 @@ from stages.teacher.config import CacheConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
 SPLITS = ("train", "val", "test")
-CENTRE = {"num_frames": 4, "jitter": False, "crop": "center", "center_fraction": 0.9, "flip": 0.0}
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,6 @@ def make_cache(config: StudyConfig, arm: Arm) -> float | None:
         "views": views,
         "targets.features": arm.features,
     }
-    if arm.mismatch:
-        changes["policy"] = CENTRE
     result = cache_teacher(_config(CacheConfig, CONFIGS / "cache.yaml", changes))
     if result["top1"] is not None:
         console.print(f"{path.name}: the teacher's top-1 on its views {result['top1']:.1f} %")
@@ -115,9 +112,7 @@ def run_arm(config: StudyConfig, arm: Arm, seed: int) -> dict:
         changes |= {"data.pack": _pack_path(config, arm), "loader.resident": False}
     if arm.teacher == "online":
         changes["teacher.checkpoint"] = config.output / arm.net / "last.safetensors"
-    if arm.mismatch:
-        changes["data.mismatch"] = True
-    if arm.teacher != "cached" or arm.mismatch:
+    if arm.teacher != "cached":
         changes["policy"] = _config(CacheConfig, CONFIGS / "cache.yaml", {}).policy.to_json()
     train_student(_config(TrainConfig, CONFIGS / "student.yaml", changes), resume=True, go_on=RUN_AGAIN)
     curve = [(row["step"], row["top1"]) for row in read_metrics(folder) if row["kind"] == "val"]

@@ -36,9 +36,8 @@ MAX_DECODED_BYTES = (
 class ClipDataset(TorchDataset):
     """`clips[[(shard, row, view), ...]]` -> Batch. One decode of a row serves its consecutive views.
 
-    `policy`: draws the view of that number (the epoch, for fresh views).
-    `cache`: without `policy`, gives the stored view of that number, and its targets. With `policy`, the view is drawn,
-    and the targets are those of another view, a stored one.
+    `policy`: draws the view of that number (the epoch, for fresh views). `cache`: in place of it, gives the stored view of
+    that number, and its targets.
     `other_renderings`: further renderings of each view, for a teacher in the loop or for other students.
     `decode`: reads frames; by default `decode_row`. `decode_row_in_memory` keeps every decoded clip in this process.
     `crops`: reads stored views as rendered pictures; then `decode` is not used.
@@ -57,8 +56,7 @@ class ClipDataset(TorchDataset):
         decode: ReadFrames | None = None,
         crops: ReadCrop | None = None,
     ):
-        assert policy is not None or cache is not None
-        assert crops is None or policy is None
+        assert (policy is None) != (cache is None) and (crops is None or cache is not None)
         self.data, self.renderings = data, ((size, render_via), *other_renderings)
         self.num_classes, self.policy, self.cache = num_classes, policy, cache
         self.decode, self.crops = decode or decode_row, crops
@@ -143,15 +141,14 @@ class ClipDataset(TorchDataset):
 
         Raises ReskdError if the cache has another key for a row than the data set, or no targets for it."""
         names = [self.data.shards[s].name for s, _, _ in indices]
-        drawn_views = self.policy and [
-            sample_view(self.policy, shard=name, key=row.key, index=v, num_frames=row.frames, aspect=row.aspect)
-            for name, (_, _, v), row in zip(names, indices, rows, strict=True)
-        ]
         if self.cache is None:
-            return drawn_views, {}
+            drawn = [
+                sample_view(self.policy, shard=name, key=row.key, index=v, num_frames=row.frames, aspect=row.aspect)
+                for name, (_, _, v), row in zip(names, indices, rows, strict=True)
+            ]
+            return drawn, {}
         stored_views, logits, features = [], [], []
         for name, (_, r, v), row in zip(names, indices, rows, strict=True):
-            v = v if drawn_views is None else v % self.cache.manifest.views  # a fresh view's number is the epoch
             block, i = self.cache.block(name, v, r // BLOCK), r % BLOCK
             if block.keys[i] != row.key:
                 raise ReskdError(
@@ -174,7 +171,7 @@ class ClipDataset(TorchDataset):
         }
         if features:
             targets["features"] = targets["features"].movedim(1, -1)  # no copy: rows are stored channel by channel
-        return drawn_views or stored_views, targets
+        return stored_views, targets
 
 
 def decode_row(data: Dataset, shard: str, r: int, frames: np.ndarray) -> tuple[np.ndarray, str]:

@@ -77,7 +77,7 @@ def _clip_order(config: TrainConfig, data: Dataset, replay: Replay | None, ranks
         group=ranks.world * config.accumulate,
         window=config.loader.window,
         streams=config.loader.streams,
-        views=replay.views if replay and not config.data.mismatch else None,
+        views=replay.views if replay else None,
     )
     order.epoch(0)  # raises if there are fewer clips than one step takes
     return order

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,13 +21,19 @@ class TrainData(Config):
         None, description="made by `cache-teacher`; without a cache: plain training on fresh views"
     )
     views: Positive | None = Field(None, description="how many stored views are replayed, the first ones; null: all")
-    mismatch: bool = Field(False, description="for comparison only: the student sees fresh views by `policy`, "
-                                              "though the stored targets are of other views")  # fmt: skip
     pack: Path | None = Field(
         None, description="made by `pack` from `train`: frames are read from the pack, not from the videos"
     )
     val_pack: Path | None = Field(None, description="made by `pack` from `val`, with frames: all")
     order_seed: int | None = Field(None, description="seed of the clips' order; null: `seed`")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_runs(cls, values: Any) -> Any:
+        """`mismatch: false` is in the configs of older runs. Stored targets are always joined with their own views."""
+        if isinstance(values, dict) and values.get("mismatch") is False:
+            return {key: value for key, value in values.items() if key != "mismatch"}
+        return values
 
 
 class OnlineTeacherConfig(Config):
@@ -129,12 +135,12 @@ class TrainConfig(Config):
                 raise ValueError(
                     "a teacher in the loop that no loss reads: give losses.feature_mse or another a weight, or remove `teacher`"
                 )
-            if self.data.views is not None or self.data.mismatch:
-                raise ValueError("data.views and data.mismatch need stored views: each goes with data.cache")
+            if self.data.views is not None:
+                raise ValueError("data.views are stored views: they go with data.cache")
         elif self.teacher is not None:
             raise ValueError("data.cache has the teacher's targets: remove `teacher`, or the cache")
-        elif (self.policy is not None) != self.data.mismatch:
-            raise ValueError("with data.cache the stored views are replayed: remove `policy` (or set data.mismatch)")
+        elif self.policy is not None:
+            raise ValueError("with data.cache the stored views are replayed: remove `policy`, or the cache")
         if self.data.pack is not None and self.teacher is not None:
             raise ValueError(
                 "a teacher in the loop reads the videos themselves: remove data.pack, or cache the teacher's targets"

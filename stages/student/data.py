@@ -55,11 +55,11 @@ def check_packs(config: TrainConfig, data: TrainingData, replay: Replay | None) 
     """
     size = config.render_via or config.size
     pack = data.train_pack
-    if pack and replay and not config.data.mismatch:
+    if pack and replay:
         check_stored_views(pack, replay, config.data.cache)
         if pack.manifest.identity.frames == "crops" and config.render_via:
             raise ReskdError(f"render_via {config.render_via}: {pack.path} has finished pictures: leave render_via out, "
-                             "or run `pack` with frames: views into a new folder")  # fmt: skip
+                             "or run `pack` with frames: all into a new folder")  # fmt: skip
         warn_if_enlarged(pack, replay.manifest.identity.policy, size)
     elif pack:
         check_fresh_views(pack, config.policy, size, "fresh views of data.train")

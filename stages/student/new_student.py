@@ -85,7 +85,7 @@ def _with_defaults(config: TrainConfig, data: Dataset, replay: Replay | None) ->
     classes = config.model.num_classes or len(data.classes)
     if classes != len(data.classes):
         raise ReskdError(f"model.num_classes is {classes}, {data.path} has {len(data.classes)} classes: leave it out")
-    policy = config.policy if replay else config.policy or ViewPolicy(num_frames=config.model.num_frames)
+    policy = None if replay else config.policy or ViewPolicy(num_frames=config.model.num_frames)
     train_policy = policy or replay.manifest.identity.policy
     filled = {
         "data": config.data.model_copy(update={"views": replay.views if replay else None}),

@@ -30,6 +30,7 @@ from stages.stream.batch import Batch
 from stages.student.cohort import check_shared
 from stages.student.cohort_config import load_cohort
 from stages.student.config import TrainConfig
+from stages.student.new_student import with_warmup
 from stages.student.optim import build_optimizer, build_schedule
 from stages.sweep.config import load_sweep
 from stages.teacher.config import CacheConfig, FeaturesConfig
@@ -213,7 +214,7 @@ def test_a_recipe_is_upstreams(name):
     views = (policy.sampling, policy.stride, policy.crop, policy.flip)
     optimizer = (optim.name, optim.lr, optim.lr_batch, optim.weight_decay, optim.groups, optim.clip_grad)
     shape = (model.arch, model.backbone, model.num_frames, config.size, views)
-    rest = (schedule.epochs, schedule.warmup_epochs, config.batch_size, config.accumulate, model.drop_path)
+    rest = (schedule.epochs, with_warmup(config).warmup_epochs, config.batch_size, config.accumulate, model.drop_path)
     assert (*shape, *optimizer, *rest) == UPSTREAM[name]
     assert 8 * config.batch_size * config.accumulate == optim.lr_batch and said(file, "Hardware").startswith("8 GPUs")
     assert schedule.by_epoch and model.dropout == 0.5 and optim.momentum == 0.9

@@ -37,7 +37,7 @@ def test_an_unknown_key_names_the_nearest(override, meant):
         (["losses.feature_mse=1"], r"feature_mse needs targets: set data\.cache"),
         (["losses.logit_kl=1"], "logit_kl needs targets"),
         (["losses.cross_entropy=0"], "every weight is 0"),
-        (["data.views=2"], r"goes with data\.cache"),
+        (["data.views=2"], r"go with data\.cache"),
         (["data.cache=c", "policy.flip=0"], "stored views are replayed: remove `policy`"),
         (["policy.num_frames=4"], r"policy\.num_frames 4 and model\.num_frames 8 must be equal"),
         (["eval_policy.jitter=true"], "must be deterministic"),

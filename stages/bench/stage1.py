@@ -25,18 +25,20 @@ from cache.errors import ReskdError
 from cache.teacher_time import teacher_time_of
 from cache.view import sample_view
 from stages.bench.decode import plain_decord
+from stages.bench.device_peak import product_gmacs
 from stages.bench.figures import Figure, at_least, measured, profiled, show
 from stages.bench.stage1_answers import Answers, run_answers
 from stages.bench.stage1_growth import memory_over_more_clips, over_more_clips
 from stages.bench.stage1_runs import Setup, cache_filler, make_dataset, measure_rate, stage_one_config
 from stages.bench.videos import SMALL, make_videos
+from stages.models.video_model import model_stats
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.shards.dataset import Dataset
 from stages.stream.loading import decoding_workers
 from stages.teacher.config import CacheConfig
 from stages.teacher.forward import FORWARDS_ON_CPU
 from stages.teacher.load_teacher import load_teacher
-from stages.teacher.teacher import Teacher
+from stages.teacher.teacher import Teacher, uncompiled
 from stages.video.decord_decode import decord
 
 FULL = Setup()
@@ -89,7 +91,8 @@ def _against_its_bound(folder: Path, videos: Path, setup: Setup, ranks: Ranks, t
         )
         bound = min(decode, forward) if gpu else 1 / (1 / decode + 1 / forward)
         rounds.append((rate, decode, forward, bound, rate / bound))
-    time = teacher_time_of(config.output, {})
+    time, gmacs = teacher_time_of(config.output, {}), model_stats(uncompiled(teacher.model), teacher.size).gmacs
+    peak = product_gmacs(ranks.device, teacher.dtype)
     with profiled(trace):
         if trace is not None:
             stage_one()
@@ -100,6 +103,8 @@ def _against_its_bound(folder: Path, videos: Path, setup: Setup, ranks: Ranks, t
         measured(f"decoding alone, {workers} processes", decode, "clip·views/s"),
         measured("the teacher alone", forward, "clip·views/s"),
         measured("their bound", bound, "clip·views/s"),
+        measured("the teacher alone: multiply-adds ÷ a matrix product's", [gmacs * r / peak for r in forward], ""),
+        measured("stage one: multiply-adds ÷ a matrix product's", [gmacs * r / peak for r in rate], ""),
         at_least("stage one ÷ its bound", ratio, "", 0.9),
         Figure("forwards, of stage one's wall time", 100 * time.forward_seconds / time.seconds, "%"),
     ]

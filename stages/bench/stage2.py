@@ -22,6 +22,7 @@ from torch import Tensor
 from cache.reader import CacheReader
 from cache.view import ViewPolicy
 from stages.bench.clocks import RUNS, cpu_seconds
+from stages.bench.device_peak import product_gmacs, wait_for
 from stages.bench.figures import Figure, at_least, at_most, measured, median_of, profiled, show
 from stages.bench.students import DEMO, FRAMES, R18, R50, Bench, make_bench
 from stages.bench.videos import SMALL
@@ -30,8 +31,8 @@ from stages.distill.student import Student, StudentOutput, build_student
 from stages.distill.targets import TargetDecoder, loss_terms, target_decoder
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
-from stages.models.video_model import to_device
-from stages.runtime.distributed import join_ranks
+from stages.models.video_model import model_stats, to_device
+from stages.runtime.distributed import has_bfloat16, join_ranks
 from stages.runtime.log import read_metrics
 from stages.shards.dataset import open_dataset
 from stages.stream.batch import Batch
@@ -136,11 +137,13 @@ def _step_shares(
     packed, path = _clips(bench, size, "crops"), bench.packed("crops", size)
     net, clips = to_device(_net(model), device), _batch(packed).clips.to(device)
     optimizer = build_optimizer(net, _run(bench, "none", student).optim, BATCH)
-    labels = torch.zeros(BATCH, dtype=torch.int64, device=device)
+    labels, amp = torch.zeros(BATCH, dtype=torch.int64, device=device), has_bfloat16(device)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(net.train()(clips).logits, labels).backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            logits = net.train()(clips).logits
+        torch.nn.functional.cross_entropy(logits, labels).backward()
         optimizer.step()
 
     alone = _ms(step, BATCH, setup)
@@ -148,13 +151,16 @@ def _step_shares(
     began, steps = time.perf_counter(), max(3, round(0.5 / (BATCH * median_of(alone)[0] / 1e3)))
     for _ in range(steps):
         step()
+    wait_for(device)
     rate = steps * BATCH / (time.perf_counter() - began)
+    busy = 3 * model_stats(net, size).gmacs * rate / product_gmacs(device, torch.bfloat16 if amp else torch.float32)
     run = _run(bench, f"busy-{model.backbone}-{size}", student, data={"cache": bench.cache(), "pack": path},
                losses=LOSSES[LOGITS].model_dump())  # fmt: skip
     trained = [r / rate for r in _rates(run)]
     share = 100 * median_of(input_times)[0] / (median_of(input_times)[0] + median_of(alone)[0])
     return [
         measured(f"{name}: step", alone, "ms a clip"),
+        Figure(f"{name}: the step's multiply-adds ÷ a matrix product's", busy, ""),
         measured(f"{name}: input from a pack of crops", input_times, "ms a clip"),
         Figure(f"{name}: the input's share of both", share, "%"),
         at_least(f"{name}: stage two from it ÷ the step alone", trained, "", 0.9),

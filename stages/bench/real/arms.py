@@ -8,6 +8,12 @@ from typing import Any
 
 INT4 = {"codec": "int4"}
 FADING = {"end": 0.0, "shape": "cosine"}
+RISING_LATE = {
+    "start": 0.0,
+    "end": 1.0,
+    "shape": "linear",
+    "until": 0.7,
+}  # the net imitates first, and is then labelled
 RISING = {"start": 0.0, "end": 1.0, "shape": "linear", "until": 0.2}  # its gradient at a fresh classifier is large
 
 
@@ -16,7 +22,7 @@ class Arm:
     """One way to train the student.
 
     teacher: "tuned" (trained on the clips), "early" (the same, stopped after a third), "pretrained" (ImageNet's weights as they
-    are: its maps alone); None: labels alone.
+    are: its maps alone), "own" (the same of the student's own net, at the teacher's size); None: labels alone.
     """
 
     name: str
@@ -43,7 +49,7 @@ UPSTREAM_LOOP = replace(UPSTREAM, name="upstream, in the loop", in_the_loop=True
 
 def screening_arms(quick: bool) -> list[Arm]:
     """Upstream's recipe, each part of the recipe alone, and teachers that haven't memorised the clips."""
-    tuned, pretrained = Arm("", teacher="tuned"), Arm("", teacher="pretrained")
+    tuned, pretrained, own = (Arm("", teacher=teacher) for teacher in ("tuned", "pretrained", "own"))
     arms = [
         UPSTREAM,
         replace(tuned, name="feature_mse, fading", losses={"feature_mse": fading(5.0)}),
@@ -62,6 +68,10 @@ def screening_arms(quick: bool) -> list[Arm]:
         replace(pretrained, name="pretrained: feature_cosine", losses={"feature_cosine": 3.0}),
         replace(pretrained, name="pretrained: feature_cosine, heavy", losses={"feature_cosine": 10.0}),
         replace(pretrained, name="pretrained: feature_cosine, fading", losses={"feature_cosine": fading(3.0)}),
+        replace(own, name="own: feature_mse", losses={"feature_mse": 5.0}),
+        replace(own, name="own: feature_cosine", losses={"feature_cosine": 3.0}),
+        replace(own, name="own: feature_cosine, fading", losses={"feature_cosine": fading(3.0)}),
+        replace(own, name="own: feature_cosine, labels rising", losses={"feature_cosine": 10.0, "cross_entropy": RISING_LATE}),
         replace(tuned, name="early: feature_mse", teacher="early", losses={"feature_mse": 5.0}),
         UPSTREAM_LOOP,
     ]  # fmt: skip

@@ -36,6 +36,7 @@ from stages.teacher.config import CacheConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "real"
 CHOICE = "choice"  # the side on which all choices are made: sources held out of the first split's train side
+PRETRAINED = {"pretrained": "lite2", "own": "lite0"}  # teachers with ImageNet's weights as they are
 EARLY = 3  # an early teacher is trained for a third of the epochs
 
 
@@ -103,7 +104,7 @@ def make_caches(config: RealConfig, runs: Sequence[StudentRun]) -> dict:
     stored = load_manifest(path).views if (path / "zarr.json").exists() else 0
     changes = {"output": path, "data": data, "views": max(views, stored), "targets.features": dict(arm.features),
                "teacher.checkpoint": _teacher(config, arm, side), "teacher.size": config.teacher_size}  # fmt: skip
-    if arm.teacher == "pretrained":
+    if arm.teacher in PRETRAINED:
         changes["targets.logits"] = None
     result = cache_teacher(_config(CacheConfig, "cache.yaml", changes))
     for size in sorted({run.arm.size or config.size for run in runs}):
@@ -182,8 +183,8 @@ def _one_frame(config: RealConfig, folder: Path, side: str) -> float:
 
 
 def _teacher(config: RealConfig, arm: Arm, side: str) -> Path:
-    if arm.teacher == "pretrained":
-        return _imagenet(config, "lite2")
+    if arm.teacher in PRETRAINED:
+        return _imagenet(config, PRETRAINED[arm.teacher])
     return config.output / "nets" / f"{side}-{arm.teacher}" / "last.safetensors"
 
 

@@ -38,7 +38,9 @@ def test_on_a_cpu_nothing_is_copied():
 
 def test_more_processes_than_gpus_are_refused_with_what_to_start():
     assert _own_gpu(7, 8) == torch.device("cuda", 7)
-    with pytest.raises(ReskdError, match=r"process 2 of this machine .* no GPU: 2 are visible.*--nproc-per-node 2"):
+    with pytest.raises(
+        ReskdError, match="process 2 of this machine .* no GPU of its own: it sees 2.*--nproc-per-node 2"
+    ):
         _own_gpu(2, 2)
 
 
@@ -49,7 +51,7 @@ def test_processes_of_different_devices_are_refused_by_name():
 
 
 def test_a_signal_to_any_process_saves_all_before_the_next_log_row(zygote, data, tmp_path):
-    """To the second of two, which writes nothing. One log row is due at the end of the epoch, minutes later."""
+    """To the second of two, which writes nothing. The next log row is due at the end of the epoch, after 50 steps."""
     output = tmp_path / "run"
     changes = [f"output={output}", f"data.train={data.train}", *QUICK, "size=16", "batch_size=1", "log_every=100000",
                "checkpoint_every=1", "accumulate=2", "schedule.epochs=100"]  # fmt: skip
@@ -62,5 +64,5 @@ def test_a_signal_to_any_process_saves_all_before_the_next_log_row(zygote, data,
     running[1].kill(signal.SIGTERM, group=False)
     assert [command.wait() for command in running] == [143, 143]
     step = int(re.search(r"stopped at step (\d+) of", re.sub(r"\s+", " ", running[0].said())).group(1))
-    assert step < 50 and rows_of(output) == []  # an epoch has 50 steps
+    assert step < 50 and rows_of(output) == []
     assert torch.load(output / "last.pt", weights_only=True)["step"] == step

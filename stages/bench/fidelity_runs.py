@@ -139,7 +139,7 @@ def _cache_path(config: StudyConfig, arm: Arm) -> Path:
 
 
 def _pack_path(config: StudyConfig, arm: Arm) -> Path:
-    return config.output / "packs" / f"{arm.cache}-crops"
+    return config.output / "packs" / f"{arm.cache}-crops-1"
 
 
 def _slug(name: str) -> str:

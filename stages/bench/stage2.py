@@ -22,7 +22,7 @@ from torch import Tensor
 from cache.reader import CacheReader
 from cache.view import ViewPolicy
 from stages.bench.clocks import RUNS, cpu_seconds
-from stages.bench.device_peak import product_gmacs, wait_for
+from stages.bench.device_peak import product_gmacs
 from stages.bench.figures import Figure, at_least, at_most, measured, median_of, profiled, show
 from stages.bench.students import DEMO, FRAMES, R18, R50, Bench, make_bench
 from stages.bench.videos import SMALL
@@ -32,7 +32,7 @@ from stages.distill.targets import TargetDecoder, loss_terms, target_decoder
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
 from stages.models.video_model import model_stats, to_device
-from stages.runtime.distributed import has_bfloat16, join_ranks
+from stages.runtime.distributed import fast_kernels, has_bfloat16, join_ranks, wait_for
 from stages.runtime.log import read_metrics
 from stages.shards.dataset import open_dataset
 from stages.stream.batch import Batch
@@ -146,12 +146,16 @@ def _step_shares(
         torch.nn.functional.cross_entropy(logits, labels).backward()
         optimizer.step()
 
-    alone = _ms(step, BATCH, setup)
+    with fast_kernels(device):
+        alone = _ms(step, BATCH, setup)
     input_times = _ms(partial(_batch, packed), BATCH, setup)
-    began, steps = time.perf_counter(), max(3, round(0.5 / (BATCH * median_of(alone)[0] / 1e3)))
-    for _ in range(steps):
-        step()
-    wait_for(device)
+    steps = max(3, round(0.5 / (BATCH * median_of(alone)[0] / 1e3)))
+    with fast_kernels(device):
+        wait_for(device)
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        wait_for(device)
     rate = steps * BATCH / (time.perf_counter() - began)
     busy = 3 * model_stats(net, size).gmacs * rate / product_gmacs(device, torch.bfloat16 if amp else torch.float32)
     run = _run(bench, f"busy-{model.backbone}-{size}", student, data={"cache": bench.cache(), "pack": path},

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from timm.utils import distribute_bn
 
 from cache.errors import ReskdError
-from stages.runtime.terminal import console
 
 
 @dataclass(frozen=True)
@@ -106,16 +105,30 @@ def cores() -> int:
     return max(1, allowed // ranks_of_machine())
 
 
-def use_fast_kernels(device: torch.device) -> None:
-    """Let CUDA train as fast as it can: TensorFloat-32 in float32 products, and the fastest kernel for each convolution's shape.
+@contextmanager
+def fast_kernels(device: torch.device) -> Iterator[None]:
+    """For steps of training: CUDA computes float32 products in TensorFloat-32, and takes the fastest kernel for each convolution.
 
-    Results differ in their last bits from run to run. On a CPU nothing changes. Prints it if the GPU has no bfloat16.
+    Results differ in their last bits from run to run. So caches and scores, which are compared, are computed without it. On a
+    CPU nothing changes.
     """
+    if device.type != "cuda":
+        yield
+        return
+    precision, benchmark = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has computed all that it was given."""
     if device.type == "cuda":
-        if not has_bfloat16(device):
-            console.print("this GPU has no bfloat16: forwards run in float32, which takes more time and memory")
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
+        torch.cuda.synchronize(device)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -159,8 +172,8 @@ def _own_gpu(local_rank: int, gpus: int) -> torch.device:
     """The GPU of a process. Raises ReskdError if this machine has more processes than GPUs."""
     if local_rank >= gpus:
         raise ReskdError(
-            f"process {local_rank} of this machine (they count from 0) has no GPU: {gpus} are visible. Start one process a "
-            f'GPU (torchrun --nproc-per-node {gpus}), or none on GPUs (CUDA_VISIBLE_DEVICES="")'
+            f"process {local_rank} of this machine (they count from 0) has no GPU of its own: it sees {gpus}. Start one process "
+            f'a GPU (torchrun --nproc-per-node {gpus}), or none on GPUs (CUDA_VISIBLE_DEVICES="")'
         )
     return torch.device("cuda", local_rank)
 

@@ -89,10 +89,8 @@ def read_pack(path: Path) -> PackManifest | None:
     try:
         values = read_json(file)
         version = values["format"]
-        if version == FORMAT and values["identity"]["frames"] == "views":
-            raise ReskdError(f"{path}: its whole frames of stored views are no longer read: run `pack` with frames: crops into a "
-                             "new folder")  # fmt: skip
-        if version == FORMAT:
+        frames = values["identity"]["frames"]
+        if version == FORMAT and frames != "views":
             manifest = PackManifest(
                 PackIdentity.from_json(values["identity"]),
                 values["finished"],
@@ -106,6 +104,9 @@ def read_pack(path: Path) -> PackManifest | None:
             return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReskdError(f"{file}: damaged ({error!r}). Run `pack` into a new folder") from error
+    if version == FORMAT:
+        raise ReskdError(f"{path} has the whole frames of stored views, which are not read any more: run `pack` with frames: "
+                         "crops (or all) into a new folder")  # fmt: skip
     raise ReskdError(f"{file}: format version {version}, this program reads {FORMAT}. Run `pack` into a new folder, or use "
                      "the version of reskd that wrote it")  # fmt: skip
 

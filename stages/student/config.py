@@ -121,7 +121,7 @@ class TrainConfig(Config):
     seed: int = 0
     log_every: Positive = Field(20, description="optimizer steps")
     checkpoint_every: Positive = Field(
-        500, description="optimizer steps; also at the end of an epoch of more than seconds"
+        500, description="optimizer steps; also at the end of an epoch, if 10 s have passed since the last one"
     )
     loader: LoaderConfig = LoaderConfig()
 

@@ -12,6 +12,7 @@ from cache.errors import ReskdError
 from stages.distill.targets import loss_terms
 from stages.metrics.accuracy import headline
 from stages.metrics.scoring import ScoredModel
+from stages.runtime.distributed import fast_kernels, wait_for
 from stages.runtime.interrupt import Interrupted, stop_requested
 from stages.runtime.log import RunLog
 from stages.runtime.progress import progress_bar
@@ -25,7 +26,7 @@ from stages.student.training_run import TrainingRun, check_finite, remember_stat
 SAVE_SECONDS = (
     10  # an epoch that ends sooner after a checkpoint gets none: a checkpoint would cost short epochs too much
 )
-STOP_SECONDS = 10  # all ranks have heard of a signal to one of them by then, or after one longer step
+STOP_SECONDS = 10  # a signal to one of several ranks is known to all by then, at the pace of the last log row
 
 
 class NoBatch(ReskdError):
@@ -79,7 +80,8 @@ def fit(
                 batches = iter(batches_from(divmod(step, steps_per_epoch)))
             active = [run for run in unfinished if run.progress.step == step]  # later ones skip this step's batches
             try:
-                _optimizer_step(active, runs, batches, step // steps_per_epoch, teach)
+                with fast_kernels(ranks.device):
+                    _optimizer_step(active, runs, batches, step // steps_per_epoch, teach)
             except NoBatch as error:
                 if ranks.world > 1 or step == first_step:  # others can't save now; nothing is new
                     raise
@@ -89,15 +91,16 @@ def fit(
             log_now = epoch_ends or step % config.log_every == 0
 
             if log_now:
+                wait_for(ranks.device)
                 seconds = (time.perf_counter() - log_time) / (step - log_step)
-                rate = global_batch / seconds
-                ask_every = max(1, int(STOP_SECONDS / max(ranks.gather(seconds))))
+                rate, ask_every = global_batch / seconds, steps_between_questions(max(ranks.gather(seconds)))
                 for_each_run(active, runs, lambda run: _log_row(run, rate), share_failures=True)  # noqa: B023
                 bar.update(task, completed=step, rate=rate, note=_loss_summary(active))
             due = [run for run in active if run.failure is None and epoch_ends and _validation_is_due(run, epoch)]
+            improved = False
             if validate and due:
                 try:
-                    _validate(due, runs, epoch, validate)
+                    improved = _validate(due, runs, epoch, validate)
                 except NoBatch as error:
                     if ranks.world > 1:
                         raise
@@ -113,7 +116,7 @@ def fit(
             elif log_now or step % ask_every == 0:
                 stop = ranks.any(bool(signal_came()))
             ending = [run for run in active if run.steps == step]
-            save = stop or bool(ending) or step % config.checkpoint_every == 0
+            save = stop or improved or bool(ending) or step % config.checkpoint_every == 0
             if save or (epoch_ends and ranks.gather(time.perf_counter() - save_time)[0] >= SAVE_SECONDS):
                 for_each_run(active, runs, save_checkpoint, share_failures=True)
                 save_time = time.perf_counter()
@@ -150,6 +153,11 @@ def _optimizer_step(
         last = i + 1 == config.accumulate
         for_each_run(active, runs, lambda run: _backward(run, batch, on_device, epoch, last))  # noqa: B023
     for_each_run(active, runs, _update_weights)
+
+
+def steps_between_questions(seconds: float) -> int:
+    """After how many steps of `seconds` each the ranks ask each other whether a signal came: at most STOP_SECONDS apart."""
+    return max(1, int(STOP_SECONDS / seconds))
 
 
 def _begin_step(run: TrainingRun) -> None:
@@ -191,8 +199,12 @@ def _validation_is_due(run: TrainingRun, epoch: int) -> bool:
     return epoch % run.config.schedule.val_every == 0 or run.progress.step == run.steps
 
 
-def _validate(due: Sequence[TrainingRun], runs: Sequence[TrainingRun], epoch: int, validate: Callable) -> None:
-    """Score the runs on one stream of validation clips. Save a run's weights if they are its best so far."""
+def _validate(due: Sequence[TrainingRun], runs: Sequence[TrainingRun], epoch: int, validate: Callable) -> bool:
+    """Score the runs on one stream of validation clips. Save a run's weights if they are its best so far.
+
+    Returns whether any are: then a checkpoint must follow, which knows of them.
+    """
+    before = [run.progress.best for run in due]
     for run in due:
         run.ranks.average_statistics(run.evaluated)  # what is scored is what is saved
     try:
@@ -217,6 +229,7 @@ def _validate(due: Sequence[TrainingRun], runs: Sequence[TrainingRun], epoch: in
             console.print(f"{student}epoch {epoch}/{run.config.schedule.epochs}  val {headline(metrics)}")
 
     for_each_run(due, runs, keep_score, share_failures=True)
+    return any(run.progress.best is not best for run, best in zip(due, before, strict=True))
 
 
 def _finish(run: TrainingRun) -> None:

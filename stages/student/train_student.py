@@ -15,7 +15,7 @@ from cache.store import write_atomically
 from stages.config.json_result import read_result
 from stages.models.checkpoints import ModelCard, save_model
 from stages.models.video_model import model_stats
-from stages.runtime.distributed import join_ranks, use_fast_kernels
+from stages.runtime.distributed import has_bfloat16, join_ranks
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
 from stages.stream.order import workers_of_run
@@ -97,7 +97,6 @@ def train_cohort(
 def _train(students: Mapping[str, NewStudent], stream: CohortStream, started: float, go_on: str) -> dict[str, dict]:
     """Train the students to their ends, and write weights and results. `started`: when, by `time.perf_counter`."""
     ranks, order = stream.ranks, stream.order
-    use_fast_kernels(ranks.device)
     configs = [student.config for student in students.values()]
     renderings = list(dict.fromkeys((config.size, config.render_via) for config in configs))
     batches_from = training_batches(stream, renderings, max(config.schedule.epochs for config in configs))
@@ -140,6 +139,13 @@ def _train(students: Mapping[str, NewStudent], stream: CohortStream, started: fl
         if last.exists():
             restore(run, load_state(last))
         runs.append(run)
+    if (
+        ranks.device.type == "cuda"
+        and ranks.first
+        and not has_bfloat16(ranks.device)
+        and any(c.amp == "auto" for c in configs)
+    ):
+        console.print("this GPU has no bfloat16: forwards run in float32, which takes more time and memory")
     targets = {target for config in configs for target in config.losses.stored_targets}
     teach = teacher_in_the_loop(stream, targets, torch.bfloat16 if any(run.amp for run in runs) else torch.float32)
     validate = validation(stream, renderings)

@@ -162,7 +162,7 @@ def _with_estimated_constants(
                          f"them (the cache has grown, or this machine computes differently): restore its folders "
                          f"{', '.join(constants)} from a copy, or set targets.features.basis to a cache with the same "
                          f"constants")  # fmt: skip
-    return teacher, replace(wanted, notes=wanted.notes | {"features": error})
+    return teacher, replace(wanted, notes={"features": error})
 
 
 def _report(

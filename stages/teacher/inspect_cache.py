@@ -143,8 +143,6 @@ def _show(path: Path, result: dict) -> None:
     console.print(table)
     if (teacher_time := teacher_time_of(path, result["notes"])) is not None:
         say(str(teacher_time))
-    if "device" in result["notes"]:
-        say(f"computed on {result['notes']['device']}")
     if "features" in result["notes"]:
         say(f"features, {describe_error(result['notes']['features'])}")
     say(

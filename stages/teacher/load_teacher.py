@@ -57,7 +57,7 @@ def load_teacher(config: CacheConfig, data: Dataset, device: torch.device) -> tu
         model = torch.compile(model)
     features = config.targets.features
     teacher = Teacher(model, size, getattr(torch, dtype), config.teacher.batch_size, features, pending=pending)
-    wanted = Manifest(identity=identity, views=config.views, packages=_package_versions(), notes=_device_note(device))
+    wanted = Manifest(identity=identity, views=config.views, packages=_package_versions())
     return (teacher, wanted) if features is None else with_stored_maps(teacher, wanted, config)
 
 
@@ -123,13 +123,6 @@ def _with_defaults(origin: dict) -> dict:
     """Absent keys of the policy take their defaults: an older version had fewer keys."""
     defaults = json.loads(json.dumps(asdict(ViewPolicy())))
     return {**origin, "policy": {**defaults, **origin.get("policy", {})}}
-
-
-def _device_note(device: torch.device) -> dict[str, str]:
-    """What the cache says of a GPU that computed it. Nothing of a CPU: its bytes are those of any other of its kind."""
-    if device.type == "cpu":
-        return {}
-    return {"device": f"{torch.cuda.get_device_name(device)}; codes differ by at most one step from those of a CPU"}
 
 
 def _package_versions() -> dict[str, str]:

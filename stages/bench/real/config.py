@@ -29,7 +29,7 @@ class RealConfig(Config):
     teacher_epochs: Positive = 12
     lengths: tuple[Positive, ...] = Field((5, 10, 20), description="epochs of students on labels alone; length 1 is the "
                                           "first one after which they gain less than `gain` points")  # fmt: skip
-    gain: float = Field(2.0, description="points; one clip of those to choose by is 0.6")
+    gain: float = Field(2.0, description="points; one clip of the held-out ones is 0.6")
     rates: tuple[float, ...] = Field((0.002, 0.004, 0.008), description="learning rates for 64 clips; each way to train takes "
                                      "its best on held-out sources")  # fmt: skip
     views: Positive = Field(8, description="stored views of the screening and the claim")

@@ -79,7 +79,7 @@ def real(config_file, overrides, quick, json_file, **options):
     mean over frames, so they don't see motion.
 
     
-    1. length 1: how many epochs labels alone need
+    1. length 1: how many epochs labels alone need, and what frozen nets know of the clips
     2. screening: upstream's recipe, each part of ours, and teachers that haven't memorised the clips
     3. the claim: labels, upstream's recipe and the best one, on every split, at one and three lengths
     4. what it hangs on: sizes, a tenth of the labels, stored views, encodings

@@ -186,6 +186,8 @@ def test_two_classes_of_real_clips_go_through_the_whole_study_and_a_rerun_trains
     study = json.loads((tmp_path / "real/study.json").read_text())
     assert study["students"][0]["arm"]["name"] == LABELS.name and len(study["students"]) == 2
     assert set(study["nets"]["tuned-choice"]) == {"test", "one_frame", "curve"}
+    assert set(study["frozen"]) == {"lite2 at 64 px", "lite0 at 64 px", "lite0 at 32 px"}
+    assert all(50 <= top1 <= 100 for top1 in study["frozen"].values())  # of two classes that look different
     assert (tmp_path / "figures.png").exists() and (tmp_path / "figures.json").exists()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "real/students").rglob("*.safetensors")}
     assert "chosen: " in command(*arguments) and before

@@ -41,6 +41,9 @@ class Results:
 
     config: RealConfig
     nets: dict[tuple, dict] = field(default_factory=dict)  # (teacher, side) -> its top-1
+    frozen: dict[tuple[str, int], float] = field(
+        default_factory=dict
+    )  # (net, px) -> top-1 of a linear probe, held-out clips
     caches: dict[str, dict] = field(default_factory=dict)
     students: dict[str, dict] = field(default_factory=dict)
     runs: dict[str, StudentRun] = field(default_factory=dict)
@@ -97,7 +100,14 @@ class Results:
         """Write study.json: the nets, the caches, and each student with its arm."""
         rows = [{**asdict(self.runs[name]), **outcome} for name, outcome in self.students.items()]
         nets = {"-".join(map(str, key)): net for key, net in self.nets.items()}
-        study = {"config": self.config.model_dump(mode="json"), "nets": nets, "caches": self.caches, "students": rows}
+        frozen = {f"{name} at {size} px": top1 for (name, size), top1 in self.frozen.items()}
+        study = {
+            "config": self.config.model_dump(mode="json"),
+            "nets": nets,
+            "frozen": frozen,
+            "caches": self.caches,
+            "students": rows,
+        }
         write_atomically(self.config.output / "study.json", (json.dumps(study, indent=1) + "\n").encode())
 
 
@@ -162,10 +172,14 @@ def _curves(results: Results, arm: Arm, epochs: int) -> list:
 
 
 def print_tables(results: Results, length: int, best: Arm) -> None:
-    """The teachers, the choices on held-out sources, and every arm on the test splits."""
+    """The teachers, what frozen nets know, the choices on held-out sources, and every arm on the test splits."""
     table = Table("teacher", "side", "top-1 %", "on one frame")
     for (name, side), net in results.nets.items():
         table.add_row(name, side, f"{net['test']:.1f}", f"{net['one_frame']:.1f}")
+    console.print(table)
+    table = Table("frozen net", "a linear probe's held-out top-1 %")
+    for (name, size), top1 in results.frozen.items():
+        table.add_row(f"{name} at {size} px", f"{top1:.1f}")
     console.print(table)
     choices = results.choices(length)
     table = Table("arm", "best rate", "held-out top-1 %", "minus labels", title=f"choices, {length} epochs")

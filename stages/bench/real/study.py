@@ -24,6 +24,7 @@ from stages.bench.real.arms import (
 )
 from stages.bench.real.budget import Part, plan_parts
 from stages.bench.real.config import RealConfig, check_same_study
+from stages.bench.real.probe import probe
 from stages.bench.real.results import Results, claim_figures, draw, print_tables
 from stages.bench.real.runs import CHOICE, StudentRun, make_caches, make_data, train_net, train_runs
 from stages.runtime.lock import locked
@@ -54,6 +55,7 @@ def run_real(config: RealConfig, output: Path | None) -> list[Figure]:
                              "them there is nothing to choose: raise --core-hours, or screen fewer `arms`")  # fmt: skip
         _do(config, planned[0], results)
         length = results.length_one()
+        results.frozen = _probe(config)
         _do(config, _parts(config, splits, length, UPSTREAM, {})[1], results)
         if COMBINATIONS in fitting:
             _do(config, Part(COMBINATIONS, _choice_runs(config, results.combinations(length), length)), results)
@@ -107,6 +109,12 @@ def _parts(config: RealConfig, splits: Sequence[str], length: int, best: Arm, ra
         Part("views and encodings", on_splits(detail_arms(best), 0, length)),
     ]
     return [part for part in parts if part.runs and (not config.quick or part.name in ("length 1", "screening"))]
+
+
+def _probe(config: RealConfig) -> dict[tuple[str, int], float]:
+    """(net, px) -> top-1 of frozen nets: the teacher's at its size, the student's at both sizes."""
+    nets = dict.fromkeys([("lite2", config.teacher_size), ("lite0", config.teacher_size), ("lite0", config.size)])
+    return dict(in_processes({net: partial(probe, config, *net) for net in nets}, config.jobs, RUNS))
 
 
 def _screened(config: RealConfig) -> list[Arm]:

@@ -38,6 +38,11 @@ def leads(config) -> bool:
     return bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One process more than cores: some tests wait for others to start, end or be killed."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_configure(config):
     os.environ[MARK] = str(os.getpid())
     if not leads(config) and not config.getoption("collectonly", False):

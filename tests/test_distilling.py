@@ -94,14 +94,22 @@ def test_a_run_with_a_projector_resumes_exactly(wide, tmp_path):
 
 
 def test_compiled_and_accumulated_it_is_the_same_run(data, cached, tmp_path, monkeypatch):
+    # Inductor's C++ takes a minute; what it would compile is traced and run here all the same.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    changes = [f"data.cache={cached}", *BOTH, "accumulate=2", "schedule.epochs=1", "model.dropout=0"]
-    runs = []
+    changes = [
+        f"data.cache={cached}",
+        f"data.val={data.val}",
+        *BOTH,
+        "accumulate=2",
+        "schedule.epochs=1",
+        "model.dropout=0",
+    ]
+    runs, scores = [], []
     for name, more in (("plain", []), ("compiled", ["compile=true"])):
         config = train_config(tmp_path / name, data, *changes, *more)
-        train_student(config)
+        scores.append(train_student(config)["best"]["top1"])
         runs.append([row["loss"] for row in rows_of(config.output)])
-    assert np.allclose(*runs, rtol=1e-4)
+    assert np.allclose(*runs, rtol=1e-4) and abs(scores[0] - scores[1]) <= 100 / 40  # one clip
 
 
 def test_class_maps_alone_teach_the_classifier_too(data, teacher, tmp_path, capfd):

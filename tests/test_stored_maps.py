@@ -277,9 +277,7 @@ def upset_by(upsetting: torch.Tensor, answer: float, monkeypatch) -> None:
     monkeypatch.setattr(teachers, "teacher_outputs", upset)
 
 
-NOT_FINITE = [("float16", float("nan")), ("float16", float("inf"))] + [
-    ("{codec: int8, dims: 8}", x) for x in (float("nan"), 7e4)
-]
+NOT_FINITE = [("float16", float("inf"))] + [("{codec: int8, dims: 8}", x) for x in (float("nan"),)]
 
 
 @pytest.mark.parametrize(("features", "answer"), NOT_FINITE)

@@ -98,8 +98,17 @@ def test_students_of_twice_the_epochs_lie_beside_the_others_and_share_the_teache
     assert twice["cost"]["teacher_clip_views"] == 240 and twice["cost"]["in_loop_clip_views"] == 480
 
 
-@pytest.mark.parametrize(("model", "classes"), [("slowonly", 40), ("swin", 4)])  # tsn: below
-def test_every_family_has_a_demo(model, classes, tmp_path, monkeypatch, without_onnx):
+def test_the_slowonlys_configs_fit_the_same_clips(demo):
+    """Each family has a demo. This one differs from the first in its networks alone."""
+    output, *_ = demo
+    for net in ("teacher", "baseline"):
+        data = sets({"data.train": str(output / "data/train"), "data.val": str(output / "data/val")})
+        said = command("train-student", "--config", f"configs/demo/slowonly/{net}.yaml", "--dry-run", *data)
+        assert "clips            120" in said and "steps_per_epoch" in said
+
+
+@pytest.mark.parametrize(("model", "classes"), [("swin", 4)])  # tsn: below
+def test_a_family_has_a_demo(model, classes, tmp_path, monkeypatch, without_onnx):
     monkeypatch.chdir(tmp_path)
     small = {"side_by_side": False, "clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 1, **ALONE}}
     small |= dict.fromkeys(NETS, BRIEF)

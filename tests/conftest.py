@@ -23,7 +23,7 @@ import psutil
 import pytest
 from hypothesis import settings
 
-from tests.zygote import Zygote, start_zygote
+from tests.zygote import GPUS, Zygote, start_zygote
 
 sys.dont_write_bytecode = False
 
@@ -78,9 +78,6 @@ def pytest_sessionfinish(session, exitstatus):
         os._exit(int(exitstatus))
 
     threading.Thread(target=end_anyway, daemon=True).start()
-
-
-GPUS = len(list(Path("/dev").glob("nvidia[0-9]*")))  # the process that leads doesn't import torch
 
 
 @pytest.fixture(scope="session", params=["cpu", *(["cuda"] if GPUS else [])])

@@ -277,10 +277,8 @@ def upset_by(upsetting: torch.Tensor, answer: float, monkeypatch) -> None:
     monkeypatch.setattr(teachers, "teacher_outputs", upset)
 
 
-NOT_FINITE = [("float16", float("inf"))] + [("{codec: int8, dims: 8}", x) for x in (float("nan"),)]
-
-
-@pytest.mark.parametrize(("features", "answer"), NOT_FINITE)
+# Each of the four values, in one of two tests.
+@pytest.mark.parametrize(("features", "answer"), [("float16", float("inf")), ("{codec: int8, dims: 8}", float("nan"))])
 def test_a_clip_whose_answer_is_not_finite_is_quarantined(few, teacher, raw, tmp_path, monkeypatch, features, answer):
     """In one of its two views."""
     row = 21
@@ -298,7 +296,7 @@ def test_a_clip_whose_answer_is_not_finite_is_quarantined(few, teacher, raw, tmp
     assert train_student(train_config(tmp_path / "run", few, *changes))["clips_seen"] == 32  # of 39
 
 
-@pytest.mark.parametrize(("features", "answer"), NOT_FINITE)
+@pytest.mark.parametrize(("features", "answer"), [("float16", float("nan")), ("{codec: int8, dims: 8}", 7e4)])
 def test_so_is_one_whose_features_are_added_and_not_finite(few, teacher, raw, tmp_path, monkeypatch, features, answer):
     """What the cache has of the clip stays as it is, for those who read it already; new students leave the clip out."""
     row, path = 21, tmp_path / "t.zarr"

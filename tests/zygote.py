@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TextIO
 
 ROOT = Path(__file__).parents[1]
+GPUS = len(list(Path("/dev").glob("nvidia[0-9]*")))  # whoever asks may not have imported torch
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Zygote:
             free.bind(("127.0.0.1", 0))
             common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": free.getsockname()[1]}
         texts = {key: str(value) for key, value in common.items()} | {"MASTER_ADDR": "127.0.0.1"}
-        if len(list(Path("/dev").glob("nvidia[0-9]*"))) < world:
+        if world > GPUS:
             texts["CUDA_VISIBLE_DEVICES"] = ""
         return [self.start(arguments, RANK=str(r), LOCAL_RANK=str(r), **texts) for r in range(world)]
 

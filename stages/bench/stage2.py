@@ -140,22 +140,21 @@ def _step_shares(
     labels, amp = torch.zeros(BATCH, dtype=torch.int64, device=device), has_bfloat16(device)
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            logits = net.train()(clips).logits
-        torch.nn.functional.cross_entropy(logits, labels).backward()
-        optimizer.step()
+        with fast_kernels(device):
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                logits = net.train()(clips).logits
+            torch.nn.functional.cross_entropy(logits, labels).backward()
+            optimizer.step()
 
-    with fast_kernels(device):
-        alone = _ms(step, BATCH, setup)
+    alone = _ms(step, BATCH, setup)
     input_times = _ms(partial(_batch, packed), BATCH, setup)
     steps = max(3, round(0.5 / (BATCH * median_of(alone)[0] / 1e3)))
-    with fast_kernels(device):
-        wait_for(device)
-        began = time.perf_counter()
-        for _ in range(steps):
-            step()
-        wait_for(device)
+    wait_for(device)
+    began = time.perf_counter()
+    for _ in range(steps):
+        step()
+    wait_for(device)
     rate = steps * BATCH / (time.perf_counter() - began)
     busy = 3 * model_stats(net, size).gmacs * rate / product_gmacs(device, torch.bfloat16 if amp else torch.float32)
     run = _run(bench, f"busy-{model.backbone}-{size}", student, data={"cache": bench.cache(), "pack": path},

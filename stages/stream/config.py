@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from stages.config.schema import Config, Positive
 
@@ -27,17 +27,10 @@ class LoaderConfig(Config):
     results.
     """
 
+    removed: ClassVar = {"render": "workers"}
     workers: int | None = Field(None, ge=0, description="decoding processes of a rank; default: one a core, at most 16")
     prefetch: Positive = Field(4, description="batches that a worker decodes in advance")
     window: Positive = Field(16, description="blocks of 64 rows that are shuffled together; changes the order")
     streams: Positive = Field(64, description="streams that an epoch interleaves; changes the order")
     resident: bool = Field(False, description="keep whole decoded clips in memory: for small data sets and few workers")
     limits: ClipLimits = Field(ClipLimits(), description="what one clip may take before it is left out")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_older_runs(cls, values: Any) -> Any:
-        """`render: workers` is in the configs of older runs. Workers render always."""
-        if isinstance(values, dict) and values.get("render") == "workers":
-            return {key: value for key, value in values.items() if key != "render"}
-        return values

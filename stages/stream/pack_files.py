@@ -89,8 +89,8 @@ def read_pack(path: Path) -> PackManifest | None:
     try:
         values = read_json(file)
         version = values["format"]
-        frames = values["identity"]["frames"]
-        if version == FORMAT and frames != "views":
+        whole_frames = version == FORMAT and values["identity"]["frames"] == "views"
+        if version == FORMAT and not whole_frames:
             manifest = PackManifest(
                 PackIdentity.from_json(values["identity"]),
                 values["finished"],
@@ -104,7 +104,7 @@ def read_pack(path: Path) -> PackManifest | None:
             return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReskdError(f"{file}: damaged ({error!r}). Run `pack` into a new folder") from error
-    if version == FORMAT:
+    if whole_frames:
         raise ReskdError(f"{path} has the whole frames of stored views, which are not read any more: run `pack` with frames: "
                          "crops (or all) into a new folder")  # fmt: skip
     raise ReskdError(f"{file}: format version {version}, this program reads {FORMAT}. Run `pack` into a new folder, or use "

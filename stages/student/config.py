@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ from stages.stream.config import LoaderConfig
 
 
 class TrainData(Config):
+    removed: ClassVar = {"mismatch": False}  # stored targets are joined with their own views
     train: Path = Field(description="a data set made by `prepare`")
     val: Path | None = Field(None, description="data set for validation, every `schedule.val_every` epochs")
     cache: Path | None = Field(
@@ -26,14 +27,6 @@ class TrainData(Config):
     )
     val_pack: Path | None = Field(None, description="made by `pack` from `val`, with frames: all")
     order_seed: int | None = Field(None, description="seed of the clips' order; null: `seed`")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_older_runs(cls, values: Any) -> Any:
-        """`mismatch: false` is in the configs of older runs. Stored targets are always joined with their own views."""
-        if isinstance(values, dict) and values.get("mismatch") is False:
-            return {key: value for key, value in values.items() if key != "mismatch"}
-        return values
 
 
 class OnlineTeacherConfig(Config):

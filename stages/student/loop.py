@@ -23,9 +23,7 @@ from stages.student.checkpoint import save_checkpoint
 from stages.student.failures import failure_lines, for_each_run, raise_failures, unfinished_runs
 from stages.student.training_run import TrainingRun, check_finite, remember_state
 
-SAVE_SECONDS = (
-    10  # an epoch that ends sooner after a checkpoint gets none: a checkpoint would cost short epochs too much
-)
+SAVE_SECONDS = 10  # an epoch that ends sooner after a checkpoint gets none: short epochs would pay too much for it
 STOP_SECONDS = 10  # a signal to one of several ranks is known to all by then, at the pace of the last log row
 
 

@@ -15,7 +15,7 @@ from cache.store import write_atomically
 from stages.config.json_result import read_result
 from stages.models.checkpoints import ModelCard, save_model
 from stages.models.video_model import model_stats
-from stages.runtime.distributed import has_bfloat16, join_ranks
+from stages.runtime.distributed import join_ranks
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
 from stages.stream.order import workers_of_run
@@ -139,12 +139,7 @@ def _train(students: Mapping[str, NewStudent], stream: CohortStream, started: fl
         if last.exists():
             restore(run, load_state(last))
         runs.append(run)
-    if (
-        ranks.device.type == "cuda"
-        and ranks.first
-        and not has_bfloat16(ranks.device)
-        and any(c.amp == "auto" for c in configs)
-    ):
+    if ranks.first and ranks.device.type == "cuda" and any(run.config.amp == "auto" and not run.amp for run in runs):
         console.print("this GPU has no bfloat16: forwards run in float32, which takes more time and memory")
     targets = {target for config in configs for target in config.losses.stored_targets}
     teach = teacher_in_the_loop(stream, targets, torch.bfloat16 if any(run.amp for run in runs) else torch.float32)
@@ -161,7 +156,6 @@ def _stored_result(config: TrainConfig) -> dict | None:
 
 def _show_plan(student: NewStudent, stream: CohortStream) -> dict:
     """Print what `--dry-run` shows, and return it."""
-    losses = student.config.losses
     config, projector, order, replay = student.config, student.student.projector, stream.order, stream.replay
     plan = {
         "output": str(config.output),
@@ -169,7 +163,7 @@ def _show_plan(student: NewStudent, stream: CohortStream) -> dict:
         "steps_per_epoch": order.steps_per_epoch(),
         "steps": order.steps_per_epoch() * config.schedule.epochs,
         "stored_views": replay.views if replay else None,
-        "losses": losses.model_dump(include=set(losses.used)),
+        "losses": config.losses.model_dump(include=set(config.losses.used)),
         "parameters": model_stats(student.student.model, config.size).parameters,
         "projector": None if projector is None else f"{projector.in_features} -> {projector.out_features} channels",
         "gmacs": student.gmacs,

@@ -14,8 +14,10 @@ import torch
 import yaml
 from click.testing import CliRunner
 
+from cache.errors import ReskdError
 from pipeline import cli
 from stages.prepare.recheck import recheck
+from stages.stream.pack_files import read_pack
 
 VERSIONS = sorted(path.parent for path in Path(__file__).parent.glob("*/expected.json"))
 NEW_NAMES = ["model.rel_pos=upstream", "optim.groups=swin_upstream"]
@@ -260,6 +262,12 @@ def test_a_newer_format_is_refused_with_what_to_do(expected, file, command):
     said = run(*command, fails=True)
     assert "99" in said and re.search("anew|new folder|version of reskd", said)
     assert before.items() <= files(".").items()
+
+
+def test_a_newer_format_is_named_even_if_nothing_else_is_known(tmp_path):
+    (tmp_path / "pack.json").write_text('{"format": 99}')
+    with pytest.raises(ReskdError, match="format version 99, this program reads"):
+        read_pack(tmp_path)
 
 
 @pytest.fixture

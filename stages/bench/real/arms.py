@@ -8,12 +8,7 @@ from typing import Any
 
 INT4 = {"codec": "int4"}
 FADING = {"end": 0.0, "shape": "cosine"}
-RISING_LATE = {
-    "start": 0.0,
-    "end": 1.0,
-    "shape": "linear",
-    "until": 0.7,
-}  # the net imitates first, and is then labelled
+RISING_LATE = {"start": 0.0, "end": 1.0, "shape": "linear", "until": 0.7}  # first imitation, then labels
 RISING = {"start": 0.0, "end": 1.0, "shape": "linear", "until": 0.2}  # its gradient at a fresh classifier is large
 
 

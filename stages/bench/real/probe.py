@@ -12,9 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cache.store import write_atomically
-from stages.bench.imagenet import save_imagenet_net
 from stages.bench.real.config import RealConfig
-from stages.bench.real.runs import CHOICE
+from stages.bench.real.runs import CHOICE, imagenet_checkpoint
 from stages.models.checkpoints import load_model
 from stages.shards.dataset import Dataset, open_dataset
 from stages.stream.clips import ClipDataset
@@ -29,8 +28,7 @@ def probe(config: RealConfig, name: str, size: int) -> float:
     The result is kept in a file."""
     file = config.output / "nets" / f"probe-{name}-{size}.json"
     if not file.exists():
-        net = config.output / "nets" / f"imagenet-{name}.safetensors"
-        save_imagenet_net(net, name, num_frames=4, size=config.teacher_size)
+        net = imagenet_checkpoint(config, name)
         sides = (open_dataset(config.output / "data" / f"{CHOICE}-{side}") for side in ("train", "test"))
         (features, labels), (others, truth) = (mean_features(net, data, size) for data in sides)
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=2000))
@@ -42,12 +40,13 @@ def probe(config: RealConfig, name: str, size: int) -> float:
 def mean_features(checkpoint: Path, data: Dataset, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The mean of each usable clip's map, float32 [N,D], and the clips' labels, int64 [N]."""
     model, card = load_model(checkpoint)
+    model.eval()
     clips = ClipDataset(data, size=size, num_classes=len(data.classes), policy=card.eval_policy)
     indices = [(s, int(r), 0) for s, rows in enumerate(data.usable_rows()) for r in rows]
     features, labels = [], []
     with torch.inference_mode():
         for i in range(0, len(indices), BATCH):
             batch = clips.__getitems__(indices[i : i + BATCH])
-            features.append(model.eval().extract(batch.clips).float().mean((1, 2, 3)))
+            features.append(model.extract(batch.clips).float().mean((1, 2, 3)))
             labels.append(batch.labels)
     return torch.cat(features).numpy(), torch.cat(labels).numpy()

@@ -41,9 +41,7 @@ class Results:
 
     config: RealConfig
     nets: dict[tuple, dict] = field(default_factory=dict)  # (teacher, side) -> its top-1
-    frozen: dict[tuple[str, int], float] = field(
-        default_factory=dict
-    )  # (net, px) -> top-1 of a linear probe, held-out clips
+    frozen: dict[tuple[str, int], float] = field(default_factory=dict)  # (net, px) -> top-1 of a linear probe
     caches: dict[str, dict] = field(default_factory=dict)
     students: dict[str, dict] = field(default_factory=dict)
     runs: dict[str, StudentRun] = field(default_factory=dict)

@@ -87,7 +87,7 @@ def train_net(config: RealConfig, name: str, side: str) -> dict:
     folder = config.output / "nets" / f"{side}-{name}"
     epochs = max(1, config.teacher_epochs // (EARLY if name == "early" else 1))
     changes = {"output": folder, **_data(config, side), "schedule.epochs": epochs, "size": config.teacher_size,
-               "schedule.warmup_epochs": min(0.5, epochs / 4), "init.path": _imagenet(config, "lite2")}  # fmt: skip
+               "schedule.warmup_epochs": min(0.5, epochs / 4), "init.path": imagenet_checkpoint(config, "lite2")}  # fmt: skip
     train_student(_config(TrainConfig, "teacher.yaml", changes), resume=True, go_on=RUN_AGAIN)
     curve = [(row["epoch"], row["top1"]) for row in read_metrics(folder) if row["kind"] == "val"]
     return {"test": curve[-1][1], "one_frame": _one_frame(config, folder, side), "curve": curve}
@@ -149,7 +149,7 @@ def _student(config: RealConfig, run: StudentRun) -> TrainConfig:
         "schedule.epochs": run.epochs,
         "schedule.warmup_epochs": min(0.5, run.epochs / 4),
         "schedule.val_every": max(1, run.epochs // 10),
-        "init.path": _imagenet(config, "lite0"),
+        "init.path": imagenet_checkpoint(config, "lite0"),
         **_data(config, run.side),
         **{f"losses.{name}": weight for name, weight in arm.losses.items()},
     }
@@ -184,11 +184,11 @@ def _one_frame(config: RealConfig, folder: Path, side: str) -> float:
 
 def _teacher(config: RealConfig, arm: Arm, side: str) -> Path:
     if arm.teacher in PRETRAINED:
-        return _imagenet(config, PRETRAINED[arm.teacher])
+        return imagenet_checkpoint(config, PRETRAINED[arm.teacher])
     return config.output / "nets" / f"{side}-{arm.teacher}" / "last.safetensors"
 
 
-def _imagenet(config: RealConfig, name: str) -> Path:
+def imagenet_checkpoint(config: RealConfig, name: str) -> Path:
     path = config.output / "nets" / f"imagenet-{name}.safetensors"
     save_imagenet_net(path, name, num_frames=4, size=config.teacher_size)
     return path

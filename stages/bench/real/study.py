@@ -84,26 +84,20 @@ def _parts(config: RealConfig, splits: Sequence[str], length: int, best: Arm, ra
 
         return [StudentRun(arm, split, seed, rate(arm), epochs) for split in splits for arm in arms]
 
+    def at_both_lengths(name: str, arms: Sequence[Arm]) -> list[Part]:
+        return [Part(f"{name}, length {times}, seed {seed}", on_splits(arms, seed, times * length))
+                for seed in range(config.seeds) for times in (1, LONG)]  # fmt: skip
+
     lengths = [StudentRun(LABELS, CHOICE, 0, rate, epochs) for epochs in config.lengths for rate in config.rates]
     others = [sized(arm, size) for size in config.other_sizes for arm in (LABELS, best)]
     few = [with_few_labels(arm) for arm in (LABELS, best)]
-    seeds = range(config.seeds)
     parts = [
         Part("length 1", lengths),
         Part("screening", _choice_runs(config, _screened(config), length)),
         Part(COMBINATIONS, _choice_runs(config, combined_arms(UPSTREAM, UPSTREAM), length)),
-        *(
-            Part(f"claim, length {times}, seed {seed}", on_splits([LABELS, best], seed, times * length))
-            for seed in seeds
-            for times in (1, LONG)
-        ),
+        *at_both_lengths("claim", [LABELS, best]),
         Part(UPPER.name, on_splits([UPPER], 0, length)),
-        *(
-            Part(f"{UPSTREAM.name}, length {times}, seed {seed}", on_splits([UPSTREAM], seed, times * length))
-            for seed in seeds
-            for times in (1, LONG)
-            if best != UPSTREAM
-        ),
+        *([] if best == UPSTREAM else at_both_lengths(UPSTREAM.name, [UPSTREAM])),
         Part("other sizes", on_splits(others, 0, length)),
         Part("a tenth of the labels", on_splits(few, 0, length)),
         Part("views and encodings", on_splits(detail_arms(best), 0, length)),

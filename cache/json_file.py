@@ -15,7 +15,7 @@ def read_json(path: Path, *, nan: bool = False) -> Any:
 
 def read_limited(path: Path) -> bytes:
     """The bytes of a file. Raises OSError, and ValueError for a file of more than MAX_BYTES."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:  # of a local path, or of one at a URL
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")

@@ -23,6 +23,7 @@ import psutil
 import pytest
 from hypothesis import settings
 
+from tests.remote.server import environment, start_server, stop_server
 from tests.zygote import GPUS, Zygote, start_zygote
 
 sys.dont_write_bytecode = False
@@ -66,6 +67,8 @@ def pytest_unconfigure(config):
 
 def pytest_sessionfinish(session, exitstatus):
     """No process outlives the tests, and an interpreter that does not end says where it hangs, and ends."""
+    if not hasattr(session.config, "workerinput"):
+        stop_server(shared_folder(session.config))
     for process in [] if leads(session.config) else psutil.process_iter():  # who leads has started nothing else
         with contextlib.suppress(psutil.Error):
             ours = process.pid != os.getpid() and process.environ().get(MARK) == str(os.getpid())
@@ -131,6 +134,20 @@ def zygote(request, tmp_path_factory) -> Zygote:
     zygote = request.config.zygote
     zygote.folder = tmp_path_factory.mktemp("zygote")
     return zygote
+
+
+def shared_folder(config) -> Path:
+    """A temporary folder of all processes of this test session."""
+    own = config._tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(config, "workerinput") else own
+
+
+@pytest.fixture(scope="session")
+def s3(request) -> SimpleNamespace:
+    """A real S3 server on loopback, one for all test processes: its `port`, the `environment` of its users, an own `bucket`."""
+    port = start_server(shared_folder(request.config))
+    os.environ.update(environment(port))
+    return SimpleNamespace(port=port, environment=environment(port), bucket=f"s3://bucket-{os.getpid()}")
 
 
 def _folder(variable: str, what: str) -> Path:

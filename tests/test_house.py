@@ -15,6 +15,7 @@ FILES = sorted(p for folder in ("cache", "stages") for p in (ROOT / folder).rglo
 # From the bottom to the top: a file imports its own room and lower floors. Rooms of one floor don't know each other.
 FLOORS = [
     ["cache"],
+    ["stages.remote"],
     ["stages.config"],
     ["stages.runtime"],
     ["stages.shards", "stages.video", "stages.models"],
@@ -36,7 +37,7 @@ FLOORS = [
     ["stages.bench"],
     ["pipeline"],
 ]
-WINGS = [room for floor in FLOORS[6:11] for room in floor] + ["stages.models"]  # those that have commands
+WINGS = [room for floor in FLOORS[7:12] for room in floor] + ["stages.models"]  # those that have commands
 OWNED = {
     "webdataset": ["stages/shards/dataset.py"],
     "decord": ["stages/video/decord_decode.py"],
@@ -54,6 +55,7 @@ OWNED = {
         "stages/bench/bad_videos/odd_videos.py",
         "stages/bench/bad_videos/bombs.py",
     ],
+    "obstore": ["stages/remote/url_path.py"],
     "torch.distributed": ["stages/runtime/distributed.py"],
 }
 

@@ -9,6 +9,20 @@ from typing import Any
 
 import click
 
+from stages.remote.url_path import UrlPath, location
+
+
+class _AnyPath(click.ParamType):
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | UrlPath:
+        try:
+            return location(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+ANY_PATH = _AnyPath()  # a path of this machine, or a URL of a store
 CONFIG = click.option(
     "--config", "config_file", type=click.Path(path_type=Path), help="The config, a YAML file. configs/ has examples."
 )
@@ -51,7 +65,7 @@ def with_options(options: Mapping[str, Any], overrides: Sequence[str]) -> list[s
 
 def as_overrides(changes: Mapping[str, Any]) -> list[str]:
     """Changes of a config, "a.b" -> value, as --set takes them. A path is a text; None is null."""
-    return [f"{key}={as_yaml(str(value) if isinstance(value, Path) else value)}" for key, value in changes.items()]
+    return [f"{key}={as_yaml(str(value) if isinstance(value, (Path, UrlPath)) else value)}" for key, value in changes.items()]
 
 
 def as_yaml(value: Any) -> str:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from cache.view import ViewPolicy
+from stages.remote.url_path import UrlPath, location
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
+# A path of this machine, or a URL of a store.
+AnyPath = Annotated[
+    Path | UrlPath, BeforeValidator(lambda v: location(v) if isinstance(v, str) else v), PlainSerializer(str, return_type=str)
+]
 Size = Annotated[int, Field(ge=8, le=1024)]  # pixels
 
 

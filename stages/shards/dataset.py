@@ -6,7 +6,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,9 +18,11 @@ from cache.identity import ShardEntry, check_shard_names
 from cache.json_file import parse_json, read_limited
 from cache.lru import LRU
 from cache.store import move_into_place, no_link
-from stages.shards.index import INDEX, read_index, rows_path
+from cache.view import BLOCK
+from stages.remote.url_path import UrlPath, location
+from stages.shards.index import INDEX, AnyPath, read_index, rows_path
 from stages.shards.index_types import check_rows, short_reason
-from stages.shards.tar_file import TarFile
+from stages.shards.tar_file import FilePart, RemoteTar, TarFile, open_tar
 from stages.shards.tar_scan import HEADER, VIDEO_EXTENSIONS, Sample, has_video, scan_tar
 
 # By default, WebDataset runs code that data names (`pipe:` URLs, GOPEN_REWRITE). The variable must be set before
@@ -63,9 +65,9 @@ class Dataset:
     Each process loads rows and opens tars at their first use. Threads and forked or spawned workers may use it.
     """
 
-    def __init__(self, path: Path, index: Mapping[str, Any]):
-        self.path = Path(path)
-        self.base: Path = self.path / index["base"]  # the folder of the tars
+    def __init__(self, path: AnyPath, index: Mapping[str, Any]):
+        self.path = path
+        self.base: AnyPath = self.path / index["base"]  # the folder of the tars
         self.classes: tuple[str, ...] = tuple(index["classes"])
         self.decoder: str = index["decoder"]
         self.rules: int = index.get("rules", 1)  # by which the rows were made or checked last
@@ -105,8 +107,10 @@ class Dataset:
 
     def read(self, shard: str, row: int) -> bytes:
         """The encoded video of row number `row`, read at its offset. Raises ReskdError if the tar differs from the index."""
+        return self._read_from(self._tars.get(shard, lambda: self._open_tar(shard)), shard, row)
+
+    def _read_from(self, tar: TarFile | RemoteTar | FilePart, shard: str, row: int) -> bytes:
         rows, headers = self._rows.get(shard, lambda: self._load_rows(shard))
-        tar = self._tars.get(shard, lambda: self._open_tar(shard))
         clip = rows[row]
         if zlib.crc32(tar.read(HEADER, clip.offset - HEADER)) != headers[row]:
             raise self._changed_tar(shard, f"row {row}: another member lies where {clip.key}.{clip.ext} was")
@@ -122,9 +126,13 @@ class Dataset:
         """Read a shard once in tar order: yields (row number, row, encoded video) of the `wanted` rows, quarantined ones too.
 
         WebDataset's pipeline reads the tar. It skips faults; therefore every sample is compared with the index: the keys,
-        the number of samples, and size and sha256 of the wanted videos. Raises ReskdError at the first difference.
+        the number of samples, and size and sha256 of the wanted videos. A tar in a store is read by the places that the
+        index names, in blocks. Raises ReskdError at the first difference.
         """
         rows, count = self.rows(shard), 0
+        if isinstance(self.base, UrlPath):
+            yield from self._stream_blocks(shard, rows, wanted)
+            return
         self._open_tar(shard)  # checks the size before the first row
         scan_tar(self.base / shard)  # WebDataset would unpack a compressed tar and fill a sparse member, however large
         try:
@@ -143,8 +151,25 @@ class Dataset:
         if count < len(rows):
             raise self._changed_tar(shard, f"{count} clips, the index has {len(rows)}; the next is {rows[count].key!r}")
 
+    def _stream_blocks(
+        self, shard: str, rows: Sequence[Row], wanted: Callable[[int], bool]
+    ) -> Iterator[tuple[int, Row, bytes]]:
+        """`stream` for a tar in a store: one request for the wanted rows of each block."""
+        tar = self._open_tar(shard)
+        for start in range(0, len(rows), BLOCK):
+            numbers = [r for r in range(start, min(start + BLOCK, len(rows))) if wanted(r)]
+            if numbers:
+                first = rows[numbers[0]].offset - HEADER
+                part = FilePart(tar.read(rows[numbers[-1]].offset + rows[numbers[-1]].size - first, first), first)
+                yield from ((r, rows[r], self._read_from(part, shard, r)) for r in numbers)
+
     def check_files(self) -> None:
-        """Raises ReskdError, which names the first bad tar, unless all tars exist and have the sizes in the index."""
+        """Raises ReskdError, which names the first bad tar, unless all tars exist and have the sizes in the index.
+
+        Tars in a store are asked for their sizes when they are opened: a request for each would take long here.
+        """
+        if isinstance(self.base, UrlPath):
+            return
         for entry in self.shards:
             try:
                 self._check_size(entry.name, os.stat(self.base / entry.name).st_size)
@@ -176,9 +201,9 @@ class Dataset:
         rows = tuple(Row(*values) for values in zip(*(columns[name] for name in Row.__slots__), strict=True))
         return rows, columns["header"]
 
-    def _open_tar(self, shard: str) -> TarFile:
+    def _open_tar(self, shard: str) -> TarFile | RemoteTar:
         try:
-            tar = TarFile(self.base / shard)
+            tar = open_tar(self.base / shard)
         except OSError as error:
             raise self._missing_tar(shard, error) from error
         self._check_size(shard, tar.size)
@@ -212,13 +237,14 @@ class Dataset:
                           "Put the tar back, or run `prepare` into a new folder")  # fmt: skip
 
 
-def open_dataset(path: Path) -> Dataset:
-    """Raises ReskdError if the index is missing, damaged, or of another format version."""
-    index = read_index(Path(path))
+def open_dataset(path: AnyPath | str) -> Dataset:
+    """The data set in a folder or at a URL. Raises ReskdError if the index is missing, damaged, or of another format version."""
+    path = location(path)
+    index = read_index(path)
     try:
-        return Dataset(Path(path), index)
+        return Dataset(path, index)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ReskdError(f"{Path(path) / INDEX}: damaged ({error!r}). Run `prepare` into a new folder") from error
+        raise ReskdError(f"{path / INDEX}: damaged ({error!r}). Run `prepare` into a new folder") from error
 
 
 def _samples(file: BinaryIO) -> Iterator[dict[str, Any]]:

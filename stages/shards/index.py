@@ -15,8 +15,10 @@ from cache.errors import ReskdError
 from cache.identity import ShardEntry
 from cache.json_file import read_json
 from cache.store import write_atomically
+from stages.remote.url_path import UrlPath
 from stages.shards.index_types import check_index, short_reason
 
+AnyPath = Path | UrlPath
 FORMAT = 2
 INDEX = "index.json"
 # offset and size: bytes of the video in the tar; header: crc32 of the 512-byte tar header before the video; fps: 1/s;
@@ -26,7 +28,7 @@ COLUMNS = ("key", "ext", "offset", "size", "header", "sha256", "frames", "fps", 
            "decoder", "start", "fallback", "error")  # fmt: skip
 
 
-def rows_path(path: Path, shard: str) -> Path:
+def rows_path(path: AnyPath, shard: str) -> AnyPath:
     return path / f"{shard}.rows.json"
 
 
@@ -64,7 +66,7 @@ def write_index(path: Path, index: Mapping[str, Any]) -> None:
     write_atomically(path / INDEX, dump(with_digest(index)))
 
 
-def read_index(path: Path) -> dict[str, Any]:
+def read_index(path: AnyPath) -> dict[str, Any]:
     """The content of index.json. Raises ReskdError if the file is missing, damaged, or of another format version."""
     file = path / INDEX
     try:

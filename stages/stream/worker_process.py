@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from cache.errors import ReskdError
+from stages.remote.url_path import start_method
 from stages.runtime.interrupt import sigint_waits
 from stages.stream.clip_at_work import WorkNote, become_worker, set_suspects
 from stages.stream.config import ClipLimits
@@ -79,7 +80,7 @@ def start_worker(
     begin: Begin, number: int, first: int, step: int, limits: ClipLimits, answers: SimpleQueue, pin: bool
 ) -> Worker:
     """Start a worker. A thread puts (worker, answer, bytes of the answer) into `answers`, and at last `ENDED`."""
-    context = multiprocessing.get_context()
+    context = multiprocessing.get_context(start_method())
     here, there = context.Pipe()
     note = WorkNote.new(context)
     process = context.Process(target=_work, args=(begin, first, step, there, note, limits), daemon=True)

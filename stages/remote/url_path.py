@@ -1,0 +1,267 @@
+"""Files in object stores and on web servers. No other file imports obstore.
+
+`UrlPath` has the methods of `pathlib.Path` that this project needs, so that one function reads local and remote files.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import io
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+from cache.errors import ReskdError, StoreError
+
+SECONDS = "RESKD_STORE_SECONDS"  # variable of the environment: how long one request, and all its retries, may take
+SCHEMES = ("s3", "gs", "az", "http", "https")
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN), AWS_REGION, and AWS_ENDPOINT_URL of other stores",
+    "gs": "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_SAS_TOKEN)",
+}
+
+
+class Changed(StoreError):
+    """An object isn't the one that was read: another writer has replaced it."""
+
+
+@dataclass(frozen=True, order=True)
+class UrlPath:
+    """A file or folder at a URL: `s3://bucket/folder/file`, `gs://`, `az://`, and `http(s)://` for reading.
+
+    It is small when pickled. A process opens its connections at its first request. A fork of such a process can't use
+    them: start processes by forkserver or spawn (see `start_method`).
+
+    All methods raise FileNotFoundError (an OSError) for an object that isn't there, and StoreError if the store doesn't
+    answer in time, refuses the credentials, or has no such bucket. What the store calls temporary is tried again until then.
+    """
+
+    url: str
+
+    def __post_init__(self):
+        scheme, _, rest = self.url.partition("://")
+        if scheme not in SCHEMES or not rest.split("/")[0]:
+            raise ReskdError(
+                f"{self.url}: not a URL of a store; they begin with {', '.join(s + '://' for s in SCHEMES)}"
+            )
+        object.__setattr__(self, "url", f"{scheme}://{re.sub('/+', '/', rest).rstrip('/')}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str | PurePosixPath) -> UrlPath:
+        if str(name).startswith("/"):
+            raise ReskdError(
+                f"{name}: a path of one machine, and {self.url} lies in a store: put it into the store, too"
+            )
+        key = posixpath.normpath(posixpath.join(self.key, str(name)))
+        if key.startswith(".."):
+            raise ReskdError(f"{self.url}/{name} leads out of {self.root}")
+        return UrlPath(self.root if key == "." else f"{self.root}/{key}")
+
+    @property
+    def key(self) -> str:
+        """The path below the bucket or the web server."""
+        return self.url.partition("://")[2].partition("/")[2]
+
+    @property
+    def root(self) -> str:
+        """The URL of the bucket or the web server."""
+        return self.url.removesuffix(f"/{self.key}") if self.key else self.url
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.key).name
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def parent(self) -> UrlPath:
+        return UrlPath(f"{self.root}/{PurePosixPath(self.key).parent}") if "/" in self.key else UrlPath(self.root)
+
+    def with_name(self, name: str) -> UrlPath:
+        return self.parent / name
+
+    def relative_to(self, folder: UrlPath) -> PurePosixPath:
+        return PurePosixPath(self.key).relative_to(folder.key)
+
+    def read_bytes(self) -> bytes:
+        return self._do("get", lambda o, store: bytes(o.get(store, self.key).bytes()))
+
+    def read_with_etag(self) -> tuple[bytes, str]:
+        """The content and the store's name for this state of it, which `replace` takes."""
+
+        def get(o: Any, store: Any) -> tuple[bytes, str]:
+            found = o.get(store, self.key)
+            return bytes(found.bytes()), found.meta["e_tag"]
+
+        return self._do("get", get)
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` up to `stop`; fewer if the object ends before."""
+        return self._do("get", lambda o, store: bytes(o.get_range(store, self.key, start=start, end=stop)))
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    def open(self, mode: str = "rb") -> io.BytesIO:
+        """The whole content, in memory."""
+        assert mode == "rb"
+        return io.BytesIO(self.read_bytes())
+
+    def size(self) -> int:
+        return self._do("head", lambda o, store: o.head(store, self.key)["size"])
+
+    def etag(self) -> str:
+        return self._do("head", lambda o, store: o.head(store, self.key)["e_tag"])
+
+    def is_file(self) -> bool:
+        try:
+            self.size()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_dir(self) -> bool:
+        """Whether there is an object below this path. A web server has no folders that could be asked for."""
+        return not self.url.startswith("http") and next(self.iterdir(), None) is not None
+
+    def exists(self) -> bool:
+        return self.is_file() or self.is_dir()
+
+    def iterdir(self) -> Iterator[UrlPath]:
+        """The objects and folders of a folder. One request a thousand of them: not for hot paths."""
+        listed = self._do("list", lambda o, store: o.list_with_delimiter(store, self.key or None))
+        names = [*listed["common_prefixes"], *(found["path"] for found in listed["objects"])]
+        yield from (UrlPath(f"{self.root}/{name}") for name in sorted(names) if name != self.key)
+
+    def files(self) -> dict[str, int]:
+        """Every object below this folder: its path below it -> its size in bytes."""
+        found = self._do("list", lambda o, store: [e for part in o.list(store, self.key or None) for e in part])
+        return {e["path"].removeprefix(f"{self.key}/"): e["size"] for e in found if e["path"] != self.key}
+
+    def write_bytes(self, data: bytes) -> str:
+        """Put the object, whatever was there. Returns its ETag."""
+        return self._do("put", lambda o, store: o.put(store, self.key, data)["e_tag"])
+
+    def upload(self, file: Path) -> str:
+        """Put the content of a local file, in parts if it is large. Returns its ETag."""
+        return self._do("put", lambda o, store: o.put(store, self.key, file)["e_tag"])
+
+    def write_new(self, data: bytes) -> str:
+        """Put the object unless there is one. Returns its ETag. Raises FileExistsError."""
+        return self._do("put", lambda o, store: o.put(store, self.key, data, mode="create")["e_tag"])
+
+    def replace(self, data: bytes, etag: str) -> str:
+        """Put the object if it is still the one that has this ETag. Returns the new ETag. Raises Changed."""
+        return self._do("put", lambda o, store: o.put(store, self.key, data, mode={"e_tag": etag})["e_tag"])
+
+    def unlink(self, missing_ok: bool = True) -> None:
+        """Delete the object. Stores don't say whether there was one."""
+        self._do("delete", lambda o, store: o.delete(store, self.key))
+
+    def _do(self, verb: str, work: Any) -> Any:
+        obstore = _obstore()
+        try:
+            return work(obstore, _store(self.root))
+        except Exception as error:  # obstore has its own types, and raises Python's for some
+            self._fail(verb, error, obstore)
+
+    def _fail(self, verb: str, error: Exception, obstore: Any) -> NoReturn:
+        said, kinds = str(error), obstore.exceptions
+        if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in said:
+            raise FileNotFoundError(errno.ENOENT, "no such object", self.url) from None
+        if isinstance(error, kinds.AlreadyExistsError):
+            raise FileExistsError(errno.EEXIST, "there is such an object", self.url) from None
+        if isinstance(error, kinds.PreconditionError):
+            raise Changed(f"{self.url}: another writer has replaced it. Let one of them end, and run again") from None
+        if isinstance(error, ReskdError):
+            raise error
+        status = re.search(r"status code: (\d{3}[^:\n]*)", said)
+        reason = " ".join(status[1].split()) if status else said.partition("\n")[0][:200]
+        scheme = self.url.partition("://")[0]
+        if isinstance(error, (kinds.PermissionDeniedError, kinds.UnauthenticatedError)) or "169.254.169.254" in said:
+            remedy = f"check the credentials in the environment: {CREDENTIALS.get(scheme, 'a web server needs none')}"
+        elif "NoSuchBucket" in said:
+            reason, remedy = "no such bucket", "make it, or correct its name"
+        elif isinstance(error, kinds.NotSupportedError) or (status and status[1].startswith(("501", "405"))):
+            remedy = "this store can't do that (a web server can only be read; several writers need conditional puts)"
+        else:
+            remedy = f"see whether the store can be reached, or allow it more than {_seconds():g} s in {SECONDS}; what is " \
+                     "finished stays"  # fmt: skip
+        raise StoreError(f"{self.url}: {verb} failed ({reason}): {remedy}") from error
+
+
+Location = Path | UrlPath
+
+
+def location(value: str | Path | UrlPath) -> Location:
+    """A path of this machine or a URL, as the user wrote it."""
+    text = str(value)
+    return value if isinstance(value, UrlPath) else UrlPath(text) if is_url(text) else Path(value)
+
+
+def is_url(text: str) -> bool:
+    return bool(re.match(r"[a-z][a-z0-9+.-]*://", text))
+
+
+_used_in: list[int] = []  # the process that has connections
+
+
+def start_method() -> str | None:
+    """How to start processes that use stores: a fork of a process with connections would wait for ever. None: as always."""
+    return "forkserver" if _used_in else None
+
+
+def _seconds() -> float:
+    return float(os.environ.get(SECONDS, "60"))
+
+
+def _obstore() -> Any:
+    try:
+        import obstore
+    except ImportError as error:
+        raise ReskdError("URLs need the extra `remote`: uv run --extra remote pipeline.py …") from error
+    return obstore
+
+
+@functools.cache
+def _store(root: str) -> Any:
+    """The connections of this process to a bucket. obstore reads endpoints and credentials in the environment."""
+    import obstore.store as stores
+
+    _used_in[:] = _used_in or [os.getpid()]
+    assert _used_in == [os.getpid()], "a fork of a process with connections: start it by `start_method`"
+    limit = timedelta(seconds=_seconds())
+    plain = root.startswith("http://") or any(
+        os.environ.get(name, "").startswith("http://")
+        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
+    )
+    client = {"timeout": limit, "connect_timeout": min(limit, timedelta(seconds=10)), "allow_http": plain}
+    backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2}
+    retries = {"max_retries": 10, "retry_timeout": limit, "backoff": backoff}
+    if root.startswith("http"):
+        return stores.HTTPStore.from_url(root, client_options=client, retry_config=retries)
+    extra: dict[str, Any] = {}
+    if root.startswith("s3://") and os.environ.get("AWS_PROFILE"):
+        extra["credential_provider"] = _profile()
+    return stores.from_url(root, client_options=client, retry_config=retries, **extra)
+
+
+def _profile() -> Any:
+    """The credentials of the profile AWS_PROFILE, which boto3 reads in AWS's own files."""
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError as error:
+        raise ReskdError("AWS_PROFILE is set, and profiles need boto3: uv run --extra remote --with boto3 pipeline.py …, or "
+                         "unset AWS_PROFILE and set AWS_ACCESS_KEY_ID") from error  # fmt: skip
+    return Boto3CredentialProvider()

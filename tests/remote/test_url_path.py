@@ -1,0 +1,104 @@
+"""Files at URLs, against a real S3 server: what is there, what isn't, who writes first, and what a bad network does."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from cache.errors import ReskdError, StoreError
+from stages.remote import url_path
+from stages.remote.url_path import Changed, UrlPath, location
+from tests.remote.server import Proxy
+
+
+@pytest.fixture
+def folder(s3, request) -> UrlPath:
+    return UrlPath(s3.bucket) / "paths" / request.node.name
+
+
+@pytest.fixture
+def proxy(s3, monkeypatch):
+    proxy = Proxy(s3.port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    url_path._store.cache_clear()
+    yield proxy
+    url_path._store.cache_clear()
+    proxy.close()
+
+
+def test_it_answers_as_a_local_path_does(folder, tmp_path):
+    for path in (folder, tmp_path):
+        (path / "a").mkdir() if path is tmp_path else None
+        (path / "a" / "x.txt").write_bytes(b"hello")
+        assert (path / "a" / "x.txt").read_bytes() == b"hello" == (path / "a" / "x.txt").open("rb").read()
+        assert (path / "a" / "x.txt").read_text() == "hello"
+        assert (path / "a" / "x.txt").name == "x.txt" and (path / "a" / "x.txt").suffix == ".txt"
+        assert (path / "a" / "x.txt").parent == path / "a" and (path / "a").with_name("b") == path / "b"
+        assert (path / "a" / "x.txt").is_file() and not (path / "a").is_file() and (path / "a").is_dir()
+        assert (path / "a").exists() and not (path / "b").exists() and not (path / "b").is_dir()
+        assert list(path.iterdir()) == [path / "a"] and list((path / "a").iterdir()) == [path / "a" / "x.txt"]
+        with pytest.raises(FileNotFoundError) as caught:
+            (path / "b").read_bytes()
+        assert caught.value.filename == str(path / "b") if path is folder else path / "b"
+    assert (folder / "a/x.txt").read_range(1, 3) == b"el" and (folder / "a/x.txt").size() == 5
+    assert folder.files() == {"a/x.txt": 5} and pickle.loads(pickle.dumps(folder)) == folder
+    (folder / "a/x.txt").unlink()
+    (folder / "a/x.txt").unlink()
+    assert not (folder / "a").exists()
+
+
+def test_one_writer_is_first_and_only_what_was_read_is_replaced(folder):
+    file = folder / "file"
+    first = file.write_new(b"first")
+    with pytest.raises(FileExistsError):
+        file.write_new(b"second")
+    assert file.read_with_etag() == (b"first", first) and file.etag() == first
+    second = file.replace(b"second", first)
+    with pytest.raises(Changed, match="another writer"):
+        file.replace(b"third", first)
+    assert file.read_with_etag() == (b"second", second)
+
+
+def test_a_url_is_normal_and_others_are_refused():
+    assert str(UrlPath("s3://b//x/") / "y") == "s3://b/x/y" and UrlPath("s3://b/x").parent == UrlPath("s3://b")
+    assert isinstance(location("s3://b/x"), UrlPath) and str(location("runs/x")) == "runs/x"
+    assert UrlPath("s3://b/x/y") / "../z" == UrlPath("s3://b/x/z") and UrlPath("s3://b/x") / "." == UrlPath("s3://b/x")
+    for name in ("/etc", "../../x"):
+        with pytest.raises(ReskdError, match="/etc: a path of one machine|leads out of s3://b"):
+            UrlPath("s3://b/x") / name
+    for text in ("ftp://b/x", "s3://", "pipe://x"):
+        with pytest.raises(ReskdError, match="s3://, gs://"):
+            location(text)
+
+
+def test_a_store_that_stumbles_is_asked_again(folder, proxy):
+    (folder / "x").write_bytes(bytes(200_000))
+    proxy.unavailable = 2
+    assert (folder / "x").read_bytes() == bytes(200_000)
+    proxy.cut = 1
+    assert (folder / "x").read_bytes() == bytes(200_000)
+
+
+@pytest.mark.parametrize("fault", ["secret", "bucket", "address"])
+def test_what_cannot_be_had_is_said_in_time(s3, folder, fault, monkeypatch):
+    monkeypatch.setenv("RESKD_STORE_SECONDS", "1")
+    if fault == "secret":
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    if fault == "address":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    url_path._store.cache_clear()
+    path = UrlPath("s3://no-such-bucket/x") if fault == "bucket" else folder / "x"
+    said = {"secret": "AWS_SECRET_ACCESS_KEY", "bucket": "no such bucket", "address": "RESKD_STORE_SECONDS"}[fault]
+    with pytest.raises(StoreError, match=said) as caught:
+        path.read_bytes()
+    url_path._store.cache_clear()
+    assert str(path) in str(caught.value) and "wrong" not in str(caught.value).replace("went wrong", "")
+
+
+def test_without_the_extra_it_says_which():
+    code = "import sys; sys.modules['obstore'] = None\n" \
+           "from stages.remote.url_path import UrlPath; UrlPath('s3://b/x').read_bytes()"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert "--extra remote" in done.stderr

@@ -65,7 +65,10 @@ def with_options(options: Mapping[str, Any], overrides: Sequence[str]) -> list[s
 
 def as_overrides(changes: Mapping[str, Any]) -> list[str]:
     """Changes of a config, "a.b" -> value, as --set takes them. A path is a text; None is null."""
-    return [f"{key}={as_yaml(str(value) if isinstance(value, (Path, UrlPath)) else value)}" for key, value in changes.items()]
+    return [
+        f"{key}={as_yaml(str(value) if isinstance(value, (Path, UrlPath)) else value)}"
+        for key, value in changes.items()
+    ]
 
 
 def as_yaml(value: Any) -> str:

@@ -15,7 +15,9 @@ Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 # A path of this machine, or a URL of a store.
 AnyPath = Annotated[
-    Path | UrlPath, BeforeValidator(lambda v: location(v) if isinstance(v, str) else v), PlainSerializer(str, return_type=str)
+    Path | UrlPath,
+    BeforeValidator(lambda v: location(v) if isinstance(v, str) else v),
+    PlainSerializer(str, return_type=str),
 ]
 Size = Annotated[int, Field(ge=8, le=1024)]  # pixels
 

@@ -214,6 +214,12 @@ def is_url(text: str) -> bool:
     return bool(re.match(r"[a-z][a-z0-9+.-]*://", text))
 
 
+def lost_url(path: Path) -> str | None:
+    """The URL of which somebody made a local path, such as the folder `s3:/bucket`; None for any other path."""
+    found = re.fullmatch(r"([a-z][a-z0-9+.-]+):/(.+)", path.as_posix())
+    return f"{found[1]}://{found[2]}" if found else None
+
+
 _used_in: list[int] = []  # the process that has connections
 
 

@@ -162,7 +162,6 @@ def test_a_lost_or_exchanged_chunk_is_named_and_repaired(remote, copy):
     shard, before = copy / "000001.tar", copy.files()
     (shard / "logits/c.0.1.0").unlink()
     (copy / "000002.tar/logits/c.0.0.0").write_bytes((shard / "logits/c.0.0.0").read_bytes())
-    (shard / ".writer").write_bytes(b"{}")  # of a process that is, or was, at work
     reader = CacheReader(copy)
     assert reader.block("000001.tar", 0, 0).valid.all()
     with pytest.raises(ReskdError, match=f"{shard}: array logits, chunk c.0.1.0: it is missing"):
@@ -175,10 +174,17 @@ def test_a_lost_or_exchanged_chunk_is_named_and_repaired(remote, copy):
         ("000001.tar", "logits/c.0.1.0: missing", "redo"),
         ("000002.tar", next(p.what for p in problems if p.shard == "000002.tar"), "redo"),
     }
+    for name in (".writer", "logits/c.0.9.0"):  # of a process at work
+        (shard / name).write_bytes(b"{}")
+    assert verify(copy, manifest) == problems
+    with pytest.raises(ReskdError, match=f"{shard}/.writer: a process writes this shard, or was killed.*cache-teacher"):
+        repair(copy, manifest, problems)
+    assert load_manifest(copy) == manifest
+    (shard / ".writer").unlink()
     repair(copy, manifest, problems)
     left = copy.files()
     assert {name for name in before if name.startswith("000000.tar/")} < left.keys()
-    assert [name for name in left if name.startswith(("000001.tar", "000002.tar"))] == ["000001.tar/.writer"]
+    assert not any(name.startswith(("000001.tar", "000002.tar")) for name in left)
     assert load_manifest(copy).finalised == 0 and verify(copy, load_manifest(copy)) == []
     with pytest.raises(ReskdError, match="its manifest changed while it was checked: wait"):
         repair(copy, manifest, problems)

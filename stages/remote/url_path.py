@@ -194,7 +194,8 @@ class UrlPath:
         elif "NoSuchBucket" in said:
             reason, remedy = "no such bucket", "make it, or correct its name"
         elif isinstance(error, kinds.NotSupportedError) or (status and status[1].startswith(("501", "405"))):
-            remedy = "this store can't do that (a web server can only be read; several writers need conditional puts)"
+            remedy = "this store can't do that (a web server is only read, never listed, and must answer ranges of bytes for a " \
+                     "data set; several writers need conditional puts)"  # fmt: skip
         else:
             remedy = f"see whether the store can be reached, or allow it more than {_seconds():g} s in {SECONDS}; what is " \
                      "finished stays"  # fmt: skip

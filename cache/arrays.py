@@ -15,10 +15,10 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from cache.codecs import codec_of
-from cache.errors import ReskdError
+from cache.errors import ReskdError, StoreError
 from cache.identity import Identity
-from cache.json_file import read_json
-from cache.store import METADATA, write_atomically
+from cache.json_file import parse_json, read_json, read_limited
+from cache.store import METADATA, GroupStore, write_atomically
 from cache.view import BLOCK
 
 CODEC_NAMES = ["bytes", "blosc", "crc32c"]  # of every array, in this order
@@ -141,16 +141,16 @@ def resize_array(folder: Path, views: int) -> None:
         write_atomically(folder / METADATA, json.dumps(node, indent=2).encode())
 
 
-def open_for_reading(store: LocalStore, name: str) -> zarr.Array:
+def open_for_reading(store: GroupStore, name: str) -> zarr.Array:
     """Raises ValueError for metadata of other codecs or chunk files than a cache has; zarr raises many types for others."""
-    _check_format(Path(store.root) / name)
+    _check_format(store.root / name, store.metadata(name))
     return zarr.open_array(store, path=name, mode="r", zarr_format=3)
 
 
 def open_for_writing(folder: Path, name: str) -> zarr.Array:
     """An array that writes all its chunks. By default, zarr writes no file for a chunk of fill values."""
     with metadata_errors(folder):
-        _check_format(folder / name)
+        _check_format(folder / name, read_limited(folder / name / METADATA))
     with zarr.config.set({"array.write_empty_chunks": True}):
         return zarr.open_array(LocalStore(folder), path=name, mode="r+", zarr_format=3)
 
@@ -160,23 +160,25 @@ def metadata_errors(folder: Path) -> Iterator[None]:
     """Turns the ValueError of damaged metadata into a ReskdError that names the group's folder."""
     try:
         yield
+    except StoreError:
+        raise
     except ValueError as error:
         raise ReskdError(
             f"{folder}: an array's {METADATA} is damaged ({error}): delete {folder} and run cache-teacher again."
         ) from error
 
 
-def _check_format(folder: Path) -> None:
+def _check_format(folder: Path, metadata: bytes) -> None:
     """Raises ValueError unless an array's metadata name the codecs and chunk files of `file_format`, and no others.
 
     zarr looks up any codec that is installed; and a folder that is a link would be written through.
     """
-    node = read_json(folder / METADATA, nan=True)
+    node = parse_json(metadata, nan=True)
     parts = node if isinstance(node, dict) else {}
     codecs = parts.get("codecs") if isinstance(parts.get("codecs"), list) else []
     names = [codec.get("name") if isinstance(codec, dict) else codec for codec in codecs]
     keys = {"name": "default", "configuration": {"separator": "."}}
     if names != CODEC_NAMES or parts.get("chunk_key_encoding") != keys or parts.get("storage_transformers"):
         raise ValueError(f"other codecs ({names!r:.100}) or names of chunk files than a cache has")
-    if folder.is_symlink():
+    if isinstance(folder, Path) and folder.is_symlink():
         raise ValueError("the array's folder is a link")

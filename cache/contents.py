@@ -2,28 +2,25 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from cache.arrays import array_specs
-from cache.errors import ReskdError
-from cache.group import load_group
+from cache.errors import ReskdError, StoreError
+from cache.group import load_group, load_groups
 from cache.identity import CONSTANTS
 from cache.manifest import Manifest
-from cache.store import METADATA
+from cache.store import METADATA, side_by_side
 
 SHOWN = 3  # how many clips in quarantine are named
 
 
 def summary(path: Path, manifest: Manifest) -> dict[str, Any]:
     """What inspect-cache tells about a cache without its data set. A damaged group counts as not committed."""
-    identity, groups = manifest.identity, {}
-    for entry in identity.shards:
-        try:
-            groups[entry.name] = load_group(path, entry.name)
-        except ReskdError:
-            groups[entry.name] = None
+    identity = manifest.identity
+    shards = [entry.name for entry in identity.shards]
+    groups = dict(zip(shards, side_by_side(path, lambda shard: _whole_group(path, shard), shards), strict=True))
     keys = {name: group["keys"] for name, group in groups.items() if group}
     quarantined = [f"{shard}/{keys[shard][row] if shard in keys else row}: {reason}"
              for shard, rows in manifest.quarantine.items() for row, reason in rows.items()]  # fmt: skip
@@ -44,23 +41,29 @@ def summary(path: Path, manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def _whole_group(path: Path, shard: str) -> dict[str, Any] | None:
+    try:
+        return load_group(path, shard)
+    except StoreError:
+        raise
+    except ReskdError:
+        return None
+
+
 def sizes_on_disk(path: Path, manifest: Manifest, groups: Mapping[str, Mapping | None]) -> dict[str, Any]:
     """Bytes on disk: of each array, in total and for each committed clip·view; of the root's arrays; of the other files."""
     sizes, shards = Counter(), {entry.name for entry in manifest.identity.shards}
     specs = array_specs(manifest.identity)
-    for file in path.rglob("*"):
-        if not file.is_file():
-            continue
-        relative = file.relative_to(path)
+    for relative, size in _files(path):
         shard, array = relative.parent.parent.as_posix(), relative.parent.name
         kind = "other"
         if relative.parts[0] in CONSTANTS:
             kind = "constants"
-        elif file.name == METADATA:
+        elif relative.name == METADATA:
             kind = "metadata"
         elif shard in shards and array in specs:
             kind = array
-        sizes[kind] += file.stat().st_size
+        sizes[kind] += size
     target_of = {name: t for t in manifest.identity.targets for name in array_specs(manifest.identity, [t])}
     clip_views = Counter()
     for group in groups.values():
@@ -75,18 +78,26 @@ def sizes_on_disk(path: Path, manifest: Manifest, groups: Mapping[str, Mapping |
     }
 
 
+def _files(path: Path) -> Iterator[tuple[PurePath, int]]:
+    """Every file below a folder: its path below it, and its size in bytes."""
+    if isinstance(path, Path):
+        yield from ((file.relative_to(path), file.stat().st_size) for file in path.rglob("*") if file.is_file())
+    else:
+        yield from ((PurePosixPath(name), size) for name, size in path.files().items())
+
+
 def find_clip(path: Path, manifest: Manifest, wanted: str) -> tuple[str, int]:
     """Shard and row of the clip that `wanted` names, as KEY or SHARD/KEY.
 
     Raises ReskdError if no clip has this name (the message offers similar names), or if several shards have such a clip.
     """
     matches, known = [], []
-    for entry in manifest.identity.shards:
-        group = load_group(path, entry.name)
+    shards = [entry.name for entry in manifest.identity.shards]
+    for shard, group in zip(shards, load_groups(path, shards), strict=True):
         for row, key in enumerate(group["keys"] if group else ()):
-            known.append((entry.name, key))
-            if wanted in (key, f"{entry.name}/{key}"):
-                matches.append((entry.name, row))
+            known.append((shard, key))
+            if wanted in (key, f"{shard}/{key}"):
+                matches.append((shard, row))
     if len(matches) == 1:
         return matches[0]
     if matches:

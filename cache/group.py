@@ -7,26 +7,34 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import MemoryStore
 
 from cache.arrays import file_format, metadata_errors, open_for_reading
-from cache.errors import ReskdError
+from cache.errors import ReskdError, StoreError
 from cache.identity import CONSTANTS, Identity
 from cache.json_file import read_json
 from cache.manifest import FORMAT, Manifest, is_digest
-from cache.store import METADATA, file_digest, write_atomically
+from cache.store import METADATA, GroupStore, as_path, file_digest, side_by_side, write_atomically
 
 TEMPORARY = ".tmp"  # a folder in the cache, for groups that are not committed yet
 
 
 def write_attributes(folder: Path, attributes: Mapping[str, Any]) -> None:
     """Make a folder a zarr group with these attributes, atomically."""
+    write_atomically(folder / METADATA, group_node(attributes))
+
+
+def group_node(attributes: Mapping[str, Any]) -> bytes:
+    """The metadata file of a zarr group with these attributes."""
     node = {"attributes": attributes, "node_type": "group", "zarr_format": 3}
-    write_atomically(folder / METADATA, json.dumps(node, sort_keys=True, separators=(",", ":")).encode())
+    return json.dumps(node, sort_keys=True, separators=(",", ":")).encode()
 
 
 def read_attributes(folder: Path) -> dict[str, Any] | None:
-    """The attributes of the zarr group `folder`; None if it is no group. Raises ReskdError for a damaged group."""
+    """The attributes of the zarr group `folder`; None if it is no group.
+
+    Raises ReskdError for a damaged group, and StoreError if a store doesn't answer.
+    """
     try:
         attributes = read_json(folder / METADATA, nan=True)["attributes"]
         if not isinstance(attributes, dict):
@@ -34,6 +42,8 @@ def read_attributes(folder: Path) -> dict[str, Any] | None:
         return attributes
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except StoreError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise ReskdError(
             f"{folder / METADATA} is damaged ({error}): delete {folder} and run cache-teacher again."
@@ -45,7 +55,7 @@ def load_manifest(path: str | Path) -> Manifest:
 
     Raises ReskdError if there is no cache, or if its manifest is damaged or written by a version with another format.
     """
-    path = Path(path)
+    path = as_path(path)
     attributes = read_attributes(path)
     if attributes is None:
         what = "there is no such folder" if not path.exists() else f"it has no {METADATA}"
@@ -73,6 +83,11 @@ def load_group(path: Path, shard: str) -> dict[str, Any] | None:
             f"{path / shard / METADATA} is damaged: {fault}: delete {path / shard} and run cache-teacher again."
         )
     return attributes
+
+
+def load_groups(path: Path, shards: Sequence[str]) -> list[dict[str, Any] | None]:
+    """The attributes of several groups, as `load_group` reads them; several at once from a store."""
+    return side_by_side(path, lambda shard: load_group(path, shard), shards)
 
 
 def _fault(group: Mapping[str, Any]) -> str | None:
@@ -123,14 +138,19 @@ def read_constants(path: Path, manifest: Manifest, names: Sequence[str] = CONSTA
     Raises ReskdError if one of their files is missing, or is not the one that was written.
     """
     listed = {file: digest for file, digest in manifest.constants.items() if file.partition("/")[0] in names}
-    for name, digest in listed.items():
+    for name, found in zip(listed, side_by_side(path, lambda name: _digest(path / name), listed), strict=True):
         file = path / name
-        if not file.is_file() or file_digest(file) != digest:
-            what = "is not the one that was written" if file.is_file() else "is missing"
+        if found != listed[name]:
+            what = "is missing" if found is None else "is not the one that was written"
             raise ReskdError(
                 f"{file}, which is needed to read the cache's features, {what}: run cache-teacher again, which restores it."
             )
     present = [file.removesuffix(f"/{METADATA}") for file in listed if file.endswith(METADATA)]
-    store = LocalStore(path, read_only=True)
+    store = GroupStore(path)
     with metadata_errors(path):
         return {name: np.asarray(open_for_reading(store, name)[:]) for name in present}
+
+
+def _digest(file: Path) -> list | None:
+    """[size in bytes, sha256] of a file; None if there is none."""
+    return file_digest(file) if file.is_file() else None

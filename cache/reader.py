@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import zarr
 
-from cache.arrays import ArraySpec, array_specs, open_for_reading
+from cache.arrays import ArraySpec, array_specs, chunk_file, open_for_reading
 from cache.codecs import codec_of, is_finite
 from cache.errors import ReskdError
 from cache.group import check_fingerprint, load_group, load_manifest, read_constants
 from cache.identity import ShardEntry, keys_digest
 from cache.lru import LRU
 from cache.manifest import Manifest, bytes_of_clip_view
-from cache.store import VerifiedStore
+from cache.store import METADATA, VerifiedStore, as_path
 from cache.view import BLOCK, View
 
 __all__ = ["Block", "CacheReader", "check_join", "load_manifest"]
@@ -56,7 +56,7 @@ class CacheReader:
     """
 
     def __init__(self, path: str | Path, targets: Sequence[str] = ("logits",), capacity_blocks: int = 64 * 16):
-        self.path, self.targets = Path(path), tuple(targets)
+        self.path, self.targets = as_path(path), tuple(targets)
         self.manifest: Manifest = load_manifest(path)
         stored = self.manifest.identity.targets
         absent = [target for target in self.targets if target not in stored]
@@ -117,6 +117,8 @@ class CacheReader:
 
     def _decoded(self, group: "_OpenGroup", view: int, rows: slice, targets: Sequence[str]) -> Block:
         names = ("frames", "box", "flip", "valid")
+        if not isinstance(self.path, Path):
+            self._fetch(group, view, rows, (*names, *array_specs(self.manifest.identity, targets)))
         columns: dict[str, Any] = {name: self._column(group, name, view, rows) for name in names}
         valid = columns["valid"]
         for target in ("logits", "features"):
@@ -127,6 +129,11 @@ class CacheReader:
             if values is not None:
                 values.flags.writeable = False  # all callers share the block
         return Block(keys=group.keys[rows], **columns)
+
+    def _fetch(self, group: "_OpenGroup", view: int, rows: slice, names: Sequence[str]) -> None:
+        """Ask the store for these arrays at once, but for what is kept in memory."""
+        small = self._small(group, view)
+        group.fetch([name for name in names if self._specs[name].rows or name not in small], view, rows.start)
 
     def _target(self, group: "_OpenGroup", target: str, view: int, rows: slice, valid: np.ndarray) -> np.ndarray:
         """Decoded rows of a target. `valid` is changed: a row becomes invalid if it lacks this target and is in quarantine.
@@ -154,10 +161,14 @@ class CacheReader:
         """Rows of an array. A feature map is read block by block; a small array is read for the whole view and kept."""
         if self._specs[name].rows is not None:
             return group.read(name, view, rows)
-        small = self._views.get((group.shard, view), dict)
+        small = self._small(group, view)
         if name not in small:
             small[name] = group.read(name, view, slice(0, len(group.keys)))
         return small[name][rows].copy()  # a slice would keep the whole view in memory as long as the block
+
+    def _small(self, group: "_OpenGroup", view: int) -> dict[str, np.ndarray]:
+        """The small arrays of a view that are kept in memory."""
+        return self._views.get((group.shard, view), dict)
 
 
 def check_join(manifest: Manifest, entries: Sequence[ShardEntry]) -> None:
@@ -199,6 +210,12 @@ class _OpenGroup:
             raise ReskdError(f"{self.folder}: its keys are damaged: delete it and run cache-teacher again.")
         self._store = VerifiedStore(self.folder, attributes["files"])
         self._arrays: dict[str, zarr.Array] = {}
+
+    def fetch(self, names: Sequence[str], view: int, row: int) -> None:
+        """Ask the store at once for all that reads of these arrays need: of one view, the chunks that hold `row`."""
+        keys = [f"{name}/{METADATA}" for name in names if name not in self._arrays]
+        keys += [f"{n}/{chunk_file(self.specs[n], row // (self.specs[n].rows or len(self.keys)), view)}" for n in names]
+        self._store.fetch(keys)
 
     def read(self, name: str, view: int, rows: slice) -> np.ndarray:
         """Rows of one view, [n, *tail]. Raises ReskdError for anything that isn't as it was committed."""

@@ -1,16 +1,41 @@
-"""Files of a cache: durable writes, and a zarr store that verifies what it reads."""
+"""Files of a cache: durable writes, and a zarr store that verifies what it reads.
+
+All that only reads a cache takes a `pathlib.Path`, or a path in an object store: an object with the same methods (`/`,
+`open`, `read_bytes`, `is_file`, `iterdir`, `relative_to`), and with `files()`, which lists names and sizes below a folder.
+"""
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
+from zarr.core.buffer.core import default_buffer_prototype
 from zarr.storage import LocalStore
 
 from cache.errors import ReskdError
+from cache.json_file import read_limited
 
 METADATA = "zarr.json"
+WRITER = ".writer"  # in a store, the object of the process that writes a shard's group
+AT_ONCE = 16  # requests of a process to a store
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+def as_path(path: str | Path) -> Path:
+    """A local path, where a text is given. A path in a store stays what it is."""
+    return Path(path) if isinstance(path, str) else path
+
+
+def side_by_side(path: Path, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """`work` for each item, in order. If `path` is in a store, where each request takes long, several at once."""
+    if isinstance(path, Path):
+        return list(map(work, items))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(work, items))
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
@@ -99,19 +124,70 @@ def make_folders(path: Path) -> None:
 
 
 def file_digest(path: Path) -> list:
-    """[size in bytes, sha256] of a file, read in pieces."""
+    """[size in bytes, sha256] of a file, which is read in pieces; of an object in a store, which is read whole."""
+    if not isinstance(path, Path):
+        data = path.read_bytes()
+        return [len(data), hashlib.sha256(data).hexdigest()]
     with open(path, "rb") as f:
         return [os.fstat(f.fileno()).st_size, hashlib.file_digest(f, "sha256").hexdigest()]
 
 
-class VerifiedStore(LocalStore):
+class GroupStore(LocalStore):
+    """A zarr group, read-only. If it lies in a store, each object is read whole by one request, and nothing is listed."""
+
+    def __init__(self, root: Path | str):
+        root = as_path(root)
+        super().__init__(root if isinstance(root, Path) else Path(), read_only=True)
+        self.root: Any = root
+        self.fetched: dict[str, bytes] = {}  # of a store: key -> the object, until it is read
+        if not isinstance(root, Path):
+            self._is_open = True  # zarr would ask whether the folder exists
+
+    async def get(self, key, prototype=None, byte_range=None):
+        data = self.fetched.pop(key, None)
+        return await super().get(key, prototype, byte_range) if data is None else _buffer(data, prototype)
+
+    def get_sync(self, key, *, prototype=None, byte_range=None):
+        data = self.fetched.pop(key, None)
+        if data is None:
+            return super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        return _buffer(data, prototype)
+
+    def fetch(self, keys: Sequence[str]) -> None:
+        """Read these objects of a store at once; the next read of each takes what is here. Local files are left alone."""
+        if isinstance(self.root, Path):
+            return
+        for key, data in zip(keys, side_by_side(self.root, self._read, keys), strict=True):
+            if data is not None:
+                self.fetched[key] = data
+
+    def metadata(self, name: str) -> bytes:
+        """The metadata of an array. Raises FileNotFoundError. In a store they are fetched once, for zarr too."""
+        key = f"{name}/{METADATA}"
+        data = self.fetched.get(key) or read_limited(self.root / key)
+        if not isinstance(self.root, Path):
+            self.fetched[key] = data
+        return data
+
+    def _read(self, key: str) -> bytes | None:
+        try:
+            return (self.root / key).read_bytes()
+        except FileNotFoundError:  # whoever needs it says so
+            return None
+
+
+def _buffer(data: bytes, prototype: Any) -> Any:
+    return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
+
+
+class VerifiedStore(GroupStore):
     """One shard's group, read-only. A chunk file is checked against the committed list when it is first read.
 
     zarr itself reads a missing chunk as fill values, and doesn't notice an exchanged one.
     """
 
     def __init__(self, root: Path | str, files: Mapping[str, Sequence]):
-        super().__init__(root, read_only=True)
+        super().__init__(root)
         self.files = files
         self.verified: set[str] = set()
 

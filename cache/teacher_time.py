@@ -8,10 +8,12 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from cache.errors import ReskdError
+from cache.store import as_path
 
 NOTE = "paid"  # the sum's key in the manifest's notes
 _COUNTED_LOGS = "paid_ledgers"  # key of the names of the logs in that sum: a kill may prevent the removal of some
@@ -60,12 +62,18 @@ def open_time_log(path: str | Path, rank: int, began: float) -> Callable[[float,
 def teacher_time_of(path: str | Path, notes: Mapping[str, Any]) -> TeacherTime | None:
     """The cache's teacher time so far, from the manifest's notes and the logs that they don't count yet; None: unknown."""
     times = [_read_time(path, notes[NOTE])] if NOTE in notes else []
-    for file in sorted(Path(path).glob(_LOGS)):
+    for file in _logs(as_path(path)):
         if file.name in notes.get(_COUNTED_LOGS, ()):
             continue
         lines = file.read_text().splitlines()
         times += [_read_time(file, json.loads(line)) for line in lines if line.endswith("}")]  # a kill may cut the last
     return sum(times, TeacherTime()) if times else None
+
+
+def _logs(path: Path) -> list[Path]:
+    if isinstance(path, Path):
+        return sorted(path.glob(_LOGS))
+    return [file for file in path.iterdir() if fnmatchcase(file.name, _LOGS)]
 
 
 def _read_time(path: str | Path, values: Any) -> TeacherTime:

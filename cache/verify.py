@@ -5,16 +5,19 @@ read, a data set that doesn't fit, and a manifest that fits no group: these are 
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
-from cache.group import TEMPORARY, write_attributes
+from cache.errors import ReskdError
+from cache.group import TEMPORARY, group_node, write_attributes
 from cache.identity import CONSTANTS
+from cache.json_file import parse_json
 from cache.manifest import Manifest
-from cache.store import METADATA, make_folders, sync
+from cache.store import METADATA, WRITER, as_path, make_folders, side_by_side, sync
 from cache.verify_group import (
     DATA,
     FOREIGN,
@@ -45,10 +48,10 @@ def verify(
     A group that is not committed yet is a problem only if the manifest says that it is finished. `progress` is called with
     the name of each shard that was read.
     """
-    path = Path(path)
+    path = as_path(path)
     problems, groups, expected = list(_check_root(path, manifest)), 0, expected_groups(path, manifest)
     for number, entry in enumerate(manifest.identity.shards):
-        groups += (path / entry.name / METADATA).exists()
+        groups += (path / entry.name / METADATA).is_file()
         problems += check_shard(expected, entry, number < manifest.finalised_shards, lengths(entry.name))
         progress(entry.name)
     foreign = {p.shard for p in problems if p.remedy == FOREIGN}
@@ -62,23 +65,49 @@ def repair(path: str | Path, manifest: Manifest, problems: Sequence[Problem]) ->
     """Remove what is damaged, so that cache-teacher computes that again and nothing else.
 
     First the manifest is changed: nothing is finished. Then each damaged group is renamed and deleted. After a kill at any
-    instant, no reader takes the cache for finished, and `repair` can be run again.
+    instant, no reader takes the cache for finished, and `repair` can be run again. In a store, a group's attributes are
+    deleted first. There, raises ReskdError if the manifest isn't `manifest` any more, or a process writes such a group.
     """
-    path = Path(path)
+    path = as_path(path)
+    if not isinstance(path, Path):
+        _check_not_written(path, {p.shard for p in problems if p.remedy in (REDO, TIDY) and p.shard})
     redo = sorted({p.shard for p in problems if p.remedy == REDO})
     if redo or any(p.shard for p in problems if p.remedy == RERUN):
         unfinished = replace(manifest, finalised=0, finalised_shards=0, finalised_targets=())
-        write_attributes(path, unfinished.to_json())
-    for shard in redo:
+        if isinstance(path, Path):
+            write_attributes(path, unfinished.to_json())
+        else:
+            _replace_in_store(path, manifest, unfinished)
+    for shard in redo if isinstance(path, Path) else ():
         trash = path / TEMPORARY / "damaged" / shard
         shutil.rmtree(trash, ignore_errors=True)
         make_folders(trash.parent)
         (path / shard).rename(trash)
         sync((path / shard).parent)
-    if redo:
+    if redo and isinstance(path, Path):
         shutil.rmtree(path / TEMPORARY, ignore_errors=True)
+    for shard in () if isinstance(path, Path) else redo:
+        (path / shard / METADATA).unlink()
+        side_by_side(path, lambda file: (path / file).unlink(), files_below(path / shard, path))
     for file in (file for p in problems if p.remedy == TIDY for file in p.files):
         (path / file).unlink(missing_ok=True)
+
+
+def _check_not_written(path: Any, shards: Collection[str]) -> None:
+    found = side_by_side(path, lambda shard: (path / shard / WRITER).is_file(), sorted(shards))
+    if any(found):
+        writer = path / sorted(shards)[found.index(True)] / WRITER
+        raise ReskdError(f"{writer}: a process writes this shard, or was killed while it did: run cache-teacher to the end, and "
+                         "verify-cache again. Nothing was deleted")  # fmt: skip
+
+
+def _replace_in_store(path: Any, manifest: Manifest, new: Manifest) -> None:
+    """Put a new manifest in the place of the one that was checked."""
+    old, etag = (path / METADATA).read_with_etag()
+    if Manifest.from_json(parse_json(old, nan=True)["attributes"]) != manifest:
+        raise ReskdError(f"{path}: its manifest changed while it was checked: wait until cache-teacher has ended, and run "
+                         "verify-cache again")  # fmt: skip
+    (path / METADATA).replace(group_node(new.to_json()), etag)
 
 
 def _check_root(path: Path, manifest: Manifest) -> Iterator[Problem]:
@@ -91,9 +120,17 @@ def _check_root(path: Path, manifest: Manifest) -> Iterator[Problem]:
     unlisted = [f for name in CONSTANTS for f in files_below(path / name, path) if f not in manifest.constants]
     if unlisted:
         yield Problem("", f"{unlisted[0]}: not listed ({len(unlisted)} files)", TIDY, tuple(unlisted))
-    shards = {path / entry.name for entry in manifest.identity.shards}
-    folders = {p for shard in shards for p in shard.parents if p.is_relative_to(path)} | {path}
-    known = shards | folders | {path / name for name in (METADATA, *CONSTANTS)}
-    for unknown in sorted({p for folder in folders if folder.is_dir() for p in folder.iterdir()} - known):
+    shards = {PurePosixPath(entry.name) for entry in manifest.identity.shards}
+    folders = {parent for shard in shards for parent in shard.parents} | {PurePosixPath()}
+    known = shards | folders | {PurePosixPath(name) for name in (METADATA, *CONSTANTS)}
+    present = {
+        folder / p.name for folder in folders if _may_be_listed(path / folder) for p in (path / folder).iterdir()
+    }
+    for unknown in sorted(present - known):
         if not unknown.name.startswith("."):
-            yield Problem("", f"{unknown.relative_to(path).as_posix()}: not part of this cache", HAND)
+            yield Problem("", f"{unknown}: not part of this cache", HAND)
+
+
+def _may_be_listed(folder: Path) -> bool:
+    """Whether it is a folder. In a store a folder that isn't there is an empty one."""
+    return not isinstance(folder, Path) or folder.is_dir()

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from zarr.storage import LocalStore
 
 from cache.arrays import ArraySpec, array_specs, chunk_files, create_arrays, open_for_reading
 from cache.codecs import codec_of, is_finite
-from cache.errors import ReskdError
+from cache.errors import ReskdError, StoreError
 from cache.group import load_group
 from cache.identity import Identity, ShardEntry, keys_digest
 from cache.manifest import Manifest
-from cache.store import METADATA, file_digest
+from cache.store import METADATA, WRITER, GroupStore, file_digest, side_by_side
 from cache.view import BLOCK
 
 # Remedies. "hand" means that a person must decide.
@@ -53,7 +52,7 @@ def expected_groups(path: Path, manifest: Manifest) -> Expected:
     specs = array_specs(manifest.identity)
     with tempfile.TemporaryDirectory() as folder:
         create_arrays(Path(folder), specs, 1, 1)
-        metadata = {name: _metadata(Path(folder), name) for name in specs}
+        metadata = {name: _metadata(GroupStore(folder), name) for name in specs}
     return Expected(path, manifest, specs, metadata)
 
 
@@ -61,17 +60,19 @@ def check_shard(expected: Expected, entry: ShardEntry, finished: bool, lengths: 
     """The problems of a shard.
 
     `finished`: whether the manifest says that the shard is finished. `lengths`: number of frames of each clip, int [N]; None:
-    unknown.
+    unknown. Raises StoreError if a store doesn't answer: nobody knows then what it holds.
     """
     path, shard, folder = expected.path, entry.name, expected.path / entry.name
     try:
         group = load_group(path, shard)
         if group is None:
-            if files_below(folder, path):
+            if isinstance(folder, Path) and files_below(folder, path):  # a writer puts chunks into a store first
                 return [Problem(shard, f"its {METADATA} is missing, other files are present", REDO)]
             return [Problem(shard, "its group is lost", RERUN)] if finished else []
         problem = _check_attributes(group, expected.manifest, entry)
         return [problem] if problem else list(_check_group(expected, shard, group, finished, lengths))
+    except StoreError:
+        raise
     except ReskdError as error:
         return [Problem(shard, str(error).partition(": delete ")[0].replace(f"{folder}/", ""), REDO)]
     except OSError as error:
@@ -114,8 +115,10 @@ def _check_group(
         yield Problem(shard, f"{METADATA} is damaged: it lists other files ({min(files.keys() ^ chunks)})", REDO)
         return
     file_of_digest = {str(list(digest)): name for name, digest in files.items()}
-    faults = [(name, file_fault(folder / name, digest, file_of_digest)) for name, digest in files.items()]
-    faults += [(f"{name}/{METADATA}", _metadata_fault(expected, folder, name, group)) for name in specs]
+    faults = side_by_side(folder, lambda name: (name, file_fault(folder / name, files[name], file_of_digest)), files)
+    store = GroupStore(folder)
+    store.fetch([f"{name}/{METADATA}" for name in specs])
+    faults += [(f"{name}/{METADATA}", _metadata_fault(expected, store, name, group)) for name in specs]
     damaged = [Problem(shard, f"{name}: {what}", REDO) for name, what in faults if what]
     yield from damaged
     known = {f"{shard}/{file}" for file in (METADATA, *files, *(f"{name}/{METADATA}" for name in specs))}
@@ -144,7 +147,7 @@ def _check_values(
     folder: Path, identity: Identity, shard: str, group: Mapping[str, Any], lengths: np.ndarray | None
 ) -> Iterator[Problem]:
     """Valid rows must have all targets, and views inside the picture and the video. Other rows must be in quarantine."""
-    keys, store = group["keys"], LocalStore(folder, read_only=True)
+    keys, store, specs = group["keys"], GroupStore(folder), array_specs(identity)
     arrays = {name: open_for_reading(store, name) for name in ("valid", "frames", "box")}
     complete, quarantined = np.ones(len(keys), bool), np.isin(keys, list(group["quarantine"]))
 
@@ -153,6 +156,10 @@ def _check_values(
             yield Problem(shard, f"{what}: {int(bad.sum())} clips, {keys[int(np.argmax(bad))]!r} first", remedy)
 
     for view in range(group["views"]):
+        stored = [*("valid", "frames", "box"), *array_specs(identity, group["targets"])]
+        store.fetch(
+            [f"{n}/{chunk}" for n in stored for chunk in chunk_files(specs[n], len(keys), range(view, view + 1))]
+        )
         valid, frames, box = (np.asarray(array[:, view]) for array in arrays.values())
         complete &= valid
         inside = ((box[:, :2] >= 0) & (box[:, 2:] > 0) & (box[:, :2] + box[:, 2:] <= 1 + 1e-6)).all(1)
@@ -169,7 +176,7 @@ def _check_values(
     yield from problem_if(complete & quarantined, "in all views, and in the quarantine")
 
 
-def _unwritten(store: LocalStore, codec: Any, view: int, valid: np.ndarray) -> np.ndarray:
+def _unwritten(store: GroupStore, codec: Any, view: int, valid: np.ndarray) -> np.ndarray:
     """bool [N]: valid rows of a view whose target is missing or not finite."""
     arrays = {name: open_for_reading(store, name) for name in codec.arrays}
     bad = np.zeros(len(valid), bool)
@@ -197,13 +204,13 @@ def file_fault(file: Path, digest: Sequence, file_of_digest: Mapping[str, str] |
     return f"{actual[0]} bytes of {digest[0]}" if actual[0] != digest[0] else "its sha256 is not the one written"
 
 
-def _metadata_fault(expected: Expected, folder: Path, name: str, group: Mapping[str, Any]) -> str | None:
+def _metadata_fault(expected: Expected, store: GroupStore, name: str, group: Mapping[str, Any]) -> str | None:
     """How an array's metadata differ from those that `create_arrays` makes, as this version of zarr reads both."""
     try:
-        metadata = _metadata(folder, name)
+        metadata = _metadata(store, name)
     except FileNotFoundError:
         return "missing"
-    except OSError:
+    except (OSError, StoreError):
         raise
     except Exception as error:  # zarr raises many types for damaged metadata
         return f"damaged ({type(error).__name__})"
@@ -218,10 +225,16 @@ def _metadata_fault(expected: Expected, folder: Path, name: str, group: Mapping[
     return f"damaged ({differing[0]} {metadata.get(differing[0])!r:.60})" if differing else None
 
 
-def _metadata(folder: Path, name: str) -> dict[str, Any]:
-    return open_for_reading(LocalStore(folder, read_only=True), name).metadata.to_dict()
+def _metadata(store: GroupStore, name: str) -> dict[str, Any]:
+    return open_for_reading(store, name).metadata.to_dict()
 
 
 def files_below(folder: Path, path: Path) -> list[str]:
-    """Every file below a folder, as a path relative to `path`."""
+    """Every file below a folder, as a path relative to `path`.
+
+    In a store, none of a group that a process writes: its chunks are there before they are listed.
+    """
+    if not isinstance(folder, Path):
+        files = folder.files()
+        return [] if WRITER in files else sorted((folder.relative_to(path) / name).as_posix() for name in files)
     return sorted(p.relative_to(path).as_posix() for p in folder.rglob("*") if p.is_file())

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cache.view import ViewPolicy
-from stages.config.schema import Config, Positive, Size, check_deterministic, formerly
+from stages.config.schema import AnyPath, Config, Positive, Size, check_deterministic, formerly
 from stages.distill.config import LossConfig
 from stages.models.config import InitConfig, ModelConfig
 from stages.stream.config import LoaderConfig
@@ -16,16 +16,16 @@ from stages.stream.config import LoaderConfig
 
 class TrainData(Config):
     removed: ClassVar = {"mismatch": False}  # stored targets are joined with their own views
-    train: Path = Field(description="a data set made by `prepare`")
-    val: Path | None = Field(None, description="data set for validation, every `schedule.val_every` epochs")
-    cache: Path | None = Field(
+    train: AnyPath = Field(description="a data set made by `prepare`")
+    val: AnyPath | None = Field(None, description="data set for validation, every `schedule.val_every` epochs")
+    cache: AnyPath | None = Field(
         None, description="made by `cache-teacher`; without a cache: plain training on fresh views"
     )
     views: Positive | None = Field(None, description="how many stored views are replayed, the first ones; null: all")
-    pack: Path | None = Field(
+    pack: AnyPath | None = Field(
         None, description="made by `pack` from `train`: frames are read from the pack, not from the videos"
     )
-    val_pack: Path | None = Field(None, description="made by `pack` from `val`, with frames: all")
+    val_pack: AnyPath | None = Field(None, description="made by `pack` from `val`, with frames: all")
     order_seed: int | None = Field(None, description="seed of the clips' order; null: `seed`")
 
 
@@ -33,7 +33,7 @@ class OnlineTeacherConfig(Config):
     """As upstream does it: the teacher runs in every training step, on the view that the student sees."""
 
     mode: Literal["online"] = "online"
-    checkpoint: Path = Field(description="a .safetensors of train-student or import-checkpoint")
+    checkpoint: AnyPath = Field(description="a .safetensors of train-student or import-checkpoint")
     size: Size | None = Field(None, description="px; null: the size that the teacher was trained at")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from cache.errors import ReskdError
+from stages.remote.url_path import Location
 from stages.runtime.terminal import console
 from stages.shards.dataset import open_dataset
 from stages.shards.labels import check_labels
@@ -39,7 +40,7 @@ def sweep_folder(students: Mapping[str, TrainConfig]) -> Path:
     return folders.pop()
 
 
-def check_students(students: Mapping[str, TrainConfig], test: Path | None) -> None:
+def check_students(students: Mapping[str, TrainConfig], test: Location | None) -> None:
     """Raises ReskdError for names of the sweep's own files, for equal students, and for a test set that doesn't fit."""
     if taken := SWEEP_FILES & students.keys():
         raise ReskdError(f"a student can't be called {min(taken)}: the sweep writes a file of that name")

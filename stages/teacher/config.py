@@ -9,13 +9,13 @@ from pydantic import Field, model_validator
 
 from cache.codecs import CODECS, codec_of
 from cache.view import ViewPolicy
-from stages.config.schema import Config, Positive, Size
+from stages.config.schema import AnyPath, Config, Positive, Size
 from stages.stream.config import LoaderConfig
 from stages.teacher.hadamard import hadamard
 
 
 class TeacherConfig(Config):
-    checkpoint: Path = Field(description="a .safetensors file that train-student wrote")
+    checkpoint: AnyPath = Field(description="a .safetensors file that train-student wrote")
     size: Size | None = Field(None, description="px; null: the size it was trained at")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -45,7 +45,7 @@ class FeaturesConfig(Config):
         None, description="turn the basis, so that all its coordinates have the same variance: int4 then rounds less. "
         "`dims` must be the order of a Hadamard matrix, such as 2^k, 12·2^k or 20·2^k"
     )  # fmt: skip
-    basis: Path | None = Field(
+    basis: AnyPath | None = Field(
         None, description="take the basis and the ranges of this cache, made with the same teacher"
     )
 
@@ -93,7 +93,7 @@ class TargetsConfig(Config):
 class CacheConfig(Config):
     """`pipeline.py cache-teacher`."""
 
-    data: Path = Field(description="a data set that `prepare` made")
+    data: AnyPath = Field(description="a data set that `prepare` made")
     output: Path = Field(description="the cache, a folder NAME.zarr")
     teacher: TeacherConfig
     views: Positive = Field(8, description="V, stored views of every clip; can be raised later")

@@ -25,7 +25,7 @@ from stages.runtime.terminal import console
 # Files are put in this order and read in the other one: an object is never older than those that are put after it.
 FIRST, LAST = ("config.yaml", "best.safetensors", "metrics.jsonl"), ("last.pt", "last.safetensors", "result.json")
 NEEDED = ("result.json", "last.pt", "metrics.jsonl", "config.yaml")  # what a resume reads, in the order of reading
-EVERY = 1.0  # seconds between two looks at the files
+EVERY = 0.2  # seconds between two looks at the files
 LOG_EVERY = 30.0  # seconds after which logs are put without a new checkpoint; each time they are put whole
 AGAIN = 10.0  # seconds from an upload that failed to the next one
 MAX_PUT = 5 * 2**30  # bytes; S3 takes no more in one request, and only one request can be conditional
@@ -41,6 +41,7 @@ class RunUpload:
         self.states: dict[str, list[int]] = {}  # file -> the state of the local file that the object has
         self.error: Exception | None = None  # after which nothing is uploaded any more
         self.told = False  # whether `error` was raised
+        self.unused = False  # whether the local folder is a copy of what is at the URL, and no more
         self.logs_put = 0.0
         self.ended = threading.Event()
 
@@ -60,6 +61,12 @@ class RunUpload:
             write_atomically(self.folder / name, data)
             self.states[name] = _state(self.folder / name)
         self._write_note()
+        self.unused = True
+
+    def drop_unused(self) -> None:
+        """Remove the copy of a run that was not gone on with."""
+        if self.unused:
+            self._remove_folder()
 
     @contextmanager
     def behind(self) -> Iterator[None]:
@@ -67,6 +74,7 @@ class RunUpload:
 
         Raises StoreError if the store doesn't take it, or the rest. It names the local folder, which stays then.
         """
+        self.unused = False
         self._put("config.yaml", (self.folder / "config.yaml").read_bytes(), _state(self.folder / "config.yaml"))
         thread = threading.Thread(target=self._work, name="upload", daemon=True)
         thread.start()
@@ -122,6 +130,9 @@ class RunUpload:
                 f"{error}. {self.url} isn't complete; the whole run is in {self.folder}: run the command with --resume "
                 "on this machine when the store can be reached"
             ) from error
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.note.unlink(missing_ok=True)
 
@@ -180,6 +191,7 @@ def fetch_runs(outputs: Iterable[Location], resume: bool, opened: ExitStack) -> 
             make_private(upload.folder.parent)
             opened.enter_context(locked(url, upload.folder.with_name(f"{upload.folder.name}.lock")))
             if resume:
+                opened.callback(upload.drop_unused)
                 upload.fetch()
             uploads[url] = upload
     return uploads

@@ -51,8 +51,12 @@ class RunUpload:
         If the objects are those that this machine has put, then the local files go on from there, and they are kept.
         """
         found = {name: etag for name in (*FIRST, *LAST) if (etag := _etag(self.url / name))}
-        if self._read_note() == found:
+        noted = self._read_note()
+        if noted == found:
             return
+        if noted is not None:
+            console.print(f"{self.url}: another machine has gone on with it since this one uploaded it: taken from there",
+                          highlight=False, soft_wrap=True)  # fmt: skip
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.etags, self.states = found, {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -20,7 +19,7 @@ class EvaluateConfig(Config):
     pack: AnyPath | None = Field(
         None, description="a pack of `data`, made with frames: all; read instead of the videos"
     )
-    output: Path | None = Field(
+    output: AnyPath | None = Field(
         None, description="NAME.json; beside it NAME.answers.csv, NAME.classes.csv, NAME.confusion.png"
     )
     size: Size | None = Field(None, description="px; default: the size of its training")

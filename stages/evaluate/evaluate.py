@@ -21,6 +21,7 @@ from stages.metrics.accuracy import ScoredVideos, confused_pairs, confusion, mea
 from stages.metrics.scoring import score_videos
 from stages.models.checkpoints import load_model
 from stages.models.video_model import model_stats, to_device
+from stages.remote.outputs import written_at
 from stages.remote.url_path import Location
 from stages.runtime.csv_text import csv_text
 from stages.runtime.distributed import Ranks, has_bfloat16, join_ranks
@@ -82,7 +83,8 @@ def evaluate(config: EvaluateConfig) -> dict:
             table = per_class(scored)
             try:
                 if config.output is not None:
-                    _write_files(config.output, result, scored, table, counts, data)
+                    with written_at(config.output) as file:
+                        _write_files(file, result, scored, table, counts, data)
             finally:  # a full disk must not cost the scores
                 with warn_if_it_fails("the tables of the metrics"):
                     _print_result(result, table, data.classes)

@@ -11,6 +11,7 @@ from cache.view import ViewPolicy
 from stages.config.schema import AnyPath, Config, Positive, Size, check_deterministic, formerly
 from stages.distill.config import LossConfig
 from stages.models.config import InitConfig, ModelConfig
+from stages.remote.outputs import working_folder
 from stages.stream.config import LoaderConfig
 
 
@@ -83,7 +84,7 @@ class ScheduleConfig(Config):
 class TrainConfig(Config):
     """`pipeline.py train-student`: students, and without a cache teachers and baselines too."""
 
-    output: Path = Field(description="the run's folder")
+    output: AnyPath = Field(description="the run's folder; at a URL it is written behind the training")
     data: TrainData
     teacher: OnlineTeacherConfig | None = Field(
         None, description="a teacher in the training loop, instead of data.cache"
@@ -117,6 +118,11 @@ class TrainConfig(Config):
         500, description="optimizer steps; also at the end of an epoch, if 10 s have passed since the last one"
     )
     loader: LoaderConfig = LoaderConfig()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this machine that the run writes into: `output`, unless that is a URL. Rank 0 alone uses it."""
+        return working_folder(self.output)
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:

@@ -33,8 +33,11 @@ def group_cohorts(students: Mapping[str, TrainConfig], at_once: int) -> list[dic
 
 
 def sweep_folder(students: Mapping[str, TrainConfig]) -> Path:
-    """The folder that holds all students' folders. Raises ReskdError if they are in several."""
+    """The folder that holds all students' folders. Raises ReskdError if they are in several, or at a URL."""
     folders = {config.output.parent for config in students.values()}
+    if urls := [str(folder) for folder in folders if not isinstance(folder, Path)]:
+        raise ReskdError(f"output {urls[0]}: a sweep writes into a folder, not to a URL: give `output` a path that all machines "
+                         "share (train-student takes a URL)")  # fmt: skip
     if len(folders) != 1:
         raise ReskdError(f"a sweep's students lie in one folder: remove their own `output` ({len(folders)} are given)")
     return folders.pop()

@@ -159,20 +159,21 @@ class UrlPath:
 
     def write_new(self, data: bytes) -> str:
         """Put the object unless there is one. Returns its ETag. Raises FileExistsError."""
-        return self._do("put", lambda o, store: o.put(store, self.key, data, mode="create")["e_tag"])
+        return self._do("put", lambda o, store: o.put(store, self.key, data, mode="create")["e_tag"], len(data))
 
     def replace(self, data: bytes, etag: str) -> str:
         """Put the object if it is still the one that has this ETag. Returns the new ETag. Raises Changed."""
-        return self._do("put", lambda o, store: o.put(store, self.key, data, mode={"e_tag": etag})["e_tag"])
+        return self._do("put", lambda o, store: o.put(store, self.key, data, mode={"e_tag": etag})["e_tag"], len(data))
 
     def unlink(self, missing_ok: bool = True) -> None:
         """Delete the object. Stores don't say whether there was one."""
         self._do("delete", lambda o, store: o.delete(store, self.key))
 
-    def _do(self, verb: str, work: Any) -> Any:
+    def _do(self, verb: str, work: Any, size: int = 0) -> Any:
+        """The answer of a request. `size`: bytes that it sends in one piece: a second more for each MiB."""
         obstore = _obstore()
         try:
-            return work(obstore, _store(self.root))
+            return work(obstore, _store(self.root, _seconds() + 60 * -(-(size >> 20) // 60)))
         except Exception as error:  # obstore has its own types, and raises Python's for some
             self._fail(verb, error, obstore)
 
@@ -242,13 +243,16 @@ def _obstore() -> Any:
 
 
 @functools.cache
-def _store(root: str) -> Any:
-    """The connections of this process to a bucket. obstore reads endpoints and credentials in the environment."""
+def _store(root: str, seconds: float) -> Any:
+    """The connections of this process to a bucket, for requests that take `seconds` at most.
+
+    obstore reads endpoints and credentials in the environment.
+    """
     import obstore.store as stores
 
     _used_in[:] = _used_in or [os.getpid()]
     assert _used_in == [os.getpid()], "a fork of a process with connections: start it by `start_method`"
-    limit = timedelta(seconds=_seconds())
+    limit = timedelta(seconds=seconds)
     plain = root.startswith("http://") or any(
         os.environ.get(name, "").startswith("http://")
         for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")

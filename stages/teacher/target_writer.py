@@ -110,7 +110,7 @@ class TargetWriter:
             try:
                 self.published.publish(shard_writer.shard)
             except LeaseLost as error:
-                console.print(f"[yellow]lost[/] {error}; what it commits is taken", highlight=False)
+                console.print(f"[yellow]left out[/] {error}", highlight=False)
                 self.published.give_up(shard_writer.shard)
 
 

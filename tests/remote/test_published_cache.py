@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-import shutil
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -11,13 +12,16 @@ import pytest
 from cache.errors import ReskdError, StoreError
 from cache.group import load_group
 from cache.manifest import Manifest
-from stages.remote import lease, published_cache
+from stages.remote import lease, published_cache, url_path
 from stages.remote.lease import LeaseLost, take_lease
 from stages.remote.published_cache import PublishedCache
+from stages.remote.published_root import check_conditional_puts
 from stages.remote.shard_commit import put_files
 from stages.remote.url_path import UrlPath
 from stages.teacher.cache_teacher import cache_teacher
+from stages.teacher.url_output import create
 from tests.cache.small_caches import identity_of, write_views
+from tests.remote.server import free_port
 from tests.runs import POLICY, cache_config, sets, tree
 
 SHARD = "000000.tar"
@@ -45,10 +49,14 @@ def download(url: UrlPath, folder) -> dict[str, str]:
     return tree(folder)
 
 
+def settings(url: UrlPath, data, teacher) -> list[str]:
+    """Options of a run that makes the content of `cached`."""
+    return sets({"output": str(url), "data": str(data.train), "teacher.checkpoint": str(teacher), "views": 2, "policy": POLICY,
+                 "loader.workers": 0})  # fmt: skip
+
+
 def writer_of(url: UrlPath, folder, name: str, manifest: Manifest = WHOLE) -> PublishedCache:
     """A process on a machine of its own, with `folder`, that is about to write the cache at `url`."""
-    from stages.teacher.url_output import create
-
     published = PublishedCache(url, folder / name / "t.zarr", name, 0)
     published.folder.mkdir(parents=True)
     published.pull()
@@ -63,56 +71,47 @@ def compute(published: PublishedCache, shard: str = SHARD, manifest: Manifest = 
 
 
 def test_it_is_the_local_cache_object_for_object_and_grows_as_that_does(url, small, teacher, tmp_path):
-    local = tmp_path / "local.zarr"
-    for changes, clip_views in (
-        (("targets.features=null", "views=1"), 40),
-        (("targets.features={codec: int8, dims: 8}", "views=1"), 40),
-        (("targets.features={codec: int8, dims: 8}", "views=2"), 40),
-    ):
-        config = cache_config(url, small, teacher, *changes)
-        assert cache_teacher(config, dry_run=True, probe=0)["output"] == str(url)
-        result = cache_teacher(config, verify=5)
-        assert result["clip_views"] == clip_views and result["top1"] is not None
-        cache_teacher(cache_config(local, small, teacher, *changes))
-        assert download(url, tmp_path / "copy") == tree(local)
-        shutil.rmtree(tmp_path / "copy")
-    assert not list(tmp_path.glob("reskd-*/cache-*"))  # the local folder is gone
-    assert cache_teacher(config)["clip_views"] == 0
-    assert cache_teacher(config.model_copy(update={"output": local}))["bytes"] >= result["bytes"] > 40_000
-    with pytest.raises(ReskdError, match=f"{url} is planned for 2 views, this run wants 1"):
-        cache_teacher(config.model_copy(update={"views": 1}))
+    config, local = cache_config(url, small, teacher, "targets.features=null"), tmp_path / "local.zarr"
+    assert cache_teacher(config, dry_run=True, probe=0)["output"] == str(url) and not url.files()
+    assert cache_teacher(config)["clip_views"] == 80
+    features = cache_config(url, small, teacher, "targets.features={codec: int8, dims: 8}")
+    assert cache_teacher(features, verify=5)["clip_views"] == 80
+    result = cache_teacher(features.model_copy(update={"views": 3}), verify=5)
+    assert result["clip_views"] == 40 and not list(tmp_path.glob("reskd-*/cache-*"))  # the local folder is gone
+    for views in (2, 3):
+        at_once = cache_teacher(features.model_copy(update={"output": local, "views": views}))
+    assert download(url, tmp_path / "copy") == tree(local)
+    assert at_once["top1"] == result["top1"] and 0.9 < result["bytes"] / at_once["bytes"] <= 1
+    with pytest.raises(ReskdError, match=f"{url} is planned for 3 views, this run wants 2"):
+        cache_teacher(features)
 
 
-@pytest.mark.parametrize("where", ["chunks", "attributes"])
-def test_a_killed_run_is_done_again_where_it_was_not_committed(url, s3, data, teacher, cached, zygote, tmp_path, where):
-    output = sets({"output": str(url), "data": str(data.train), "teacher.checkpoint": str(teacher), "views": 2,
-                   "policy": POLICY, "loader.workers": 0})  # fmt: skip
-    command = ["cache-teacher", *output]
-    first = zygote.start(command, TMPDIR=str(tmp_path), **s3.environment)
-    wanted = f"{SHARD}/features/c.0.0.0.0.0.0" if where == "chunks" else f"{SHARD}/zarr.json"
-    while not (url / wanted).is_file():
-        assert not first.status.exists(), first.said()
-        time.sleep(0.002)
-    first.kill()
-    first.wait()
-    committed = [name for name in ("000000.tar", "000001.tar", "000002.tar") if (url / name / "zarr.json").is_file()]
-    before = {name: (url / name / "zarr.json").etag() for name in committed}
-    assert (url / "000000.tar" / ".writer").is_file() or committed
-    again = zygote.start([*command, "--json", tmp_path / "r.json"], TMPDIR=str(tmp_path), **s3.environment)
-    assert again.wait() == 0, again.said()
+def test_a_killed_run_is_done_again_where_it_was_not_committed(url, s3, data, teacher, cached, zygote, tmp_path):
+    """It is killed when the first chunk is in the store, and then when the first commit is."""
+    command = ["cache-teacher", *settings(url, data, teacher), "--json", tmp_path / "r.json"]
+    for happened in ((url / SHARD / "frames/c.0.0.0").is_file, lambda: load_group(url, SHARD)):
+        run = zygote.start(command, TMPDIR=str(tmp_path), **s3.environment)
+        while not happened():
+            assert not run.status.exists(), run.said()
+            time.sleep(0.002)
+        run.kill()
+        run.wait()
     clips = {"000000.tar": 160, "000001.tar": 160, "000002.tar": 80}
-    assert json.loads((tmp_path / "r.json").read_text())["clip_views"] == 400 - sum(map(clips.get, committed))
+    committed = [name for name in clips if load_group(url, name)]
+    before = {name: (url / name / "zarr.json").etag() for name in committed}
+    again = zygote.start(command, TMPDIR=str(tmp_path), **s3.environment)
+    assert again.wait() == 0, again.said()
+    computed = json.loads((tmp_path / "r.json").read_text())["clip_views"]
+    assert computed == 400 - sum(map(clips.get, committed)) < 400
     assert {name: (url / name / "zarr.json").etag() for name in committed} == before
     assert download(url, tmp_path / "copy") == tree(cached)
 
 
 def test_two_runs_at_once_write_each_shard_once(url, s3, data, teacher, cached, zygote, tmp_path):
-    output = sets({"output": str(url), "data": str(data.train), "teacher.checkpoint": str(teacher), "views": 2,
-                   "policy": POLICY, "loader.workers": 0})  # fmt: skip
     runs = []
     for machine in ("a", "b"):
         (tmp_path / machine).mkdir()
-        arguments = ["cache-teacher", *output, "--json", tmp_path / machine / "r.json"]
+        arguments = ["cache-teacher", *settings(url, data, teacher), "--json", tmp_path / machine / "r.json"]
         runs.append(zygote.start(arguments, TMPDIR=str(tmp_path / machine), **s3.environment))
     for run in runs:
         assert run.wait() == 0, run.said()
@@ -120,6 +119,23 @@ def test_two_runs_at_once_write_each_shard_once(url, s3, data, teacher, cached, 
     assert sum(result["clip_views"] for result in results) == 400
     assert results[0]["bytes"] == results[1]["bytes"] and results[0]["top1"] == results[1]["top1"]
     assert download(url, tmp_path / "copy") == tree(cached)
+
+
+def test_ranks_on_two_machines_make_it_together(url, s3, data, teacher, cached, zygote, tmp_path):
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": "", **s3.environment}  # fmt: skip
+    for machine in "01":
+        (tmp_path / machine).mkdir()
+    ranks = [
+        zygote.start(
+            ["cache-teacher", *settings(url, data, teacher)], RANK=machine, TMPDIR=str(tmp_path / machine), **common
+        )
+        for machine in "01"
+    ]
+    for rank in ranks:
+        assert rank.wait() == 0, rank.said()
+    assert download(url, tmp_path / "copy") == tree(cached)
+    assert not list(tmp_path.glob("*/reskd-*/cache-*"))
 
 
 def test_a_writer_that_sleeps_and_wakes_after_the_commit_of_another_changes_nothing(url, tmp_path, monkeypatch):
@@ -224,10 +240,38 @@ def test_what_is_no_place_for_a_cache_is_refused_by_name(url, s3, small, teacher
     assert url.files() == {"photo.jpg": 1}
     with pytest.raises(ReskdError, match="http://127.0.0.1/t.zarr: a web server can only be read"):
         cache_config("http://127.0.0.1/t.zarr", small, teacher)
-    from stages.remote import url_path
-
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     url_path._store.cache_clear()
     with pytest.raises(StoreError, match=rf"{url}.*AWS_SECRET_ACCESS_KEY"):
         cache_teacher(config)
     url_path._store.cache_clear()
+
+
+class IgnoresConditions(BaseHTTPRequestHandler):
+    """A store that takes every put."""
+
+    def do_PUT(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("ETag", '"x"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_DELETE = do_PUT
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_store_without_conditional_puts_is_refused(url, monkeypatch):
+    check_conditional_puts(url)
+    assert not url.files()
+    server = HTTPServer(("127.0.0.1", 0), IgnoresConditions)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+    url_path._store.cache_clear()
+    with pytest.raises(StoreError, match="ignores the condition of a put.*local folder, and copy it"):
+        check_conditional_puts(url)
+    url_path._store.cache_clear()
+    server.shutdown()
+    server.server_close()

@@ -45,7 +45,7 @@ class PublishedCache:
     def __init__(self, url: UrlPath, folder: Path, writer: str, rank: int):
         self.url, self.folder, self.rank = url, folder, rank
         self.root = PublishedRoot(url, folder)
-        self.left: list[str] = []  # shards that others write
+        self.left: dict[str, str] = {}  # shards that others write, or have written: what is known of them
         self._leases = Leases(writer)
         self._claims: dict[str, Claim] = {}
         self._lock = threading.Lock()  # one thread claims, another one publishes
@@ -100,29 +100,29 @@ class PublishedCache:
 
         at_once(remove, [entry.name for entry in manifest.identity.shards])
 
-    def claim(self, manifest: Manifest, shard: str, views: range, targets: Sequence[str]) -> str | None:
-        """Take the lease of a shard to write these views of these targets. Returns None, or why another writer has it."""
+    def claim(self, manifest: Manifest, shard: str, views: range, targets: Sequence[str]) -> bool:
+        """Take the lease of a shard to write these views of these targets. False: it is left to another writer."""
         with self._lock:
             if shard in self._claims:
                 self._claims[shard].works += 1
-                return None
+                return True
         found = self._leases.take(self.url / shard / WRITER)
         if isinstance(found, Holder):
-            self.left.append(shard)
-            return f"a process on {found.host} writes it"
+            self.left[shard] = f"a process on {found.host} writes it"
+            return False
         file = self.url / shard / METADATA
         state = fence(file) if found.taken_over else read_state(file)
         if state is not None:
             self._keep(shard, state[0])
         if (views, tuple(targets)) not in missing_work(self.folder, manifest, shard):
             self._leases.release(found)
-            self.left.append(shard)
-            return "another process has written it"
+            self.left[shard] = "another process has written it"
+            return False
         group = load_group(self.folder, shard)
         claim = Claim(found, state and state[1], frozenset(group["files"] if group else ()))
         with self._lock:
             self._claims[shard] = claim
-        return None
+        return True
 
     def prepare(self, shard: str) -> None:
         """Fetch what is needed to add to a committed group: its arrays' metadata, and its views."""
@@ -159,12 +159,12 @@ class PublishedCache:
             claim = self._claims.pop(shard)
         self._leases.release(claim.lease)
         shutil.rmtree(self.folder / shard)
-        self.left.append(shard)
+        self.left[shard] = "another process has taken over"
         self.pull_groups([shard])
 
     def wait_for_others(self) -> list[str]:
         """The shards that others wrote, as soon as one of them is free, with its attributes fetched."""
-        shards, self.left, pause = self.left, [], FIRST_LOOK
+        shards, self.left, pause = list(self.left), {}, FIRST_LOOK
         while shards and all(map(self._is_busy, shards)):
             time.sleep(pause)
             pause = min(2 * pause, LAST_LOOK)

@@ -59,8 +59,8 @@ def local_copy(config: CacheConfig, ranks: Ranks, dry_run: bool) -> Iterator[tup
             stack.callback(published.close)
             on_each_machine(ranks, published.pull)
         yield config.model_copy(update={"output": published.folder}), published
-    if not dry_run and _leads_machine():
-        shutil.rmtree(base)
+        if not dry_run and _leads_machine():
+            shutil.rmtree(base)
 
 
 def change_root(published: PublishedCache | None, ranks: Ranks, work: Callable[[], object]) -> None:
@@ -101,21 +101,16 @@ def finish(published: PublishedCache | None, path: Path) -> Manifest:
 
 def claim_in(published: PublishedCache | None, manifest: Manifest) -> Callable[[ShardWork], bool]:
     """Whether this process writes a piece of work: always, unless a process of another machine writes its shard."""
-
-    def claim(work: ShardWork) -> bool:
-        reason = published and published.claim(manifest, work.shard, work.views, work.targets)
-        if reason:
-            console.print(f"[yellow]left out[/] {work.shard}: {reason}", highlight=False)
-        return not reason
-
-    return claim
+    return lambda work: published is None or published.claim(manifest, work.shard, work.views, work.targets)
 
 
 def left_by_others(published: PublishedCache | None, manifest: Manifest) -> list[ShardWork]:
     """What is missing of the shards that were left to others, as soon as one of these is free again."""
     if published is None or not published.left:
         return []
-    console.print(f"waiting for shards that others write: {', '.join(published.left[:3])}", highlight=False)
+    shard, reason = next(iter(published.left.items()))
+    console.print(f"{len(published.left)} shards were left to others ({shard}: {reason}): they are looked at again",
+                  highlight=False)  # fmt: skip
     return missing_of_shards(published.folder, manifest, map(manifest.identity.shard, published.wait_for_others()))
 
 

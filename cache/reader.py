@@ -14,13 +14,16 @@ from cache.errors import ReskdError
 from cache.group import check_fingerprint, load_group, load_manifest, read_constants
 from cache.identity import ShardEntry, keys_digest
 from cache.lru import LRU
-from cache.manifest import Manifest
+from cache.manifest import Manifest, bytes_of_clip_view
 from cache.store import METADATA, VerifiedStore, as_path
 from cache.view import BLOCK, View
 
 __all__ = ["Block", "CacheReader", "check_join", "load_manifest"]
 
 _OPEN_GROUPS = 256
+_READING = (
+    5  # blocks of memory beside those that are kept: the file of a new one, and what zarr makes of it (bench join)
+)
 _HELD_VIEWS = 32  # views whose small arrays are kept in memory: a few MB each at most
 
 
@@ -63,11 +66,19 @@ class CacheReader:
                 f"only these, or add the target: run cache-teacher again, with targets.{absent[0]}."
             )
         self._specs = array_specs(self.manifest.identity)
+        self._capacity = capacity_blocks
         self._groups, self._views, self._blocks = LRU(_OPEN_GROUPS), LRU(_HELD_VIEWS), LRU(capacity_blocks)
 
     def block(self, shard: str, view: int, block: int) -> Block:
         """Rows [64 * block, 64 * block + 64) of a view; the last block of a shard may have fewer."""
         return self._blocks.get((shard, view, block), lambda: self._read_block(shard, view, block))
+
+    def most_bytes(self) -> int:
+        """Bytes of memory that the reader takes at most. Its blocks have maps as they are stored, and logits in float32."""
+        identity = self.manifest.identity
+        logits = 4 * identity.targets["logits"]["width"] if "logits" in self.targets else 0
+        row = bytes_of_clip_view(identity, [t for t in self.targets if t != "logits"]) + logits
+        return (self._capacity + _READING) * BLOCK * row
 
     def view(self, shard: str, view: int) -> Block:
         """All rows of a view, without features. The result isn't kept in memory."""

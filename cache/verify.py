@@ -5,7 +5,7 @@ read, a data set that doesn't fit, and a manifest that fits no group: these are 
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +17,7 @@ from cache.group import TEMPORARY, group_node, write_attributes
 from cache.identity import CONSTANTS
 from cache.json_file import parse_json
 from cache.manifest import Manifest
-from cache.store import METADATA, as_path, make_folders, side_by_side, sync
+from cache.store import METADATA, WRITER, as_path, make_folders, side_by_side, sync
 from cache.verify_group import (
     DATA,
     FOREIGN,
@@ -66,9 +66,11 @@ def repair(path: str | Path, manifest: Manifest, problems: Sequence[Problem]) ->
 
     First the manifest is changed: nothing is finished. Then each damaged group is renamed and deleted. After a kill at any
     instant, no reader takes the cache for finished, and `repair` can be run again. In a store, a group's attributes are
-    deleted first. There, raises ReskdError if the manifest isn't `manifest` any more: somebody works on the cache.
+    deleted first. There, raises ReskdError if the manifest isn't `manifest` any more, or a process writes such a group.
     """
     path = as_path(path)
+    if not isinstance(path, Path):
+        _check_not_written(path, {p.shard for p in problems if p.remedy in (REDO, TIDY) and p.shard})
     redo = sorted({p.shard for p in problems if p.remedy == REDO})
     if redo or any(p.shard for p in problems if p.remedy == RERUN):
         unfinished = replace(manifest, finalised=0, finalised_shards=0, finalised_targets=())
@@ -89,6 +91,14 @@ def repair(path: str | Path, manifest: Manifest, problems: Sequence[Problem]) ->
         side_by_side(path, lambda file: (path / file).unlink(), files_below(path / shard, path))
     for file in (file for p in problems if p.remedy == TIDY for file in p.files):
         (path / file).unlink(missing_ok=True)
+
+
+def _check_not_written(path: Any, shards: Collection[str]) -> None:
+    found = side_by_side(path, lambda shard: (path / shard / WRITER).is_file(), sorted(shards))
+    if any(found):
+        writer = path / sorted(shards)[found.index(True)] / WRITER
+        raise ReskdError(f"{writer}: a process writes this shard, or was killed while it did: run cache-teacher to the end, and "
+                         "verify-cache again. Nothing was deleted")  # fmt: skip
 
 
 def _replace_in_store(path: Any, manifest: Manifest, new: Manifest) -> None:

@@ -56,7 +56,7 @@ class Zygote:
         self.requests, self.replies = os.fdopen(requests, "w"), os.fdopen(replies)
 
     def start(self, arguments: list[str], cwd: Path = ROOT, project: Path = ROOT, **environment: str) -> Command:
-        """Start a command. `project`: the folder whose code runs, a copy of ours."""
+        """Start a command of the pipeline, or torchrun. `project`: the folder whose code runs, a copy of ours."""
         name = str(len(self.commands))
         output, status = self.folder / f"{name}.txt", self.folder / f"{name}.status"
         request = [list(map(str, arguments)), str(cwd), str(project), environment, str(output), str(status)]
@@ -168,6 +168,11 @@ def _child(arguments: list[str], cwd: str, project: str, environment: dict[str, 
         sys.argv = ["pipeline.py", *arguments]
         if project != str(ROOT):
             _use_code_of(project)
+        if arguments[0] == "torchrun":
+            from torch.distributed.run import main
+
+            main(arguments[1:])
+            sys.exit(0)
         import pipeline
 
         pipeline.cli()

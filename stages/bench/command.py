@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages.config.options import CONFIG, JSON, SET, with_options
+from stages.config.options import CONFIG, JSON, SET, LocalPath, with_options
 
 
 @click.group()
@@ -17,9 +17,9 @@ def bench():
 
 
 QUICK = click.option("--quick", is_flag=True, help="Measure less, in less time.")
-PROFILE = click.option("--profile", "trace", type=click.Path(path_type=Path), metavar="TRACE",
+PROFILE = click.option("--profile", "trace", type=LocalPath(), metavar="TRACE",
                        help="Run once more with torch.profiler and write a JSON file for chrome://tracing.")  # fmt: skip
-MADE = click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True,
+MADE = click.option("--folder", type=LocalPath(), default=Path("runs/bench"), show_default=True,
                     help="Folder for the videos. They are made once.")  # fmt: skip
 
 
@@ -99,13 +99,13 @@ def real(config_file, overrides, quick, json_file, **options):
 @bench.command()
 @click.option(
     "--videos",
-    type=click.Path(path_type=Path, exists=True),
+    type=LocalPath(exists=True),
     required=True,
     help="A folder of videos, or a prepared data set.",
 )
 @click.option(
     "--teacher",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="A .safetensors checkpoint.  [default: EfficientNet-Lite0 of ImageNet]",
 )
 @click.option("--views", type=click.IntRange(1), default=8, show_default=True, help="Views of each video.")
@@ -277,7 +277,7 @@ def faults(quick, json_file):
 
 
 @bench.command("bad-videos")
-@click.option("--videos", type=click.Path(path_type=Path, exists=True, file_okay=False),
+@click.option("--videos", type=LocalPath(exists=True, file_okay=False),
               help="Make the mutants of all files in this folder.  [default: of the made kinds]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
               help="Number of the first mutant. Other numbers make other mutants.")  # fmt: skip

@@ -21,12 +21,14 @@ from cache.view import BLOCK, ViewPolicy, sample_view
 from cache.writer import ShardWriter
 from stages.bench.clocks import RUNS, cpu_seconds
 from stages.bench.figures import Figure, at_most, show
+from stages.bench.resident import resident_figures
 from stages.models.architectures import build_model
 from stages.models.config import ModelConfig
 from stages.teacher.reduction import Sample, estimate_constants, reduce_features
 
 CLASSES, FRAMES = 400, 8
 MAP = (8, 4, 4, 128)  # 16 KB in int8
+HELD_MAP = (8, 7, 7, 128)  # 50 KB: blocks of 3 MB, beside which a process's own memory is small
 # Encodings of maps of 8×7×7×2048: codec, dimensions, side of the student's grid, bytes allowed. Random maps in a basis have
 # no zeros, so they take as many bytes as maps can take.
 ENCODINGS = (("int8", None, 7, None), ("int4", None, 7, None), ("int8", 128, 7, None), ("int4", 256, 7, 50_000),
@@ -56,33 +58,29 @@ def run_join(quick: bool, output: Path | None) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         figures = [*_joining(path, setup), _opening(path, setup), _memory(path, setup), _logits_on_disk(path, setup)]
+        figures += resident_figures(_make(path / "resident", 2 * setup.clips, HELD_MAP), 2 * setup.clips)
     figures += _encoding(setup)
     show("join", figures, output)
     return figures
 
 
-def _identity(shards: dict[str, int], features: bool) -> Identity:
+def _identity(shards: dict[str, int], maps: tuple[int, ...] | None) -> Identity:
     keys = {name: [f"{name[:6]}-{i:06d}" for i in range(clips)] for name, clips in shards.items()}
     entries = tuple(ShardEntry(n, len(k), 1, "0" * 64, keys_digest(k)) for n, k in keys.items())
     targets = {"logits": {"codec": "uint8", "width": CLASSES}}
-    if features:
-        targets["features"] = {
-            "codec": "int8",
-            "grid": list(MAP[:3]),
-            "width": MAP[3],
-            "map": list(MAP),
-            "sample": None,
-        }
+    if maps:
+        targets["features"] = {"codec": "int8", "grid": maps[:3], "width": maps[3], "map": maps, "sample": None}
     policy = ViewPolicy(num_frames=FRAMES)
     return Identity(FORMAT, {"weights_sha256": "0"}, "none", policy, entries, tuple(map(str, range(CLASSES))), targets)
 
 
-def _make(path: Path, clips: int, features: bool) -> Path:
+def _make(path: Path, clips: int, maps: tuple[int, ...] | None) -> Path:
     """A finished cache of one shard and two views, with sampled views and random targets."""
     random, shard = np.random.default_rng(0), "000000.tar"
-    manifest = Manifest(_identity({shard: clips}, features), 2)
-    constants = {"scale": np.full(MAP[3], 0.05, np.float32), "offset": np.zeros(MAP[3], np.float32)}
-    manifest = create_cache(path, manifest, constants if features else None)
+    manifest = Manifest(_identity({shard: clips}, maps), 2)
+    width = maps[3] if maps else 0
+    constants = {"scale": np.full(width, 0.05, np.float32), "offset": np.zeros(width, np.float32)}
+    manifest = create_cache(path, manifest, constants if maps else None)
     keys = [f"000000-{i:06d}" for i in range(clips)]
     writer = ShardWriter(path, manifest, shard, keys, range(2))
     for low in range(0, clips, BLOCK):
@@ -92,8 +90,8 @@ def _make(path: Path, clips: int, features: bool) -> Path:
             sampled = [sample_view(manifest.identity.policy, shard=shard, key=key, index=view, num_frames=300, aspect=4 / 3)
                        for key in keys[rows]]  # fmt: skip
             targets = {"logits": random.normal(0, 3, (n, CLASSES))}
-            if features:
-                targets["features"] = random.normal(0, 1, (n, *MAP))
+            if maps:
+                targets["features"] = random.normal(0, 1, (n, *maps))
             writer.write(view, rows, frames=np.stack([v.frames for v in sampled]), box=np.stack([v.box for v in sampled]),
                          flip=np.array([v.flip for v in sampled]), valid=np.ones(n, bool), **targets)  # fmt: skip
     writer.commit({}, {})
@@ -105,7 +103,7 @@ def _joining(path: Path, setup: Setup) -> list[Figure]:
     """Read every row of a view in random order, as a worker does: the block, the row, the view."""
     figures = []
     for name, features, goal in (("logits + view", False, 30), ("logits + view + 16 KB of features", True, 100)):
-        cache = _make(path / name.replace(" ", ""), setup.clips, features)
+        cache = _make(path / name.replace(" ", ""), setup.clips, MAP if features else None)
         order = np.random.default_rng(1).permutation(setup.clips)
 
         def join(cache: Path = cache, features: bool = features, order: np.ndarray = order) -> None:
@@ -126,7 +124,7 @@ def _joining(path: Path, setup: Setup) -> list[Figure]:
 
 def _opening(path: Path, setup: Setup) -> Figure:
     names = {f"{i:06d}.tar": 1 for i in range(setup.shards)}
-    create_cache(path / "many", Manifest(_identity(names, False), 1))
+    create_cache(path / "many", Manifest(_identity(names, None), 1))
     seconds = cpu_seconds(lambda: CacheReader(path / "many"), setup.runs)
     return at_most(f"open a cache of {setup.shards} shards", seconds, "s", 0.1)
 
@@ -135,7 +133,7 @@ def _memory(path: Path, setup: Setup) -> Figure:
     """The additional memory of a reader for a cache with four times the clips. A reader keeps a bounded number of blocks."""
     grown = []
     for clips in (setup.clips, 4 * setup.clips):
-        cache, process = _make(path / f"memory-{clips}", clips, True), psutil.Process()
+        cache, process = _make(path / f"memory-{clips}", clips, MAP), psutil.Process()
         reader = CacheReader(cache, ("logits", "features"), capacity_blocks=8)
         before = process.memory_info().rss
         for block in range(clips // BLOCK):

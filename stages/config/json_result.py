@@ -14,6 +14,7 @@ from typing import Any
 from cache.errors import ReskdError
 from cache.json_file import read_json
 from cache.store import write_atomically
+from stages.remote.url_path import Location
 
 STDOUT = Path("-")
 
@@ -74,14 +75,18 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def check_writable(output: Path, *, in_place: bool = False) -> None:
-    """Raises ReskdError, before the work, if a file can't be written. Makes its folder.
+def check_writable(output: Location, *, in_place: bool = False) -> None:
+    """Raises ReskdError, before the work, if a file can't be written. Makes its folder. A store is only asked for the file.
 
     `in_place`: the file itself is opened, such as /dev/null. Else a new file takes its place, which needs a folder that can
     be written to, whatever the rights of the old file.
     """
     if output.is_dir():
         raise ReskdError(f"{output} is a folder: give the name of a file")
+    if not isinstance(output, Path):
+        if str(output).startswith("http"):
+            raise ReskdError(f"{output} can't be written (a web server can only be read): give another output")
+        return
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from stages.remote.url_path import UrlPath, location
+from stages.remote.url_path import UrlPath, is_url, location
 
 
 class _AnyPath(click.ParamType):
@@ -22,9 +22,23 @@ class _AnyPath(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class LocalPath(click.Path):
+    """A path of this machine. A URL is refused."""
+
+    def __init__(self, **options: Any):
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if is_url(str(value)):
+            self.fail(
+                f"{value} is a URL, and this must be a path of this machine: give a local file or folder", param, ctx
+            )
+        return super().convert(value, param, ctx)
+
+
 ANY_PATH = _AnyPath()  # a path of this machine, or a URL of a store
 CONFIG = click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), help="The config, a YAML file. configs/ has examples."
+    "--config", "config_file", type=LocalPath(), help="The config, a YAML file. configs/ has examples."
 )
 SET = click.option(
     "--set",
@@ -38,7 +52,7 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Check everything and pri
 JSON = click.option(
     "--json",
     "json_file",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    type=LocalPath(dir_okay=False, allow_dash=True),
     metavar="FILE",
     help="Write the result to this file, as JSON; -: to standard output.",
 )

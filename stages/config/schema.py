@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
 from cache.view import ViewPolicy
-from stages.remote.url_path import UrlPath, location
+from stages.remote.url_path import UrlPath, location, lost_url
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
-# A path of this machine, or a URL of a store.
+# A path of this machine, or a URL of a store. A key whose type is Path takes no URL: see `Config`.
 AnyPath = Annotated[
     Path | UrlPath,
     BeforeValidator(lambda v: location(v) if isinstance(v, str) else v),
@@ -38,6 +38,16 @@ class Config(BaseModel):
         if not isinstance(values, dict):
             return values
         return {k: v for k, v in values.items() if k not in cls.removed or v != cls.removed[k]}
+
+    @field_validator("*")
+    @classmethod
+    def _no_url_as_a_local_path(cls, value: Any) -> Any:
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path) and (url := lost_url(path)):
+                raise ValueError(
+                    f"{url} is a URL, and this must be a path of this machine: give a local file or folder"
+                )
+        return value
 
 
 def check_deterministic(name: str, policy: ViewPolicy | None) -> None:

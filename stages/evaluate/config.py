@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from cache.view import ViewPolicy
-from stages.config.schema import Config, Positive, Size, check_deterministic
+from stages.config.schema import AnyPath, Config, Positive, Size, check_deterministic
 from stages.stream.config import LoaderConfig
 
 
 class EvaluateConfig(Config):
     """`pipeline.py evaluate`."""
 
-    checkpoint: Path
-    data: Path
-    pack: Path | None = Field(None, description="a pack of `data`, made with frames: all; read instead of the videos")
-    output: Path | None = Field(
+    checkpoint: AnyPath
+    data: AnyPath
+    pack: AnyPath | None = Field(
+        None, description="a pack of `data`, made with frames: all; read instead of the videos"
+    )
+    output: AnyPath | None = Field(
         None, description="NAME.json; beside it NAME.answers.csv, NAME.classes.csv, NAME.confusion.png"
     )
     size: Size | None = Field(None, description="px; default: the size of its training")

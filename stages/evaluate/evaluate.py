@@ -21,6 +21,8 @@ from stages.metrics.accuracy import ScoredVideos, confused_pairs, confusion, mea
 from stages.metrics.scoring import score_videos
 from stages.models.checkpoints import load_model
 from stages.models.video_model import model_stats, to_device
+from stages.remote.outputs import written_at
+from stages.remote.url_path import Location
 from stages.runtime.csv_text import csv_text
 from stages.runtime.distributed import Ranks, has_bfloat16, join_ranks
 from stages.runtime.plots import warn_if_it_fails
@@ -81,14 +83,15 @@ def evaluate(config: EvaluateConfig) -> dict:
             table = per_class(scored)
             try:
                 if config.output is not None:
-                    _write_files(config.output, result, scored, table, counts, data)
+                    with written_at(config.output) as file:
+                        _write_files(file, result, scored, table, counts, data)
             finally:  # a full disk must not cost the scores
                 with warn_if_it_fails("the tables of the metrics"):
                     _print_result(result, table, data.classes)
     return result
 
 
-def _check_data(data: Dataset, classes: tuple[str, ...], checkpoint: Path) -> None:
+def _check_data(data: Dataset, classes: tuple[str, ...], checkpoint: Location) -> None:
     if classes != tuple(data.classes):
         difference = first_difference(classes, data.classes, ("in the checkpoint", "in the data set"))
         raise ReskdError(f"{checkpoint} knows other classes than {data.path} has ({difference}): prepare the data set in "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice, repeat, takewhile
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from cache.differences import first_difference
 from cache.errors import ReskdError
 from stages.models.checkpoints import ModelCard
+from stages.remote.url_path import Location
 from stages.runtime.terminal import console
 from stages.shards.dataset import open_dataset
 from stages.shards.labels import check_labels
@@ -40,7 +40,7 @@ class EvaluationClips:
     Raises ReskdError if no clip is usable. `labelled`: also if the classes aren't the checkpoint's, or no clip has a label.
     """
 
-    def __init__(self, path: Path, card: ModelCard, checkpoint: Path, loader: LoaderConfig, *, labelled: bool):
+    def __init__(self, path: Location, card: ModelCard, checkpoint: Location, loader: LoaderConfig, *, labelled: bool):
         self.data, _ = open_frames(open_dataset(path), None)
         self.views, self.loader = card.eval_policy.views, loader
         self.rows = [(s, int(r)) for s, usable in enumerate(self.data.usable_rows()) for r in usable]
@@ -51,7 +51,7 @@ class EvaluationClips:
         self.clips = ClipDataset(self.data, size=card.size, render_via=card.render_via, policy=card.eval_policy,
                                  num_classes=len(self.data.classes))  # fmt: skip
 
-    def _check_labels(self, card: ModelCard, checkpoint: Path) -> None:
+    def _check_labels(self, card: ModelCard, checkpoint: Location) -> None:
         if card.classes != tuple(self.data.classes):
             difference = first_difference(card.classes, self.data.classes, ("in the checkpoint", "in the data set"))
             raise ReskdError(f"{checkpoint} knows other classes than {self.data.path} has ({difference}): prepare the data "

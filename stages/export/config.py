@@ -6,16 +6,16 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from stages.config.schema import Config, Positive
+from stages.config.schema import AnyPath, Config, Positive
 from stages.stream.config import LoaderConfig
 
 
 class ExportConfig(Config):
     """`pipeline.py export`."""
 
-    checkpoint: Path
+    checkpoint: AnyPath
     output: Path = Field(description="NAME.onnx or NAME.pt2")
-    data: Path | None = Field(None, description="a data set: its clips check the file, and calibrate int8")
+    data: AnyPath | None = Field(None, description="a data set: its clips check the file, and calibrate int8")
     int8: bool = Field(False, description="8-bit weights and activations; for .onnx")
     calibrate: Positive = Field(128, description="clips of `data` that check the file and calibrate int8")
     max_drop: float = Field(1.0, ge=0, le=100, description="points of top-1 that int8 may cost")

@@ -20,6 +20,7 @@ from stages.export.metadata import metadata_of
 from stages.export.program import check_packages, onnx_bytes, pt2_bytes, to_program
 from stages.export.quantise import Accuracy, check_drop, measure_accuracy, quantise
 from stages.models.checkpoints import ModelCard, load_model
+from stages.remote.url_path import Location
 from stages.runtime.terminal import console
 
 SCRIPT = Path(__file__).with_name("run_onnx.py")  # a copy of it is written beside an ONNX file
@@ -71,7 +72,7 @@ def _check_output(config: ExportConfig) -> None:
                          "folder, or --overwrite")  # fmt: skip
 
 
-def _check_policy(card: ModelCard, checkpoint: Path) -> None:
+def _check_policy(card: ModelCard, checkpoint: Location) -> None:
     """Raises ReskdError if the checkpoint's views of evaluation aren't fixed ones of as many frames as the model takes."""
     try:
         check_deterministic("eval_policy", card.eval_policy)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 from stages.models.checkpoints import ModelCard
+from stages.remote.url_path import Location
 
 FORMAT = 1  # raised when a reader of the metadata has to change
 
 
-def metadata_of(checkpoint: Path, card: ModelCard, precision: str = "float32") -> dict[str, str]:
+def metadata_of(checkpoint: Location, card: ModelCard, precision: str = "float32") -> dict[str, str]:
     """The metadata: texts, as ONNX has them. All but name, arch, backbone and precision are JSON.
 
     format: the number of this format. name: the checkpoint's file. precision: float32 or int8, of weights and activations.

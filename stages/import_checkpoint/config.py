@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cache.view import ViewPolicy
-from stages.config.schema import Config, Size, check_deterministic
+from stages.config.schema import AnyPath, Config, Size, check_deterministic
 from stages.models.config import CheckpointFormat, HeadPolicy, ModelConfig
 
 
@@ -20,7 +20,7 @@ class ImportConfig(Config):
     output: Path = Field(description="a new .safetensors")
     model: ModelConfig | None = Field(None, description="a folder of Hugging Face says it itself")
     size: Size = Field(224, description="pixels of the model's square input; a folder of Hugging Face says it")
-    classes: Path | None = Field(None, description="their order: a file with one name per line, or a prepared data set; "
+    classes: AnyPath | None = Field(None, description="their order: a file with one name per line, or a prepared data set; "
                                                    "the checkpoint's own names if null")  # fmt: skip
     format: CheckpointFormat = "auto"
     part: Literal["student", "teacher"] = Field(

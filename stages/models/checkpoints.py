@@ -20,6 +20,8 @@ from stages.models.config import ModelConfig
 from stages.models.transformers_net import library
 from stages.models.video_model import VideoModel
 from stages.models.weight_files import read_safetensors
+from stages.remote.local_copy import local_copy
+from stages.remote.url_path import Location
 
 FORMAT = 1
 MAX_SIZE = 8192  # px of a picture's side
@@ -46,11 +48,17 @@ def save_model(path: Path, model: torch.nn.Module, card: ModelCard) -> None:
     write_atomically(path, to_bytes(tensors, metadata={"reskd": json.dumps(meta)}))
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
+def read_checkpoint(path: Location) -> tuple[dict[str, torch.Tensor], ModelCard]:
     """The tensors and the card of a file that `save_model` wrote.
 
-    Raises ReskdError if the file doesn't exist, is damaged, or was written by another program or in another format.
+    Raises ReskdError if the file doesn't exist, is damaged, or was written by another program or in another format, and
+    StoreError if a file at a URL can't be had.
     """
+    with local_copy(path) as file:
+        return _read_checkpoint(file)
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
     if not os.path.isfile(path):
         raise ReskdError(f"checkpoint {path} does not exist; give a .safetensors that train-student wrote")
     tensors, metadata = read_safetensors(path)
@@ -67,7 +75,7 @@ def _digest(tensors: dict[str, torch.Tensor], meta: dict) -> str:
     return hashlib.sha256(f"{tensors_sha256(tensors)} {json.dumps(meta)}".encode()).hexdigest()
 
 
-def parse_card(path: Path, text: str | None) -> ModelCard:
+def parse_card(path: Location, text: str | None) -> ModelCard:
     """The card in `text`, from the metadata of the file `path`. Raises ReskdError if it can't be read."""
     try:
         meta = parse_json(text or "null", nan=True)
@@ -110,7 +118,7 @@ def _card_fault(meta: dict) -> str | None:
     return None if isinstance(meta["notes"], dict) else "its notes are no object"
 
 
-def load_model(path: Path) -> tuple[VideoModel, ModelCard]:
+def load_model(path: Location) -> tuple[VideoModel, ModelCard]:
     """The model of a checkpoint, in eval mode on the CPU."""
     tensors, card = read_checkpoint(path)
     model = build_model(card.model)
@@ -121,7 +129,9 @@ def load_model(path: Path) -> tuple[VideoModel, ModelCard]:
     return model.eval(), card
 
 
-def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path, name: str = "the model") -> None:
+def load_weights(
+    model: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Location, name: str = "the model"
+) -> None:
     """Load `tensors` into `model`; `path` and `name` are named in errors.
 
     Raises ReskdError that lists up to LISTED weights that are missing, unexpected, of another shape or not finite.
@@ -131,7 +141,7 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path:
 
 
 def check_fit(
-    wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], path: Path, model: str = "the model"
+    wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], path: Location, model: str = "the model"
 ) -> None:
     """ReskdError if `tensors` of the checkpoint don't fit the state dict `wanted` of the model. `model`: in the message."""
     missing = sorted(f"missing {name}" for name in wanted.keys() - tensors.keys())

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from stages.config.schema import Config, Positive, formerly
+from stages.config.schema import AnyPath, Config, Positive, formerly
 from stages.models.architectures import ARCHITECTURES
 
 
@@ -52,7 +51,7 @@ class InitConfig(Config):
     """Where a model's first weights come from."""
 
     source: Literal["scratch", "timm", "checkpoint"] = "scratch"
-    path: Path | None = Field(None, description="a checkpoint; a 3D model gets 2D weights inflated")
+    path: AnyPath | None = Field(None, description="a checkpoint; a 3D model gets 2D weights inflated")
     format: CheckpointFormat = Field("auto", description="of the checkpoint; auto: recognised by its keys")
     part: Literal["student", "teacher"] = Field("student", description="rkd: which of the two networks in the file")
     head: HeadPolicy = Field("keep", description="if its classifier has other classes: keep is an error, reinit takes "

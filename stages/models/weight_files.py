@@ -31,6 +31,8 @@ from stages.models.weight_containers import (
     weights_key,
     without_prefixes,
 )
+from stages.remote.local_copy import local_copy
+from stages.remote.url_path import Location
 from stages.runtime.utf8_path import utf8_path
 
 COPY_AGAIN = "copy or download it again"
@@ -79,7 +81,7 @@ STAND_INS = [
 ]
 
 
-def read_weight_file(path: Path) -> StoredWeights:
+def read_weight_file(path: Location) -> StoredWeights:
     """The weights in a .safetensors, or in a .pth, .pt or .bin of `torch.save`: a state dict or a trainer's checkpoint.
 
     From a checkpoint the first of the keys `weight_containers.KEYS` is taken. mmengine stores averaged weights there. Other
@@ -88,7 +90,13 @@ def read_weight_file(path: Path) -> StoredWeights:
 
     Raises:
         ReskdError: the file doesn't exist, is damaged, has no weights, or has objects that are not known to be harmless.
+        StoreError: a file at a URL can't be had.
     """
+    with local_copy(path) as file:
+        return _read_weight_file(file)
+
+
+def _read_weight_file(path: Path) -> StoredWeights:
     if not os.path.isfile(path):
         raise ReskdError(f"checkpoint {path} does not exist, or is not a file; give a .safetensors, .pth, .pt or .bin")
     if path.suffix == ".safetensors" or _is_safetensors(path):

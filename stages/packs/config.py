@@ -8,16 +8,16 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cache.view import ViewPolicy
-from stages.config.schema import Config, Positive, Size
+from stages.config.schema import AnyPath, Config, Positive, Size
 from stages.stream.config import LoaderConfig
 
 
 class PackConfig(Config):
     """`pipeline.py pack`."""
 
-    data: Path = Field(description="a data set made by `prepare`")
+    data: AnyPath = Field(description="a data set made by `prepare`")
     output: Path = Field(description="the pack, a folder")
-    cache: Path | None = Field(
+    cache: AnyPath | None = Field(
         None, description="a cache of this data set, made by `cache-teacher`, with the stored views"
     )
     views: Positive | None = Field(

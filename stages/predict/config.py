@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from cache.view import ViewPolicy
-from stages.config.schema import Config, Positive, Size, check_deterministic
+from stages.config.schema import AnyPath, Config, Positive, Size, check_deterministic
 from stages.stream.config import LoaderConfig
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -17,8 +17,10 @@ Seconds = Annotated[float, Field(gt=0)]
 class PredictConfig(Config):
     """`pipeline.py predict`."""
 
-    checkpoint: Path
-    inputs: tuple[Path, ...] = Field(min_length=1, description="videos, folders, globs, data sets; -: paths on stdin")
+    checkpoint: AnyPath
+    inputs: tuple[AnyPath, ...] = Field(
+        min_length=1, description="videos, folders, globs, data sets; -: paths on stdin"
+    )
     output: Path = Field(Path("-"), description="JSON lines, one a video; -: standard output")
     csv: Path | None = Field(None, description="the same as a table")
     size: Size | None = Field(None, description="px; default: the size of its training")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cache.errors import ReskdError
 from stages.predict.videos import FileVideo, RowVideo, Video
+from stages.remote.url_path import Location, UrlPath
 from stages.runtime.terminal import console
 from stages.shards.dataset import open_dataset
 from stages.shards.file_tree import extension, list_files
@@ -28,16 +29,19 @@ class _Found:
     quarantined: int = 0  # rows of data sets
 
 
-def find_videos(inputs: Sequence[Path]) -> list[Video]:
+def find_videos(inputs: Sequence[Location]) -> list[Video]:
     """The videos in the order of the inputs; in a folder and a glob by name. What is passed over is counted and said.
 
     A file that is named itself is taken whatever its extension; so is each line of standard input (`-`), even one that
     names no file: it will be an error of that video.
+    A URL is that of a data set.
     Raises ReskdError if an input doesn't exist, a data set can't be opened, or no video is found.
     """
     found = _Found()
     for given in inputs:
-        if str(given) == STDIN:
+        if isinstance(given, UrlPath):
+            _add_data_set(found, given)
+        elif str(given) == STDIN:
             for path in _lines_of_stdin():
                 _add(found, path) if os.path.isdir(path) else found.videos.append(FileVideo(path))
         elif os.path.lexists(given):
@@ -59,19 +63,24 @@ def _add(found: _Found, path: Path) -> None:
     if not path.is_dir():
         found.videos.append(FileVideo(path))
     elif (path / INDEX).is_file():
-        data, _ = open_frames(open_dataset(path), None)
-        rows = data.usable_rows()
-        found.quarantined += sum(entry.clips for entry in data.shards) - sum(map(len, rows))
-        found.videos += [
-            RowVideo(data, entry.name, int(row))
-            for entry, of_shard in zip(data.shards, rows, strict=True)
-            for row in of_shard
-        ]
+        _add_data_set(found, path)
     else:
         before = len(found.videos)
         _add_known(found, list_files(path))
         if len(found.videos) == before:
             console.print(f"[yellow]warning[/] no video in {path}", highlight=False, soft_wrap=True)
+
+
+def _add_data_set(found: _Found, path: Location) -> None:
+    """Add the usable rows of a data set. Raises ReskdError as `open_dataset` does: from a URL, nothing else is read."""
+    data, _ = open_frames(open_dataset(path), None)
+    rows = data.usable_rows()
+    found.quarantined += sum(entry.clips for entry in data.shards) - sum(map(len, rows))
+    found.videos += [
+        RowVideo(data, entry.name, int(row))
+        for entry, of_shard in zip(data.shards, rows, strict=True)
+        for row in of_shard
+    ]
 
 
 def _add_known(found: _Found, files: Iterable[Path]) -> None:

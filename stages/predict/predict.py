@@ -140,9 +140,10 @@ def _check_outputs(config: PredictConfig, videos: Sequence[Video]) -> None:
     outputs = [path for path in (config.output, config.csv, config.annotate) if path not in (None, STDOUT)]
     if len({os.path.realpath(path) for path in outputs}) < len(outputs):
         raise ReskdError("two outputs have the same name: give each of output, csv and annotate its own")
-    inputs = {os.path.realpath(video.path) for video in videos if isinstance(video, FileVideo)}
+    files = [config.checkpoint, *(video.path for video in videos if isinstance(video, FileVideo))]
+    inputs = {os.path.realpath(path) for path in files if isinstance(path, Path)}
     for path in outputs:
-        if os.path.realpath(path) in inputs | {os.path.realpath(config.checkpoint)}:
+        if os.path.realpath(path) in inputs:
             raise ReskdError(f"{path} is an input, which would be overwritten: give another name")
         check_writable(path, in_place=path != config.annotate)
     if config.plot is not None:

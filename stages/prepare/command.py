@@ -1,10 +1,8 @@
 """The command `prepare`."""
 
-from pathlib import Path
-
 import click
 
-from stages.config.options import CONFIG, DRY_RUN, SET, json_option, with_options
+from stages.config.options import CONFIG, DRY_RUN, SET, LocalPath, json_option, with_options
 
 
 @click.command(short_help="Make a data set of videos: tar shards and an index.")
@@ -31,6 +29,7 @@ from stages.config.options import CONFIG, DRY_RUN, SET, json_option, with_option
 )
 @click.option(
     "--recheck",
+    type=LocalPath(),
     metavar="DATASET",
     help="Check a finished data set again, by this version's rules, and update its index. Only --check may be added.",
 )
@@ -75,7 +74,7 @@ def prepare(config_file, overrides, dry_run, recheck, **options):
         given = [name for name, value in options.items() if value not in (None, (), False) and name != "check"]
         if given or dry_run or config_file or overrides:
             raise click.UsageError("--recheck takes no other option than --check")
-        return {"data": recheck, "changed": check_again(Path(recheck), check=options["check"])}
+        return {"data": str(recheck), "changed": check_again(recheck, check=options["check"])}
     options["disjoint_from"] = list(options["disjoint_from"]) or None
     config = load_config(PrepareConfig, config_file, with_options(options, overrides))
     data = prepare(**dict(config), dry_run=dry_run)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.config.schema import Config, Positive
+from stages.config.schema import AnyPath, Config, Positive
 
 
 class PrepareConfig(Config):
@@ -28,12 +28,12 @@ class PrepareConfig(Config):
         None, description="rawframes: file names, such as img_%05d.jpg; usual ones if null"
     )
     fps: float | None = Field(None, gt=0, le=1000, description="rawframes: frames per second of the clips; 25 if null")
-    classes: Path | None = Field(None, description="their order: a file with one name per line or {name: number}, a "
+    classes: AnyPath | None = Field(None, description="their order: a file with one name per line or {name: number}, a "
                                                    "prepared data set, or a teacher")  # fmt: skip
     limit: Positive | None = Field(
         None, description="take only the first clips in the order of the shards; all if null"
     )
-    disjoint_from: tuple[Path, ...] = Field((), description="data sets that should share no clip with this one")
+    disjoint_from: tuple[AnyPath, ...] = Field((), description="data sets that should share no clip with this one")
     clips_per_shard: Positive = 1000
     max_shard_bytes: Positive = 1_000_000_000
     seed: int = Field(0, description="decides how the clips are spread over the shards")

@@ -42,7 +42,8 @@ from stages.prepare.plan import Plan, check_disk, make_plan
 from stages.prepare.progress import say, video_progress
 from stages.prepare.source import AnnotationOptions, Source, published_name, read_source
 from stages.prepare.workers import Workers
-from stages.shards.classes import read_classes
+from stages.remote.url_path import Location, UrlPath, location
+from stages.shards.classes import is_data_set, read_classes
 from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import INDEX, make_index, write_index, write_lines, write_rows
 from stages.video.decode import RULES
@@ -60,9 +61,9 @@ def prepare(
     with_offset: bool = False,
     frame_template: str | None = None,
     fps: float | None = None,
-    classes: Path | Sequence[str] | None = None,
+    classes: Location | Sequence[str] | None = None,
     limit: int | None = None,
-    disjoint_from: Sequence[Path] = (),
+    disjoint_from: Sequence[Location] = (),
     clips_per_shard: int = 1000,
     max_shard_bytes: int = 1_000_000_000,
     seed: int = 0,
@@ -121,13 +122,14 @@ def prepare(
 
 
 def _disjoint_data_sets(
-    output: Path, classes: Path | Sequence[str] | None, disjoint_from: Sequence[Path]
+    output: Path, classes: Location | Sequence[str] | None, disjoint_from: Sequence[Location]
 ) -> dict[str, Dataset]:
     """The data sets that should share no clip with the one in `output`, by their paths as given."""
-    paths = [Path(path) for path in disjoint_from]
-    if isinstance(classes, (str, Path)) and Path(classes).is_dir():
-        paths.append(Path(classes))
-    return {str(path): open_dataset(path) for path in paths if path.resolve() != output.resolve()}
+    paths = [location(path) for path in disjoint_from]
+    if isinstance(classes, (str, Path, UrlPath)) and is_data_set(location(classes)):
+        paths.append(location(classes))
+    return {str(path): open_dataset(path) for path in paths
+            if isinstance(path, UrlPath) or path.resolve() != output.resolve()}  # fmt: skip
 
 
 def _make_data_set(plan: Plan, found: Source, output: Path, check: Check) -> Dataset:

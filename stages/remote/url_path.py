@@ -194,7 +194,8 @@ class UrlPath:
         elif "NoSuchBucket" in said:
             reason, remedy = "no such bucket", "make it, or correct its name"
         elif isinstance(error, kinds.NotSupportedError) or (status and status[1].startswith(("501", "405"))):
-            remedy = "this store can't do that (a web server can only be read; several writers need conditional puts)"
+            remedy = "this store can't do that (a web server is only read, never listed, and must answer ranges of bytes for a " \
+                     "data set; several writers need conditional puts)"  # fmt: skip
         else:
             remedy = f"see whether the store can be reached, or allow it more than {_seconds():g} s in {SECONDS}; what is " \
                      "finished stays"  # fmt: skip
@@ -212,6 +213,12 @@ def location(value: str | Path | UrlPath) -> Location:
 
 def is_url(text: str) -> bool:
     return bool(re.match(r"[a-z][a-z0-9+.-]*://", text))
+
+
+def lost_url(path: Path) -> str | None:
+    """The URL of which somebody made a local path, such as the folder `s3:/bucket`; None for any other path."""
+    found = re.fullmatch(r"([a-z][a-z0-9+.-]+):/(.+)", path.as_posix())
+    return f"{found[1]}://{found[2]}" if found else None
 
 
 _used_in: list[int] = []  # the process that has connections

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cache.contents import summary
@@ -12,6 +11,7 @@ from cache.errors import ReskdError
 from cache.group import load_group, load_manifest
 from cache.manifest import Manifest
 from cache.teacher_time import TeacherTime, teacher_time_of
+from stages.remote.url_path import Location
 from stages.shards.dataset import Dataset, open_dataset
 
 LeftOut = tuple[tuple[str, str], ...]  # (clip, reason)
@@ -22,7 +22,7 @@ class CacheFigures:
     """`error`: as `encoding_error` measured it when the cache was made; None without stored maps."""
 
     name: str
-    path: Path
+    path: Location
     teacher: str
     size: int  # px of the teacher
     clips: int
@@ -48,7 +48,7 @@ class DataFigures:
     left_out: LeftOut
 
 
-def read_cache(path: Path, name: str) -> CacheFigures:
+def read_cache(path: Location, name: str) -> CacheFigures:
     """Raises ReskdError if the folder is no cache, or a damaged one."""
     manifest = load_manifest(path)
     what, identity = summary(path, manifest), manifest.identity
@@ -77,7 +77,7 @@ def _maps(features: Mapping[str, Any]) -> str:
     return f"{features['codec']}, {' × '.join(map(str, features['grid']))} positions, {features['width']} channels"
 
 
-def _left_out_of_cache(path: Path, manifest: Manifest) -> LeftOut:
+def _left_out_of_cache(path: Location, manifest: Manifest) -> LeftOut:
     found = []
     for shard, rows in manifest.quarantine.items():
         try:
@@ -89,7 +89,7 @@ def _left_out_of_cache(path: Path, manifest: Manifest) -> LeftOut:
     return tuple(found)
 
 
-def read_data_set(path: Path, name: str) -> DataFigures:
+def read_data_set(path: Location, name: str) -> DataFigures:
     """Raises ReskdError if the folder is no data set, or a damaged one."""
     data = open_dataset(path)
     clips = sum(entry.clips for entry in data.shards)

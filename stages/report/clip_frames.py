@@ -8,13 +8,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from cache.errors import ReskdError
 from stages.evaluate.answers_file import Answer
+from stages.remote.url_path import Location, UrlPath
 from stages.report.parts import Picture, Pictures
 from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import INDEX
@@ -38,13 +38,15 @@ class ClipFrames:
         self.budget, self.end = budget, time.monotonic() + seconds
         self._open = lru_cache(open_dataset)
 
-    def pictures(self, caption: str, data: Path, clips: Sequence[tuple[Answer, str]]) -> Pictures:
+    def pictures(self, caption: str, data: Location, clips: Sequence[tuple[Answer, str]]) -> Pictures:
         """The middle frame of each clip, with its text. A frame that can't be had is left out, and the note says why.
 
         A process decodes them, within LOADER's limits: a video that crashes or blocks the decoder costs its frame alone.
         """
         clips, sources, reasons = clips[: self.budget], [], {}
         try:
+            if isinstance(data, UrlPath):
+                raise ReskdError(f"{data} is at a URL, and a report fetches no videos")
             if not os.path.isfile(data / INDEX):  # a pipe would be waited for
                 raise ReskdError(f"{data} has no {INDEX}: the data set has moved")
             dataset = self._open(data)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from stages.config.options import json_option
+from stages.config.options import ANY_PATH, LocalPath, json_option
 
 
 @click.command(short_help="Make one HTML page of runs, sweeps, caches and studies.")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=ANY_PATH)
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     default=Path("report.html"),
     show_default=True,
     help="The page. It needs no other file and no network, so it can be sent to others.",

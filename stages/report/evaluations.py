@@ -14,6 +14,7 @@ import numpy as np
 
 from cache.json_file import read_json, read_limited
 from stages.evaluate.answers_file import Answer, read_answers
+from stages.remote.url_path import Location, location
 
 METRICS = ("top1", "top5", "mean_class", "map")
 MAX_ANSWERS = 500_000  # that are read in all: more take minutes and GBs
@@ -26,8 +27,8 @@ class Evaluation:
 
     name: str
     path: Path
-    checkpoint: Path
-    data: Path
+    checkpoint: Location
+    data: Location
     protocol: str
     average: str
     size: int
@@ -55,7 +56,8 @@ class Evaluation:
         lie in the folder of a student.
         """
         folder = self.checkpoint.parent
-        if os.path.exists(self.checkpoint) or (folder.name and os.path.isdir(folder)):
+        local = isinstance(self.checkpoint, Path)
+        if local and (os.path.exists(self.checkpoint) or (folder.name and os.path.isdir(folder))):
             return folder.resolve()
         beside = self.path.parent.resolve()
         return beside if folder.name == beside.name else None
@@ -80,8 +82,8 @@ def read_evaluation(path: Path, name: str) -> Evaluation:
     return Evaluation(
         name=name,
         path=path,
-        checkpoint=Path(str(values["checkpoint"])),
-        data=Path(str(values["data"])),
+        checkpoint=location(str(values["checkpoint"])),
+        data=location(str(values["data"])),
         protocol=str(values["protocol"]),
         average=str(values["average"]),
         size=int(values["size"]),

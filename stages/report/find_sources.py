@@ -11,6 +11,7 @@ from typing import Any
 from cache.errors import ReskdError
 from cache.json_file import parse_json
 from cache.store import METADATA
+from stages.remote.url_path import Location, UrlPath
 from stages.shards.index import INDEX
 from stages.stream.pack_files import PACK
 
@@ -25,8 +26,8 @@ class Sources:
     """The paths that were found, by kind, and the problems: a path and what is wrong with it."""
 
     runs: list[Path] = field(default_factory=list)
-    caches: list[Path] = field(default_factory=list)
-    data_sets: list[Path] = field(default_factory=list)
+    caches: list[Location] = field(default_factory=list)
+    data_sets: list[Location] = field(default_factory=list)
     evaluations: list[Path] = field(default_factory=list)
     sweeps: list[Path] = field(default_factory=list)  # the files sweep.json
     studies: list[Path] = field(default_factory=list)  # the files study.json
@@ -36,28 +37,46 @@ class Sources:
         return sum(len(found) for found in vars(self).values())
 
 
-def find_sources(paths: Sequence[Path]) -> Sources:
-    """Looks into folders and files; links to folders are followed where they are given, and not below.
+def find_sources(paths: Sequence[Location]) -> Sources:
+    """Looks into folders and files; links to folders are followed where they are given, and not below. At a URL itself there may
+    be a cache or a data set.
 
     Raises ReskdError if none of the paths exists. One that doesn't exist, or holds nothing of ours, is a problem.
     """
-    if not any(path.exists() for path in paths):
+    if not any(isinstance(path, UrlPath) or path.exists() for path in paths):
         raise ReskdError(f"{', '.join(map(str, paths))}: no such file or folder. Give folders of runs, sweeps or caches, or the "
                          "JSON of an evaluation or a study")  # fmt: skip
     sources = Sources()
     for path in dict.fromkeys(paths):
         before = sources.count()
-        if not path.exists():
+        if isinstance(path, UrlPath):
+            _look_at_url(path, sources)
+        elif not path.exists():
             sources.problems.append((str(path), "no such file or folder"))
         elif path.is_dir():
             _look_into(path, sources, 0)
         else:
             _sort_in(path, sources)
-        if sources.count() == before:
+        if sources.count() == before and not isinstance(path, UrlPath):
             sources.problems.append((str(path), "holds no run, sweep, cache, evaluation or study"))
     for kind, found in vars(sources).items():
         setattr(sources, kind, list(dict.fromkeys(found)))
     return sources
+
+
+def _look_at_url(url: UrlPath, sources: Sources) -> None:
+    """What is below it isn't looked for: a store may have millions of objects."""
+    try:
+        if (url / METADATA).is_file():
+            sources.caches.append(url)
+        elif (url / INDEX).is_file():
+            sources.data_sets.append(url)
+        else:
+            sources.problems.append(
+                (str(url), "no cache and no data set is at this URL; give runs and others as local paths")
+            )
+    except ReskdError as error:  # the rest of the page is made
+        sources.problems.append((str(url), str(error)))
 
 
 def _look_into(folder: Path, sources: Sources, depth: int) -> None:
@@ -127,16 +146,27 @@ def check_output(output: Path, sources: Sources) -> None:
         files |= {Path(os.path.realpath(table)) for table in tables}
     for run in sources.runs:
         files |= {Path(os.path.realpath(run / name)) for name in ("config.yaml", "metrics.jsonl", "result.json")}
-    folders = {Path(os.path.realpath(path)) for path in (*sources.caches, *sources.data_sets)}
+    found = (path for path in (*sources.caches, *sources.data_sets) if isinstance(path, Path))
+    folders = {Path(os.path.realpath(path)) for path in found}
     if target in files or (target.exists() and folders.intersection(target.parents)):
         raise ReskdError(f"{output} is an input, which would be overwritten: give another name")
 
 
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each path: what is left of them without the folder that holds all of them.
+def resolved(path: Location) -> Location:
+    """The path by which what lies there is known: absolute, without links. A URL is itself."""
+    return path.resolve() if isinstance(path, Path) else path
+
+
+def short_names(paths: Sequence[Location]) -> list[str]:
+    """A name for each path: what is left of them without the folder that holds all of them. A URL's name is itself.
 
     JSON files are called by their names without .json; if these are all equal, by their folders.
     """
+    names = iter(_short_names([path for path in paths if isinstance(path, Path)]))
+    return [next(names) if isinstance(path, Path) else str(path) for path in paths]
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
     if not paths:
         return []
     whole = [Path(os.path.abspath(path)) for path in paths]

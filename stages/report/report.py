@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cache.store import write_atomically
 from stages.config.json_result import check_writable
+from stages.remote.url_path import Location
 from stages.report.cache_sections import caches_section, cost_section, left_out_section, studies_section
 from stages.report.caches import CacheFigures, DataFigures, read_cache, read_data_set
 from stages.report.evaluations import Evaluation, read_evaluation, with_answers
-from stages.report.find_sources import Sources, check_output, find_sources, short_names
+from stages.report.find_sources import Sources, check_output, find_sources, resolved, short_names
 from stages.report.page import Page, render_page
 from stages.report.parts import Part, Section, Text, row, table
 from stages.report.run_sections import curves_section, losses_section, runs_section
@@ -40,7 +41,7 @@ class Material:
     studies: list[Study]
 
 
-def write_report(paths: Sequence[Path], output: Path) -> dict:
+def write_report(paths: Sequence[Location], output: Path) -> dict:
     """Read what lies at and below the paths, and write the page. What can't be read is named, and doesn't stop the rest.
 
     Returns {"output", "runs", "caches", "data_sets", "evaluations", "sweeps", "studies": numbers of them, "problems":
@@ -68,7 +69,7 @@ def write_report(paths: Sequence[Path], output: Path) -> dict:
 
 
 def _read(sources: Sources, problems: Problems) -> Material:
-    def read_all(found: Sequence[Path], read: Callable[[Path, str], T]) -> list[T]:
+    def read_all(found: Sequence[Any], read: Callable[[Any, str], T]) -> list[T]:
         kept = []
         for path, name in zip(found, short_names(found), strict=True):
             try:
@@ -92,7 +93,7 @@ def _read(sources: Sources, problems: Problems) -> Material:
 def _sections(material: Material, problems: Problems) -> list[Section]:
     runs, caches, evaluations, sweeps = material.runs, material.caches, material.evaluations, material.sweeps
     groups = group_by_seed(runs)
-    cache_names = {cache.path.resolve(): cache.name for cache in caches}
+    cache_names = {resolved(cache.path): cache.name for cache in caches}
     evaluated: dict[Path | None, list[Evaluation]] = {}
     for evaluation in evaluations:
         evaluated.setdefault(evaluation.run_folder, []).append(evaluation)
@@ -123,8 +124,8 @@ def _sections(material: Material, problems: Problems) -> list[Section]:
     return sections
 
 
-def _title(paths: Sequence[Path]) -> str:
-    names = [Path(os.path.abspath(path)).name for path in paths]
+def _title(paths: Sequence[Location]) -> str:
+    names = [Path(os.path.abspath(path)).name if isinstance(path, Path) else path.name for path in paths]
     return "Report of " + ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from stages.remote.url_path import Location, location
 from stages.report.curve_chart import Line, curve_chart
 from stages.report.evaluations import Evaluation
+from stages.report.find_sources import resolved
 from stages.report.parts import Cell, Details, Part, Section, Text, number, row, table
 from stages.report.runs import Curve, Run, Term
 from stages.report.seed_groups import SeedGroup, differing_keys, with_joined_sections
@@ -19,7 +21,7 @@ SHORT = 400  # characters of a config's value
 
 
 def runs_section(
-    runs: Sequence[Run], scores: Mapping[Path, Sequence[Evaluation]], caches: Mapping[Path, str]
+    runs: Sequence[Run], scores: Mapping[Path, Sequence[Evaluation]], caches: Mapping[Location, str]
 ) -> Section | None:
     """`scores`: the evaluations of each run's folder. `caches`: the names of the caches that are in the report."""
     if not runs:
@@ -55,10 +57,10 @@ def _net(run: Run) -> str:
     return " ".join(str(run.config[key]) for key in ("model.arch", "model.backbone") if run.config.get(key))
 
 
-def _learns_from(run: Run, caches: Mapping[Path, str]) -> str:
+def _learns_from(run: Run, caches: Mapping[Location, str]) -> str:
     if cache := run.config.get("data.cache"):
         views = run.config.get("data.views")
-        return f"labels and cache {caches.get(Path(str(cache)).resolve(), cache)}" + (
+        return f"labels and cache {caches.get(resolved(location(str(cache))), cache)}" + (
             f", {views} views" if views else ""
         )
     return "labels and a teacher in the loop" if run.config.get("teacher.checkpoint") else "labels alone"

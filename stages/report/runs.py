@@ -14,6 +14,8 @@ from cache.errors import ReskdError
 from cache.json_file import parse_json, read_json, read_limited
 from stages.config.file import flat
 from stages.config.yaml_text import read_yaml
+from stages.remote.url_path import Location, location
+from stages.report.find_sources import resolved
 
 MAX_ROWS = 600  # of metrics.jsonl that are read, besides the validations: a chart has no room for more
 
@@ -65,10 +67,10 @@ class Run:
         steps = f"not finished, at step {self.loss.x[-1]:.0f}"
         return steps if self.weights else f"{steps}, no checkpoint yet"
 
-    def reads(self, cache: Path) -> bool:
+    def reads(self, cache: Location) -> bool:
         """Whether the run's targets are those of this cache."""
         of_run = self.config.get("data.cache")
-        return bool(of_run) and Path(str(of_run)).resolve() == cache.resolve()
+        return bool(of_run) and resolved(location(str(of_run))) == resolved(cache)
 
     @property
     def best(self) -> float | None:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from timm.utils import distribute_bn
 
 from cache.errors import ReskdError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,21 @@ class Ranks:
         failure = self.gather(failure)[0]
         if failure is not None:
             raise failure
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on every rank. Every rank raises the ReskdError that rank 0 raises."""
+        if self.world == 1:
+            return work()
+        answer: list[Any] = [None, None]
+        if self.first:
+            try:
+                answer[0] = work()
+            except ReskdError as error:
+                answer[1] = error
+        dist.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
 
     def average_statistics(self, model: torch.nn.Module) -> None:
         """Average BatchNorm's running statistics over the ranks. Each rank has its own until then."""

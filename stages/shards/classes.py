@@ -11,38 +11,43 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from cache.differences import first_difference
-from cache.errors import ReskdError
+from cache.errors import ReskdError, StoreError
 from cache.json_file import parse_json, read_limited
+from stages.remote.local_copy import local_copy
+from stages.remote.url_path import UrlPath, location
 from stages.runtime.utf8_path import utf8_path
 from stages.shards.dataset import Dataset
-from stages.shards.index import read_index
+from stages.shards.index import INDEX, AnyPath, read_index
 
 _INTEGER = r"-?[0-9]{1,300}"  # more digits are a name: Python refuses to read thousands of them
 MAX_CLASSES = 100_000  # a larger number counts as a mistake: an id in the label's column
 
 
-def read_classes(classes: Path | str | Sequence[str] | None) -> tuple[str, ...] | None:
+def read_classes(classes: AnyPath | str | Sequence[str] | None) -> tuple[str, ...] | None:
     """Class names in the order of their numbers; None for None.
 
     `classes` is one of: the names themselves; a text file with one name a line; a JSON list of names; a JSON object
     {name: number}, such as Something-Something's labels.json; the folder of a prepared data set; a checkpoint of this
     program. If each line of a text file is a number and a name, and the numbers start at 0 or 1 and have no gaps, the
     numbers order the names; a first line `id,name` is then a header. Names are in Unicode's form NFC, but those of a data
-    set or a checkpoint are as they are there.
+    set or a checkpoint are as they are there. A file or folder may be at a URL.
 
     Raises ReskdError for a source that can't be read, for no name, and for a name that is listed twice.
     """
     if classes is None:
         return None
     source = "classes"  # for messages
-    if isinstance(classes, (str, Path)):
-        source = str(classes)
-        if Path(classes).is_dir():
-            return tuple(read_index(Path(classes))["classes"])
-        if Path(classes).suffix == ".safetensors":
-            return _classes_of_checkpoint(Path(classes))
+    if isinstance(classes, (str, Path, UrlPath)):
+        source, path = str(classes), location(classes)
+        if is_data_set(path):
+            return tuple(read_index(path)["classes"])
+        if path.suffix == ".safetensors":
+            with local_copy(path) as copy:
+                return _classes_of_checkpoint(copy)
         try:
-            text = read_limited(Path(classes)).decode("utf-8-sig")
+            text = read_limited(path).decode("utf-8-sig")
+        except StoreError:
+            raise
         except (OSError, ValueError) as error:
             raise ReskdError(f"{source}: no readable list of class names ({error}). Write one name a line") from error
         lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -54,6 +59,11 @@ def read_classes(classes: Path | str | Sequence[str] | None) -> tuple[str, ...] 
         problem = f"{repeated[0]!r} is listed twice" if repeated else "no class in it"
         raise ReskdError(f"{source}: {problem}. List each class once, in the order of its number")
     return tuple(classes)
+
+
+def is_data_set(path: AnyPath) -> bool:
+    """Whether class names are to be read from a data set: a folder, or a URL with an index below it."""
+    return path.is_dir() if isinstance(path, Path) else (path / INDEX).is_file()
 
 
 def _classes_of_checkpoint(path: Path) -> tuple[str, ...]:
@@ -180,7 +190,7 @@ def _refuse_unknown(labels: Mapping[str, str], unknown: str | None, classes: Seq
                          "label, or the list of classes")  # fmt: skip
 
 
-def check_classes(classes: tuple[str, ...], data: Dataset, checkpoint: Path) -> None:
+def check_classes(classes: tuple[str, ...], data: Dataset, checkpoint: AnyPath) -> None:
     """Raises ReskdError unless the data set has the teacher's `classes` in the same order."""
     if classes != tuple(data.classes):
         difference = first_difference(classes, data.classes, ("in the checkpoint", "in the data set"))

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cache.errors import ReskdError
+from cache.errors import ReskdError, StoreError
 from cache.identity import ShardEntry, check_shard_names
 from cache.json_file import parse_json, read_limited
 from cache.lru import LRU
@@ -186,6 +186,8 @@ class Dataset:
         digest, path = self._entry(shard)[1], rows_path(self.path, shard)
         try:
             data = read_limited(path)
+        except StoreError:
+            raise
         except (OSError, ValueError) as error:
             raise ReskdError(f"{path}: can't be read ({error}). Run `prepare` into a new folder") from error
         if hashlib.sha256(data).hexdigest() != digest:

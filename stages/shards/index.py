@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cache.errors import ReskdError
+from cache.errors import ReskdError, StoreError
 from cache.identity import ShardEntry
 from cache.json_file import read_json
 from cache.store import write_atomically
@@ -72,6 +72,8 @@ def read_index(path: AnyPath) -> dict[str, Any]:
     try:
         index = read_json(file)
         version = index["format"]
+    except StoreError:
+        raise
     except OSError as error:
         raise ReskdError(f"{file}: no data set in this folder ({error.strerror}). `prepare` makes one from videos or "
                          "existing shards") from error  # fmt: skip

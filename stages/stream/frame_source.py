@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from cache.differences import differing_shards
 from cache.errors import ReskdError
 from cache.view import ViewPolicy
+from stages.remote.url_path import Location
 from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.stream.clips import decode_row_in_memory
@@ -19,7 +19,7 @@ from stages.stream.replay import Replay
 from stages.stream.rules import check_rules, rows_of_older_rules
 
 
-def open_frames(data: Dataset, path: Path | None) -> tuple[Dataset, Pack | None]:
+def open_frames(data: Dataset, path: Location | None) -> tuple[Dataset, Pack | None]:
     """The data set and its pack, at `path`; the pack's quarantined rows are added to the data set's. None: no pack.
 
     Raises ReskdError if the pack isn't finished, was made of other shards or lacks a file; without a pack, if a tar of
@@ -56,7 +56,7 @@ def frame_options(pack: Pack | None, loader: LoaderConfig) -> dict[str, Any]:
     return {"decode": decode_row_in_memory if loader.resident else None}
 
 
-def check_stored_views(pack: Pack, replay: Replay, cache: Path) -> None:
+def check_stored_views(pack: Pack, replay: Replay, cache: Location) -> None:
     """Raises ReskdError unless the pack has the frames of all stored views that the run replays."""
     packed, stored = pack.manifest.identity, replay.manifest.identity
     if packed.decoder != stored.decoder:

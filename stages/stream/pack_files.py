@@ -12,11 +12,12 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from cache.differences import differences, differing_shards, renewed_shards
-from cache.errors import ReskdError
+from cache.errors import ReskdError, StoreError
 from cache.identity import ShardEntry, check_shard_names
 from cache.json_file import parse_json, read_json, read_limited
 from cache.store import write_atomically
 from cache.view import View, ViewPolicy
+from stages.remote.url_path import Location
 from stages.shards.index import check_digest, dump, rows_path, with_digest
 
 FORMAT = 2
@@ -81,7 +82,7 @@ def write_pack(path: Path, manifest: PackManifest) -> None:
     write_atomically(path / PACK, dump(with_digest({"format": FORMAT} | values)))
 
 
-def read_pack(path: Path) -> PackManifest | None:
+def read_pack(path: Location) -> PackManifest | None:
     """The pack's manifest; None if the folder has none. Raises ReskdError for another format version and a damaged file."""
     file = path / PACK
     if not file.exists():
@@ -102,6 +103,8 @@ def read_pack(path: Path) -> PackManifest | None:
             check_shard_names([entry.name for entry in manifest.identity.shards])
             check_digest(values)
             return manifest
+    except StoreError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReskdError(f"{file}: damaged ({error!r}). Run `pack` into a new folder") from error
     if whole_frames:

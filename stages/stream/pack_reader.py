@@ -10,7 +10,6 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -18,9 +17,10 @@ from cache.errors import ReskdError
 from cache.json_file import parse_json, read_limited
 from cache.lru import LRU
 from cache.view import View
+from stages.remote.url_path import Location, UrlPath, location
 from stages.shards.dataset import OPEN_SHARDS, Dataset, Row
 from stages.shards.index import rows_path
-from stages.shards.tar_file import TarFile
+from stages.shards.tar_file import FilePart, RemoteTar, TarFile, open_tar
 from stages.shards.tar_scan import HEADER
 from stages.stream.pack_files import PACK, PackManifest, read_pack, view_digest
 from stages.video import jpeg
@@ -49,11 +49,12 @@ class PackedRow:
 class Pack:
     """A finished pack. To open it reads one file. It is small when pickled.
 
-    Each process loads rows and opens tars at their first use. Threads and forked or spawned workers may use it.
+    Each process loads rows and opens tars at their first use. Threads and forked or spawned workers may use it. From a pack
+    at a URL, the pictures of a clip are read by one request, from the first that is wanted to the last.
     """
 
-    def __init__(self, path: Path, manifest: PackManifest):
-        self.path, self.manifest = Path(path), manifest
+    def __init__(self, path: Location, manifest: PackManifest):
+        self.path, self.manifest = path, manifest
         self._rows, self._tars = LRU(OPEN_SHARDS), LRU(OPEN_SHARDS)
 
     def decode(self, data: Dataset, shard: str, r: int, frames: np.ndarray) -> tuple[np.ndarray, str]:
@@ -68,7 +69,7 @@ class Pack:
         absent = wanted if not len(packed.frames) else wanted[packed.frames[places] != wanted]
         if len(absent):
             raise self._not_in_pack(shard, packed, f"frame {absent[0]}")
-        return np.stack([self._picture(shard, tar, packed, place) for place in places])[inverse], packed.decoder
+        return np.stack(self._pictures(shard, tar, packed, places))[inverse], packed.decoder
 
     def crop(self, data: Dataset, shard: str, r: int, v: int, view: View) -> tuple[np.ndarray, str]:
         """The pictures of stored view number `v` of row number `r`, and the decoder that served their frames for the pack.
@@ -83,22 +84,30 @@ class Pack:
             raise ReskdError(f"{self.path}, shard {shard}, clip {packed.key!r}: its crop of view {v} is of another view than "
                              "the cache has. Run `pack` with this cache into a new folder")  # fmt: skip
         time = len(packed.frames) // len(packed.views)
-        pictures = [self._picture(shard, tar, packed, place) for place in range(v * time, (v + 1) * time)]
+        pictures = self._pictures(shard, tar, packed, range(v * time, (v + 1) * time))
         return np.stack(pictures).transpose(0, 3, 1, 2), packed.decoder
 
-    def _check_and_open(self, data: Dataset, shard: str, r: int) -> tuple[PackedRow, TarFile, Row]:
-        """Row number `r` of the pack, its tar, and the data set's row. Raises ReskdError if key or tar header differ."""
+    def _check_and_open(self, data: Dataset, shard: str, r: int) -> tuple[PackedRow, TarFile | RemoteTar, Row]:
+        """Row number `r` of the pack, its tar, and the data set's row. Raises ReskdError if key or tar header differ.
+
+        The header at a URL would be a request more: each picture is compared with its crc32 anyway.
+        """
         packed, row = self._row(shard, r), data.rows(shard)[r]
         tar = self._tars.get(shard, lambda: self._open_tar(shard))
         if packed.key != row.key:
             raise ReskdError(f"{self.path}, shard {shard} row {r}: the data set has the clip {row.key!r}, the pack has "
                              f"{packed.key!r}. Run `pack` into a new folder")  # fmt: skip
-        if zlib.crc32(tar.read(HEADER, packed.offset - HEADER)) != packed.header:
+        if isinstance(tar, TarFile) and zlib.crc32(tar.read(HEADER, packed.offset - HEADER)) != packed.header:
             raise self._changed_tar(shard, f"row {r}: another member lies where {packed.key}.mjpeg was")
         return packed, tar, row
 
     def check_files(self) -> None:
-        """Raises ReskdError, which names the first bad file, unless all tars, with their sizes, and rows files exist."""
+        """Raises ReskdError, which names the first bad file, unless all tars, with their sizes, and rows files exist.
+
+        Files at a URL are looked at when they are opened: a request for each would take long here.
+        """
+        if isinstance(self.path, UrlPath):
+            return
         for shard in self.manifest.files:
             try:
                 self._check_size(shard, os.stat(self.path / shard).st_size)
@@ -131,9 +140,9 @@ class Pack:
             raise self._changed_tar(shard, f"{path.name} beside it is damaged ({error!r:.200})") from error
         return rows
 
-    def _open_tar(self, shard: str) -> TarFile:
+    def _open_tar(self, shard: str) -> TarFile | RemoteTar:
         try:
-            tar = TarFile(self.path / shard)
+            tar = open_tar(self.path / shard)
         except OSError as error:
             raise self._missing_file(error) from error
         self._check_size(shard, tar.size)
@@ -143,9 +152,17 @@ class Pack:
         if size != self.manifest.files[shard].bytes:
             raise self._changed_tar(shard, f"{size} bytes, {PACK} has {self.manifest.files[shard].bytes}")
 
-    def _picture(self, shard: str, tar: TarFile, row: PackedRow, place: int) -> np.ndarray:
-        start = int(row.offsets[place])
-        end = int(row.offsets[place + 1]) if place + 1 < len(row.offsets) else row.size
+    def _pictures(
+        self, shard: str, tar: TarFile | RemoteTar, row: PackedRow, places: Sequence[int]
+    ) -> list[np.ndarray]:
+        """The pictures at these places of a row, which rise."""
+        if isinstance(tar, RemoteTar) and len(places):
+            start, end = _bytes_of(row, places[0])[0], _bytes_of(row, places[-1])[1]
+            tar = FilePart(tar.read(end - start, row.offset + start), row.offset + start)
+        return [self._picture(shard, tar, row, place) for place in places]
+
+    def _picture(self, shard: str, tar: TarFile | FilePart, row: PackedRow, place: int) -> np.ndarray:
+        start, end = _bytes_of(row, place)
         content = tar.read(end - start, row.offset + start)
         name = f"frame {row.frames[place]} of {row.key}.mjpeg"
         if zlib.crc32(content) != row.crc[place]:
@@ -173,6 +190,11 @@ class Pack:
                           "run `pack` again, which packs the shard again")  # fmt: skip
 
 
+def _bytes_of(row: PackedRow, place: int) -> tuple[int, int]:
+    """Where in the row's stream the JPEG at `place` begins and ends."""
+    return int(row.offsets[place]), int(row.offsets[place + 1]) if place + 1 < len(row.offsets) else row.size
+
+
 def _check_rows(rows: Sequence[PackedRow], tar_bytes: int) -> None:
     """Raises ValueError or TypeError unless the JPEGs of all rows lie inside the tar, one after the other."""
     for row in rows:
@@ -188,9 +210,9 @@ def _check_rows(rows: Sequence[PackedRow], tar_bytes: int) -> None:
             raise ValueError(f"clip {row.key!r} has {len(row.frames)} frames of {len(row.views)} views")
 
 
-def open_pack(path: Path) -> Pack:
+def open_pack(path: Location | str) -> Pack:
     """Raises ReskdError if the folder has no pack, or the pack has another format version or isn't finished."""
-    path = Path(path)
+    path = location(path)
     manifest = read_pack(path)
     if manifest is None:
         raise ReskdError(f"{path / PACK}: no pack in this folder. `pack` makes one from a data set")

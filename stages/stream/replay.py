@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from cache.errors import ReskdError
-from cache.group import load_group, load_manifest
+from cache.group import load_groups, load_manifest
 from cache.manifest import Manifest
 from cache.reader import CacheReader, check_join
 from cache.store import METADATA
+from stages.remote.url_path import Location
 from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.stream.rules import rows_of_older_rules
@@ -35,7 +36,9 @@ class Replay:
         return maps["map"][3] if maps else None
 
 
-def open_replay(path: Path, views: int | None, targets: Sequence[str], data: Dataset, allow_partial: bool) -> Replay:
+def open_replay(
+    path: Location, views: int | None, targets: Sequence[str], data: Dataset, allow_partial: bool
+) -> Replay:
     """Compare the cache at `path` with the data set, and choose the views and rows that the run replays.
 
     `views`: the number of views, the first ones; None: all finished ones. `targets`: those that the run reads.
@@ -75,12 +78,16 @@ def open_replay(path: Path, views: int | None, targets: Sequence[str], data: Dat
     return Replay(manifest, views, _partial_rows(path, views, targets, data, usable), constants)
 
 
-def missing_parts(path: Path, manifest: Manifest, data: Dataset, views: int, targets: Sequence[str]) -> str | None:
+def missing_parts(path: Location, manifest: Manifest, data: Dataset, views: int, targets: Sequence[str]) -> str | None:
     """What the cache lacks of these shards, views and targets, for messages; None if it lacks nothing.
 
-    Reads the root's manifest alone. A finished group that was deleted counts as lacking, too."""
+    Reads the root's manifest alone. A finished group that was deleted counts as lacking, too; but a store isn't asked, since
+    a request for each shard would take long: who reads such a group raises the error."""
     finished = {entry.name for entry in manifest.identity.shards[: manifest.finalised_shards]}
-    lacking = [e.name for e in data.shards if e.name not in finished or not (path / e.name / METADATA).exists()]
+    local = isinstance(path, Path)
+    lacking = [
+        e.name for e in data.shards if e.name not in finished or (local and not (path / e.name / METADATA).exists())
+    ]
     if lacking:
         return f"it lacks {len(lacking)} shards, {lacking[0]} first"
     if views > manifest.finalised:
@@ -90,12 +97,12 @@ def missing_parts(path: Path, manifest: Manifest, data: Dataset, views: int, tar
 
 
 def _partial_rows(
-    path: Path, views: int, targets: Sequence[str], data: Dataset, usable: list[np.ndarray]
+    path: Location, views: int, targets: Sequence[str], data: Dataset, usable: list[np.ndarray]
 ) -> list[np.ndarray]:
     """The replayed rows of an unfinished cache: those of the shards with all views and targets, without quarantined rows."""
     rows, left_out = [], []
-    for entry, shard_rows in zip(data.shards, usable, strict=True):
-        group = load_group(path, entry.name)
+    groups = load_groups(path, [entry.name for entry in data.shards])
+    for entry, shard_rows, group in zip(data.shards, usable, groups, strict=True):
         if group is None or group["views"] < views or not {*targets} <= {*group["targets"]}:
             left_out.append(entry.name)
             rows.append(shard_rows[:0])

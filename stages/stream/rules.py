@@ -8,10 +8,10 @@ computed again, since its targets belong to other pictures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from cache.errors import ReskdError
 from cache.identity import ShardEntry
+from stages.remote.url_path import Location
 from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
 from stages.video.decode import RULES
@@ -25,7 +25,7 @@ def check_rules(data: Dataset) -> None:
 
 
 def rows_of_older_rules(
-    path: Path, stored: Sequence[ShardEntry], data: Dataset, command: str
+    path: Location, stored: Sequence[ShardEntry], data: Dataset, command: str
 ) -> dict[str, dict[int, str]]:
     """Shard -> row -> reason, for the rows whose frames are others now than when a cache or pack at `path` was made.
 

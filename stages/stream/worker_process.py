@@ -80,7 +80,9 @@ def start_worker(
     begin: Begin, number: int, first: int, step: int, limits: ClipLimits, answers: SimpleQueue, pin: bool
 ) -> Worker:
     """Start a worker. A thread puts (worker, answer, bytes of the answer) into `answers`, and at last `ENDED`."""
-    context = multiprocessing.get_context(start_method())
+    context = multiprocessing.get_context(method := start_method())
+    if method == "forkserver":  # which imports once what all workers need; it has to be said before the first of them
+        context.set_forkserver_preload([__name__, "stages.stream.clips"])
     here, there = context.Pipe()
     note = WorkNote.new(context)
     process = context.Process(target=_work, args=(begin, first, step, there, note, limits), daemon=True)

@@ -10,7 +10,7 @@ from cache.errors import ReskdError
 from stages.runtime.distributed import Ranks
 from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
-from stages.student.run_folder import check_still_there, stored_accumulate
+from stages.student.run_folder import stored_accumulate
 from stages.student.state import (
     load_state,
     random_state,
@@ -40,7 +40,7 @@ def save_checkpoint(run: TrainingRun) -> None:
         raise ReskdError(f"{config.output}: weights are not finite after step {progress.step}; {last_good(config)}; "
                          f"lower optim.lr or set optim.clip_grad")  # fmt: skip
     if run.ranks.first:
-        check_still_there(config.output)
+        run.check_folder()
         checkpoint = {
             "world": run.ranks.world,
             "accumulate": config.accumulate,
@@ -54,7 +54,7 @@ def save_checkpoint(run: TrainingRun) -> None:
             "optimizer": run.optimizer.state_dict(),
             "ranks": of_all_ranks,
         }
-        save_state(config.output / "last.pt", checkpoint)
+        save_state(config.folder / "last.pt", checkpoint)
 
 
 def check_group(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
@@ -62,23 +62,23 @@ def check_group(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
 
     Prints it if other ranks compute them. Raises ReskdError with the arithmetic.
     """
-    file, stored = config.output / "last.pt", config.output / "config.yaml"
-    finished = (config.output / "result.json").exists()
+    file, stored, name = config.folder / "last.pt", config.folder / "config.yaml", config.output / "last.pt"
+    finished = (config.folder / "result.json").exists()
     if not resume or finished or not file.exists() or not stored.exists():
         return
-    checkpoint = load_state(file, whole=False)
+    checkpoint = load_state(file, name, whole=False)
     world, now = checkpoint["world"], ranks.world * config.accumulate
-    accumulate = checkpoint.get("accumulate") or stored_accumulate(stored)  # an older version didn't write it
+    accumulate = checkpoint.get("accumulate") or stored_accumulate(config)  # an older version didn't write it
     before = world * accumulate
     if before != now:
         other = f"set accumulate={before // ranks.world}, or " if before % ranks.world == 0 else ""
         raise ReskdError(
-            f"{file}: a step had {world} processes × accumulate {accumulate} = {before} micro-batches, this run has "
+            f"{name}: a step had {world} processes × accumulate {accumulate} = {before} micro-batches, this run has "
             f"{ranks.world} × {config.accumulate} = {now}: {other}start {world} processes with accumulate={accumulate}"
         )
     if world != ranks.world:
         console.print(
-            f"{file} is of {world} processes, this run has {ranks.world}: the clips come in the same order; BatchNorm's "
+            f"{name} is of {world} processes, this run has {ranks.world}: the clips come in the same order; BatchNorm's "
             "statistics are averaged and random numbers are drawn anew, so the metrics are close, not the same"
         )
 

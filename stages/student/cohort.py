@@ -7,11 +7,11 @@ opens the stream.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from cache.errors import ReskdError
 from stages.config.file import flat
+from stages.remote.url_path import Location
 from stages.student.config import TrainConfig
 from stages.student.run_folder import stored_config
 
@@ -23,7 +23,7 @@ SHARED = ("data", "teacher", "policy", "eval_policy", "batch_size", "accumulate"
 def check_shared(configs: Mapping[str, TrainConfig]) -> None:
     """Raise ReskdError if students can't share a stream. The message names the first key in which two of them differ."""
     (first, first_config), *others = configs.items()
-    outputs: dict[Path, str] = {}
+    outputs: dict[Location, str] = {}
     for name, config in configs.items():
         if config.output in outputs:
             raise ReskdError(

@@ -13,6 +13,7 @@ from typing import Any
 
 from cache.errors import ReskdError
 from stages.config.file import read_config, set_key, validated
+from stages.remote.url_path import Location, location
 from stages.student.config import TrainConfig
 
 
@@ -32,7 +33,7 @@ def load_cohort(file: Path | None = None, overrides: Sequence[str] = ()) -> dict
     }
 
 
-def common_folder(students: Mapping[str, TrainConfig]) -> Path:
+def common_folder(students: Mapping[str, TrainConfig]) -> Location:
     """The folder of a run, or the one that holds the runs of a cohort: that of the first student, if there are several."""
     first = next(iter(students.values())).output
     return first.parent if len(students) > 1 else first
@@ -56,7 +57,7 @@ def student_config(values: Mapping[str, Any], name: str, changes: Mapping[str, A
     for key, value in changes.items():
         set_key(merged, str(key), value, f"{where}, student {name}: {key}")
     if isinstance(values.get("output"), str) and merged.get("output") == values["output"]:
-        merged["output"] = str(Path(values["output"]) / name)
+        merged["output"] = str(location(values["output"]) / name)
     data = merged.get("data")
     if isinstance(data, dict) and data.get("order_seed") is None:
         merged["data"] = data | {"order_seed": values.get("seed", 0)}

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from cache.manifest import bytes_of_clip_view
 from cache.reader import CacheReader
 from cache.view import BLOCK
 from stages.distill.targets import TargetDecoder, target_decoder
@@ -155,9 +154,9 @@ def _cache_reader(stream: CohortStream) -> CacheReader:
     config, order, world = stream.config, stream.order, stream.ranks.world
     workers = max(1, workers_of_run(order, config.loader, world))
     blocks = order.resident_blocks(world * workers)
-    block_bytes = BLOCK * bytes_of_clip_view(stream.replay.manifest.identity, stream.targets)
+    reader = CacheReader(config.data.cache, stream.targets, capacity_blocks=blocks)
     ranks, available = ranks_of_machine(), available_memory()
-    needed = ranks * workers * blocks * block_bytes
+    needed = ranks * workers * reader.most_bytes()
     if needed > available / 4:
         fitting = world * workers * max(1, order.open_streams // (world * workers))  # each process has whole streams
         less = (
@@ -170,4 +169,4 @@ def _cache_reader(stream: CohortStream) -> CacheReader:
             f"of {BLOCK} rows) of {available / 1e9:.1f} GB: lower loader.window ({order.window}) or loader.streams "
             f"({order.streams}){less}"
         )
-    return CacheReader(config.data.cache, stream.targets, capacity_blocks=blocks)
+    return reader

@@ -8,24 +8,25 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cache.view import ViewPolicy
-from stages.config.schema import Config, Positive, Size, check_deterministic, formerly
+from stages.config.schema import AnyPath, Config, Positive, Size, check_deterministic, formerly
 from stages.distill.config import LossConfig
 from stages.models.config import InitConfig, ModelConfig
+from stages.remote.outputs import working_folder
 from stages.stream.config import LoaderConfig
 
 
 class TrainData(Config):
     removed: ClassVar = {"mismatch": False}  # stored targets are joined with their own views
-    train: Path = Field(description="a data set made by `prepare`")
-    val: Path | None = Field(None, description="data set for validation, every `schedule.val_every` epochs")
-    cache: Path | None = Field(
+    train: AnyPath = Field(description="a data set made by `prepare`")
+    val: AnyPath | None = Field(None, description="data set for validation, every `schedule.val_every` epochs")
+    cache: AnyPath | None = Field(
         None, description="made by `cache-teacher`; without a cache: plain training on fresh views"
     )
     views: Positive | None = Field(None, description="how many stored views are replayed, the first ones; null: all")
-    pack: Path | None = Field(
+    pack: AnyPath | None = Field(
         None, description="made by `pack` from `train`: frames are read from the pack, not from the videos"
     )
-    val_pack: Path | None = Field(None, description="made by `pack` from `val`, with frames: all")
+    val_pack: AnyPath | None = Field(None, description="made by `pack` from `val`, with frames: all")
     order_seed: int | None = Field(None, description="seed of the clips' order; null: `seed`")
 
 
@@ -33,7 +34,7 @@ class OnlineTeacherConfig(Config):
     """As upstream does it: the teacher runs in every training step, on the view that the student sees."""
 
     mode: Literal["online"] = "online"
-    checkpoint: Path = Field(description="a .safetensors of train-student or import-checkpoint")
+    checkpoint: AnyPath = Field(description="a .safetensors of train-student or import-checkpoint")
     size: Size | None = Field(None, description="px; null: the size that the teacher was trained at")
 
 
@@ -83,7 +84,7 @@ class ScheduleConfig(Config):
 class TrainConfig(Config):
     """`pipeline.py train-student`: students, and without a cache teachers and baselines too."""
 
-    output: Path = Field(description="the run's folder")
+    output: AnyPath = Field(description="the run's folder; at a URL it is written behind the training")
     data: TrainData
     teacher: OnlineTeacherConfig | None = Field(
         None, description="a teacher in the training loop, instead of data.cache"
@@ -117,6 +118,11 @@ class TrainConfig(Config):
         500, description="optimizer steps; also at the end of an epoch, if 10 s have passed since the last one"
     )
     loader: LoaderConfig = LoaderConfig()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this machine that the run writes into: `output`, unless that is a URL. Rank 0 alone uses it."""
+        return working_folder(self.output)
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:

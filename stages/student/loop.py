@@ -56,7 +56,7 @@ def fit(
     step, total = min(run.progress.step for run in runs), max(run.steps for run in runs)
     first_step = step
     for run in runs if ranks.first else ():
-        run.log = RunLog(run.config.output, run.progress.step)
+        run.log = RunLog(run.config.folder, run.progress.step)
     batches = iter(batches_from(divmod(step, steps_per_epoch)))
     for run in [run for run in runs if run.progress.validation_due]:  # its validation clips couldn't be read
         if validate:

@@ -14,6 +14,7 @@ import torch
 
 from cache.errors import ReskdError
 from cache.store import write_atomically
+from stages.remote.url_path import Location
 from stages.runtime.distributed import Ranks
 
 
@@ -24,11 +25,13 @@ def save_state(path: Path, state: dict) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load_state(path: Path, whole: bool = True) -> dict:
+def load_state(path: Path, name: Location | None = None, *, whole: bool = True) -> dict:
     """Read what `save_state` wrote, onto the CPU. Not `whole`: its tensors stay in the file until they are read.
 
+    `name`: what the user calls the file, if `path` is a copy.
     Raises ReskdError for a damaged file.
     """
+    name = name or path
     try:
         if not whole:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -37,7 +40,7 @@ def load_state(path: Path, whole: bool = True) -> dict:
                 raise ValueError(f"{damaged} in it has another checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds of errors for a damaged file
-        raise ReskdError(f"checkpoint {path} can't be read ({error}): delete {path.parent} to begin anew") from error
+        raise ReskdError(f"checkpoint {name} can't be read ({error}): delete {name.parent} to begin anew") from error
 
 
 def torch_state() -> dict:

@@ -15,6 +15,7 @@ from cache.store import write_atomically
 from stages.config.json_result import read_result
 from stages.models.checkpoints import ModelCard, save_model
 from stages.models.video_model import model_stats
+from stages.remote.url_path import Location
 from stages.runtime.distributed import join_ranks
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
@@ -33,6 +34,7 @@ from stages.student.config import TrainConfig
 from stages.student.loop import fit
 from stages.student.new_student import NewStudent
 from stages.student.run_folder import check_run, check_still_there, open_run
+from stages.student.run_upload import RunUpload, fetch_runs
 from stages.student.state import load_state
 from stages.student.training_run import Progress, start_run
 
@@ -67,34 +69,44 @@ def train_cohort(
     """
     started = time.perf_counter()
     check_shared(configs)
-    with join_ranks() as ranks, ExitStack() as locks:
-        configs = as_begun(configs) if resume else dict(configs)
+    with join_ranks() as ranks, ExitStack() as opened:
+        outputs = [config.output for config in configs.values()]
+        uploads: dict[Location, RunUpload] = {}  # on rank 0
+        ranks.run_on_first(lambda: uploads.update(fetch_runs(outputs, resume, opened)))
+        configs = ranks.from_first(partial(as_begun, configs)) if resume else dict(configs)
         stream, students = prepare_cohort(configs, allow_partial, ranks)
         check_folder = partial(check_run, resume=resume, overwrite=overwrite)
         if dry_run:
             for student in students.values() if resume else ():
-                check_folder(student.config)
+                ranks.run_on_first(partial(check_folder, student.config))
             return {name: _show_plan(student, stream) for name, student in students.items()}
         for student in students.values():
-            if ranks.first:
-                locks.enter_context(locked(student.config.output))
+            if ranks.first and student.config.output not in uploads:
+                opened.enter_context(locked(student.config.output))
         for student in students.values():  # all folders are checked before any is changed
             ranks.run_on_first(partial(check_folder, student.config))
             ranks.run_on_first(partial(check_group, student.config, ranks, resume))
         for student in students.values():
             ranks.run_on_first(partial(open_run, student.config, resume=resume, overwrite=overwrite))
+        ranks.run_on_first(lambda: [opened.enter_context(upload.behind()) for upload in uploads.values()])
         results = {}
         for name, student in list(students.items()):
-            if (result := _stored_result(student.config)) is not None:
+            if (result := ranks.from_first(partial(_stored_result, student.config))) is not None:
                 console.print(f"{student.config.output}: finished already")
                 results[name] = result
                 del students[name]
         if students:
-            results |= _train(students, stream, started, go_on)
+            results |= _train(students, stream, uploads, started, go_on)
         return {name: results[name] for name in configs}
 
 
-def _train(students: Mapping[str, NewStudent], stream: CohortStream, started: float, go_on: str) -> dict[str, dict]:
+def _train(
+    students: Mapping[str, NewStudent],
+    stream: CohortStream,
+    uploads: Mapping[Location, RunUpload],
+    started: float,
+    go_on: str,
+) -> dict[str, dict]:
     """Train the students to their ends, and write weights and results. `started`: when, by `time.perf_counter`."""
     ranks, order = stream.ranks, stream.order
     configs = [student.config for student in students.values()]
@@ -106,7 +118,7 @@ def _train(students: Mapping[str, NewStudent], stream: CohortStream, started: fl
     def save_weights(config: TrainConfig, name: str, model: torch.nn.Module, notes: dict) -> None:
         classes = stream.data.train.classes
         card = ModelCard(config.model, classes, config.size, config.render_via, config.eval_policy, notes)
-        save_model(config.output / f"{name}.safetensors", model, card)
+        save_model(config.folder / f"{name}.safetensors", model, card)
 
     def write_result(name: str, progress: Progress, failed_clips: int) -> None:
         config = students[name].config
@@ -119,12 +131,17 @@ def _train(students: Mapping[str, NewStudent], stream: CohortStream, started: fl
             "seconds": time.perf_counter() - started,
         }
         if ranks.first:
-            check_still_there(config.output)
-            write_atomically(config.output / "result.json", (json.dumps(results[name], indent=2) + "\n").encode())
+            check_folder(config)
+            write_atomically(config.folder / "result.json", (json.dumps(results[name], indent=2) + "\n").encode())
+
+    def check_folder(config: TrainConfig) -> None:
+        check_still_there(config)
+        if config.output in uploads:
+            uploads[config.output].check()
 
     runs = []
     for name, student in students.items():
-        config, last = student.config, student.config.output / "last.pt"
+        config = student.config
         rendering = (config.size, config.render_via)
         run = start_run(
             student,
@@ -134,10 +151,11 @@ def _train(students: Mapping[str, NewStudent], stream: CohortStream, started: fl
             rendering=None if rendering == renderings[0] else rendering,
             decoder=decoder,
             save_weights=partial(save_weights, config),
+            check_folder=partial(check_folder, config),
             on_finish=partial(write_result, name),
         )
-        if last.exists():
-            restore(run, load_state(last))
+        if (checkpoint := ranks.from_first(partial(_stored_state, config))) is not None:
+            restore(run, checkpoint)
         runs.append(run)
     if ranks.first and ranks.device.type == "cuda" and any(run.config.amp == "auto" and not run.amp for run in runs):
         console.print("this GPU has no bfloat16: forwards run in float32, which takes more time and memory")
@@ -150,8 +168,14 @@ def _train(students: Mapping[str, NewStudent], stream: CohortStream, started: fl
 
 def _stored_result(config: TrainConfig) -> dict | None:
     """The result of a finished run; None for a run that isn't finished."""
-    last, result = config.output / "last.pt", config.output / "result.json"
+    last, result = config.folder / "last.pt", config.folder / "result.json"
     return read_result(result) if last.exists() and result.exists() else None
+
+
+def _stored_state(config: TrainConfig) -> dict | None:
+    """The checkpoint to go on from; None for a run that has none yet."""
+    last = config.folder / "last.pt"
+    return load_state(last, config.output / last.name) if last.exists() else None
 
 
 def _show_plan(student: NewStudent, stream: CohortStream) -> dict:

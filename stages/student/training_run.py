@@ -59,6 +59,7 @@ class TrainingRun:
     decoder: TargetDecoder  # makes numbers of stored targets
     copy: Copy  # of tensors to the ranks' device
     save_weights: Callable[[str, torch.nn.Module, dict], None]  # ("best" | "last", model, notes)
+    check_folder: Callable[[], None]  # raises ReskdError if rank 0 can't go on writing; called before a checkpoint
     on_finish: Callable[
         [Progress, int], None
     ]  # called on every rank after all is saved; int: failed clips of all ranks
@@ -135,8 +136,8 @@ def check_finite(run: TrainingRun, terms: Mapping[str, torch.Tensor]) -> None:
 
 
 def last_good(config: TrainConfig) -> str:
-    last = config.output / "last.pt"
-    return f"the last good checkpoint is {last}" if last.exists() else "there was no checkpoint yet"
+    good = (config.folder / "last.pt").exists()
+    return f"the last good checkpoint is {config.output / 'last.pt'}" if good else "there was no checkpoint yet"
 
 
 def remember_state(run: TrainingRun) -> Callable[[], None]:

@@ -1,10 +1,8 @@
 """The command `sweep`."""
 
-from pathlib import Path
-
 import click
 
-from stages.config.options import CONFIG, DRY_RUN, SET, json_option
+from stages.config.options import ANY_PATH, CONFIG, DRY_RUN, SET, json_option
 
 
 @click.command()
@@ -25,7 +23,7 @@ from stages.config.options import CONFIG, DRY_RUN, SET, json_option
 )
 @click.option(
     "--test",
-    type=click.Path(path_type=Path),
+    type=ANY_PATH,
     help="A labelled data set: score the last weights on it. Without it, the best validation is the score.",
 )
 @DRY_RUN

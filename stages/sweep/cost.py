@@ -8,9 +8,10 @@ from pathlib import Path
 from cache.group import load_manifest
 from cache.teacher_time import teacher_time_of
 from stages.config.json_result import read_result
+from stages.remote.url_path import Location
 
 
-def teacher_cost(runs_by_cache: Mapping[Path, Sequence[Path]]) -> dict[str, float | None]:
+def teacher_cost(runs_by_cache: Mapping[Location, Sequence[Path]]) -> dict[str, float | None]:
     """The teacher's work for caches. `runs_by_cache`: the finished run folders of the students of each cache.
 
     {"teacher_clip_views": computed once, for the caches; "in_loop_clip_views": those of the same training with the teacher

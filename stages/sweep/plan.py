@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from cache.errors import ReskdError
+from stages.remote.url_path import Location
 from stages.runtime.terminal import console
 from stages.shards.dataset import open_dataset
 from stages.shards.labels import check_labels
@@ -32,14 +33,17 @@ def group_cohorts(students: Mapping[str, TrainConfig], at_once: int) -> list[dic
 
 
 def sweep_folder(students: Mapping[str, TrainConfig]) -> Path:
-    """The folder that holds all students' folders. Raises ReskdError if they are in several."""
+    """The folder that holds all students' folders. Raises ReskdError if they are in several, or at a URL."""
     folders = {config.output.parent for config in students.values()}
+    if urls := [str(folder) for folder in folders if not isinstance(folder, Path)]:
+        raise ReskdError(f"output {urls[0]}: a sweep writes into a folder, not to a URL: give `output` a path that all machines "
+                         "share (train-student takes a URL)")  # fmt: skip
     if len(folders) != 1:
         raise ReskdError(f"a sweep's students lie in one folder: remove their own `output` ({len(folders)} are given)")
     return folders.pop()
 
 
-def check_students(students: Mapping[str, TrainConfig], test: Path | None) -> None:
+def check_students(students: Mapping[str, TrainConfig], test: Location | None) -> None:
     """Raises ReskdError for names of the sweep's own files, for equal students, and for a test set that doesn't fit."""
     if taken := SWEEP_FILES & students.keys():
         raise ReskdError(f"a student can't be called {min(taken)}: the sweep writes a file of that name")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cache.store import write_atomically
 from stages.config.json_result import read_result
+from stages.remote.url_path import Location
 from stages.runtime.plots import warn_if_it_fails
 from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
@@ -24,7 +25,7 @@ def write_report(
     failed: Mapping[str, str],
     seconds: Mapping[str, float],
     out: Path,
-    test: Path | None,
+    test: Location | None,
 ) -> dict:
     """Write and print the report of the finished students (`rows`). Returns the content of sweep.json."""
     done = {name: students[name] for name in rows}
@@ -65,7 +66,7 @@ def _decoded_epochs(out: Path) -> dict[str, int]:
 
 def _cost(done: Mapping[str, TrainConfig], out: Path, seconds: Mapping[str, float]) -> dict:
     """The teacher time, the epochs that were decoded and those that the students would decode alone, and the seconds."""
-    runs: dict[Path, list[Path]] = {}
+    runs: dict[Location, list[Path]] = {}
     for config in done.values():
         if config.data.cache:
             runs.setdefault(config.data.cache, []).append(config.output)

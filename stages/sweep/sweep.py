@@ -13,6 +13,7 @@ from cache.errors import ReskdError
 from stages.config.json_result import read_result
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
+from stages.remote.url_path import Location
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.interrupt import RUN_AGAIN, Interrupted
 from stages.runtime.lock import locked
@@ -26,7 +27,7 @@ from stages.sweep.report import note_decoded_epochs, write_report
 
 
 def run_sweep(
-    students: Mapping[str, TrainConfig], *, at_once: int = 8, test: Path | None = None, dry_run: bool = False
+    students: Mapping[str, TrainConfig], *, at_once: int = 8, test: Location | None = None, dry_run: bool = False
 ) -> dict:
     """Train and score the students that aren't done yet. Returns the content of sweep.json, which it writes.
 
@@ -88,7 +89,7 @@ def _train(
 
 
 def _score_all(
-    students: Mapping[str, TrainConfig], failed: dict[str, str], test: Path | None, ranks: Ranks
+    students: Mapping[str, TrainConfig], failed: dict[str, str], test: Location | None, ranks: Ranks
 ) -> dict[str, dict]:
     """The row of each student that hasn't failed. Students that can't be scored are added to `failed`."""
     rows = {}
@@ -103,7 +104,7 @@ def _score_all(
     return rows
 
 
-def _score(config: TrainConfig, test: Path | None, ranks: Ranks) -> dict:
+def _score(config: TrainConfig, test: Location | None, ranks: Ranks) -> dict:
     """The row of a finished student. Its last weights are evaluated on `test`, unless its test.json is of these weights."""
     result = read_result(config.output / "result.json")
     metrics = result["best"] or {}

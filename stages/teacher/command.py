@@ -1,10 +1,8 @@
 """The commands `cache-teacher`, `inspect-cache` and `verify-cache`."""
 
-from pathlib import Path
-
 import click
 
-from stages.config.options import CONFIG, DRY_RUN, JSON, SET, json_option, with_options
+from stages.config.options import ANY_PATH, CONFIG, DRY_RUN, JSON, SET, LocalPath, json_option, with_options
 
 
 @click.command("cache-teacher", short_help="Stage one: run the teacher once, store its targets.")
@@ -40,14 +38,12 @@ def cache_teacher(config_file, overrides, views, verify, strict, dry_run, **plan
 
 
 @click.command("inspect-cache", short_help="Show the contents and the size of a cache.")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="The data set that it was made of; shows the teacher's accuracy."
-)
+@click.argument("path", type=ANY_PATH)
+@click.option("--data", type=ANY_PATH, help="The data set that it was made of; shows the teacher's accuracy.")
 @click.option(
     "--clip", metavar="KEY", help="Show views and top-5 of this clip; SHARD/KEY where two shards have the key."
 )
-@click.option("--png", type=click.Path(path_type=Path), help="With --clip and --data: draw the clip's views here.")
+@click.option("--png", type=LocalPath(), help="With --clip and --data: draw the clip's views here.")
 @json_option
 def inspect_cache(path, **options):
     """Show the contents and the size of the cache in PATH.
@@ -66,15 +62,15 @@ def inspect_cache(path, **options):
 
 
 @click.command("verify-cache", short_help="Check every byte of a cache.")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Check its keys and frames against this data set.")
+@click.argument("path", type=ANY_PATH)
+@click.option("--data", type=ANY_PATH, help="Check its keys and frames against this data set.")
 @click.option("--recompute", type=click.IntRange(1), help="Compute this number of random clip·views again.")
-@click.option("--teacher", type=click.Path(path_type=Path), help="The cache's teacher, a checkpoint, for --recompute.")
+@click.option("--teacher", type=ANY_PATH, help="The cache's teacher, a checkpoint, for --recompute.")
 @click.option("--repair", "repair_damage", is_flag=True, help="Delete damaged groups and stray files, nothing else.")
 @click.option(
     "--config",
     "config_file",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="cache-teacher's config, which names data and teacher.",
 )
 @SET

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,7 +14,7 @@ from stages.teacher.hadamard import hadamard
 
 
 class TeacherConfig(Config):
-    checkpoint: Path = Field(description="a .safetensors file that train-student wrote")
+    checkpoint: AnyPath = Field(description="a .safetensors file that train-student wrote")
     size: Size | None = Field(None, description="px; null: the size it was trained at")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -45,7 +44,7 @@ class FeaturesConfig(Config):
         None, description="turn the basis, so that all its coordinates have the same variance: int4 then rounds less. "
         "`dims` must be the order of a Hadamard matrix, such as 2^k, 12·2^k or 20·2^k"
     )  # fmt: skip
-    basis: Path | None = Field(
+    basis: AnyPath | None = Field(
         None, description="take the basis and the ranges of this cache, made with the same teacher"
     )
 
@@ -93,7 +92,7 @@ class TargetsConfig(Config):
 class CacheConfig(Config):
     """`pipeline.py cache-teacher`."""
 
-    data: Path = Field(description="a data set that `prepare` made")
+    data: AnyPath = Field(description="a data set that `prepare` made")
     output: AnyPath = Field(description="the cache, a folder NAME.zarr, or s3://bucket/NAME.zarr (gs://, az://)")
     teacher: TeacherConfig
     views: Positive = Field(8, description="V, stored views of every clip; can be raised later")

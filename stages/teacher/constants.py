@@ -98,7 +98,7 @@ def _stored_constants(config: CacheConfig, wanted: Manifest) -> tuple[Constants 
     """
     basis = config.targets.features.basis
     source = basis or config.output
-    if not (source / METADATA).exists() and basis is None:
+    if basis is None and not (source / METADATA).exists():
         return None, None
     stored = load_manifest(source)
     stored_settings, wanted_settings = _settings_of_basis(stored.identity), _settings_of_basis(wanted.identity)

@@ -16,6 +16,7 @@ from cache.manifest import Manifest
 from cache.reader import CacheReader, check_join
 from cache.teacher_time import teacher_time_of
 from cache.view import BLOCK, View
+from stages.remote.url_path import Location
 from stages.runtime.terminal import Terminal
 from stages.shards.dataset import Dataset, open_dataset
 from stages.teacher.audit import teacher_accuracy
@@ -26,9 +27,9 @@ TOP_CLASSES = 5  # shown for each view
 
 
 def inspect_cache(
-    path: Path,
+    path: Location,
     *,
-    data: Path | None = None,
+    data: Location | None = None,
     clip: str | None = None,
     png: Path | None = None,
 ) -> dict:
@@ -56,7 +57,7 @@ def inspect_cache(
     return result
 
 
-def _accuracy(path: Path, manifest: Manifest, data: Dataset) -> float | None:
+def _accuracy(path: Location, manifest: Manifest, data: Dataset) -> float | None:
     if tuple(data.classes) != tuple(manifest.identity.classes):
         raise ReskdError(f"{data.path} has other classes than {path}: give the data set that the cache was made of")
     finished = {entry.name for entry in manifest.identity.shards[: manifest.finalised_shards]}
@@ -66,7 +67,7 @@ def _accuracy(path: Path, manifest: Manifest, data: Dataset) -> float | None:
     return teacher_accuracy(data, replace(manifest, views=manifest.finalised), reader)
 
 
-def clip_views(path: Path, manifest: Manifest, shard: str, row: int) -> dict:
+def clip_views(path: Location, manifest: Manifest, shard: str, row: int) -> dict:
     """{"shard", "row", "key", "quarantine": reason or None, "views": [{"frames", "box", "flip", "top": [[class, percent]]}]}.
 
     `top` is empty where the cache has maps alone. A view without targets is None.
@@ -93,7 +94,7 @@ def _most_probable(logits: np.ndarray, classes: Sequence[str]) -> list:
     return [[classes[c], 100 * float(shares[c])] for c in np.argsort(-shares, kind="stable")[:TOP_CLASSES]]
 
 
-def _draw(png: Path, path: Path, data: Dataset, clip: dict, size: int) -> None:
+def _draw(png: Path, path: Location, data: Dataset, clip: dict, size: int) -> None:
     stored = [(number, view) for number, view in enumerate(clip["views"]) if view is not None]
     if not stored:
         raise ReskdError(
@@ -112,7 +113,7 @@ def _format_top(top: list) -> str:
     return ", ".join(f"{name} {share:.1f} %" for name, share in top)
 
 
-def _show(path: Path, result: dict) -> None:
+def _show(path: Location, result: dict) -> None:
     console, identity, sizes = Terminal(), result["identity"], result["bytes"]
 
     def say(text: str) -> None:

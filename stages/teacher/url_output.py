@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import shutil
@@ -20,6 +19,7 @@ from cache.manifest import Manifest
 from cache.reduction import Constants
 from cache.statistics import add_channel_std
 from cache.store import METADATA
+from stages.remote.outputs import make_private, working_folder
 from stages.remote.published_cache import PublishedCache
 from stages.remote.published_root import check_conditional_puts, is_log
 from stages.remote.url_path import UrlPath
@@ -47,7 +47,9 @@ def local_copy(config: CacheConfig, ranks: Ranks, dry_run: bool) -> Iterator[tup
         return
     url = config.output
     with ExitStack() as stack:
-        base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reskd-"))) if dry_run else _base(url)
+        base = (
+            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reskd-"))) if dry_run else working_folder(url)
+        )
         stack.enter_context(_messages_name(url, base))
         if dry_run:
             published = PublishedCache(url, base / url.name, "", ranks.rank)
@@ -134,19 +136,10 @@ def _leads_machine() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _base(url: UrlPath) -> Path:
-    """The folder of this user for a URL, on this machine."""
-    temporary = os.environ.get("TMPDIR") or tempfile.gettempdir()  # tempfile remembers its first answer
-    user = f"reskd-{os.getuid()}" if hasattr(os, "getuid") else "reskd"
-    return Path(temporary) / user / f"cache-{hashlib.sha256(str(url).encode()).hexdigest()[:16]}"
-
-
 def _begin(url: UrlPath, base: Path, stack: ExitStack, ranks: Ranks) -> None:
     """Lock the folder of this machine and clear it, but for the logs of teacher time; see what the store can do."""
-    for folder in (base.parent, base):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if hasattr(os, "getuid") and (folder.is_symlink() or folder.stat().st_uid != os.getuid()):
-            raise ReskdError(f"{folder} belongs to another user: set TMPDIR to a folder of your own")
+    make_private(base.parent)
+    make_private(base)
     stack.enter_context(locked(base))
     copy, writer = base / url.name, base / WRITER_ID
     copy.mkdir(exist_ok=True)

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from cache.errors import ReskdError
+from cache.errors import ReskdError, StoreError
 from cache.group import load_manifest
 from cache.manifest import Manifest
 from cache.reader import CacheReader
-from cache.store import METADATA
+from cache.store import METADATA, side_by_side
 from cache.verify import repair, verify
 from cache.verify_group import DATA, HAND, REDO, RERUN, TIDY, Problem
 from stages.models.checkpoints import load_model, weights_sha256
 from stages.models.video_model import VideoModel, teacher_to_device
+from stages.remote.url_path import Location
 from stages.runtime.distributed import join_ranks
 from stages.runtime.lock import locked
 from stages.runtime.progress import progress_bar
@@ -41,11 +42,11 @@ REMEDIES = {
 
 
 def verify_cache(
-    path: Path,
+    path: Location,
     *,
-    data: Path | None = None,
+    data: Location | None = None,
     recompute: int = 0,
-    teacher: Path | None = None,
+    teacher: Location | None = None,
     config: CacheConfig | None = None,
     repair_damage: bool = False,
 ) -> dict:
@@ -60,7 +61,7 @@ def verify_cache(
     manifest = _load_manifest(path)
     data, teacher = data or (config and config.data), teacher or (config and config.teacher.checkpoint)
     dataset = open_dataset(data) if data is not None else None
-    with join_ranks() as ranks, locked(path) if repair_damage else nullcontext():
+    with join_ranks() as ranks, locked(path) if repair_damage and isinstance(path, Path) else nullcontext():
         model = _load_teacher_model(path, manifest, teacher, dataset) if recompute else None
         problems, worst = _data_problems(manifest, dataset) + _cache_problems(path, manifest, dataset), None
         if model is not None and not problems:
@@ -80,18 +81,18 @@ def verify_cache(
     }
 
 
-def _load_manifest(path: Path) -> Manifest:
+def _load_manifest(path: Location) -> Manifest:
     try:
         return load_manifest(path)
     except ReskdError as error:
-        if not (path / METADATA).exists() or "damaged" not in str(error):
+        if not (path / METADATA).is_file() or "damaged" not in str(error):
             raise
         raise ReskdError(f"{path / METADATA}, the cache's manifest, is damaged: put it back from a copy. The shards' groups "
                          "are not touched, but only the manifest says what they hold. Without it, make the cache anew in "
                          "another folder with cache-teacher") from error  # fmt: skip
 
 
-def _cache_problems(path: Path, manifest: Manifest, data: Dataset | None) -> list[Problem]:
+def _cache_problems(path: Location, manifest: Manifest, data: Dataset | None) -> list[Problem]:
     """The problems of the cache's files, under a progress bar. Frames are compared with the data set's videos."""
     known = {e.name: e.keys_sha256 for e in data.shards} if data is not None else {}
     same = {e.name for e in manifest.identity.shards if known.get(e.name) == e.keys_sha256}
@@ -135,7 +136,9 @@ def _data_problems(manifest: Manifest, data: Dataset | None) -> list[Problem]:
     return problems
 
 
-def _load_teacher_model(path: Path, manifest: Manifest, checkpoint: Path | None, data: Dataset | None) -> VideoModel:
+def _load_teacher_model(
+    path: Location, manifest: Manifest, checkpoint: Location | None, data: Dataset | None
+) -> VideoModel:
     """The cache's teacher. Raises ReskdError where the checkpoint is of another teacher, or an option is missing."""
     for option, value in (("--data DATASET", data), ("--teacher CHECKPOINT", checkpoint)):
         if value is None:
@@ -157,7 +160,7 @@ def _load_teacher_model(path: Path, manifest: Manifest, checkpoint: Path | None,
 
 
 def _recompute(
-    path: Path, manifest: Manifest, data: Dataset, model: VideoModel, count: int
+    path: Location, manifest: Manifest, data: Dataset, model: VideoModel, count: int
 ) -> tuple[list[Problem], float | None]:
     """Recompute `count` clip·views. Returns the problem if they are not the teacher's, else the largest difference of a logit."""
     settings, maps = manifest.identity.teacher, manifest.identity.targets.get("features")
@@ -169,21 +172,24 @@ def _recompute(
     teacher = Teacher(model, settings["size"], dtype, settings["batch_size"], features, grid=grid, constants=constants)
     try:
         return [], verify_targets(data, replace(manifest, views=manifest.finalised), reader, teacher, count)
+    except StoreError:
+        raise
     except ReskdError as error:
         return [Problem("", str(error), HAND)], None
 
 
-def _unfinished(path: Path, manifest: Manifest) -> int:
+def _unfinished(path: Location, manifest: Manifest) -> int:
     """The number of shards that the manifest doesn't call finished, or that are missing."""
     finished = manifest.identity.shards[: manifest.finalised_shards]
-    return len(manifest.identity.shards) - sum((path / e.name / METADATA).exists() for e in finished)
+    present = side_by_side(path, lambda entry: (path / entry.name / METADATA).is_file(), finished)
+    return len(manifest.identity.shards) - sum(present)
 
 
 def _say(text: str, **style: str) -> None:
     Terminal().print(text, markup=False, highlight=False, soft_wrap=True, **style)
 
 
-def _show(path: Path, manifest: Manifest, problems: list[Problem]) -> None:
+def _show(path: Location, manifest: Manifest, problems: list[Problem]) -> None:
     identity = manifest.identity
     _say(f"{path}: {len(identity.shards)} shards, {sum(e.clips for e in identity.shards)} clips, {manifest.finalised} of "
          f"{manifest.views} views finished")  # fmt: skip
@@ -198,7 +204,7 @@ def _show(path: Path, manifest: Manifest, problems: list[Problem]) -> None:
     Terminal().print(table)
 
 
-def _show_plan(path: Path, manifest: Manifest, problems: list[Problem], repair_damage: bool) -> None:
+def _show_plan(path: Location, manifest: Manifest, problems: list[Problem], repair_damage: bool) -> None:
     """The plan: which shards are deleted, because of what, and the command that computes them again."""
     for remedy, count in Counter(p.remedy for p in problems).items():
         _say(f"{remedy} ({count}): {REMEDIES[remedy]}")

@@ -98,38 +98,26 @@ def test_students_of_twice_the_epochs_lie_beside_the_others_and_share_the_teache
     assert twice["cost"]["teacher_clip_views"] == 240 and twice["cost"]["in_loop_clip_views"] == 480
 
 
-def test_the_slowonlys_configs_fit_the_same_clips(demo):
-    """Each family has a demo. This one differs from the first in its networks alone."""
+@pytest.mark.parametrize("model", ["slowonly", "tsn"])
+def test_the_configs_of_other_families_fit_the_same_clips(demo, model):
+    """Each family has a demo. These differ from the first in their networks and classes alone; Swin's is run below."""
     output, *_ = demo
     for net in ("teacher", "baseline"):
         data = sets({"data.train": str(output / "data/train"), "data.val": str(output / "data/val")})
-        said = command("train-student", "--config", f"configs/demo/slowonly/{net}.yaml", "--dry-run", *data)
+        said = command("train-student", "--config", f"configs/demo/{model}/{net}.yaml", "--dry-run", *data)
         assert "clips            120" in said and "steps_per_epoch" in said
 
 
-@pytest.mark.parametrize(("model", "classes"), [("swin", 4)])  # tsn: below
-def test_a_family_has_a_demo(model, classes, tmp_path, monkeypatch, without_onnx):
-    monkeypatch.chdir(tmp_path)
-    small = {"side_by_side": False, "clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 1, **ALONE}}
-    small |= dict.fromkeys(NETS, BRIEF)
-    command("demo", "--model", model, *sets(small))
-    output = tmp_path / f"runs/demo-{model}"
-    assert (output / "student.pt2").exists() and not (output / "student.onnx").exists()
-    assert len(open_dataset(output / "data/train").classes) == classes
-    summary = json.loads((output / "summary.json").read_text())
-    assert summary["cost"]["teacher_clip_views"] == summary["cost"]["in_loop_clip_views"] == 80
-    assert summary["distilled"]["gflops"] == summary["baseline"]["gflops"] < summary["teacher"]["gflops"] / 3
-
-
-def test_clips_without_labels_are_distilled_from_by_a_tsn(tmp_path, without_onnx):
+def test_clips_without_labels_are_distilled_from_by_a_swin(tmp_path, without_onnx):
     small = {"side_by_side": False, "clips": {"train": 80, "val": 40, "test": 40}, "cache": {"views": 2, **ALONE}}
     small |= {net: {**BRIEF, "batch_size": 20} for net in NETS}
-    command("demo", "--model", "tsn", "--unlabelled", "--output", tmp_path / "out", *sets(small))
+    command("demo", "--model", "swin", "--unlabelled", "--output", tmp_path / "out", *sets(small))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {"teacher", "baseline", "distilled", "unlabelled"} < set(summary)
     few, mixed = (open_dataset(tmp_path / "out/data" / name) for name in ("few", "mixed"))
     assert few.classes == mixed.classes == open_dataset(tmp_path / "out/data/train").classes
-    assert len(few.classes) == 10  # digits: a mean over frames sees no direction
+    assert len(few.classes) == 4  # directions: so small a Swin finds no digits in so few epochs
+    assert (tmp_path / "out/student.pt2").exists() and not (tmp_path / "out/student.onnx").exists()
     rows = [row for entry in mixed.shards for row in mixed.rows(entry.name)]
     assert len(rows) == 80 and sum(not row.labels for row in rows) == 60
     assert sum(entry.clips for entry in few.shards) == 20

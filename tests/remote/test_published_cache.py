@@ -77,7 +77,7 @@ def test_it_is_the_local_cache_object_for_object_and_grows_as_that_does(url, sma
     features = cache_config(url, small, teacher, "targets.features={codec: int8, dims: 8}")
     assert cache_teacher(features, verify=5)["clip_views"] == 80
     result = cache_teacher(features.model_copy(update={"views": 3}), verify=5)
-    assert result["clip_views"] == 40 and not list(tmp_path.glob("reskd-*/cache-*"))  # the local folder is gone
+    assert result["clip_views"] == 40 and not list(tmp_path.glob("reskd-*/t.zarr-*"))  # the local folder is gone
     for views in (2, 3):
         at_once = cache_teacher(features.model_copy(update={"output": local, "views": views}))
     assert download(url, tmp_path / "copy") == tree(local)
@@ -135,7 +135,7 @@ def test_ranks_on_two_machines_make_it_together(url, s3, data, teacher, cached, 
     for rank in ranks:
         assert rank.wait() == 0, rank.said()
     assert download(url, tmp_path / "copy") == tree(cached)
-    assert not list(tmp_path.glob("*/reskd-*/cache-*"))
+    assert not list(tmp_path.glob("*/reskd-*/t.zarr-*"))
 
 
 def test_a_writer_that_sleeps_and_wakes_after_the_commit_of_another_changes_nothing(url, tmp_path, monkeypatch):

@@ -1,0 +1,226 @@
+"""A run whose output is a URL: it works in a folder of this machine, and a thread uploads the files behind the training.
+
+What is at the URL is at any time a run that can be resumed. Every object is replaced only if it is the one that was read
+or put before: so two runs can't mix their files, wherever they are.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from cache.errors import ReskdError, StoreError
+from cache.json_file import read_json
+from cache.store import write_atomically
+from stages.remote.outputs import make_private, working_folder
+from stages.remote.url_path import Changed, Location, UrlPath
+from stages.runtime.lock import locked
+from stages.runtime.terminal import console
+
+# Files are put in this order and read in the other one: an object is never older than those that are put after it.
+FIRST, LAST = ("config.yaml", "best.safetensors", "metrics.jsonl"), ("last.pt", "last.safetensors", "result.json")
+NEEDED = ("result.json", "last.pt", "metrics.jsonl", "config.yaml")  # what a resume reads, in the order of reading
+EVERY = 0.2  # seconds between two looks at the files
+LOG_EVERY = 30.0  # seconds after which logs are put without a new checkpoint; each time they are put whole
+AGAIN = 10.0  # seconds from an upload that failed to the next one
+MAX_PUT = 5 * 2**30  # bytes; S3 takes no more in one request, and only one request can be conditional
+
+
+class RunUpload:
+    """The files of one run: those in `folder`, and those at `url`."""
+
+    def __init__(self, url: UrlPath):
+        self.url, self.folder = url, working_folder(url)
+        self.note = self.folder.with_name(f"{self.folder.name}.uploaded.json")
+        self.etags: dict[str, str] = {}  # file -> the ETag of its object, as this run has read it or put it
+        self.states: dict[str, list[int]] = {}  # file -> the state of the local file that the object has
+        self.error: Exception | None = None  # after which nothing is uploaded any more
+        self.told = False  # whether `error` was raised
+        self.unused = False  # whether the local folder is a copy of what is at the URL, and no more
+        self.logs_put = 0.0
+        self.ended = threading.Event()
+
+    def fetch(self) -> None:
+        """Fill the local folder with the run at the URL, to resume it.
+
+        If the objects are those that this machine has put, then the local files go on from there, and they are kept.
+        """
+        found = {name: etag for name in (*FIRST, *LAST) if (etag := _etag(self.url / name))}
+        noted = self._read_note()
+        if noted == found:
+            return
+        if noted is not None:
+            console.print(f"{self.url}: another machine has gone on with it since this one uploaded it: taken from there",
+                          highlight=False, soft_wrap=True)  # fmt: skip
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.etags, self.states = found, {}
+        for name in [name for name in NEEDED if name in found]:
+            data, self.etags[name] = (self.url / name).read_with_etag()
+            write_atomically(self.folder / name, data)
+            self.states[name] = _state(self.folder / name)
+        self._write_note()
+        self.unused = True
+
+    def drop_unused(self) -> None:
+        """Remove the copy of a run that was not gone on with."""
+        if self.unused:
+            self._remove_folder()
+
+    @contextmanager
+    def behind(self) -> Iterator[None]:
+        """Put config.yaml, by which others see the run, and upload behind what is done inside. The end waits for the rest.
+
+        Raises StoreError if the store doesn't take it, or the rest. It names the local folder, which stays then.
+        """
+        self.unused = False
+        self._put("config.yaml", (self.folder / "config.yaml").read_bytes(), _state(self.folder / "config.yaml"))
+        thread = threading.Thread(target=self._work, name="upload", daemon=True)
+        thread.start()
+        try:
+            yield
+        except Exception as error:
+            try:
+                self._finish(thread)
+            except ReskdError as other:
+                if isinstance(error, ReskdError):
+                    raise StoreError(f"{error}\n{other}") from error
+                console.print(f"[yellow]warning[/] {other}", highlight=False, soft_wrap=True)
+            raise
+        else:
+            self._finish(thread)
+        finally:  # a second Ctrl-C comes here at once
+            self.ended.set()
+
+    def check(self) -> None:
+        """Raises Changed if another run has written to the URL since this one began."""
+        if self.error:
+            self.told = True
+            raise self.error
+
+    def _work(self) -> None:
+        warned = False
+        while not self.ended.wait(EVERY):
+            try:
+                self._put_changed()
+            except (Changed, OSError) as error:
+                self.error = error
+                return
+            except StoreError as error:
+                if not warned:
+                    console.print(f"[yellow]warning[/] not uploaded yet, and tried again behind the training: {error}",
+                                  highlight=False, soft_wrap=True)  # fmt: skip
+                warned = True
+                self.ended.wait(AGAIN)
+
+    def _finish(self, thread: threading.Thread) -> None:
+        """Wait for the thread, and put what is left. Then the local folder isn't needed any more."""
+        self.ended.set()
+        thread.join()
+        if self.error and self.told:
+            return
+        self.check()
+        try:
+            self._put_changed(all_files=True)
+        except Changed:
+            raise
+        except StoreError as error:
+            raise StoreError(
+                f"{error}. {self.url} isn't complete; the whole run is in {self.folder}: run the command with --resume "
+                "on this machine when the store can be reached"
+            ) from error
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.note.unlink(missing_ok=True)
+
+    def _put_changed(self, all_files: bool = False) -> None:
+        """Put the files that have changed. Not `all_files`: logs only before a new checkpoint, and every LOG_EVERY seconds."""
+        boards = sorted(f"tensorboard/{file.name}" for file in (self.folder / "tensorboard").glob("*"))
+        states = {n: s for n in (*FIRST, *boards, *LAST) if (s := _state(self.folder / n)) and s != self.states.get(n)}
+        logs_wait = not all_files and not states.keys() & {*LAST} and time.monotonic() < self.logs_put + LOG_EVERY
+        chosen = [name for name in states if not (logs_wait and name in ("metrics.jsonl", *boards))]
+        contents = {name: (self.folder / name).read_bytes() for name in reversed(chosen)}
+        for name in chosen:
+            self._put(name, contents[name], states[name])
+        if "metrics.jsonl" in chosen:
+            self.logs_put = time.monotonic()
+
+    def _put(self, name: str, data: bytes, state: list[int]) -> None:
+        """Put a file. Raises Changed if the object isn't the one that this run knows."""
+        object_, known = self.url / name, self.etags.get(name)
+        if len(data) > MAX_PUT:
+            raise StoreError(f"{object_}: {len(data) / 2**30:.1f} GiB, and a store takes 5 GiB in one conditional request: give "
+                             "an output on a disk")  # fmt: skip
+        try:
+            etag = object_.replace(data, known) if known else object_.write_new(data)
+        except (Changed, FileExistsError, FileNotFoundError) as error:
+            etag = _etag_if_equal(object_, data)
+            if etag is None:
+                raise Changed(
+                    f"{object_}: another run has written it, or it was deleted, since this run began; nothing there was "
+                    "replaced. Let one of them end, then go on with --resume, or give another output"
+                ) from error
+        self.etags[name], self.states[name] = etag, state
+        self._write_note()
+
+    def _write_note(self) -> None:
+        write_atomically(self.note, json.dumps({"etags": self.etags, "states": self.states}).encode())
+
+    def _read_note(self) -> dict[str, str] | None:
+        """Take up what was noted. Returns the ETags, without those of TensorBoard; None without a note that can be read."""
+        try:
+            noted = read_json(self.note)
+            self.etags, self.states = dict(noted["etags"]), dict(noted["states"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return {name: etag for name, etag in self.etags.items() if name in FIRST + LAST}
+
+
+def fetch_runs(outputs: Iterable[Location], resume: bool, opened: ExitStack) -> dict[Location, RunUpload]:
+    """Lock and prepare the local folders of the outputs that are URLs. `opened` gets the locks. Other outputs are left out.
+
+    Raises ReskdError if another process of this machine has a run at one of the URLs, and StoreError.
+    """
+    uploads: dict[Location, RunUpload] = {}
+    for url in outputs:
+        if isinstance(url, UrlPath):
+            upload = RunUpload(url)
+            make_private(upload.folder.parent)
+            opened.enter_context(locked(url, upload.folder.with_name(f"{upload.folder.name}.lock")))
+            if resume:
+                opened.callback(upload.drop_unused)
+                upload.fetch()
+            uploads[url] = upload
+    return uploads
+
+
+def _state(file: Path) -> list[int] | None:
+    """What changes with every write of a file; None without a file."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return [found.st_ino, found.st_mtime_ns, found.st_size]
+
+
+def _etag(file: UrlPath) -> str | None:
+    try:
+        return file.etag()
+    except FileNotFoundError:
+        return None
+
+
+def _etag_if_equal(file: UrlPath, data: bytes) -> str | None:
+    """The ETag of the object if it has this content: that of a put of ours, whose answer was lost. Else None."""
+    try:
+        there, etag = file.read_with_etag()
+    except FileNotFoundError:
+        return None
+    return etag if there == data else None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cache.errors import ReskdError
 from cache.group import TEMPORARY, check_fingerprint, load_group, load_manifest, write_attributes
-from cache.growth import missing_work
+from cache.growth import lacking
 from cache.manifest import Manifest
 from cache.teacher_time import close_time_logs, with_teacher_time
 
@@ -20,11 +20,11 @@ def finalise(path: str | Path) -> Manifest:
     manifest = load_manifest(path)
     quarantine, unfinished = {}, []
     for entry in manifest.identity.shards:
-        if work := missing_work(path, manifest, entry.name):
-            lacking = "; ".join(f"{len(views)} views of {' and '.join(targets)}" for views, targets in work)
-            unfinished.append(f"{entry.name} ({lacking})")
-            continue
         attributes = load_group(path, entry.name)
+        if work := lacking(attributes, manifest):
+            parts = "; ".join(f"{len(views)} views of {' and '.join(targets)}" for views, targets in work)
+            unfinished.append(f"{entry.name} ({parts})")
+            continue
         check_fingerprint(path, manifest.identity, entry.name, attributes)
         rows = {key: row for row, key in enumerate(attributes["keys"])}
         if attributes["quarantine"]:

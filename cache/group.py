@@ -17,6 +17,8 @@ from cache.manifest import FORMAT, Manifest, is_digest
 from cache.store import METADATA, GroupStore, as_path, file_digest, side_by_side, write_atomically
 
 TEMPORARY = ".tmp"  # a folder in the cache, for groups that are not committed yet
+# In a store, a group of which a writer has taken over before anything was committed has these attributes.
+UNCOMMITTED = {"committed": False}
 
 
 def write_attributes(folder: Path, attributes: Mapping[str, Any]) -> None:
@@ -71,7 +73,7 @@ def load_manifest(path: str | Path) -> Manifest:
 def load_group(path: Path, shard: str) -> dict[str, Any] | None:
     """The attributes of a shard's group; None if it isn't committed. Raises ReskdError for a damaged group."""
     attributes = read_attributes(path / shard)
-    if attributes is None:
+    if attributes is None or attributes == UNCOMMITTED:
         return None
     wanted = {"format", "fingerprint", "keys", "keys_sha256", "quarantine", "fallbacks", "views", "targets", "files"}
     if attributes.get("format") != FORMAT or not wanted <= attributes.keys():

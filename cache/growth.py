@@ -45,11 +45,16 @@ def missing_work(path: str | Path, manifest: Manifest, shard: str) -> list[tuple
 
     First come the targets that the committed views lack, then the missing views in all targets.
     """
-    attributes, targets = load_group(Path(path), shard), tuple(manifest.identity.targets)
+    return lacking(load_group(Path(path), shard), manifest)
+
+
+def lacking(attributes: Mapping[str, Any] | None, manifest: Manifest) -> list[tuple[range, tuple[str, ...]]]:
+    """`missing_work` of a group with these attributes; None: it isn't committed."""
+    targets = tuple(manifest.identity.targets)
     if attributes is None:
         return [(range(manifest.views), targets)]
-    lacking = tuple(target for target in targets if target not in attributes["targets"])
-    work = [(range(attributes["views"]), lacking), (range(attributes["views"], manifest.views), targets)]
+    absent = tuple(target for target in targets if target not in attributes["targets"])
+    work = [(range(attributes["views"]), absent), (range(attributes["views"], manifest.views), targets)]
     return [(views, names) for views, names in work if len(views) and names]
 
 

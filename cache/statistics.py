@@ -17,8 +17,10 @@ NAME = "channel_std"
 SAMPLED_BLOCKS = 16  # of 64 clips
 
 
-def add_channel_std(path: str | Path) -> Manifest:
+def add_channel_std(path: str | Path, maps: Path | None = None) -> Manifest:
     """Estimate the deviations from stored maps, if the cache has maps and no deviations yet. Returns the manifest.
+
+    `maps`: the cache in a store that has the maps, of which `path` is the local folder; None: `path` itself.
 
     The sample is 16 blocks of view 0, spread over the cache. It is taken once: a cache that grows keeps its deviations, so
     runs go on as they began. Nothing is asked of the teacher.
@@ -30,7 +32,7 @@ def add_channel_std(path: str | Path) -> Manifest:
     intact = all((path / file).is_file() and file_digest(path / file) == digest for file, digest in listed.items())
     if "features" not in manifest.identity.targets or (listed and intact):
         return manifest
-    files = write_constants(path, {NAME: _channel_std(path, manifest)})
+    files = write_constants(path, {NAME: _channel_std(maps or path, manifest)})
     manifest = replace(manifest, constants={**manifest.constants, **files})
     write_attributes(path, manifest.to_json())
     return manifest

@@ -17,7 +17,7 @@ from cache.store import as_path
 
 NOTE = "paid"  # the sum's key in the manifest's notes
 _COUNTED_LOGS = "paid_ledgers"  # key of the names of the logs in that sum: a kill may prevent the removal of some
-_LOGS = ".paid-*.jsonl"  # in the root's folder, one log for each rank and run; removed when the cache is finalised
+LOGS = ".paid-*.jsonl"  # in the root's folder, one log for each rank and run; removed when the cache is finalised
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def open_time_log(path: str | Path, rank: int, began: float) -> Callable[[float,
     `began`: when this run began, by `time.perf_counter`. A line survives a kill, but not a power cut (no fsync).
     """
     name = f"{rank}-{secrets.token_hex(8)}"  # never used before: a name in _COUNTED_LOGS is not counted again
-    file, last = Path(path) / _LOGS.replace("*", name), began
+    file, last = Path(path) / LOGS.replace("*", name), began
 
     def record(forward_seconds: float, clip_views: int) -> None:
         nonlocal last
@@ -72,8 +72,8 @@ def teacher_time_of(path: str | Path, notes: Mapping[str, Any]) -> TeacherTime |
 
 def _logs(path: Path) -> list[Path]:
     if isinstance(path, Path):
-        return sorted(path.glob(_LOGS))
-    return [file for file in path.iterdir() if fnmatchcase(file.name, _LOGS)]
+        return sorted(path.glob(LOGS))
+    return [file for file in path.iterdir() if fnmatchcase(file.name, LOGS)]
 
 
 def _read_time(path: str | Path, values: Any) -> TeacherTime:
@@ -86,11 +86,11 @@ def _read_time(path: str | Path, values: Any) -> TeacherTime:
 
 def with_teacher_time(path: str | Path, notes: Mapping[str, Any]) -> dict[str, Any]:
     """The notes with the sum of all logs and the logs' names. Once these are written, no log is counted again."""
-    total, logs = teacher_time_of(path, notes), sorted(file.name for file in Path(path).glob(_LOGS))
+    total, logs = teacher_time_of(path, notes), sorted(file.name for file in Path(path).glob(LOGS))
     return {**notes, NOTE: asdict(total), _COUNTED_LOGS: logs} if logs and total else dict(notes)
 
 
 def close_time_logs(path: str | Path) -> None:
     """Remove the logs. The stored manifest must have their sum and their names already."""
-    for file in Path(path).glob(_LOGS):
+    for file in Path(path).glob(LOGS):
         file.unlink(missing_ok=True)

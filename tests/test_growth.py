@@ -105,7 +105,7 @@ def test_killed_on_the_way_a_rerun_ends_in_the_same_bytes(two, teacher, copied, 
     elif where == "while teaching":
         stop_at(monkeypatch, stage, "cache_shard", lambda *_: True)
     else:
-        stop_at(monkeypatch, stage, "finalise", lambda *_: True)
+        stop_at(monkeypatch, stage, "finish", lambda *_: True)
     config = cache_config(copied, two.one, teacher, FEATURES)
     with pytest.raises(KeyboardInterrupt):
         cache_teacher(config)

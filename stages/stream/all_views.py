@@ -66,16 +66,20 @@ class AllViews:
         self.policy, self.size, self.batch_size = policy, size, batch_size
 
     def __len__(self) -> int:
-        return count_chunks(self.data, self._shards(), self.batch_size)
+        return count_chunks(self.data, [work.shard for work in self.work], self.batch_size)
 
     def __iter__(self) -> Iterator[ViewBatch | ReskdError]:
         return map(self.make, self.read())
 
-    def read(self) -> Iterator[EncodedClips | ReskdError]:
-        """The clips of each batch, in order; each tar is read once. An error comes last, as a value."""
+    def read(self, claim: Callable[[ShardWork], bool] = lambda work: True) -> Iterator[EncodedClips | ReskdError]:
+        """The clips of each batch, in order; each tar is read once. An error comes last, as a value.
+
+        `claim` is asked before each piece of work; one for which it says no is left out.
+        """
         try:
-            for position, start, rows in chunks_of_worker(self.data, self._shards(), self.batch_size):
-                yield EncodedClips(self.work[position], start, rows)
+            for work in self.work:
+                for _, start, rows in chunks_of_worker(self.data, [work.shard] if claim(work) else [], self.batch_size):
+                    yield EncodedClips(work, start, rows)
         except ReskdError as error:  # yielded as a value: see stages/stream/clips.py
             yield error
 
@@ -86,9 +90,6 @@ class AllViews:
     def make(self, clips: EncodedClips | ReskdError) -> ViewBatch | ReskdError:
         """Decode and render clips. An error stays one."""
         return clips if isinstance(clips, ReskdError) else self._render(clips.work, clips.start, clips.rows)
-
-    def _shards(self) -> list[str]:
-        return [work.shard for work in self.work]
 
     def _render(self, work: ShardWork, start: int, rows: Sequence[tuple[Row, bytes]]) -> ViewBatch:
         time, size = self.policy.num_frames, self.size

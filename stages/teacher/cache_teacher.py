@@ -11,14 +11,12 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from cache.create import create_cache
 from cache.errors import ReskdError
-from cache.finalise import finalise
 from cache.group import load_manifest
 from cache.manifest import Manifest
 from cache.reader import CacheReader
-from cache.statistics import add_channel_std
 from cache.teacher_time import NOTE, open_time_log, teacher_time_of
+from stages.remote.published_cache import PublishedCache
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
@@ -31,13 +29,21 @@ from stages.teacher.config import CacheConfig
 from stages.teacher.constants import root_arrays, with_constants
 from stages.teacher.encodings import describe_error
 from stages.teacher.forward import AsyncForward, async_forward
-from stages.teacher.identity import in_todays_names
 from stages.teacher.load_teacher import load_teacher
-from stages.teacher.plan import check_room, missing_of_shards, show_plan
+from stages.teacher.plan import AT_ONCE, check_room, missing_of_shards, show_plan
 from stages.teacher.reduction import encoding_error, estimate_constants
 from stages.teacher.sample_maps import sample_maps
 from stages.teacher.target_writer import TargetWriter, ViewRows, target_writer
 from stages.teacher.teacher import Teacher
+from stages.teacher.url_output import (
+    change_root,
+    claim_in,
+    create,
+    finish,
+    left_by_others,
+    local_copy,
+    ranks_of_machine,
+)
 from stages.teacher.view_batches import view_batches
 
 
@@ -58,26 +64,31 @@ def cache_teacher(
     data = open_dataset(config.data)
     check_rules(data)
     data.check_files()
-    with join_ranks(timeout=timedelta(days=7)) as ranks:  # shards differ: the first rank to finish waits for the last
+    with (
+        join_ranks(timeout=timedelta(days=7)) as ranks,  # shards differ: the first rank to finish waits for the last
+        local_copy(config, ranks, dry_run) as (config, published),
+    ):
         teacher, wanted = load_teacher(config, data, ranks.device)
         if dry_run:
-            return show_plan(config, data, wanted, teacher, plan_options)
-        with locked(config.output) if ranks.first else nullcontext():
-            ranks.run_on_first(partial(check_room, config.output, wanted))
+            return show_plan(config, data, wanted, teacher, plan_options, published)
+        with locked(config.output) if ranks.first and published is None else nullcontext():
+            at_once = None if published is None else AT_ONCE * ranks_of_machine()
+            ranks.run_on_first(partial(check_room, config.output, wanted, at_once))
             if ranks.any(teacher.pending is not None):
                 estimate_statistics(config, data, teacher, ranks, strict)
+                change_root(published, ranks, lambda: None)  # the teacher is in it
                 teacher, wanted = load_teacher(config, data, ranks.device)  # the same teacher on every rank
             if teacher.features and teacher.constants is None:
                 teacher, wanted = _with_estimated_constants(config, data, teacher, wanted, ranks)
             constants = root_arrays(teacher, with_classifier="logits" in wanted.identity.targets)
-            ranks.run_on_first(partial(create_cache, config.output, wanted, constants, in_todays_names))
+            change_root(published, ranks, partial(create, published, config.output, wanted, constants))
             manifest = load_manifest(config.output)
-            computed = compute_missing(config, data, teacher, manifest, ranks, strict, started)
+            computed = compute_missing(config, data, teacher, manifest, ranks, strict, started, published)
             ranks.barrier()
             if not ranks.first:
                 return {"clip_views": computed}
-            finalise(config.output)
-            return _report(config, data, teacher, add_channel_std(config.output), computed, started, verify)
+            manifest = finish(published, config.output)
+            return _report(config, data, teacher, manifest, computed, started, verify, published)
 
 
 def compute_missing(
@@ -88,24 +99,32 @@ def compute_missing(
     ranks: Ranks,
     strict: bool = False,
     started: float | None = None,
+    published: PublishedCache | None = None,
 ) -> int:
     """Compute what this rank's shards lack: every W-th shard of the data set. Returns the clip·views computed.
 
     `started`: when the run started, by `time.perf_counter`; its seconds are counted from then. None: from now.
+    `published`: the cache in a store of which `config.output` is the local folder. Of its shards, those that another machine
+    writes are left out, and looked at again when the others are done.
     """
     missing = missing_of_shards(config.output, manifest, data.shards[ranks.rank :: ranks.world])
     record = open_time_log(config.output, ranks.rank, time.perf_counter() if started is None else started)
     computed = 0
-    with (
-        view_batches(config, data, missing, teacher, ranks, strict, "cache-teacher") as batches,
-        async_forward(teacher, manifest.identity.targets) as forward,
-        target_writer(config.output, manifest, record) as (writer, submit),
-    ):
-        for work, shard_batches in itertools.groupby(batches, key=lambda batch: batch.work):
-            keys = [row.key for row in data.rows(work.shard)]
-            computed += cache_shard(work, keys, forward, shard_batches, writer, submit)
-    if missing:
+    while missing:
+        with (
+            view_batches(
+                config, data, missing, teacher, ranks, strict, "cache-teacher", claim_in(published, manifest)
+            ) as batches,
+            async_forward(teacher, manifest.identity.targets) as forward,
+            target_writer(config.output, manifest, record, published) as (writer, submit),
+        ):
+            for work, shard_batches in itertools.groupby(batches, key=lambda batch: batch.work):
+                keys = [row.key for row in data.rows(work.shard)]
+                computed += cache_shard(work, keys, forward, shard_batches, writer, submit)
         record(0.0, 0)  # the time of the last commit
+        missing = left_by_others(published, manifest)
+    if published is not None:
+        published.put_logs()
     return computed
 
 
@@ -166,21 +185,31 @@ def _with_estimated_constants(
 
 
 def _report(
-    config: CacheConfig, data: Dataset, teacher: Teacher, manifest: Manifest, computed: int, started: float, verify: int
+    config: CacheConfig,
+    data: Dataset,
+    teacher: Teacher,
+    manifest: Manifest,
+    computed: int,
+    started: float,
+    verify: int,
+    published: PublishedCache | None,
 ) -> dict:
-    reader = CacheReader(config.output, tuple(manifest.identity.targets))
+    output = published.url if published else config.output
+    reader = CacheReader(output, tuple(manifest.identity.targets))
     top1 = teacher_accuracy(data, manifest, reader)
     result = {
         "clip_views": computed,
         "seconds": time.perf_counter() - started,
-        "bytes": sum(p.stat().st_size for p in config.output.rglob("*") if p.is_file()),
+        "bytes": published.size(manifest)
+        if published
+        else sum(p.stat().st_size for p in config.output.rglob("*") if p.is_file()),
         "quarantined": sum(map(len, manifest.quarantine.values())),
         "top1": top1,
         "verified": verify_targets(data, manifest, reader, teacher, verify) if verify else None,
         "teacher_time": manifest.notes.get(NOTE),
     }
     console.print(
-        f"{config.output}: {manifest.views} views of {sum(e.clips for e in data.shards)} clips, "
+        f"{output}: {manifest.views} views of {sum(e.clips for e in data.shards)} clips, "
         f"{result['bytes'] / 1e6:.1f} MB, {result['quarantined']} quarantined; computed {computed} clip·views in "
         f"{result['seconds']:.1f} s" + ("" if top1 is None else f"; the teacher's top-1 on its views: {top1:.2f} %")
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -94,9 +93,17 @@ class CacheConfig(Config):
     """`pipeline.py cache-teacher`."""
 
     data: AnyPath = Field(description="a data set that `prepare` made")
-    output: Path = Field(description="the cache, a folder NAME.zarr")
+    output: AnyPath = Field(description="the cache, a folder NAME.zarr, or s3://bucket/NAME.zarr (gs://, az://)")
     teacher: TeacherConfig
     views: Positive = Field(8, description="V, stored views of every clip; can be raised later")
     policy: ViewPolicy = Field(default_factory=ViewPolicy, description="how a view is drawn")
     targets: TargetsConfig = TargetsConfig()
     loader: LoaderConfig = LoaderConfig()
+
+    @model_validator(mode="after")
+    def _output_can_be_written(self) -> CacheConfig:
+        if str(self.output).startswith(("http://", "https://")):
+            raise ValueError(
+                f"output {self.output}: a web server can only be read; give s3://, gs://, az:// or a folder"
+            )
+        return self

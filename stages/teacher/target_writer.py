@@ -17,6 +17,8 @@ from cache.buffers import Run
 from cache.errors import ReskdError
 from cache.manifest import Manifest
 from cache.writer import ShardWriter
+from stages.remote.lease import LeaseLost
+from stages.remote.published_cache import PublishedCache
 from stages.runtime.background_writer import background_writer
 from stages.runtime.bounded_pool import bounded_pool
 from stages.runtime.distributed import cores
@@ -56,8 +58,10 @@ class TargetWriter:
         record: Callable[[float, int], None],
         run: Run,
         submit_commit: Callable[..., None],
+        published: PublishedCache | None = None,
     ):
         self.path, self.manifest, self.record, self.run, self.submit_commit = path, manifest, record, run, submit_commit
+        self.published = published  # where the cache lies in a store
         self.uncommitted: list[ShardWriter] = []  # of the open shard, and of one that is being committed
         self.work: ShardWork | None = None
 
@@ -67,6 +71,8 @@ class TargetWriter:
             self.submit_commit(lambda: None)
         self.work, self.keys = work, keys
         self.reasons: dict[str, dict[str, str]] = {"quarantined": {}, "fallback": {}}
+        if self.published is not None:
+            self.published.prepare(work.shard)
         self.shard_writer = ShardWriter(self.path, self.manifest, work.shard, keys, work.views, self.run)
         self.uncommitted.append(self.shard_writer)
         assert self.shard_writer.targets == work.targets
@@ -100,15 +106,22 @@ class TargetWriter:
     def _commit(self, shard_writer: ShardWriter, reasons: dict[str, dict[str, str]]) -> None:
         shard_writer.commit(reasons["quarantined"], reasons["fallback"])
         self.uncommitted.remove(shard_writer)
+        if self.published is not None:
+            try:
+                self.published.publish(shard_writer.shard)
+            except LeaseLost as error:
+                console.print(f"[yellow]left out[/] {error}", highlight=False)
+                self.published.give_up(shard_writer.shard)
 
 
 @contextmanager
 def target_writer(
-    path: Path, manifest: Manifest, record: Callable[[float, int], None]
+    path: Path, manifest: Manifest, record: Callable[[float, int], None], published: PublishedCache | None = None
 ) -> Iterator[tuple[TargetWriter, Callable[..., None]]]:
     """Yields a TargetWriter, and `submit` of `background_writer`: `submit(writer.write, part, wait)` writes in its thread.
 
-    `record(seconds, clip_views)` is called for each written part. At the end of the context all shards are committed. An
+    `record(seconds, clip_views)` is called for each written part. `published`: the cache in a store of which `path` is the
+    local folder; its shards must be claimed. At the end of the context all shards are committed. An
     exception is raised again, and what isn't committed is given up.
     """
     limit, writer = min(HELD, memory_of_rank() // 16), None
@@ -118,7 +131,7 @@ def target_writer(
             background_writer(1) as submit_commit,
             background_writer(QUEUED) as submit,
         ):
-            writer = TargetWriter(path, manifest, record, run, submit_commit)
+            writer = TargetWriter(path, manifest, record, run, submit_commit, published)
             yield writer, submit
     except BaseException:
         for shard_writer in writer.uncommitted if writer else ():

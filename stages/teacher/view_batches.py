@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cache.errors import ReskdError
@@ -21,9 +21,19 @@ from stages.teacher.teacher import Teacher
 
 @contextmanager
 def view_batches(
-    config: CacheConfig, data: Dataset, work: list[ShardWork], teacher: Teacher, ranks: Ranks, strict: bool, title: str
+    config: CacheConfig,
+    data: Dataset,
+    work: list[ShardWork],
+    teacher: Teacher,
+    ranks: Ranks,
+    strict: bool,
+    title: str,
+    claim: Callable[[ShardWork], bool] = lambda work: True,
 ) -> Iterator[Iterator[ViewBatch]]:
-    """All views of `work`, decoded in workers, under a progress bar. `strict`: an unreadable clip is a ReskdError."""
+    """All views of `work`, decoded in workers, under a progress bar. `strict`: an unreadable clip is a ReskdError.
+
+    `claim`: see `AllViews.read`.
+    """
     views = AllViews(data, work, config.policy, teacher.size, teacher.batch_size)
     workers = min(decoding_workers(config.loader), len(views))
     pixels = max((len(w.views) for w in work), default=0) * config.policy.num_frames * 3 * teacher.size**2
@@ -33,7 +43,7 @@ def view_batches(
     fitting = memory_of_rank() // 8 // max(1, batch_bytes * workers)  # batches a worker
     loader = config.loader.model_copy(update={"prefetch": max(1, min(config.loader.prefetch, fitting))})
     pin = ranks.device.type == "cuda"
-    decoded = make_batches(views.fetcher, read_ahead(views.read()), workers, loader, data=data, pin=pin)
+    decoded = make_batches(views.fetcher, read_ahead(views.read(claim)), workers, loader, data=data, pin=pin)
     total = sum(data.entry(w.shard).clips * len(w.views) for w in work)
     with progress_bar("clip·views", disable=not ranks.first) as bar:
         task, started = bar.add_task(title, total=total, rate=0.0, note=""), time.perf_counter()

@@ -102,7 +102,7 @@ class UrlPath:
 
         def get(o: Any, store: Any) -> tuple[bytes, str]:
             found = o.get(store, self.key)
-            return bytes(found.bytes()), found.meta["e_tag"]
+            return bytes(found.bytes()), self._etag(found.meta)
 
         return self._do("get", get)
 
@@ -122,7 +122,7 @@ class UrlPath:
         return self._do("head", lambda o, store: o.head(store, self.key)["size"])
 
     def etag(self) -> str:
-        return self._do("head", lambda o, store: o.head(store, self.key)["e_tag"])
+        return self._do("head", lambda o, store: self._etag(o.head(store, self.key)))
 
     def is_file(self) -> bool:
         try:
@@ -151,19 +151,28 @@ class UrlPath:
 
     def write_bytes(self, data: bytes) -> str:
         """Put the object, whatever was there. Returns its ETag."""
-        return self._do("put", lambda o, store: o.put(store, self.key, data)["e_tag"])
+        return self._do("put", lambda o, store: self._etag(o.put(store, self.key, data)))
 
     def upload(self, file: Path) -> str:
         """Put the content of a local file, in parts if it is large. Returns its ETag."""
-        return self._do("put", lambda o, store: o.put(store, self.key, file)["e_tag"])
+        return self._do("put", lambda o, store: self._etag(o.put(store, self.key, file)))
 
     def write_new(self, data: bytes) -> str:
         """Put the object unless there is one. Returns its ETag. Raises FileExistsError."""
-        return self._do("put", lambda o, store: o.put(store, self.key, data, mode="create")["e_tag"], len(data))
+        return self._do("put", lambda o, store: self._etag(o.put(store, self.key, data, mode="create")), len(data))
 
     def replace(self, data: bytes, etag: str) -> str:
         """Put the object if it is still the one that has this ETag. Returns the new ETag. Raises Changed."""
-        return self._do("put", lambda o, store: o.put(store, self.key, data, mode={"e_tag": etag})["e_tag"], len(data))
+        mode = {self._etag_name: etag}
+        return self._do("put", lambda o, store: self._etag(o.put(store, self.key, data, mode=mode)), len(data))
+
+    @property
+    def _etag_name(self) -> str:
+        """What a store calls the state of an object. Google's takes the object's generation in a condition."""
+        return "version" if self.url.startswith("gs://") else "e_tag"
+
+    def _etag(self, meta: Any) -> str:
+        return meta[self._etag_name]
 
     def unlink(self, missing_ok: bool = True) -> None:
         """Delete the object. Stores don't say whether there was one."""

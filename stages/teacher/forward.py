@@ -50,6 +50,8 @@ def async_forward(teacher: Teacher, settings: Mapping[str, Mapping[str, Any]]) -
     if teacher.device.type == "cuda":
         yield _on_gpu(teacher, encode)
         return
+    # In a process that was forked, torch makes a pool of threads anew at its first use, and two threads must not do it at once.
+    torch.set_num_threads(torch.get_num_threads())
     compiled = teacher.model is not uncompiled(teacher.model)  # the first forward compiles: no other may run beside it
     with ThreadPoolExecutor(1 if compiled else FORWARDS_ON_CPU, thread_name_prefix="teacher") as pool:
         try:

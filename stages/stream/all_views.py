@@ -66,7 +66,7 @@ class AllViews:
         self.policy, self.size, self.batch_size = policy, size, batch_size
 
     def __len__(self) -> int:
-        return count_chunks(self.data, self._shards(), self.batch_size)
+        return count_chunks(self.data, [work.shard for work in self.work], self.batch_size)
 
     def __iter__(self) -> Iterator[ViewBatch | ReskdError]:
         return map(self.make, self.read())
@@ -74,8 +74,9 @@ class AllViews:
     def read(self) -> Iterator[EncodedClips | ReskdError]:
         """The clips of each batch, in order; each tar is read once. An error comes last, as a value."""
         try:
-            for position, start, rows in chunks_of_worker(self.data, self._shards(), self.batch_size):
-                yield EncodedClips(self.work[position], start, rows)
+            for work in self.work:
+                for _, start, rows in chunks_of_worker(self.data, [work.shard], self.batch_size):
+                    yield EncodedClips(work, start, rows)
         except ReskdError as error:  # yielded as a value: see stages/stream/clips.py
             yield error
 
@@ -86,9 +87,6 @@ class AllViews:
     def make(self, clips: EncodedClips | ReskdError) -> ViewBatch | ReskdError:
         """Decode and render clips. An error stays one."""
         return clips if isinstance(clips, ReskdError) else self._render(clips.work, clips.start, clips.rows)
-
-    def _shards(self) -> list[str]:
-        return [work.shard for work in self.work]
 
     def _render(self, work: ShardWork, start: int, rows: Sequence[tuple[Row, bytes]]) -> ViewBatch:
         time, size = self.policy.num_frames, self.size

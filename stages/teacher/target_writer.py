@@ -60,6 +60,7 @@ class TargetWriter:
         self.path, self.manifest, self.record, self.run, self.submit_commit = path, manifest, record, run, submit_commit
         self.uncommitted: list[ShardWriter] = []  # of the open shard, and of one that is being committed
         self.work: ShardWork | None = None
+        self.on_commit: Callable[[str], None] = lambda shard: None  # is called in the thread that commits
 
     def open(self, work: ShardWork, keys: list[str]) -> None:
         """Begin a shard; `keys` are the keys of all its rows."""
@@ -100,6 +101,7 @@ class TargetWriter:
     def _commit(self, shard_writer: ShardWriter, reasons: dict[str, dict[str, str]]) -> None:
         shard_writer.commit(reasons["quarantined"], reasons["fallback"])
         self.uncommitted.remove(shard_writer)
+        self.on_commit(shard_writer.shard)
 
 
 @contextmanager

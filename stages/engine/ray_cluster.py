@@ -142,6 +142,7 @@ def _check_address(address: str) -> None:
 def _settings(address: str | None, temporary: Path | None) -> dict[str, str]:
     """Ray's variables. Most are read when ray is imported."""
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    settings["RAY_DEDUP_LOGS_SKIP_REGEX"] = ".*"  # Ray's own messages would be printed into the result of --json -
     if address is None or address.startswith(("127.", "localhost:")):
         # Despite its name it holds everywhere: Ray then takes loopback for the address of this machine.
         settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -209,11 +210,6 @@ def _interrupted_by_sigterm(before: Any) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """Ray's long messages in one line: the first sentence that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [
-        line
-        for line in lines
-        if line.startswith(("The actor died because", "The actor is dead because", "Worker exit"))
-    ]
-    return (told or lines or [type(error).__name__])[0][:300]
+    """Ray's long message in one line, without its guesses and its list of numbers."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("\t"))
+    return text.partition(" Some common causes")[0][:500] or type(error).__name__

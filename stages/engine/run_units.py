@@ -229,7 +229,7 @@ class _Run:
         where = member.node.name
         self.outcome.deaths += 1
         console.print(f"[yellow]lost[/] an actor on node {where}: {reason}", highlight=False)
-        self.outcome.redone += sum(name in member.begun for name in member.units)
+        self.outcome.redone += sum(n == 0 or name in member.begun for n, name in enumerate(member.units))
         if not member.units:
             self.bad_starts[where] += 1
             if self.bad_starts[where] >= TRIES:

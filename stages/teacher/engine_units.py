@@ -61,16 +61,16 @@ def run_on_engine(
     engine: Engine, config: CacheConfig, data: Dataset, manifest: Manifest, strict: bool, started: float
 ) -> Outcome:
     """As `compute_on_engine`, but returns what became of all units, also of those that were given up."""
-    units: dict[str, list[ShardWork]] = {}
+    size: Counter = Counter()  # shard -> missing clip·views
     for work in missing_of_shards(config.output, manifest, data.shards):
-        units.setdefault(work.shard, []).append(work)
+        size[work.shard] += data.entry(work.shard).clips * len(work.views)
     open_time_log(config.output, 0, started)(0.0, 0)  # the plan's time
     inputs = tuple(path for path in paths_in(config.model_dump(exclude={"output"})))
     with marked(config.output) as mark:
         job = Job(
             work=partial(_compute, config, data, strict, inputs, mark),
-            units=units,
-            size={shard: sum(data.entry(shard).clips * len(w.views) for w in works) for shard, works in units.items()},
+            units=dict.fromkeys(size),
+            size=size,
             title="cache-teacher",
             progress_unit="clip·views",
             output=config.output,
@@ -109,7 +109,14 @@ def _compute(
             if not left[shard]:
                 tell.done(shard, computed[shard])
 
-        work = _waiting(units, left)
+        def missing(shard: str) -> list[ShardWork]:
+            parts = missing_of_shards(config.output, manifest, [data.entry(shard)])
+            if not parts:  # an actor that died has committed it, and could not say so
+                tell.done(shard, 0)
+            left[shard] = len(parts)
+            return parts
+
+        work = _waiting(units, missing)
         with (
             async_forward(teacher, manifest.identity.targets) as forward,
             target_writer(config.output, manifest, record) as (writer, submit),
@@ -130,7 +137,7 @@ def _counted(batches: Iterator[ViewBatch], computed: Counter) -> Iterator[ViewBa
         yield batch
 
 
-def _waiting(units: Units, left: Counter) -> Iterator[ShardWork | None]:
+def _waiting(units: Units, missing: Callable[[str], list[ShardWork]]) -> Iterator[ShardWork | None]:
     """The parts of the shards that come. While none comes, NOTHING now and then."""
     nothing = 0
     while True:
@@ -142,9 +149,8 @@ def _waiting(units: Units, left: Counter) -> Iterator[ShardWork | None]:
             continue
         if unit is None:
             return
-        (shard, works), nothing = unit, 0
-        left[shard] = len(works)
-        yield from works
+        nothing = 0
+        yield from missing(unit[0])
 
 
 def _batches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from cache.errors import ReskdError
@@ -27,6 +28,8 @@ def paths_in(values: Any) -> Iterator[Location]:
 @contextmanager
 def marked(folder: Location) -> Iterator[Location]:
     """A file in `folder` while the context lasts, by which a node sees whether its folder of that name is this one."""
+    for left in folder.glob(".engine-*") if isinstance(folder, Path) else ():  # by runs that were killed
+        left.unlink(missing_ok=True)
     file = folder / f".engine-{secrets.token_hex(8)}"
     file.write_bytes(file.name.encode())
     try:

@@ -25,6 +25,7 @@ from stages.runtime.terminal import console
 TRIES = 3  # deaths of its actor after which a unit is given up; failed starts after which a node is left alone
 AHEAD = 2  # units that an actor has at most: the input of the next one is read during the work on the first
 NEWS = 1.0  # seconds after which an actor that has no news reports
+NODES = 300.0  # seconds in which a cluster without nodes must get one
 GOODBYE = 30.0  # seconds that actors have to end
 
 
@@ -103,7 +104,7 @@ class _Run:
         self.deaths: Counter = Counter()  # of a unit's actors
         self.bad_starts: Counter = Counter()  # of a node's actors, one after another
         self.refused: dict[str, str] = {}  # node -> why it gets no actor
-        self.looked_at = float("-inf")  # when the nodes were counted last
+        self.looked_at, self.had_nodes = float("-inf"), time.monotonic()  # when nodes were counted, when there were any
         self.version, self.pickled = code_version(), pickle.dumps(job.work)
         self.task, self.began = bar.add_task(job.title, total=sum(job.size.values()), rate=0.0, note=""), None
 
@@ -146,6 +147,12 @@ class _Run:
             for _ in range(min(count - there, free) if node.name not in self.refused else 0):
                 self._start(node, count, on_gpus)
                 free -= 1
+        if nodes:
+            self.had_nodes = time.monotonic()
+        if time.monotonic() - self.had_nodes > NODES:
+            raise ReskdError(
+                f"the cluster has had no processors for {NODES:g} s: add nodes (ray start --address …), {RUN_AGAIN}"
+            )
         if not self.members and nodes and all(node.name in self.refused for node in nodes):
             reasons = "\n".join(f"{node.name}: {self.refused[node.name]}" for node in nodes)
             raise ReskdError(f"no node can do the work:\n{reasons}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -18,7 +19,8 @@ from cache.manifest import Manifest
 from cache.teacher_time import open_time_log
 from stages.engine.actor import Tell, Units
 from stages.engine.check_paths import check_paths, marked, paths_in
-from stages.engine.run_units import Engine, Job, Outcome, run_units
+from stages.engine.engine import Engine
+from stages.engine.run_units import Job, run_units
 from stages.remote.url_path import Location
 from stages.runtime.distributed import join_ranks
 from stages.shards.dataset import Dataset
@@ -49,7 +51,9 @@ def compute_on_engine(
 
     `started`: when the run started, by `time.perf_counter`. Raises ReskdError at the end if shards were given up.
     """
-    outcome = run_on_engine(engine, config, data, manifest, strict, started)
+    open_time_log(config.output, 0, started)(0.0, 0)  # the plan's time
+    with on_engine(config, data, manifest, strict) as job:
+        outcome = run_units(engine, job)
     if outcome.failed:
         raise ReskdError(f"{config.output}: {len(outcome.failed)} of {len(data.shards)} shards are missing:\n"
                          + "\n".join(outcome.failed.values())
@@ -57,17 +61,15 @@ def compute_on_engine(
     return sum(outcome.results.values())
 
 
-def run_on_engine(
-    engine: Engine, config: CacheConfig, data: Dataset, manifest: Manifest, strict: bool, started: float
-) -> Outcome:
-    """As `compute_on_engine`, but returns what became of all units, also of those that were given up."""
+@contextmanager
+def on_engine(config: CacheConfig, data: Dataset, manifest: Manifest, strict: bool = False) -> Iterator[Job]:
+    """The job of computing what the cache lacks: a unit is a shard. It can be done inside the context."""
     size: Counter = Counter()  # shard -> missing clip·views
     for work in missing_of_shards(config.output, manifest, data.shards):
         size[work.shard] += data.entry(work.shard).clips * len(work.views)
-    open_time_log(config.output, 0, started)(0.0, 0)  # the plan's time
-    inputs = tuple(path for path in paths_in(config.model_dump(exclude={"output"})))
+    inputs = tuple(paths_in(config.model_dump(exclude={"output"})))
     with marked(config.output) as mark:
-        job = Job(
+        yield Job(
             work=partial(_compute, config, data, strict, inputs, mark),
             units=dict.fromkeys(size),
             size=size,
@@ -79,7 +81,6 @@ def run_on_engine(
             cores=torch.get_num_threads() * FORWARDS_ON_CPU,
             strict=strict,
         )
-        return run_units(engine, job)
 
 
 def _compute(

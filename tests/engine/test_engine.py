@@ -22,7 +22,7 @@ from stages.engine.ray_cluster import ray_cluster
 from stages.engine.run_units import Job, run_units
 from stages.teacher.cache_teacher import cache_teacher
 from tests.engine.work import checking, work
-from tests.runs import POLICY, QUICK, cache_config, command, sets, tree
+from tests.runs import POLICY, QUICK, cache_config, command, committed_views, sets, tree
 from tests.zygote import ROOT
 
 
@@ -128,15 +128,24 @@ def wait_for(what, seconds: float = 60):
     return found
 
 
-def test_a_cache_by_actors_of_which_one_is_killed_is_that_of_one_process(ray, zygote, data, teacher, cached, tmp_path):
-    output = tmp_path / "teacher.zarr"
-    at_work = zygote.start(caching(data, teacher, output, "--actors", 2, "--address", ray.address), **ray.environment)
+def test_a_killed_actor_is_replaced_a_bad_shard_left_out_and_a_rerun_ends_in_the_cache_of_one_process(
+    ray, zygote, data, teacher, cached, tmp_path
+):
+    shutil.copytree(data.train, tmp_path / "data")
+    bad, output = tmp_path / "data/000001.tar", tmp_path / "teacher.zarr"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:])
+    more = ("--actors", 2, "--address", ray.address)
+    at_work = zygote.start(caching(SimpleNamespace(train=tmp_path / "data"), teacher, output, *more), **ray.environment)
     wait_for(lambda: list(output.glob("*.tar")) or at_work.status.exists())
     actors()[0].kill()
-    assert at_work.wait() == 0, at_work.said()
-    assert (
-        "lost an actor on node 127.0.0.1" in at_work.said() and "1 nodes, 0 units in flight, 0 failed" in at_work.said()
-    )
+    assert at_work.wait() == 1, at_work.said()
+    said = " ".join(at_work.said().split())
+    assert "lost an actor on node 127.0.0.1" in said and "1 nodes, 0 units in flight, 1 failed" in said
+    assert "1 of 3 shards are missing: 000001.tar: node 127.0.0.1" in said and "indexed tar back" in said
+    assert [committed_views(output, f"00000{shard}.tar") for shard in range(3)] == [2, 0, 2]
+    bad.write_bytes(whole)
+    cache_teacher(cache_config(output, data, teacher))  # goes on, in this process
     assert tree(output) == tree(cached)
 
 

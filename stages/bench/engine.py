@@ -1,7 +1,8 @@
 """Stage one by actors of Ray against the ranks of torchrun, and what the death of an actor costs.
 
 Both sides are two processes of one thread each, over the same shards. Starts are left out: the clock runs from the moment
-in which all processes have loaded the teacher until the last shard is committed. The rate is in wall time, so other
+in which all processes have loaded the teacher until the last shard is committed. Ranks start their decoding workers after it,
+actors before it: some tenths of a second in favour of the actors, so short runs flatter them. The rate is in wall time, so other
 programs count; measure on an idle machine. Rounds take turns.
 """
 
@@ -168,6 +169,9 @@ def _rank(rank: int, port: int, config: CacheConfig, seconds: object) -> None:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES,
                "MASTER_PORT": port}  # fmt: skip
     os.environ.update({name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # workers start by the platform's default, not as this process did
     data = open_dataset(config.data)
     with join_ranks() as ranks:
         teacher, _ = load_teacher(config, data, ranks.device)

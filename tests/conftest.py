@@ -50,8 +50,8 @@ def pytest_configure(config):
         config.zygote = start_zygote()
 
 
-LONG = ("bench/test_fidelity", "e2e/", "test_stored_maps", "test_train_student", "bench/", "test_cohorts", "cache/test_kills",
-        "test_prepare", "test_configs", "test_pack", "models/", "export/", "predict/",
+LONG = ("bench/test_fidelity", "engine/test_engine", "e2e/", "test_stored_maps", "test_train_student", "bench/",
+        "test_cohorts", "cache/test_kills", "test_prepare", "test_configs", "test_pack", "models/", "export/", "predict/",
         "test_sweep")  # modules, the longest first  # fmt: skip
 
 

@@ -18,7 +18,7 @@ FLOORS = [
     ["stages.remote"],
     ["stages.config"],
     ["stages.runtime"],
-    ["stages.shards", "stages.video", "stages.models"],
+    ["stages.shards", "stages.video", "stages.models", "stages.engine"],
     ["stages.stream"],  # what stage one and stage two read from
     ["stages.metrics", "stages.distill"],
     [
@@ -56,6 +56,7 @@ OWNED = {
         "stages/bench/bad_videos/bombs.py",
     ],
     "obstore": ["stages/remote/url_path.py"],
+    "ray": ["stages/engine/ray_cluster.py"],
     "torch.distributed": ["stages/runtime/distributed.py"],
 }
 

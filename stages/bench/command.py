@@ -296,3 +296,20 @@ def bad_videos(videos, seed, quick, json_file):
     from stages.bench.bad_videos.bad_videos import run_bad_videos
 
     run_bad_videos(quick, json_file, videos, seed)
+
+
+@bench.command()
+@QUICK
+@JSON
+@MADE
+def engine(quick, json_file, folder):
+    """Stage one by actors of Ray against ranks of torchrun, and an actor that is killed half-way.
+
+    Two processes of one thread each. Starts are left out. Needs the extra `ray`:
+
+    \b
+    uv run --extra ray pipeline.py bench engine --quick
+    """
+    from stages.bench.engine import run_engine
+
+    run_engine(quick, json_file, folder)

@@ -49,6 +49,32 @@ SET = click.option(
 )
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Check everything and print the plan. Write nothing.")
 
+
+def ENGINE(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of commands whose work an engine can share out: `engine`, `address`, `actors`."""
+    for option in reversed(_ENGINE):
+        command = option(command)
+    return command
+
+
+_ENGINE = (
+    click.option(
+        "--engine",
+        type=click.Choice(["ray"]),
+        help="Share the work out to the machines of a Ray cluster, as they are free.",
+    ),
+    click.option(
+        "--address",
+        metavar="HOST:PORT",
+        help="With --engine: the cluster.  [default: a Ray of this machine, for this run]",
+    ),
+    click.option(
+        "--actors",
+        type=click.IntRange(1),
+        help="With --engine: processes on each machine.  [default: one a GPU; without GPUs, as its cores allow]",
+    ),
+)
+
 JSON = click.option(
     "--json",
     "json_file",

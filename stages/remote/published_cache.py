@@ -46,7 +46,7 @@ class PublishedCache:
         self.url, self.folder, self.rank = url, folder, rank
         self.root = PublishedRoot(url, folder)
         self.left: dict[str, str] = {}  # shards that others write, or have written: what is known of them
-        self._leases = Leases(writer)
+        self.writer, self._leases = writer, Leases(writer)
         self._claims: dict[str, Claim] = {}
         self._lock = threading.Lock()  # one thread claims, another one publishes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +36,13 @@ def stage_timer(path: Path) -> tuple[Callable[[str, Callable[[], Any]], Any], di
         return result
 
     return timed, seconds
+
+
+def note_seconds(path: Path, more: Mapping[str, float]) -> dict[str, float]:
+    """Store the seconds of complete stages that ran elsewhere, as `timed` does. Returns the seconds of each stage by name."""
+    stored = read_result(path) if path.exists() else {"seconds": {}, "done": []}
+    for name in more.keys() - set(stored["done"]):
+        stored["seconds"][name] = stored["seconds"].get(name, 0.0) + more[name]
+        stored["done"].append(name)
+    write_atomically(path, json.dumps(stored).encode())
+    return stored["seconds"]

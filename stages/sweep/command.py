@@ -2,7 +2,7 @@
 
 import click
 
-from stages.config.options import ANY_PATH, CONFIG, DRY_RUN, SET, json_option
+from stages.config.options import ANY_PATH, CONFIG, DRY_RUN, ENGINE, SET, json_option
 
 
 @click.command()
@@ -26,9 +26,10 @@ from stages.config.options import ANY_PATH, CONFIG, DRY_RUN, SET, json_option
     type=ANY_PATH,
     help="A labelled data set: score the last weights on it. Without it, the best validation is the score.",
 )
+@ENGINE
 @DRY_RUN
 @json_option
-def sweep(config_file, overrides, grid, at_once, test, dry_run):
+def sweep(config_file, overrides, grid, at_once, test, dry_run, engine, address, actors):
     """Train a grid of students on one cache.
 
     Each point of the grid is a student. The config is that of train-student, with `students` (names -> keys), or `grid`
@@ -44,14 +45,18 @@ def sweep(config_file, overrides, grid, at_once, test, dry_run):
     pipeline.py sweep --config configs/demo/tsm/distilled.yaml --set output=runs/sweep --grid size=16,24 --grid seed=0,1
 
     Several processes train each cohort together: torchrun --nproc-per-node N pipeline.py sweep ...
+    With --engine ray, several cohorts train at once: one a GPU, or as many as there are cores. A smaller --at-once makes
+    more cohorts.
     """
+    from stages.engine.engine import chosen_engine
     from stages.runtime.next_command import say_report_command
     from stages.sweep.config import load_sweep
     from stages.sweep.plan import sweep_folder
     from stages.sweep.sweep import run_sweep
 
     students = load_sweep(config_file, overrides, grid)
-    result = run_sweep(students, at_once=at_once, test=test, dry_run=dry_run)
+    chosen = chosen_engine(engine, address, actors)
+    result = run_sweep(students, at_once=at_once, test=test, dry_run=dry_run, engine=chosen)
     if not dry_run:
         say_report_command(sweep_folder(students))
     return result

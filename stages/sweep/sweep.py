@@ -11,6 +11,7 @@ from rich.text import Text
 
 from cache.errors import ReskdError
 from stages.config.json_result import read_result
+from stages.engine.engine import Engine
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.remote.url_path import Location
@@ -22,12 +23,18 @@ from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
 from stages.student.failures import StudentsFailed
 from stages.student.train_student import train_cohort
+from stages.sweep.engine_units import train_on_engine
 from stages.sweep.plan import check_students, group_cohorts, print_plan, sweep_folder
 from stages.sweep.report import note_decoded_epochs, write_report
 
 
 def run_sweep(
-    students: Mapping[str, TrainConfig], *, at_once: int = 8, test: Location | None = None, dry_run: bool = False
+    students: Mapping[str, TrainConfig],
+    *,
+    at_once: int = 8,
+    test: Location | None = None,
+    dry_run: bool = False,
+    engine: Engine | None = None,
 ) -> dict:
     """Train and score the students that aren't done yet. Returns the content of sweep.json, which it writes.
 
@@ -36,7 +43,7 @@ def run_sweep(
     the best validation of each student. A rerun goes on with what is missing, and students may be added.
     {"students": {name: {"score": of the "headline", top1 or map; "gflops", ...}}, "points": the students averaged over
     seeds, "front": names on the Pareto front, "cost": see `_cost` in report.py, "failed": {name: reason}}.
-    With several ranks, all train each cohort together, and rank 0 writes.
+    With several ranks, all train each cohort together, and rank 0 writes. With an engine, several cohorts train at once.
     Raises ReskdError before any training if a student can't be trained or its folder holds another run, and at the end if
     students failed.
     """
@@ -54,7 +61,10 @@ def run_sweep(
             return {"cohorts": [list(cohort) for cohort in cohorts]}
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / "sweep.json") if ranks.first else nullcontext():
-            failed, seconds = _train(cohorts, out, ranks)
+            if engine is not None:
+                failed, seconds = train_on_engine(engine, cohorts, out)
+            else:
+                failed, seconds = _train(cohorts, out, ranks)
             rows = _score_all(students, failed, test, ranks)
             result = ranks.gather(write_report(students, rows, failed, seconds, out, test) if ranks.first else None)[0]
     if failed:

@@ -16,6 +16,7 @@ from cache.group import load_manifest
 from cache.manifest import Manifest
 from cache.reader import CacheReader
 from cache.teacher_time import NOTE, open_time_log, teacher_time_of
+from stages.engine.engine import Engine
 from stages.remote.published_cache import PublishedCache
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.lock import locked
@@ -48,7 +49,13 @@ from stages.teacher.view_batches import view_batches
 
 
 def cache_teacher(
-    config: CacheConfig, *, strict: bool = False, dry_run: bool = False, verify: int = 0, **plan_options: Any
+    config: CacheConfig,
+    *,
+    strict: bool = False,
+    dry_run: bool = False,
+    verify: int = 0,
+    engine: Engine | None = None,
+    **plan_options: Any,
 ) -> dict:
     """Bring the cache up to `config.views` views of every clip; what is committed is never computed again.
 
@@ -56,7 +63,8 @@ def cache_teacher(
     "top1": of the teacher on its cached views in percent, None where no clip is labelled, "verified": largest
     difference of a recomputed logit, None without `verify`, "teacher_time": spent on the cache so far, as in its
     manifest}. `dry_run` returns the plan of `show_plan` and writes nothing; `plan_options` are its budget, probe and grid.
-    `strict`: an unreadable clip is an error. `verify`: recompute this number of random clip·views and compare.
+    `strict`: an unreadable clip is an error. `verify`: recompute this number of random clip·views and compare. `engine`:
+    where shards are computed; None: by the ranks.
     """
     if not dry_run and any(value is not None for value in plan_options.values()):
         raise ReskdError("--budget, --probe and --student-grid are options of the size planner: give --dry-run, too")
@@ -83,7 +91,12 @@ def cache_teacher(
             constants = root_arrays(teacher, with_classifier="logits" in wanted.identity.targets)
             change_root(published, ranks, partial(create, published, config.output, wanted, constants))
             manifest = load_manifest(config.output)
-            computed = compute_missing(config, data, teacher, manifest, ranks, strict, started, published)
+            if engine is not None:
+                from stages.teacher.engine_units import compute_on_engine  # it needs this file
+
+                computed = compute_on_engine(engine, config, data, manifest, strict, started, published)
+            else:
+                computed = compute_missing(config, data, teacher, manifest, ranks, strict, started, published)
             ranks.barrier()
             if not ranks.first:
                 return {"clip_views": computed}

@@ -2,7 +2,7 @@
 
 import click
 
-from stages.config.options import ANY_PATH, CONFIG, DRY_RUN, JSON, SET, LocalPath, json_option, with_options
+from stages.config.options import ANY_PATH, CONFIG, DRY_RUN, ENGINE, JSON, SET, LocalPath, json_option, with_options
 
 
 @click.command("cache-teacher", short_help="Stage one: run the teacher once, store its targets.")
@@ -16,25 +16,28 @@ from stages.config.options import ANY_PATH, CONFIG, DRY_RUN, JSON, SET, LocalPat
 @click.option("--budget", metavar="SIZE", help="With --dry-run: show which encodings fit; such as 200GB, 1.5TB, 64GiB.")
 @click.option("--student-grid", "grid", metavar="HxW", help="With --dry-run: also price this grid of a student's map.")
 @click.option("--probe", type=click.IntRange(0), help="With --dry-run: clip·views to measure; 0: none.  [default: 32]")
+@ENGINE
 @DRY_RUN
 @json_option
-def cache_teacher(config_file, overrides, views, verify, strict, dry_run, **plan_options):
+def cache_teacher(config_file, overrides, views, verify, strict, dry_run, engine, address, actors, **plan_options):
     """Stage one: run the teacher once over V views of every clip.
 
     After a kill, run it again: it redoes only what was not committed. It refuses a rerun with another teacher, policy,
     decoder or shard list. A rerun with more --views adds to the cache in place. Several processes (torchrun) share the
-    shards.
+    shards. With --engine ray, the actors of a cluster take shards as they are free; one that dies is replaced.
 
     --dry-run is the size planner. It measures the teacher on a few real clips and shows the hours that it needs. For
     each way to store feature maps it shows the bytes of a clip·view and of the whole cache, what it keeps, and how to
     --set it. Where nothing fits into --budget, it says what the smallest takes.
     """
     from stages.config.file import load_config
+    from stages.engine.engine import chosen_engine
     from stages.teacher.cache_teacher import cache_teacher
     from stages.teacher.config import CacheConfig
 
+    options = {"strict": strict, "dry_run": dry_run, "engine": chosen_engine(engine, address, actors), **plan_options}
     config = load_config(CacheConfig, config_file, with_options({"views": views}, overrides))
-    return cache_teacher(config, strict=strict, dry_run=dry_run, verify=verify or 0, **plan_options)
+    return cache_teacher(config, verify=verify or 0, **options)
 
 
 @click.command("inspect-cache", short_help="Show the contents and the size of a cache.")

@@ -64,6 +64,7 @@ class TargetWriter:
         self.published = published  # where the cache lies in a store
         self.uncommitted: list[ShardWriter] = []  # of the open shard, and of one that is being committed
         self.work: ShardWork | None = None
+        self.on_commit: Callable[[str], None] = lambda shard: None  # is called in the thread that commits
 
     def open(self, work: ShardWork, keys: list[str]) -> None:
         """Begin a shard; `keys` are the keys of all its rows."""
@@ -112,6 +113,7 @@ class TargetWriter:
             except LeaseLost as error:
                 console.print(f"[yellow]left out[/] {error}", highlight=False)
                 self.published.give_up(shard_writer.shard)
+        self.on_commit(shard_writer.shard)
 
 
 @contextmanager

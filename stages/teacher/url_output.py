@@ -65,6 +65,26 @@ def local_copy(config: CacheConfig, ranks: Ranks, dry_run: bool) -> Iterator[tup
             shutil.rmtree(base)
 
 
+@contextmanager
+def copy_of_actor(config: CacheConfig, writer: str | None) -> Iterator[tuple[CacheConfig, PublishedCache | None]]:
+    """As `local_copy`, for one actor of an engine: it has a folder of its own, which is removed at the end.
+
+    `writer`: names the writers of all actors of the run, so that one takes over at once from one that has died.
+    """
+    if writer is None:
+        yield config, None
+        return
+    with ExitStack() as stack:
+        base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reskd-")))
+        stack.enter_context(_messages_name(config.output, base))
+        published = PublishedCache(config.output, base / config.output.name, writer, secrets.randbelow(2**31))
+        published.folder.mkdir()
+        stack.callback(published.close)
+        published.root.pull()
+        yield config.model_copy(update={"output": published.folder}), published
+        published.put_logs()
+
+
 def change_root(published: PublishedCache | None, ranks: Ranks, work: Callable[[], object]) -> None:
     """`work` changes the root's files on rank 0; then every machine has them, and the store, too."""
     if published is None:

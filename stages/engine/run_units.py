@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
@@ -164,7 +165,7 @@ class _Run:
 
     def _start(self, node: Node, count: int, on_gpus: bool) -> None:
         threads = self.job.threads or max(1, int(node.cpus) // count)
-        here = tuple(str(path) for path in self.job.inputs if not os.path.isabs(path) and "://" not in str(path))
+        here = tuple(str(path) for path in self.job.inputs if isinstance(path, Path) and not path.is_absolute())
         start = Start(self.version, os.getcwd(), here, threads, count, self.pickled)
         share = min(1.0, node.cpus / count) if on_gpus else node.cpus / count
         actor = self.cluster.start_actor(node, share, 1 if on_gpus else 0)

@@ -30,6 +30,7 @@ from stages.stream.memory_file import receive_value, send_small, send_value
 
 # begin(first, step) gives a function that makes batch number `first` of its item, then `first + step`, and so on.
 Begin = Callable[[int, int], Callable[[Any], Any]]
+PRELOADED = "stages.stream.clips"  # what a fork server imports once for all workers: seconds of each worker's start
 ENDED = object()  # comes after the last answer of a worker
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.ETOOMANYREFS)
 
@@ -80,7 +81,10 @@ def start_worker(
     begin: Begin, number: int, first: int, step: int, limits: ClipLimits, answers: SimpleQueue, pin: bool
 ) -> Worker:
     """Start a worker. A thread puts (worker, answer, bytes of the answer) into `answers`, and at last `ENDED`."""
-    context = multiprocessing.get_context(start_method())
+    method = start_method()
+    if method == "forkserver":
+        multiprocessing.set_forkserver_preload([PRELOADED])
+    context = multiprocessing.get_context(method)
     here, there = context.Pipe()
     note = WorkNote.new(context)
     process = context.Process(target=_work, args=(begin, first, step, there, note, limits), daemon=True)

@@ -64,7 +64,8 @@ class LocalBlocks:
         Raises what the filling process failed with: it gives up when the store doesn't answer in time. Raises StoreError if
         that process has ended.
         """
-        files = {self.block_file(data, shard, row // BLOCK) for shard, row in rows}
+        blocks = {(shard, row // BLOCK) for shard, row in rows}
+        files = {self.block_file(data, shard, block) for shard, block in blocks}
         looks = 0
         while files := {file for file in files if not file.exists()}:
             if (self.folder / FAILED).exists():
@@ -140,5 +141,6 @@ def block_count(data: Dataset, shard: str) -> int:
 
 def block_span(data: Dataset, shard: str, block: int) -> tuple[int, int]:
     """Where a block begins and ends in its tar, bytes: its first video's header is in it, too."""
-    rows = data.rows(shard)[block * BLOCK : (block + 1) * BLOCK]
-    return rows[0].offset - HEADER, rows[-1].offset + rows[-1].size
+    rows = data.rows(shard)
+    last = rows[min((block + 1) * BLOCK, len(rows)) - 1]
+    return rows[block * BLOCK].offset - HEADER, last.offset + last.size

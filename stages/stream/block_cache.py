@@ -117,6 +117,8 @@ class Filler:
         except ReskdError as error:
             self.local.fail(error)
         except BaseException as error:
+            if not threading.main_thread().is_alive():  # this program ends, and threads can start no work any more
+                return
             self.local.fail(ReskdError(f"{self.local.folder}: blocks can't be fetched any more: {error!r}"))
             raise
 

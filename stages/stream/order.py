@@ -94,7 +94,7 @@ def _remaining_batches(order: Order, epochs: int, start: tuple[int, int], ranks:
         first_step = 0
 
 
-def _node_epochs(data: Dataset, order: Order, epochs: int, start: tuple[int, int], ranks: Ranks) -> Epochs:
+def node_epochs(data: Dataset, order: Order, epochs: int, start: tuple[int, int], ranks: Ranks) -> Epochs:
     """The blocks that all ranks of this machine read in the rest of the run."""
     first_epoch, first_step = start
     first = ranks.rank - rank_of_machine()
@@ -128,7 +128,7 @@ def batches_of_run(
         return make(clips)
     budget = budget or budget_of(loader.local)
     check_budget(clips.data, order.open_streams, order.window, budget, ranks)
-    node = _node_epochs(clips.data, order, epochs, start, ranks)
+    node = node_epochs(clips.data, order, epochs, start, ranks)
     return read_through_folder(clips, make, node, loader.local, budget, ranks)
 
 

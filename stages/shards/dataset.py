@@ -89,6 +89,7 @@ class Dataset:
         check_shard_names([entry.name for entry in self.shards])
         self._entries = {entry.name: (entry, digest) for entry, digest in entries}
         self._rows, self._tars = LRU(OPEN_SHARDS), LRU(OPEN_SHARDS)
+        self._names: dict[str, str] = {}  # see `content_name`
         self.local: LocalBlocks | None = None  # where blocks of a data set in a store are read
 
     def entry(self, shard: str) -> ShardEntry:
@@ -125,8 +126,11 @@ class Dataset:
 
     def content_name(self, shard: str) -> str:
         """A name that only this content of a shard has, whatever lies at the tar's place later."""
-        entry, digest = self._entry(shard)
-        return hashlib.sha256(f"{self.base}/{shard} {entry.bytes} {digest}".encode(errors="replace")).hexdigest()[:32]
+        if shard not in self._names:
+            entry, digest = self._entry(shard)
+            said = f"{self.base}/{shard} {entry.bytes} {digest}"
+            self._names[shard] = hashlib.sha256(said.encode(errors="replace")).hexdigest()[:32]
+        return self._names[shard]
 
     def rows_digest(self, shard: str) -> str:
         """sha256 of the shard's file of rows."""

@@ -40,7 +40,7 @@ LOOKS_A_SECOND = round(1 / POLL)
 class BlockPart(TarFile):
     """A block's file. Its places are those in the whole tar, where it begins at the byte `start`."""
 
-    def __init__(self, path: Path, start: int):
+    def __init__(self, path: str, start: int):
         super().__init__(path)
         self.start = start
 
@@ -55,8 +55,9 @@ class LocalBlocks:
     folder: Path
     filler: int  # its process number
 
-    def block_file(self, data: Dataset, shard: str, block: int) -> Path:
-        return self.folder / f"{data.content_name(shard)}.{block}"
+    def block_file(self, data: Dataset, shard: str, block: int) -> str:
+        """Its path, as a text: to make a Path of it would take as long as to open the file."""
+        return f"{self.folder}/{data.content_name(shard)}.{block}"
 
     def wait_for(self, data: Dataset, rows: Iterable[tuple[str, int]], waiting: Callable[[], None]) -> None:
         """Wait until the blocks of these rows, (shard, row), are there. `waiting` is called about once a second.
@@ -67,7 +68,7 @@ class LocalBlocks:
         blocks = {(shard, row // BLOCK) for shard, row in rows}
         files = {self.block_file(data, shard, block) for shard, block in blocks}
         looks = 0
-        while files := {file for file in files if not file.exists()}:
+        while files := {file for file in files if not os.path.exists(file)}:
             if (self.folder / FAILED).exists():
                 self._raise_failure()
             looks += 1
@@ -90,7 +91,7 @@ class LocalBlocks:
             return data.without_local().read(shard, row)
         except ReskdError:
             content = data.fetch_block(shard, block)
-            self.write(file, content)
+            self.write(Path(file), content)
             return data.read_from(FilePart(content, start), shard, row)
 
     def rows(self, digest: str) -> bytes | None:

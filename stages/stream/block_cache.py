@@ -157,7 +157,7 @@ class Filler:
 
     def _file(self, block: int, sizes: BlockSizes) -> Path:
         shard, number = sizes.place(block)
-        return self.local.block_file(self.data, shard, number)
+        return Path(self.local.block_file(self.data, shard, number))
 
     def _check_stop(self) -> None:
         if self.stopping.is_set():

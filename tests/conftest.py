@@ -23,7 +23,7 @@ import psutil
 import pytest
 from hypothesis import settings
 
-from tests.remote.server import environment, start_server, stop_server
+from stages.bench.s3_server import environment, start_server, stop_server
 from tests.zygote import GPUS, Zygote, start_zygote
 
 sys.dont_write_bytecode = False

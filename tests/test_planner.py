@@ -11,6 +11,7 @@ from cache.codecs import encode_float16
 from cache.errors import ReskdError
 from cache.group import load_manifest
 from pipeline import cli
+from stages.config.sizes import format_size, parse_size
 from stages.shards.dataset import open_dataset
 from stages.teacher import probe as probing
 from stages.teacher.cache_teacher import cache_teacher
@@ -19,7 +20,7 @@ from stages.teacher.encodings import ProbeOutput, candidates, measure_prices
 from stages.teacher.load_teacher import load_teacher
 from stages.teacher.probe import Probe, teacher_hours
 from stages.teacher.reduction import Sample, encoding_error, estimate_constants
-from stages.teacher.size_planner import format_size, parse_grid, parse_size
+from stages.teacher.size_planner import parse_grid
 from stages.video.decode import DecodeError
 from tests.cache.small_caches import identity_of
 from tests.runs import cache_config, sets

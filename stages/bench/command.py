@@ -276,6 +276,29 @@ def faults(quick, json_file):
     run_faults(quick, json_file)
 
 
+@bench.command()
+@QUICK
+@JSON
+@MADE
+def remote(quick, json_file, folder):
+    """Training from an object store against training from local files.
+
+    \b
+    store      a real S3 server on loopback, 20 ms away
+    waiting    the share of time in which a step waits for clips, in the first epoch and in later ones
+    fetching   bytes against the simulated optimum and LRU, with little room; requests for a block
+    joining    a clip from a block that is here, against a local tar
+
+    Needs the extra `remote` and the server:
+
+    \b
+    uv run --extra remote --group integration pipeline.py bench remote --quick
+    """
+    from stages.bench.remote import run_remote
+
+    run_remote(quick, json_file, folder)
+
+
 @bench.command("bad-videos")
 @click.option("--videos", type=LocalPath(exists=True, file_okay=False),
               help="Make the mutants of all files in this folder.  [default: of the made kinds]")  # fmt: skip

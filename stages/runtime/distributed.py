@@ -117,6 +117,11 @@ def ranks_of_machine() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def rank_of_machine() -> int:
+    """The number of this rank among those of this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def cores() -> int:
     """The number of this machine's cores that one rank may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

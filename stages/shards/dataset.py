@@ -6,7 +6,9 @@ import json
 import os
 import tarfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +24,7 @@ from cache.view import BLOCK
 from stages.remote.url_path import UrlPath, location
 from stages.shards.index import INDEX, AnyPath, read_index, rows_path
 from stages.shards.index_types import check_rows, short_reason
+from stages.shards.local_blocks import BlockPart, LocalBlocks, block_span
 from stages.shards.tar_file import FilePart, RemoteTar, TarFile, open_tar
 from stages.shards.tar_scan import HEADER, VIDEO_EXTENSIONS, Sample, has_video, scan_tar
 
@@ -31,6 +34,7 @@ from stages.shards.tar_scan import HEADER, VIDEO_EXTENSIONS, Sample, has_video, 
 os.environ["WDS_SECURE"] = "1"
 
 OPEN_SHARDS = 256  # tars kept open, and shards whose rows stay in memory: some 100 MB at 1,000 rows a shard
+BLOCKS_AHEAD = 4  # of a tar in a store that is streamed, in memory: 130 MB with clips of 500 kB
 
 
 class ChangedVideo(ReskdError):
@@ -85,6 +89,8 @@ class Dataset:
         check_shard_names([entry.name for entry in self.shards])
         self._entries = {entry.name: (entry, digest) for entry, digest in entries}
         self._rows, self._tars = LRU(OPEN_SHARDS), LRU(OPEN_SHARDS)
+        self._names: dict[str, str] = {}  # see `content_name`
+        self.local: LocalBlocks | None = None  # where blocks of a data set in a store are read
 
     def entry(self, shard: str) -> ShardEntry:
         """The index's entry of a shard, by its name."""
@@ -105,11 +111,55 @@ class Dataset:
         copied.quarantine = {s: {**quarantine.get(s, {}), **self.quarantine.get(s, {})} for s in shards}
         return copied
 
+    def with_local(self, local: LocalBlocks) -> "Dataset":
+        """The same data set, which is read by blocks that lie in a local folder."""
+        copied = copy.copy(self)
+        copied.local = local
+        copied._rows = LRU(OPEN_SHARDS)  # so that rows that are read already come into the folder, too
+        return copied
+
+    def without_local(self) -> "Dataset":
+        """The same data set, which is read where it is."""
+        copied = copy.copy(self)
+        copied.local = None
+        return copied
+
+    def content_name(self, shard: str) -> str:
+        """A name that only this content of a shard has, whatever lies at the tar's place later."""
+        if shard not in self._names:
+            entry, digest = self._entry(shard)
+            said = f"{self.base}/{shard} {entry.bytes} {digest}"
+            self._names[shard] = hashlib.sha256(said.encode(errors="replace")).hexdigest()[:32]
+        return self._names[shard]
+
+    def rows_digest(self, shard: str) -> str:
+        """sha256 of the shard's file of rows."""
+        return self._entry(shard)[1]
+
     def read(self, shard: str, row: int) -> bytes:
         """The encoded video of row number `row`, read at its offset. Raises ReskdError if the tar differs from the index."""
-        return self._read_from(self._tars.get(shard, lambda: self._open_tar(shard)), shard, row)
+        if self.local is not None:
+            return self.local.read(self, shard, row)
+        return self.read_from(self._tars.get(shard, lambda: self._open_tar(shard)), shard, row)
 
-    def _read_from(self, tar: TarFile | RemoteTar | FilePart, shard: str, row: int) -> bytes:
+    def fetch_block(self, shard: str, block: int) -> bytes:
+        """The bytes of `block_span`, by one request. Raises StoreError, and ReskdError for a tar of another size, or none."""
+        start, stop = block_span(self, shard, block)
+        tar = self.base / shard
+        try:
+            content = tar.read_range(start, stop)
+        except OSError as error:
+            raise self._missing_tar(shard, error) from error
+        except StoreError:
+            self._check_size(shard, tar.size())  # a store refuses a range behind the end of a tar that was replaced
+            raise
+        if len(content) != stop - start:
+            self._check_size(shard, tar.size())
+            raise StoreError(f"{tar}: {len(content)} bytes came, {stop - start} were asked for: run the command again")
+        return content
+
+    def read_from(self, tar: TarFile | RemoteTar | FilePart | BlockPart, shard: str, row: int) -> bytes:
+        """As `read`, from a tar that is open, or from a part of it."""
         rows, headers = self._rows.get(shard, lambda: self._load_rows(shard))
         clip = rows[row]
         if zlib.crc32(tar.read(HEADER, clip.offset - HEADER)) != headers[row]:
@@ -154,14 +204,23 @@ class Dataset:
     def _stream_blocks(
         self, shard: str, rows: Sequence[Row], wanted: Callable[[int], bool]
     ) -> Iterator[tuple[int, Row, bytes]]:
-        """`stream` for a tar in a store: one request for the wanted rows of each block."""
-        tar = self._open_tar(shard)
-        for start in range(0, len(rows), BLOCK):
-            numbers = [r for r in range(start, min(start + BLOCK, len(rows))) if wanted(r)]
-            if numbers:
-                first = rows[numbers[0]].offset - HEADER
-                part = FilePart(tar.read(rows[numbers[-1]].offset + rows[numbers[-1]].size - first, first), first)
-                yield from ((r, rows[r], self._read_from(part, shard, r)) for r in numbers)
+        """`stream` for a tar in a store: one request for the wanted rows of each block, some blocks ahead."""
+        tar, ahead = self._open_tar(shard), deque()
+
+        def fetch(numbers: Sequence[int]) -> FilePart:
+            first = rows[numbers[0]].offset - HEADER
+            return FilePart(tar.read(rows[numbers[-1]].offset + rows[numbers[-1]].size - first, first), first)
+
+        blocks = [range(start, min(start + BLOCK, len(rows))) for start in range(0, len(rows), BLOCK)]
+        parts = [numbers for block in blocks if (numbers := [r for r in block if wanted(r)])]
+        with ThreadPoolExecutor(BLOCKS_AHEAD, "stream-blocks") as pool:
+            try:
+                for i, numbers in enumerate(parts):
+                    ahead.extend(pool.submit(fetch, part) for part in parts[i + len(ahead) : i + BLOCKS_AHEAD])
+                    part = ahead.popleft().result()
+                    yield from ((r, rows[r], self.read_from(part, shard, r)) for r in numbers)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def check_files(self) -> None:
         """Raises ReskdError, which names the first bad tar, unless all tars exist and have the sizes in the index.
@@ -185,7 +244,7 @@ class Dataset:
         """The rows of a shard, and the crc32 of each row's tar header."""
         digest, path = self._entry(shard)[1], rows_path(self.path, shard)
         try:
-            data = read_limited(path)
+            data = (self.local and self.local.rows(digest)) or read_limited(path)
         except StoreError:
             raise
         except (OSError, ValueError) as error:
@@ -194,6 +253,8 @@ class Dataset:
             raise ReskdError(
                 f"{path}: not the rows that {self.path / INDEX} was made with. Run `prepare` into a new folder"
             )
+        if self.local is not None and not self.local.rows_file(digest).exists():
+            self.local.write(self.local.rows_file(digest), data)
         try:
             columns = parse_json(data)
             check_rows(columns, self.entry(shard))

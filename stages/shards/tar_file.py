@@ -9,7 +9,7 @@ from stages.remote.url_path import UrlPath
 class TarFile:
     """A file descriptor for reads by position. Threads may share it. It is closed when nobody refers to it any more."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | str):
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.size = os.fstat(self.fd).st_size
 

@@ -60,6 +60,12 @@ def set_suspects(suspects: Mapping[str, str | None]) -> None:
     _worker.suspects = suspects
 
 
+def still_waiting() -> None:
+    """Tells the parent that this worker waits for a clip to come, which has no limits of its own."""
+    if _worker is not None:
+        _worker.note.write(b"")
+
+
 @contextmanager
 def clip_at_work(name: str) -> Iterator[None]:
     """The decoding of the clip `name`, "shard/key". Raises DecodeError for a clip that was given up.

@@ -5,6 +5,7 @@ It is map-style: an index is (shard, row, view). Persistent workers don't need t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,8 +20,9 @@ from cache.errors import ReskdError
 from cache.reader import CacheReader
 from cache.view import BLOCK, View, ViewPolicy, sample_view
 from stages.shards.dataset import ChangedVideo, Dataset, Row
+from stages.shards.local_blocks import LocalBlocks
 from stages.stream.batch import Batch
-from stages.stream.clip_at_work import clip_at_work
+from stages.stream.clip_at_work import clip_at_work, still_waiting
 from stages.video.decode import decode_frames
 from stages.video.errors import DecodeError
 from stages.video.render import Rendering, needed_frames, render, resize_pictures
@@ -61,6 +63,17 @@ class ClipDataset(TorchDataset):
         self.num_classes, self.policy, self.cache = num_classes, policy, cache
         self.decode, self.crops = decode or decode_row, crops
 
+    @property
+    def reads_videos(self) -> bool:
+        """Whether frames come from the data set's videos, not from a pack."""
+        return self.crops is None and self.decode in (decode_row, decode_row_in_memory)
+
+    def with_local(self, local: LocalBlocks) -> ClipDataset:
+        """The same clips, whose videos are read from blocks in a local folder."""
+        copied = copy.copy(self)
+        copied.data = self.data.with_local(local)
+        return copied
+
     def __getitem__(self, index: Index) -> Batch:
         return self.__getitems__([index])
 
@@ -76,6 +89,9 @@ class ClipDataset(TorchDataset):
             return error
 
     def _batch(self, indices: Sequence[Index]) -> Batch:
+        if self.data.local is not None:  # before the clips' limits of time begin
+            places = {(self.data.shards[s].name, r) for s, r, _ in indices}
+            self.data.local.wait_for(self.data, places, still_waiting)
         rows = [self.data.rows(self.data.shards[s].name)[r] for s, r, _ in indices]
         views, targets = self.views_and_targets(indices, rows)
         time = len(views[0].frames)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
 from stages.config.schema import Config, Positive
+from stages.config.sizes import SizeText
 
 
 class ClipLimits(Config):
@@ -18,6 +20,20 @@ class ClipLimits(Config):
 
     seconds: float = Field(60.0, gt=0, description="of one decoding: all views of a clip that a batch has")
     bytes: Positive = Field(4 * 2**30, description="of private memory, in the same time")
+
+
+class LocalConfig(Config):
+    """The folder for blocks of data sets that lie at URLs. All ranks of a machine share it. Other data sets don't use it.
+
+    What a run leaves there is read by the next one on the same data. Delete the folder to have the room back.
+    """
+
+    path: Path | None = Field(
+        None, description="a folder of this machine; default: one in the system's temporary folder"
+    )
+    budget: SizeText | None = Field(
+        None, description="the most that its blocks may take, such as 500GB; default: half of the disk's free room"
+    )
 
 
 class LoaderConfig(Config):
@@ -34,3 +50,4 @@ class LoaderConfig(Config):
     streams: Positive = Field(64, description="streams that an epoch interleaves; changes the order")
     resident: bool = Field(False, description="keep whole decoded clips in memory: for small data sets and few workers")
     limits: ClipLimits = Field(ClipLimits(), description="what one clip may take before it is left out")
+    local: LocalConfig = Field(LocalConfig(), description="where clips of data sets at URLs are kept on this machine")

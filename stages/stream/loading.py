@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from cache.errors import ReskdError
-from stages.runtime.distributed import Ranks, cores
+from stages.runtime.distributed import Ranks, cores, rank_of_machine, ranks_of_machine
+from stages.shards.dataset import Dataset
 from stages.stream.batch import Batch
+from stages.stream.block_cache import Epochs
+from stages.stream.block_sizes import blocks_of_rows
 from stages.stream.clips import ClipDataset
 from stages.stream.config import LoaderConfig
+from stages.stream.local_folder import budget_of, in_store, read_through_folder
 from stages.stream.worker_pool import make_batches
 
 
@@ -36,12 +42,14 @@ def replaying_workers(loader: LoaderConfig, streams: int, world: int) -> int:
     return max(range(1, most + 1), key=lambda n: (-math.lcm(streams, world * n), n)) if most else 0
 
 
-def batches_in_order(clips: ClipDataset, loader: LoaderConfig, batch_size: int, ranks: Ranks) -> Iterable[Batch]:
+def batches_in_order(
+    clips: ClipDataset, loader: LoaderConfig, batch_size: int, ranks: Ranks, budget: int | None = None
+) -> Iterable[Batch]:
     """Every usable row of the data set once, in order, in all views of the policy, which has no random jitter.
 
     A batch holds all views of its rows. It has as many rows as fit `batch_size` views, at least one. Rank r of W takes
     the batches r, r+W, …; none is padded or repeated. A worker holds `loader.prefetch` batches of uint8 values: one with
-    30 views of 32 frames at 224 px has 144 MB.
+    30 views of 32 frames at 224 px has 144 MB. `budget`: bytes of `loader.local` that videos in a store may take; None: all.
     """
     views = clips.policy.views
     rows = [(s, int(r)) for s, usable in enumerate(clips.data.usable_rows()) for r in usable]
@@ -50,4 +58,26 @@ def batches_in_order(clips: ClipDataset, loader: LoaderConfig, batch_size: int, 
     batches = [[(s, r, v) for s, r in rows[i : i + step] for v in range(views)] for i in starts]
     workers = min(decoding_workers(loader), len(batches))
     pin = ranks.device.type == "cuda"
-    return make_batches(clips.fetcher, batches, workers, loader, data=clips.data, pin=pin)
+
+    def make(read: ClipDataset) -> Iterator[Batch]:
+        return make_batches(read.fetcher, batches, workers, loader, data=clips.data, pin=pin)
+
+    if not (in_store(clips.data) and clips.reads_videos):
+        return make(clips)
+    node = _node_passes(clips.data, np.array(rows), step, ranks)
+    return read_through_folder(clips, make, node, loader.local, budget or budget_of(loader.local), ranks)
+
+
+def _node_passes(data: Dataset, rows: np.ndarray, step: int, ranks: Ranks) -> Epochs:
+    """The blocks that all ranks of this machine read in a pass over `rows`, [N,2] of shard and row, `step` a batch.
+
+    A second pass, which is not read, says what a later one will need first: so this stays in the folder.
+    """
+    starts = np.arange(0, len(rows), step)
+    first = ranks.rank - rank_of_machine()
+    of_node = (starts // step) % ranks.world
+    starts = starts[(of_node >= first) & (of_node < first + ranks_of_machine())]
+    places = np.minimum(starts[:, None] + np.arange(step), len(rows) - 1)  # the last batch may repeat its last row
+    blocks = blocks_of_rows(data, rows[places, 0], rows[places, 1])
+    yield str(data.base), blocks
+    yield None, blocks

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.runtime.distributed import Ranks
+from stages.runtime.distributed import Ranks, rank_of_machine, ranks_of_machine
+from stages.shards.dataset import Dataset
 from stages.stream.batch import Batch
+from stages.stream.block_cache import Epochs
+from stages.stream.block_sizes import blocks_of_rows
 from stages.stream.clips import ClipDataset, Index
 from stages.stream.config import LoaderConfig
 from stages.stream.epoch_plan import plan_epoch, replay_view, stream_count
 from stages.stream.loading import decoding_workers, raise_errors, replaying_workers
+from stages.stream.local_folder import budget_of, check_budget, in_store, read_through_folder
 from stages.stream.worker_pool import make_batches
 
 
@@ -66,6 +70,14 @@ class Order:
         """The streams that an epoch interleaves: `streams`, or fewer if the epoch is short."""
         return stream_count(self.steps_per_epoch() * self.group, self.streams)
 
+    def node_batches(self, epoch: int, first_step: int, ranks: range, world: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards and rows, both [M,B], of the micro-batches of some of `world` ranks in an epoch, rank by rank in turn."""
+        return tuple(
+            part[first_step * self.group :].reshape(-1, world, self.batch_size)[:, ranks.start : ranks.stop]
+            .reshape(-1, self.batch_size)
+            for part in self.epoch(epoch)
+        )  # fmt: skip
+
     def batches(self, epoch: int, first_step: int, rank: int, world: int) -> Iterator[list[Index]]:
         """The micro-batches of a rank in an epoch, from an optimizer step on."""
         shards, rows = self.epoch(epoch)
@@ -82,13 +94,42 @@ def _remaining_batches(order: Order, epochs: int, start: tuple[int, int], ranks:
         first_step = 0
 
 
+def node_epochs(data: Dataset, order: Order, epochs: int, start: tuple[int, int], ranks: Ranks) -> Epochs:
+    """The blocks that all ranks of this machine read in the rest of the run."""
+    first_epoch, first_step = start
+    first = ranks.rank - rank_of_machine()
+    for epoch in range(first_epoch, epochs):
+        of_node = range(first, first + ranks_of_machine())
+        shards, rows = order.node_batches(epoch, first_step, of_node, ranks.world)
+        yield f"{data.base}, epoch {epoch + 1}", blocks_of_rows(data, shards, rows)
+        first_step = 0
+
+
 def batches_of_run(
-    clips: ClipDataset, order: Order, epochs: int, start: tuple[int, int], loader: LoaderConfig, ranks: Ranks
+    clips: ClipDataset,
+    order: Order,
+    epochs: int,
+    start: tuple[int, int],
+    loader: LoaderConfig,
+    ranks: Ranks,
+    budget: int | None = None,
 ) -> Iterable[Batch]:
-    """All micro-batches of this rank from `start` (epoch, step in the epoch) to the end of the run."""
+    """All micro-batches of this rank from `start` (epoch, step in the epoch) to the end of the run.
+
+    `budget`: bytes of `loader.local` that videos in a store may take; None: all.
+    """
     batches, pin = _remaining_batches(order, epochs, start, ranks), ranks.device.type == "cuda"
     workers = workers_of_run(order, loader, ranks.world)
-    return raise_errors(make_batches(clips.fetcher, batches, workers, loader, data=clips.data, pin=pin))
+
+    def make(read: ClipDataset) -> Iterator[Batch]:
+        return raise_errors(make_batches(read.fetcher, batches, workers, loader, data=clips.data, pin=pin))
+
+    if not (in_store(clips.data) and clips.reads_videos):
+        return make(clips)
+    budget = budget or budget_of(loader.local)
+    check_budget(clips.data, order.open_streams, order.window, budget, ranks)
+    node = node_epochs(clips.data, order, epochs, start, ranks)
+    return read_through_folder(clips, make, node, loader.local, budget, ranks)
 
 
 def workers_of_run(order: Order, loader: LoaderConfig, world: int) -> int:

@@ -19,6 +19,7 @@ from stages.stream.batch import Batch
 from stages.stream.clips import ClipDataset
 from stages.stream.frame_source import frame_options
 from stages.stream.loading import batches_in_order
+from stages.stream.local_folder import budget_of, check_budget, in_store, shares
 from stages.stream.order import Order, batches_of_run, workers_of_run
 from stages.stream.replay import Replay, open_replay
 from stages.student.cohort import order_seed
@@ -63,6 +64,8 @@ def prepare_cohort(
     for student in students.values():
         check_packs(student.config, data, replay)
     order = _clip_order(shared, data.train, replay, ranks)
+    if in_store(data.train) and data.train_pack is None:
+        check_budget(data.train, order.open_streams, order.window, _budgets(shared, data)[0], ranks)
     with_defaults = next(iter(students.values())).config
     return CohortStream(with_defaults, data, replay, online, targets, order, ranks), students
 
@@ -111,7 +114,8 @@ def training_batches(
         other_renderings=others,
         **frame_options(data.train_pack, config.loader),
     )
-    return lambda start: batches_of_run(clips, stream.order, epochs, start, config.loader, stream.ranks)
+    budget = _budgets(config, data)[0]
+    return lambda start: batches_of_run(clips, stream.order, epochs, start, config.loader, stream.ranks, budget)
 
 
 def validation(
@@ -122,6 +126,7 @@ def validation(
     if data.val is None:
         return None
     (size, render_via), *others = renderings
+    budget = _budgets(config, data)[1]
 
     def validate(nets: Sequence[ScoredModel]) -> list[dict | Exception]:
         clips = ClipDataset(
@@ -133,10 +138,17 @@ def validation(
             other_renderings=others,
             **frame_options(data.val_pack, config.loader),
         )
-        batches = batches_in_order(clips, config.loader, config.batch_size, stream.ranks)
+        batches = batches_in_order(clips, config.loader, config.batch_size, stream.ranks, budget)
         return score_models(nets, batches, len(data.train.classes), stream.ranks)
 
     return validate
+
+
+def _budgets(config: TrainConfig, data: TrainingData) -> tuple[int | None, int | None]:
+    """Bytes of `loader.local` for the videos of training and of validation; None where they aren't read from a store."""
+    train = data.train if in_store(data.train) and data.train_pack is None else None
+    val = data.val if data.val and in_store(data.val) and data.val_pack is None else None
+    return shares(budget_of(config.loader.local), train, val) if train or val else (None, None)
 
 
 def teacher_in_the_loop(

@@ -14,7 +14,7 @@ from stages.student.config import TrainConfig
 # Keys that may change between a run and its resume: where and how often it is written, and how batches are fetched.
 # `accumulate` may change with the number of processes: `checkpoint.check_group` compares the product of the two.
 FREE_KEYS = ("output", "accumulate", "log_every", "checkpoint_every", "loader.workers", "loader.prefetch",
-             "loader.limits.seconds", "loader.limits.bytes")  # fmt: skip
+             "loader.limits.seconds", "loader.limits.bytes", "loader.local.path", "loader.local.budget")  # fmt: skip
 
 
 def check_run(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:

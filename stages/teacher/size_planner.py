@@ -8,6 +8,7 @@ from rich.table import Table
 
 from cache.errors import ReskdError
 from cache.manifest import Manifest
+from stages.config.sizes import format_size, parse_size
 from stages.models.video_model import model_stats
 from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset
@@ -17,19 +18,6 @@ from stages.teacher.probe import Probe, run_probe, teacher_hours
 from stages.teacher.teacher import Teacher, uncompiled
 
 PROBE = 32  # clip·views, by default
-UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20,
-         "GiB": 2**30, "TiB": 2**40}  # fmt: skip
-
-
-def parse_size(text: str) -> int:
-    """ "200GB", "1.5 TB", "64GiB" -> bytes; a GB is 10^9, a GiB 2^30. Raises ReskdError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip(), re.ASCII)
-    size = float(match[1]) * UNITS.get(match[2], 0) if match else 0
-    if size < 1:
-        raise ReskdError(
-            f"--budget {text!r} is no size: give a number and one of {', '.join(UNITS)}, such as 200GB or 1.5TB"
-        )
-    return int(size)
 
 
 def parse_grid(text: str) -> tuple[int, int]:
@@ -138,12 +126,6 @@ def _show(plan: dict, missing: int, clips: int, views: int, shape: tuple[int, ..
             console.print(f"{row['name']}: --set '{row['setting']}'", markup=False, highlight=False, soft_wrap=True)
     if any("×" in row["name"] for row in rows):
         console.print("a grid serves the students of that grid, and feature_mse is the only loss for it")
-
-
-def format_size(size: float) -> str:
-    """Bytes in words that `parse_size` reads, such as "1.5 TB"."""
-    unit = next((unit for unit in ("TB", "GB", "MB", "kB") if size >= UNITS[unit]), "B")
-    return f"{size / UNITS[unit]:.3g} {unit}" if size < 999.5 * UNITS[unit] else f"{size / UNITS[unit]:.0f} {unit}"
 
 
 def _nothing_fits(smallest: Price, clips: int, views: int, budget: int) -> ReskdError:

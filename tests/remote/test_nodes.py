@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.bench.s3_server import free_port
 from stages.remote.url_path import UrlPath
 from stages.student.state import load_state
-from tests.remote.server import free_port
 from tests.runs import QUICK, rows_of
 from tests.zygote import ROOT, Command
 

@@ -12,6 +12,7 @@ import pytest
 from cache.errors import ReskdError, StoreError
 from cache.group import load_group
 from cache.manifest import Manifest
+from stages.bench.s3_server import free_port
 from stages.remote import lease, published_cache, url_path
 from stages.remote.lease import LeaseLost, take_lease
 from stages.remote.published_cache import PublishedCache
@@ -21,7 +22,6 @@ from stages.remote.url_path import UrlPath
 from stages.teacher.cache_teacher import cache_teacher
 from stages.teacher.url_output import create
 from tests.cache.small_caches import identity_of, write_views
-from tests.remote.server import free_port
 from tests.runs import POLICY, cache_config, sets, tree
 
 SHARD = "000000.tar"

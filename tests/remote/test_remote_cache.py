@@ -11,6 +11,7 @@ from cache.group import load_manifest
 from cache.reader import CacheReader
 from cache.store import METADATA
 from cache.verify import repair, verify
+from stages.bench.s3_server import Proxy
 from stages.config.file import save_config
 from stages.packs.config import PackConfig
 from stages.packs.pack import pack
@@ -22,7 +23,6 @@ from stages.shards.dataset import open_dataset
 from stages.stream.pack_reader import open_pack
 from stages.stream.replay import open_replay
 from stages.student.train_student import train_student
-from tests.remote.server import Proxy
 from tests.remote.test_remote_data import upload_folder
 from tests.runs import MODEL, READING, cache_config, rows_of, train_config, tree
 

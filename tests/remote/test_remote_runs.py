@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.bench.s3_server import Proxy
 from stages.models.checkpoints import load_model
 from stages.remote import url_path
 from stages.remote.url_path import Changed, UrlPath
 from stages.student import run_upload
 from stages.student.run_upload import RunUpload
 from stages.student.state import load_state
-from tests.remote.server import Proxy
 from tests.runs import QUICK, command, rows_of
 from tests.zygote import Command
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from cache.errors import ReskdError, StoreError
+from stages.bench.s3_server import Proxy
 from stages.remote import url_path
 from stages.remote.url_path import Changed, UrlPath, location
-from tests.remote.server import Proxy
 
 
 @pytest.fixture

@@ -150,6 +150,15 @@ def s3(request) -> SimpleNamespace:
     return SimpleNamespace(port=port, environment=environment(port), bucket=f"s3://bucket-{os.getpid()}")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forks_again():
+    """A module that used a store doesn't change how later ones in this process start workers. They use none."""
+    yield
+    if used := sys.modules.get("stages.remote.url_path"):
+        used._used_in.clear()
+        used._store.cache_clear()
+
+
 def _folder(variable: str, what: str) -> Path:
     """The folder that a variable of the environment names; without it the test is skipped."""
     folder = os.environ.get(variable)

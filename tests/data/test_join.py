@@ -1,6 +1,7 @@
 """The join: each row's key is compared, and what a worker meets travels to the user as an error."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_a_video_that_fails_fails_in_all_its_views_and_is_named_once(data, tmp_p
 
 @pytest.mark.parametrize(("batch_size", "videos"), [(16, 2), (6, 1), (4, 1)])
 def test_ranks_share_whole_videos_none_twice(batch_size, videos):
-    data = SimpleNamespace(usable_rows=lambda: [np.array([0, 2, 3]), np.array([1])])
+    data = SimpleNamespace(base=Path("data"), usable_rows=lambda: [np.array([0, 2, 3]), np.array([1])])
     clips = SimpleNamespace(data=data, policy=TWICE, fetcher=lambda first, step: lambda batch: batch)
     taken = []
     for rank in range(3):

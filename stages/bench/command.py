@@ -288,6 +288,7 @@ def remote(quick, json_file, folder):
     waiting    the share of time in which a step waits for clips, in the first epoch and in later ones
     fetching   bytes against the simulated optimum and LRU, with little room; requests for a block
     joining    a clip from a block that is here, against a local tar
+    stage one  from the store into the store, against local folders
 
     Needs the extra `remote` and the server:
 
@@ -297,6 +298,23 @@ def remote(quick, json_file, folder):
     from stages.bench.remote import run_remote
 
     run_remote(quick, json_file, folder)
+
+
+@bench.command()
+@QUICK
+@JSON
+def metadata(quick, json_file):
+    """What 10 million clips in 10,000 shards cost beside their clips.
+
+    The metadata are made synthetically. Measured are: to open the data set and its cache, to order an epoch, the memory of a
+    worker, and the end of stage one in a store (a real S3 server on this machine). --quick has 500 shards.
+
+    \b
+    uv run --extra remote --group integration pipeline.py bench metadata --quick
+    """
+    from stages.bench.metadata import run_metadata
+
+    run_metadata(quick, json_file)
 
 
 @bench.command("bad-videos")

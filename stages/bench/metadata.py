@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,19 @@ import psutil
 
 from cache.arrays import array_specs, chunk_files
 from cache.create import create_cache
-from cache.group import write_attributes
+from cache.finalise import finalise
+from cache.group import group_node, write_attributes
 from cache.identity import Identity, ShardEntry, keys_digest
 from cache.manifest import FORMAT, Manifest
 from cache.reader import CacheReader
+from cache.store import METADATA
 from cache.view import ViewPolicy
 from stages.bench.clocks import cpu_seconds
-from stages.bench.figures import Figure, at_most
+from stages.bench.figures import Figure, at_most, show
+from stages.bench.s3_server import store_nearby
+from stages.remote.published_cache import PublishedCache
+from stages.remote.published_root import at_once
+from stages.remote.url_path import UrlPath
 from stages.shards.dataset import OPEN_SHARDS, open_dataset
 from stages.shards.index import make_index, write_index, write_rows
 from stages.stream.order import Order
@@ -44,26 +51,54 @@ FULL = Setup()
 QUICK = Setup(shards=500)
 
 
-def metadata_figures(quick: bool) -> list[Figure]:
-    """Measure in local folders, in CPU seconds."""
+def run_metadata(quick: bool, output: Path | None) -> list[Figure]:
+    """Measure in local folders, in CPU seconds; the end of stage one on an S3 server of this machine, in wall time."""
     setup = QUICK if quick else FULL
     with tempfile.TemporaryDirectory() as temporary:
-        data, cache = Path(temporary) / "data", Path(temporary) / "cache.zarr"
-        entries = make_data(data, setup)
-        manifest = create_cache(cache, Manifest(identity_of(entries), setup.views))
-        for entry in entries[: setup.read]:
-            write_attributes(cache / entry.name, group_attributes(manifest, entry, setup))
-        size = f"{setup.shards:,} shards, {setup.shards * setup.clips / 1e6:g} M clips × {setup.views} views"
-        rows = open_dataset(data).usable_rows()
-        names = [entry.name for entry in entries]
-        order = Order(rows, names, 0, 64, 8, 16, 64, setup.views)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            memory = pool.submit(_worker_memory, data, cache, names[: setup.read]).result()
-        return [
-            at_most(f"open the data set and its cache: {size}", cpu_seconds(lambda: _open(data, cache), 3), "s", 0.5),
-            at_most("order an epoch", cpu_seconds(lambda: order.epoch(0), 3), "s", 1.5),
-            at_most("a worker's memory beyond its start", [memory / 1e6], "MB", 300),
-        ]
+        figures = [*_reading(Path(temporary), setup), _finalising(Path(temporary), setup)]
+    show("metadata", figures, output)
+    return figures
+
+
+def _reading(folder: Path, setup: Setup) -> list[Figure]:
+    data, cache = folder / "data", folder / "cache.zarr"
+    entries = make_data(data, setup)
+    manifest = create_cache(cache, Manifest(identity_of(entries), setup.views))
+    for entry in entries[: setup.read]:
+        write_attributes(cache / entry.name, group_attributes(manifest, entry, setup))
+    size = f"{setup.shards:,} shards, {setup.shards * setup.clips / 1e6:g} M clips × {setup.views} views"
+    rows = open_dataset(data).usable_rows()
+    names = [entry.name for entry in entries]
+    order = Order(rows, names, 0, 64, 8, 16, 64, setup.views)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        memory = pool.submit(_worker_memory, data, cache, names[: setup.read]).result()
+    return [
+        at_most(f"open the data set and its cache: {size}", cpu_seconds(lambda: _open(data, cache), 3), "s", 0.5),
+        at_most("order an epoch", cpu_seconds(lambda: order.epoch(0), 3), "s", 1.5),
+        at_most("a worker's memory beyond its start", [memory / 1e6], "MB", 300),
+    ]
+
+
+def _finalising(folder: Path, setup: Setup) -> Figure:
+    """The end of stage one on a machine that has computed nothing: every group's attributes are read, the manifest is put."""
+    entries = make_data(folder / "none", Setup(setup.shards, setup.clips, setup.views, read=0))
+    manifest = Manifest(identity_of(entries), setup.views)
+    with store_nearby(folder):
+        url = UrlPath("s3://metadata/cache.zarr")
+
+        def put(entry: ShardEntry) -> None:
+            (url / entry.name / METADATA).write_bytes(group_node(group_attributes(manifest, entry, setup)))
+
+        at_once(put, entries)
+        (url / METADATA).write_bytes(group_node(manifest.to_json()))
+        published = PublishedCache(url, folder / "copy", "bench", 0)
+        published.folder.mkdir()
+        began = time.perf_counter()
+        published.pull()
+        published.root.change(lambda: finalise(published.folder))
+        published.remove_dead_leases(manifest)
+        seconds = time.perf_counter() - began
+    return at_most("finalise in a store", [seconds], "s", 60)
 
 
 def _open(data: Path, cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training from an object store: what a step waits for, what is fetched with little room, what a clip costs.
+"""Training and stage one on an object store: what a step waits for, what is fetched with little room, what a clip costs.
 
 The store is a real S3 server on loopback, behind a proxy that answers each request 20 ms later. A step is a pause, as long
 as a GPU's would be that takes clips at two thirds of the rate of this machine's decoding.
@@ -11,7 +11,6 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +20,12 @@ import torch
 from cache.view import ViewPolicy
 from stages.bench.clocks import RUNS, cpu_seconds
 from stages.bench.eviction import lru_bytes, optimum_bytes
-from stages.bench.figures import Figure, at_most, median_of, show
-from stages.bench.s3_server import Proxy, environment, start_server, stop_server
+from stages.bench.figures import Figure, at_least, at_most, median_of, show
+from stages.bench.s3_server import Proxy, behind_proxy, store_nearby
+from stages.bench.stage1_runs import Setup as StageOne
+from stages.bench.stage1_runs import stage_one_config
 from stages.bench.videos import SMALL, Kind, link_videos, make_videos
+from stages.models.config import ModelConfig
 from stages.prepare.prepare import prepare
 from stages.remote.url_path import UrlPath
 from stages.runtime.distributed import Ranks
@@ -35,18 +37,20 @@ from stages.stream.clips import ClipDataset
 from stages.stream.config import LoaderConfig
 from stages.stream.local_folder import read_through_folder
 from stages.stream.order import Order, batches_of_run, node_epochs
+from stages.teacher.cache_teacher import cache_teacher
 
 LATENCY = 0.02  # seconds
 BUCKET = "s3://bench"
 ALONE = Ranks(0, 1, torch.device("cpu"))
 BATCH, FRAMES, SIZE = 8, 8, 112
+TEACHER = ModelConfig(backbone="resnet18", num_frames=FRAMES)
 PACE = 1.5  # a step takes so many times the time in which the decoding processes make a batch
 
 
 @dataclass(frozen=True)
 class Setup:
     """`clips` videos of `seconds`, each under `times` names, are trained on; `many` tiny ones, each in `blocks` of 64, are
-    fetched with little room. `streams`, `window`: of the order of the latter."""
+    fetched with little room. `streams`, `window`: of the order of the latter. `cached`: clips of stage one."""
 
     kind: Kind = SMALL[0]
     clips: int = 8
@@ -56,43 +60,29 @@ class Setup:
     many: int = 4096
     streams: int = 4
     window: int = 3
+    cached: int = 96
     runs: int = RUNS
 
 
 FULL = Setup()
-QUICK = Setup(clips=2, times=64, epochs=2, many=1024, streams=2, window=1)
+QUICK = Setup(clips=2, times=64, epochs=2, many=1024, streams=2, window=1, cached=32, runs=1)
 TINY = Kind(64, 48, 6)
 
 
 def run_remote(quick: bool, output: Path | None, folder: Path) -> list[Figure]:
     """Measure training from a store. The videos are made in `folder` and kept."""
     setup = QUICK if quick else FULL
-    with tempfile.TemporaryDirectory() as temporary, _store_nearby(Path(temporary)) as proxy:
+    with tempfile.TemporaryDirectory() as temporary, store_nearby(Path(temporary)) as port, behind_proxy(port) as proxy:
         path = Path(temporary)
         figures = [*_waiting(path, folder, proxy, setup), *_little_room(path, folder, proxy, setup)]
+        figures.append(_stage_one(path, folder, proxy, setup))
     show("remote", figures, output)
     return figures
 
 
-@contextmanager
-def _store_nearby(folder: Path) -> Iterator[Proxy]:
-    """Starts the server. The environment of this process leads to the proxy before it."""
-    port = start_server(folder)
-    proxy = Proxy(port)
-    before = dict(os.environ)
-    os.environ.update(environment(proxy.port))
-    try:
-        yield proxy
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        proxy.close()
-        stop_server(folder)
-
-
-def _data(path: Path, videos: Path, clips: int, name: str) -> tuple[Dataset, Dataset]:
+def _data(path: Path, videos: Path, clips: int, name: str, shard: int = 1024) -> tuple[Dataset, Dataset]:
     """A data set on this machine, and the same one in the store."""
-    local = prepare(link_videos(videos, path / f"{name}-videos", clips), path / name, clips_per_shard=1024, workers=0)
+    local = prepare(link_videos(videos, path / f"{name}-videos", clips), path / name, clips_per_shard=shard, workers=0)
     for file in local.path.rglob("*"):
         if file.is_file():
             (UrlPath(BUCKET) / name / file.relative_to(local.path).as_posix()).upload(file)
@@ -163,6 +153,23 @@ def _join(data: Dataset) -> None:
     clips.views_and_targets([(0, r, 0) for r in rows], [data.rows(shard)[r] for r in rows])
     for row in rows:
         data.read(shard, row)
+
+
+def _stage_one(path: Path, folder: Path, proxy: Proxy, setup: Setup) -> Figure:
+    """Stage one from the store into the store against folders of this machine, rates in wall time. Both take turns."""
+    proxy.latency = 0.0
+    videos = make_videos(folder, setup.kind, setup.clips, setup.seconds)
+    local, remote = _data(path, videos, setup.cached, "cached", shard=setup.cached // 4)
+    proxy.latency = LATENCY
+    config = stage_one_config(path, local, TEACHER, SIZE, StageOne(), "near.zarr")
+    ratios = []
+    for run in range(setup.runs):
+        near = cache_teacher(config.model_copy(update={"output": path / f"near-{run}.zarr"}))
+        there = cache_teacher(
+            config.model_copy(update={"data": remote.path, "output": UrlPath(f"{BUCKET}/far-{run}.zarr")})
+        )
+        ratios.append(near["seconds"] / there["seconds"])
+    return at_least("stage one from and into the store ÷ local", ratios, "", 0.95)
 
 
 def _little_room(path: Path, folder: Path, proxy: Proxy, setup: Setup) -> list[Figure]:

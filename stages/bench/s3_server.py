@@ -15,6 +15,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -94,6 +96,39 @@ def environment(port: int) -> dict[str, str]:
     """What a user sets to reach the server at a port: the server's own, or a proxy's."""
     return {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_REGION": "us-east-1", "RESKD_STORE_SECONDS": "10"}  # fmt: skip
+
+
+@contextmanager
+def store_nearby(folder: Path) -> Iterator[int]:
+    """Starts the server, with its files in `folder`, and gives its port. The environment of this process leads to it."""
+    port = start_server(folder)
+    try:
+        with _variables(port):
+            yield port
+    finally:
+        stop_server(folder)
+
+
+@contextmanager
+def behind_proxy(port: int) -> Iterator["Proxy"]:
+    """A proxy before the server at a port. The environment of this process leads to it."""
+    proxy = Proxy(port)
+    try:
+        with _variables(proxy.port):
+            yield proxy
+    finally:
+        proxy.close()
+
+
+@contextmanager
+def _variables(port: int) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(environment(port))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class Proxy:

@@ -3,20 +3,20 @@
 import json
 import math
 import os
+from contextlib import nullcontext
 
 import pytest
 
 from cache.errors import ReskdError
-from stages.bench import remote, s3_server
+from stages.bench import metadata, remote, s3_server
 from stages.bench.videos import Kind
 from tests.runs import command
 
 
 def test_training_from_a_store(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "start_server", lambda folder: s3.port)
-    monkeypatch.setattr(remote, "stop_server", lambda folder: None)
+    monkeypatch.setattr(remote, "store_nearby", lambda folder: nullcontext(s3.port))
     monkeypatch.setattr(remote, "BUCKET", f"{s3.bucket}-bench")
-    small = {"kind": Kind(64, 48, 6), "clips": 2, "times": 32, "seconds": 0.5, "epochs": 2, "runs": 1}
+    small = {"kind": Kind(64, 48, 6), "clips": 2, "times": 32, "seconds": 0.5, "epochs": 2, "cached": 8, "runs": 1}
     monkeypatch.setattr(remote, "QUICK", remote.Setup(many=256, streams=1, window=1, **small))
     command("bench", "remote", "--quick", "--folder", tmp_path / "videos", "--json", tmp_path / "out.json")
     found = {figure["name"]: figure for figure in json.loads((tmp_path / "out.json").read_text())}
@@ -26,6 +26,7 @@ def test_training_from_a_store(s3, tmp_path, monkeypatch):
         assert found[f"bytes fetched, room for {room} ÷ the optimum"]["ok"]
         assert found[f"bytes fetched by LRU, room for {room} ÷ the optimum"]["value"] >= 1
         assert found[f"requests ÷ blocks missed, room for {room}"]["value"] >= 1
+    assert found["stage one from and into the store ÷ local"]["value"] > 0
     assert "AWS_ENDPOINT_URL" not in os.environ or str(s3.port) in os.environ["AWS_ENDPOINT_URL"]
 
 
@@ -34,3 +35,11 @@ def test_without_the_server_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(s3_server.shutil, "which", lambda name: None)
     with pytest.raises(ReskdError, match="--group integration"):
         s3_server.start_server(tmp_path)
+
+
+def test_metadata_of_many_shards(s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(metadata, "store_nearby", lambda folder: nullcontext(s3.port))
+    monkeypatch.setattr(metadata, "QUICK", metadata.Setup(shards=6, clips=70, read=4))
+    command("bench", "metadata", "--quick", "--json", tmp_path / "out.json")
+    found = {figure["name"]: figure for figure in json.loads((tmp_path / "out.json").read_text())}
+    assert len(found) == 4 and all(figure["ok"] for figure in found.values())

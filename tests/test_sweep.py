@@ -7,16 +7,23 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cache.errors import ReskdError
 from cache.group import load_manifest
 from cache.teacher_time import open_time_log, teacher_time_of
 from stages.metrics.spread import SeedScores
+from stages.packs.config import PackConfig
+from stages.packs.pack import pack
 from stages.runtime.interrupt import Interrupted
 from stages.student import loop
+from stages.student.config import OptimConfig
+from stages.student.train_student import train_student
 from stages.sweep.config import load_sweep
 from stages.sweep.cost import teacher_cost
 from stages.sweep.pareto_front import Point, pareto_front
+from stages.sweep.plan import halves
 from stages.sweep.sweep import run_sweep
 from tests.runs import QUICK, command
 
@@ -60,6 +67,31 @@ def test_a_grid_is_trained_scored_and_told(file, data, tmp_path):
     assert {name: (out / name / "last.pt").stat().st_mtime_ns for name in before} == before
     assert {name: (out / name / "test.json").stat().st_mtime_ns for name in scored} == scored
     assert "sweep.png" in said
+
+
+def test_from_packs_two_halves_train_side_by_side_and_each_student_is_what_it_is_alone(file, data, cached, tmp_path):
+    pack(PackConfig(data=data.train, cache=cached, output=tmp_path / "pack", size=16, loader={"workers": 0}))
+    changes = [*SET, f"data.pack={tmp_path / 'pack'}", "loader.resident=false", "data.val=null"]
+    students = load_sweep(file, changes, ["seed=0,1,2,3"])
+    students["seed=3"] = students["seed=3"].model_copy(update={"optim": OptimConfig(lr=1e30)})
+    with pytest.raises(ReskdError, match="1 of 4 students failed[^*]*seed=3: .* not finite"):
+        run_sweep(students)
+    out = tmp_path / "sweep"
+    result = json.loads((out / "sweep.json").read_text())
+    assert set(result["students"]) == {"seed=0", "seed=1", "seed=2"} and set(result["failed"]) == {"seed=3"}
+    assert set(result["cost"]["seconds"]) == {"seed=0 + seed=1", "seed=2 + seed=3"}
+    for name in ("seed=1", "seed=2"):  # one of each half
+        train_student(students[name].model_copy(update={"output": tmp_path / name}))
+        assert (tmp_path / name / "last.safetensors").read_bytes() == (out / name / "last.safetensors").read_bytes()
+
+
+@given(st.lists(st.integers(1, 9), max_size=5))
+def test_halves_have_every_student_once_and_are_as_large(sizes):
+    cohorts = [{f"{i}-{j}": None for j in range(size)} for i, size in enumerate(sizes)]
+    first, second = halves(cohorts)
+    assert sorted(name for cohort in [*first, *second] for name in cohort) == sorted(n for c in cohorts for n in c)
+    assert all(any(cohort.items() <= whole.items() for whole in cohorts) for cohort in [*first, *second])
+    assert abs(sum(map(len, first)) - sum(map(len, second))) <= 1
 
 
 def test_students_that_cannot_share_a_stream_come_one_after_another(file, tmp_path):

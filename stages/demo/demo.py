@@ -10,7 +10,6 @@ from pathlib import Path
 
 from cache.store import write_atomically
 from stages.config.json_result import read_result
-from stages.demo.beside import beside
 from stages.demo.config import DemoConfig
 from stages.demo.digits import make_digits
 from stages.demo.plots import contact_sheet, learning_curves
@@ -31,6 +30,7 @@ from stages.demo.summary import print_summary, summarise
 from stages.demo.use_student import export_student, predict_videos, print_predictions
 from stages.prepare.prepare import prepare
 from stages.report.report import write_report
+from stages.runtime.beside import beside
 from stages.runtime.distributed import cores
 from stages.runtime.lock import locked
 from stages.runtime.log import read_metrics

@@ -17,7 +17,14 @@ from stages.student.cohort import shared_keys
 from stages.student.config import TrainConfig
 from stages.sweep.pareto_front import student_identity
 
-SWEEP_FILES = {"sweep.json", "sweep.png", "seconds.json", "passes.json"}  # in the folder of the students' folders
+BESIDE = "beside.json"  # the seconds of what is trained in a second process
+SWEEP_FILES = {
+    "sweep.json",
+    "sweep.png",
+    "seconds.json",
+    "passes.json",
+    BESIDE,
+}  # in the folder of the students' folders
 
 
 def group_cohorts(students: Mapping[str, TrainConfig], at_once: int) -> list[dict[str, TrainConfig]]:
@@ -30,6 +37,21 @@ def group_cohorts(students: Mapping[str, TrainConfig], at_once: int) -> list[dic
         for names in streams.values()
         for i in range(0, len(names), at_once)
     ]
+
+
+def halves(
+    cohorts: Sequence[dict[str, TrainConfig]],
+) -> tuple[list[dict[str, TrainConfig]], list[dict[str, TrainConfig]]]:
+    """The first and the second half of the students of each cohort; cohorts of one student are shared out in turn."""
+    first, second = [], []
+    for cohort in cohorts:
+        names, smaller = list(cohort), min(first, second, key=lambda half: sum(map(len, half)))
+        larger = second if smaller is first else first
+        middle = (len(names) + 1) // 2
+        for half, part in ((smaller, names[:middle]), (larger, names[middle:])):
+            if part:
+                half.append({name: cohort[name] for name in part})
+    return first, second
 
 
 def sweep_folder(students: Mapping[str, TrainConfig]) -> Path:

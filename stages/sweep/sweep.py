@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from stages.engine.engine import Engine
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
 from stages.remote.url_path import Location
-from stages.runtime.distributed import Ranks, join_ranks
+from stages.runtime.beside import beside
+from stages.runtime.distributed import Ranks, cores, join_ranks
 from stages.runtime.interrupt import RUN_AGAIN, Interrupted
 from stages.runtime.lock import locked
 from stages.runtime.stage_timer import stage_timer
@@ -24,8 +25,10 @@ from stages.student.config import TrainConfig
 from stages.student.failures import StudentsFailed
 from stages.student.train_student import train_cohort
 from stages.sweep.engine_units import train_on_engine
-from stages.sweep.plan import check_students, group_cohorts, print_plan, sweep_folder
+from stages.sweep.plan import BESIDE, check_students, group_cohorts, halves, print_plan, sweep_folder
 from stages.sweep.report import note_decoded_epochs, write_report
+
+Cohort = Mapping[str, TrainConfig]
 
 
 def run_sweep(
@@ -44,6 +47,7 @@ def run_sweep(
     {"students": {name: {"score": of the "headline", top1 or map; "gflops", ...}}, "points": the students averaged over
     seeds, "front": names on the Pareto front, "cost": see `_cost` in report.py, "failed": {name: reason}}.
     With several ranks, all train each cohort together, and rank 0 writes. With an engine, several cohorts train at once.
+    From packs on a CPU, two halves of the students train side by side.
     Raises ReskdError before any training if a student can't be trained or its folder holds another run, and at the end if
     students failed.
     """
@@ -64,7 +68,13 @@ def run_sweep(
             if engine is not None:
                 failed, seconds = train_on_engine(engine, cohorts, out)
             else:
-                failed, seconds = _train(cohorts, out, ranks)
+                first, second = halves(cohorts) if _leaves_cores_idle(students, ranks) else (cohorts, [])
+                if ranks.first:
+                    _note_decoded_epochs([*first, *second], out)
+                with _beside(second, out) as failed_beside:
+                    failed, seconds = _train(first, out, ranks)
+                    failed |= failed_beside()
+                seconds |= stage_timer(out / BESIDE)[1] if ranks.first else {}
             rows = _score_all(students, failed, test, ranks)
             result = ranks.gather(write_report(students, rows, failed, seconds, out, test) if ranks.first else None)[0]
     if failed:
@@ -73,16 +83,61 @@ def run_sweep(
     return result
 
 
+def _leaves_cores_idle(students: Mapping[str, TrainConfig], ranks: Ranks) -> bool:
+    """Whether one process of training leaves half of a CPU's cores idle: they are for decoding, and packs need little."""
+    packed = all(config.data.pack is not None for config in students.values())
+    return packed and len(students) > 1 and ranks.world == 1 and ranks.device.type == "cpu" and cores() > 1
+
+
+@contextmanager
+def _beside(cohorts: Sequence[Cohort], out: Path) -> Iterator[Callable[[], dict[str, str]]]:
+    """Train the cohorts in a second process. Gives a function that waits for it, and returns the reasons of the students that
+    failed. A signal ends both processes; each saves its students."""
+    if not cohorts:
+        yield dict
+        return
+    with beside(partial(_train_beside, cohorts, out)) as join:
+
+        def failed() -> dict[str, str]:
+            try:
+                join()
+            except ReskdError as error:
+                return {name: str(error) for cohort in cohorts for name in _pending(cohort)}
+            return {}
+
+        yield failed
+
+
+def _train_beside(cohorts: Sequence[Cohort], out: Path) -> None:
+    """`_train` for a second process. Raises ReskdError with the reasons of the students that failed."""
+    with join_ranks() as ranks:
+        failed, _ = _train(cohorts, out, ranks, BESIDE)
+    if failed:
+        raise ReskdError("\n".join(dict.fromkeys(failed.values())))
+
+
+def _pending(cohort: Cohort) -> list[str]:
+    return [name for name, config in cohort.items() if not (config.output / "result.json").exists()]
+
+
+def _note_decoded_epochs(cohorts: Sequence[Cohort], out: Path) -> None:
+    """Before they are decoded, and by one process."""
+    for cohort in cohorts:
+        if pending := _pending(cohort):
+            note_decoded_epochs(out, " + ".join(pending), max(cohort[name].schedule.epochs for name in pending))
+
+
 def _train(
-    cohorts: Sequence[Mapping[str, TrainConfig]], out: Path, ranks: Ranks
+    cohorts: Sequence[Cohort], out: Path, ranks: Ranks, timings: str = "seconds.json"
 ) -> tuple[dict[str, str], dict[str, float]]:
-    """Train the cohorts. Returns the reasons of the students that failed, and the seconds of each cohort (rank 0's)."""
-    timed, seconds = stage_timer(out / "seconds.json") if ranks.first else ((lambda _, stage: stage()), {})
+    """Train the cohorts. Returns the reasons of the students that failed, and the seconds of each cohort (rank 0's).
+
+    `timings`: the file of the seconds.
+    """
+    timed, seconds = stage_timer(out / timings) if ranks.first else ((lambda _, stage: stage()), {})
     failed: dict[str, str] = {}
     for cohort in cohorts:
-        pending = [name for name, config in cohort.items() if not (config.output / "result.json").exists()]
-        if pending and ranks.first:
-            note_decoded_epochs(out, " + ".join(pending), max(cohort[name].schedule.epochs for name in pending))
+        pending = _pending(cohort)
         try:
             timed(" + ".join(cohort), partial(train_cohort, cohort, resume=True, go_on=RUN_AGAIN))
         except Interrupted:
@@ -90,11 +145,10 @@ def _train(
         except Exception as error:  # an error of one cohort must not stop the next one
             if ranks.world > 1 and not isinstance(error, StudentsFailed):  # all ranks raise that one together
                 raise
-            missing = [name for name in pending if not (cohort[name].output / "result.json").exists()]
-            if not missing:
+            if not (missing := set(pending) & set(_pending(cohort))):
                 raise
             reason = str(error) if isinstance(error, ReskdError) else f"{type(error).__name__}: {error}"
-            failed |= dict.fromkeys(missing, reason)
+            failed |= dict.fromkeys(sorted(missing, key=pending.index), reason)
     return failed, seconds
 
 

@@ -36,9 +36,7 @@ def beside(task: Callable[[], None]) -> Iterator[Callable[[], None]]:
             error = here.recv()
         except EOFError:
             process.join()
-            raise ReskdError(
-                f"the process that trains students beside has ended (exit status {process.exitcode}); {RUN_AGAIN}"
-            ) from None
+            raise ReskdError(f"the second process has ended (exit status {process.exitcode}); {RUN_AGAIN}") from None
         process.join()
         if error:
             raise error

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from stages.bench.s3_server import environment, start_server, stop_server
@@ -93,39 +94,54 @@ def device(request):
     return torch.device(request.param)
 
 
+def made_once(config, name: str, make) -> Path:
+    """A folder that the first test process that needs it fills, for all of them. No test changes what is in it."""
+    folder = shared_folder(config) / name
+    with FileLock(folder.with_name(f"{name}.lock")):
+        if not folder.with_name(f"{name}.made").exists():
+            folder.mkdir()
+            make(folder)
+            folder.with_name(f"{name}.made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
-def data(tmp_path_factory) -> SimpleNamespace:
+def data(request) -> SimpleNamespace:
     """train: 200 clips in 3 shards of 80, 80, 40; val: 40 in one. `videos` are their files."""
     from stages.demo.digits import make_digits
     from stages.prepare.prepare import prepare
 
-    root = tmp_path_factory.mktemp("digits")
-    make_digits(root / "videos", clips={"train": 200, "val": 40})
-    for split in ("train", "val"):
-        prepare(root / "videos" / split, root / split, clips_per_shard=80, workers=0)
+    def make(root: Path) -> None:
+        make_digits(root / "videos", clips={"train": 200, "val": 40})
+        for split in ("train", "val"):
+            prepare(root / "videos" / split, root / split, clips_per_shard=80, workers=0)
+
+    root = made_once(request.config, "digits", make)
     return SimpleNamespace(train=root / "train", val=root / "val", videos=root / "videos")
 
 
 @pytest.fixture(scope="session")
-def teacher(data, tmp_path_factory) -> Path:
+def teacher(data, request) -> Path:
     """The checkpoint of a net trained for a moment at 32 px."""
     from stages.student.train_student import train_student
     from tests.runs import POLICY, train_config
 
-    output = tmp_path_factory.mktemp("runs") / "teacher"
-    train_student(train_config(output, data, "size=32", f"policy={POLICY}", f"data.val={data.val}"))
-    return output / "last.safetensors"
+    def make(folder: Path) -> None:
+        train_student(train_config(folder / "run", data, "size=32", f"policy={POLICY}", f"data.val={data.val}"))
+
+    return made_once(request.config, "teacher", make) / "run" / "last.safetensors"
 
 
 @pytest.fixture(scope="session")
-def cached(data, teacher, tmp_path_factory) -> Path:
+def cached(data, teacher, request) -> Path:
     """Two views of every clip of `data.train`, logits and features."""
     from stages.teacher.cache_teacher import cache_teacher
     from tests.runs import cache_config
 
-    output = tmp_path_factory.mktemp("cache") / "teacher.zarr"
-    cache_teacher(cache_config(output, data, teacher))
-    return output
+    def make(folder: Path) -> None:
+        cache_teacher(cache_config(folder / "teacher.zarr", data, teacher))
+
+    return made_once(request.config, "cache", make) / "teacher.zarr"
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ from stages.prepare.prepare import prepare
 from stages.shards.dataset import open_dataset
 from stages.stream.all_views import AllViews, ShardWork
 from stages.teacher import batch_norm_pass
-from stages.teacher import cache_teacher as stage
 from stages.teacher.cache_teacher import cache_teacher
 from stages.teacher.recalibrate import batch_norms, recalibrate
 from tests.runs import NET, POLICY, cache_config, tree
@@ -211,7 +210,7 @@ def test_killed_during_the_pass_it_is_made_again_and_afterwards_it_is_not(made, 
         cache_teacher(config)
     assert not config.output.exists()
     monkeypatch.setattr(batch_norm_pass, "recalibrate", real)
-    monkeypatch.setattr(stage, "create_cache", killed_later)
+    monkeypatch.setattr("stages.teacher.url_output.create_cache", killed_later)
     with pytest.raises(KeyboardInterrupt):
         cache_teacher(config)
     assert [p.name for p in config.output.iterdir()] == [KEPT]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import ReskdError
+from cache.store import METADATA
 from stages.remote.url_path import Location, UrlPath
 
 REMEDY = "put it into a folder that all nodes share, or at a URL"
@@ -45,7 +46,7 @@ def check_paths(inputs: Iterable[Location], mark: Location) -> None:
     `mark`: the file of `marked`. A file is written beside it.
     """
     for path in inputs:
-        if not path.exists():
+        if not _is_there(path):
             raise ReskdError(f"{_named(path)} is not there: {REMEDY}")
     try:
         same = mark.read_bytes() == mark.name.encode()
@@ -61,6 +62,16 @@ def check_paths(inputs: Iterable[Location], mark: Location) -> None:
         raise ReskdError(
             f"{_named(mark.parent)} can't be written ({error.strerror}): correct its permissions"
         ) from error
+
+
+def _is_there(path: Location) -> bool:
+    """Whether there is a file; in a store a file, a data set or a cache. Nothing is listed there: that may take long, and a
+    web server can't do it."""
+    return (
+        path.exists()
+        if isinstance(path, Path)
+        else any(p.is_file() for p in (path / "index.json", path / METADATA, path))
+    )
 
 
 def _named(path: Location) -> str:

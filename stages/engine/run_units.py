@@ -27,6 +27,7 @@ TRIES = 3  # deaths of its actor after which a unit is given up; failed starts a
 AHEAD = 2  # units that an actor has at most: the input of the next one is read during the work on the first
 NEWS = 1.0  # seconds after which an actor that has no news reports
 NODES = 300.0  # seconds in which a cluster without nodes must get one
+SLOW = 60.0  # seconds after which it is said that no actor begins
 GOODBYE = 30.0  # seconds that actors have to end
 
 
@@ -71,6 +72,8 @@ class _Member:
     units: list[str] = field(default_factory=list)  # given and not done, in order
     begun: set[str] = field(default_factory=set)
     amount: Counter = field(default_factory=Counter)  # of the units, so far
+    hired: float = field(default_factory=time.monotonic)  # when it was asked for
+    heard: bool = False  # whether it has reported
     alone: bool = False  # whether its unit is a suspect: it gets no other one beside it
 
 
@@ -104,6 +107,7 @@ class _Run:
         self.outcome, self.members, self.waiting = Outcome(), [], deque(job.units)
         self.deaths: Counter = Counter()  # of a unit's actors
         self.bad_starts: Counter = Counter()  # of a node's actors, one after another
+        self.said_slow = False  # that no actor begins
         self.refused: dict[str, str] = {}  # node -> why it gets no actor
         self.looked_at, self.had_nodes = float("-inf"), time.monotonic()  # when nodes were counted, when there were any
         self.version, self.pickled = code_version(), pickle.dumps(job.work)
@@ -115,6 +119,7 @@ class _Run:
             calls = {member.call: member for member in self.members}
             for call in self.cluster.wait(list(calls), NEWS) if calls else ():
                 self._hear(calls[call])
+            self._check_hired()
             self._show()
             if not calls:
                 time.sleep(NEWS)
@@ -139,11 +144,14 @@ class _Run:
         """Start the actors that the nodes have room for, on new nodes too."""
         if time.monotonic() - self.looked_at < NEWS:
             return
-        self.looked_at, nodes = time.monotonic(), self.cluster.nodes()
-        on_gpus = any(node.gpus for node in nodes)
+        self.looked_at, all_nodes = time.monotonic(), self.cluster.nodes()
+        on_gpus = any(node.gpus for node in all_nodes)
+        nodes = [
+            node for node in all_nodes if node.gpus or not on_gpus
+        ]  # a head without GPUs gets no actor beside them
         free = len(self.waiting) - sum(not member.units for member in self.members)
         for node in nodes:
-            count = self._actors_of(node) if node.gpus or not on_gpus else 0
+            count = self._actors_of(node)
             there = sum(member.node.id == node.id for member in self.members)
             for _ in range(min(count - there, free) if node.name not in self.refused else 0):
                 self._start(node, count, on_gpus)
@@ -157,6 +165,18 @@ class _Run:
         if not self.members and nodes and all(node.name in self.refused for node in nodes):
             reasons = "\n".join(f"{node.name}: {self.refused[node.name]}" for node in nodes)
             raise ReskdError(f"no node can do the work:\n{reasons}")
+
+    def _check_hired(self) -> None:
+        """Say when no actor begins, since others have the cluster's processors; after NODES seconds, raise ReskdError."""
+        if any(member.heard for member in self.members) or not self.members or self.began is not None:
+            return
+        waited = time.monotonic() - min(member.hired for member in self.members)
+        if waited > SLOW and not self.said_slow:
+            self.said_slow = True
+            console.print(f"[yellow]waiting[/] for processors of the cluster, {waited:.0f} s so far: see `ray status`")
+        if waited > NODES:
+            raise ReskdError(f"no actor has begun in {NODES:g} s: others may have the cluster's processors (see `ray status`). "
+                             f"When they are free, {RUN_AGAIN}")  # fmt: skip
 
     def _actors_of(self, node: Node) -> int:
         if self.engine.actors is not None or node.gpus:
@@ -189,6 +209,7 @@ class _Run:
             member.call = member.actor.report.remote(None, given, False, NEWS)
 
     def _note(self, member: _Member, report: Report) -> Report:
+        member.heard = True
         for line in report.lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         if report.wants or report.done:

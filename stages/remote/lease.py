@@ -143,7 +143,7 @@ class Leases:
         for lease in list(self._held):
             try:
                 self.release(lease)
-            except StoreError:
+            except ReskdError:
                 continue
 
     def _renew(self) -> None:
@@ -151,5 +151,5 @@ class Leases:
             for lease in list(self._held):
                 try:
                     lease.renew()
-                except StoreError:  # it is tried again; a lease that gets stale meanwhile is lost
+                except ReskdError:  # it is tried again; a lease that gets stale meanwhile is lost
                     continue

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +71,12 @@ class PublishedCache:
         """Fetch the attributes of the groups that others have committed, and the logs of their teacher time."""
         self.pull_groups([e.name for e in manifest.identity.shards if missing_work(self.folder, manifest, e.name)])
         logs = [path.name for path in self.url.iterdir() if is_log(path.name)]
-        at_once(lambda name: (self.folder / name).write_bytes((self.url / name).read_bytes()), logs)
+
+        def pull_log(name: str) -> None:
+            with suppress(FileNotFoundError):  # another run, which has finished the cache, has removed it
+                (self.folder / name).write_bytes((self.url / name).read_bytes())
+
+        at_once(pull_log, logs)
 
     def remove_groups(self, shards: Iterable[str]) -> None:
         """Delete the groups of shards that are to be made anew, the attributes first."""

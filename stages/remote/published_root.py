@@ -19,6 +19,7 @@ from stages.remote.url_path import Changed, UrlPath
 REQUESTS = 32  # small ones, at once
 ATTEMPTS = 5  # to change the manifest, which others change, too
 PROBE = ".probe-"
+PASSING = (PROBE, ".engine-")  # objects that runs put for a moment
 
 
 class PublishedRoot:
@@ -34,7 +35,7 @@ class PublishedRoot:
         others = [name for name in names if not name.startswith(".") and name not in CONSTANTS]
         if METADATA not in names and others:
             raise ReskdError(f"{self.url} holds something else than a cache ({others[0]}): give another output")
-        files = [n for n in names if n == METADATA or (n[0] == "." and not n.startswith(PROBE) and not is_log(n))]
+        files = [n for n in names if n == METADATA or (n[0] == "." and not n.startswith(PASSING) and not is_log(n))]
         for folder in sorted({*names} & {*CONSTANTS}):
             files += [f"{folder}/{name}" for name in (self.url / folder).files()]
         self._stored.update(at_once(self._fetch, files))
@@ -69,10 +70,10 @@ class PublishedRoot:
 def check_conditional_puts(url: UrlPath) -> None:
     """Raises StoreError where a store has no conditional puts: two writers would destroy each other's work there."""
     probe = url / f"{PROBE}{secrets.token_hex(8)}"
-    probe.write_new(b"")
     try:
         probe.write_new(b"")
-    except FileExistsError:
+        probe.write_new(b"")
+    except FileExistsError:  # at the first put, too, if the answer to it was lost
         return
     finally:
         with suppress(StoreError):
@@ -93,7 +94,7 @@ def fetch(url: UrlPath, folder: Path, name: str) -> str:
         data, etag = (url / name).read_with_etag()
     except FileNotFoundError:
         raise ReskdError(
-            f"{url / name} is missing: delete {(url / name).parent.parent} and run cache-teacher again"
+            f"{url / name} is missing, and {url} isn't whole without it: see who deletes there, or give another output"
         ) from None
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(data)

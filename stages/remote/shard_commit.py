@@ -5,7 +5,8 @@ Two rules keep a commit whole, whatever a late writer does, such as one that sle
 - Whoever takes over a shard changes its attributes' object first (`fence`). The attributes of the earlier writer are put
   only in place of what that writer has seen (create only, or by ETag), so from here on it can't commit.
 - A chunk is created; one that is there is replaced only by who holds the lease, and only if it is still the one that was
-  there when the lease was held. So a late writer can't change the chunks of a commit.
+  there when the lease was held, and not the same already. So a late writer can't change the chunks of a commit, but for one
+  case, which readers notice: it slept between its check and its put, and the other writer put the very bytes that were there.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def fence(file: UrlPath) -> tuple[bytes, str]:
             if state is None:
                 return FENCE, file.write_new(FENCE)
             data, etag = state
-            changed = data[:-1] if data.endswith(b"\n") else data + b"\n"  # JSON says the same with a line end
+            changed = data + b"\n"  # JSON says the same, and no earlier content, so no earlier ETag, comes back
             return changed, file.replace(changed, etag)
         except (FileExistsError, Changed, FileNotFoundError):
             continue  # the earlier writer has just committed, or a third one has taken over
@@ -57,7 +58,7 @@ def put_files(local: Path, url: UrlPath, names: Iterable[str], lease: Lease) -> 
     names = list(names)
     with ThreadPoolExecutor(UPLOADS) as pool:
         etags = list(pool.map(lambda name: _put(url / name, (local / name).read_bytes(), lease), names))
-    found = at_once(lambda name: _etag(url / name), names)
+    found = at_once(lambda name: (url / name).etag_or_none(), names)
     for name, put, there in zip(names, etags, found, strict=True):
         if put != there:
             lease.check()
@@ -85,17 +86,10 @@ def _put(file: UrlPath, data: bytes, lease: Lease) -> str:
         try:
             return file.write_new(data)
         except FileExistsError:
-            etag = _etag(file)  # before the check: what comes after it isn't replaced
+            etag = file.etag_or_none()  # before the check: what comes after it isn't replaced
             lease.check()
         try:
             if etag is not None:
                 return file.replace(data, etag)
         except (Changed, FileNotFoundError):
             continue
-
-
-def _etag(file: UrlPath) -> str | None:
-    try:
-        return file.etag()
-    except FileNotFoundError:
-        return None

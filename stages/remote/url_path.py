@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from cache.errors import ReskdError, StoreError
 
 SECONDS = "RESKD_STORE_SECONDS"  # variable of the environment: how long one request, and all its retries, may take
+PART = 64 << 20  # bytes that are read by one request
 SCHEMES = ("s3", "gs", "az", "http", "https")
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN), AWS_REGION, and AWS_ENDPOINT_URL of other stores",
@@ -51,6 +52,9 @@ class UrlPath:
             raise ReskdError(
                 f"{self.url}: not a URL of a store; they begin with {', '.join(s + '://' for s in SCHEMES)}"
             )
+        if "@" in rest.split("/")[0] or (scheme.startswith("http") and re.search("[?#]", rest)):
+            raise ReskdError(f"{scheme}://…: credentials and queries may not be in a URL, since it is printed and stored. Give "
+                             "credentials in the environment")  # fmt: skip
         object.__setattr__(self, "url", f"{scheme}://{re.sub('/+', '/', rest).rstrip('/')}")
 
     def __str__(self) -> str:
@@ -95,16 +99,27 @@ class UrlPath:
         return PurePosixPath(self.key).relative_to(folder.key)
 
     def read_bytes(self) -> bytes:
-        return self._do("get", lambda o, store: bytes(o.get(store, self.key).bytes()))
+        return self.read_with_etag()[0]
 
     def read_with_etag(self) -> tuple[bytes, str]:
-        """The content and the store's name for this state of it, which `replace` takes."""
+        """The content and the store's name for this state of it, which `replace` takes.
 
-        def get(o: Any, store: Any) -> tuple[bytes, str]:
-            found = o.get(store, self.key)
-            return bytes(found.bytes()), self._etag(found.meta)
+        A large object is read in parts, each of which has its own time. Raises Changed if it is replaced meanwhile.
+        """
 
-        return self._do("get", get)
+        def get(o: Any, store: Any, options: Any = None) -> tuple[bytes, Any]:
+            found = o.get(store, self.key, options=options)
+            large = options is None and found.meta["size"] > PART
+            return b"" if large else bytes(found.bytes()), found.meta
+
+        data, meta = self._do("get", get)
+        if meta["size"] > PART:
+            parts = [(start, min(start + PART, meta["size"])) for start in range(0, meta["size"], PART)]
+            same = {"if_match": meta["e_tag"]} if meta["e_tag"] else {}
+            data = b"".join(
+                self._do("get", lambda o, s, part=part: get(o, s, {"range": part, **same})[0]) for part in parts
+            )
+        return data, self._etag(meta)
 
     def read_range(self, start: int, stop: int) -> bytes:
         """The bytes from `start` up to `stop`; fewer if the object ends before."""
@@ -124,12 +139,15 @@ class UrlPath:
     def etag(self) -> str:
         return self._do("head", lambda o, store: self._etag(o.head(store, self.key)))
 
-    def is_file(self) -> bool:
+    def etag_or_none(self) -> str | None:
+        """None: no such object."""
         try:
-            self.size()
+            return self.etag()
         except FileNotFoundError:
-            return False
-        return True
+            return None
+
+    def is_file(self) -> bool:
+        return self.etag_or_none() is not None
 
     def is_dir(self) -> bool:
         """Whether there is an object below this path. A web server has no folders that could be asked for."""

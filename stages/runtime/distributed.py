@@ -28,6 +28,12 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def of_machine(self) -> range:
+        """The ranks of this run on this machine. An actor of an engine is alone, whatever else runs beside it."""
+        first = self.rank - min(self.rank, rank_of_machine())
+        return range(first, min(first + ranks_of_machine(), self.world))
+
     def barrier(self) -> None:
         """Wait for all ranks. Objects go over gloo, also beside NCCL, whose barrier would occupy the devices."""
         self.gather(None)
@@ -113,7 +119,7 @@ class Ranks:
 
 
 def ranks_of_machine() -> int:
-    """The number of ranks on this machine, which share its cores and its memory."""
+    """The number of processes on this machine, ranks or an engine's actors, which share its cores and its memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from cache.errors import ReskdError
-from stages.runtime.distributed import Ranks, cores, rank_of_machine, ranks_of_machine
+from stages.runtime.distributed import Ranks, cores
 from stages.shards.dataset import Dataset
 from stages.stream.batch import Batch
 from stages.stream.block_cache import Epochs
@@ -74,9 +74,9 @@ def _node_passes(data: Dataset, rows: np.ndarray, step: int, ranks: Ranks) -> Ep
     A second pass, which is not read, says what a later one will need first: so this stays in the folder.
     """
     starts = np.arange(0, len(rows), step)
-    first = ranks.rank - rank_of_machine()
+    node = ranks.of_machine
     of_node = (starts // step) % ranks.world
-    starts = starts[(of_node >= first) & (of_node < first + ranks_of_machine())]
+    starts = starts[(of_node >= node.start) & (of_node < node.stop)]
     places = np.minimum(starts[:, None] + np.arange(step), len(rows) - 1)  # the last batch may repeat its last row
     blocks = blocks_of_rows(data, rows[places, 0], rows[places, 1])
     yield str(data.base), blocks

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from filelock import FileLock, Timeout
 
 from cache.errors import ReskdError
 from stages.config.sizes import format_size, parse_size
+from stages.remote.outputs import make_private
 from stages.remote.url_path import UrlPath
-from stages.runtime.distributed import Ranks, rank_of_machine, ranks_of_machine
+from stages.runtime.distributed import Ranks, ranks_of_machine
 from stages.shards.dataset import Dataset
 from stages.shards.local_blocks import LocalBlocks, block_count
 from stages.stream.batch import Batch
@@ -42,11 +43,17 @@ def folder_of(local: LocalConfig) -> Path:
 
 
 def budget_of(local: LocalConfig) -> int:
-    """Bytes that all blocks may take; by default half of what is free or taken by blocks already."""
+    """Bytes that all blocks may take; by default half of what is free or taken by blocks already.
+
+    An engine's actors on one machine each have a share of it.
+    """
     if local.budget is not None:
         return parse_size(local.budget, "loader.local.budget")
-    folder = folder_of(local)
-    return (_free(folder) + sum(file.stat().st_size for file in folder.glob("*/*.*[0-9]"))) // 2
+    folder, there = folder_of(local), 0
+    for file in folder.glob("*/*.*[0-9]"):
+        with suppress(FileNotFoundError):  # another run has just deleted it
+            there += file.stat().st_size
+    return (_free(folder) + there) // 2 // ranks_of_machine()
 
 
 def shares(budget: int, train: Dataset | None, val: Dataset | None) -> tuple[int, int]:
@@ -64,7 +71,7 @@ def check_budget(data: Dataset, streams: int, window: int, budget: int, ranks: R
     sizes of the tars, the largest first.
     """
     shared = math.gcd(streams, ranks.world)
-    read = streams // shared * min(shared, ranks_of_machine())
+    read = streams // shared * min(shared, len(ranks.of_machine))
     blocks = [(entry.bytes / (count := block_count(data, entry.name)), count) for entry in data.shards]
     sizes = np.repeat([size for size, _ in blocks], [count for _, count in blocks])
     number = min(read * (window + 1), len(sizes))
@@ -147,9 +154,11 @@ def read_through_folder(
 
     `epochs`: what all ranks of this node read, one micro-batch of each rank in turn. `budget`: bytes.
     """
-    own, filler, claim, found = rank_of_machine(), None, None, None
+    own, filler, claim, found = ranks.rank - ranks.of_machine.start, None, None, None
     if own == 0:
         try:
+            if local.path is None:
+                make_private(folder_of(local))
             claim = _claim(folder_of(local), clips.data)
             there = _left_there(claim.folder, clips.data)
             _check_room(local, clips.data, budget, sum(there.values()))
@@ -164,7 +173,7 @@ def read_through_folder(
         if isinstance(answer, ReskdError):
             raise answer
     blocks = answers[ranks.rank - own]
-    progress = Progress(blocks.folder, ranks_of_machine())
+    progress = Progress(blocks.folder, len(ranks.of_machine))
     if own == 0:
         progress.clear()
         filler = Filler(clips.data.with_local(blocks), blocks, progress, budget, there)
@@ -183,18 +192,16 @@ def _batches(
 ) -> Iterator[Batch]:
     """The batches; each is noted as done when it comes. What the epochs needed is printed by the first rank of all."""
     told = 0
-    try:
+    with ExitStack() as closing:  # the batches first
+        closing.callback(progress.close)
+        if claim:
+            closing.callback(claim.lock.release)
         if filler:
+            closing.callback(filler.stop)
             filler.start(epochs)
+        closing.callback(batches.close)
         for count, batch in enumerate(batches, 1):
             progress.note(own, count)
             if filler and ranks.first:
                 told = report(filler.traffic, count * progress.ranks, told)
             yield batch
-    finally:
-        batches.close()
-        if filler:
-            filler.stop()
-        if claim:
-            claim.lock.release()
-        progress.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.runtime.distributed import Ranks, rank_of_machine, ranks_of_machine
+from stages.runtime.distributed import Ranks
 from stages.shards.dataset import Dataset
 from stages.stream.batch import Batch
 from stages.stream.block_cache import Epochs
@@ -97,10 +97,8 @@ def _remaining_batches(order: Order, epochs: int, start: tuple[int, int], ranks:
 def node_epochs(data: Dataset, order: Order, epochs: int, start: tuple[int, int], ranks: Ranks) -> Epochs:
     """The blocks that all ranks of this machine read in the rest of the run."""
     first_epoch, first_step = start
-    first = ranks.rank - rank_of_machine()
     for epoch in range(first_epoch, epochs):
-        of_node = range(first, first + ranks_of_machine())
-        shards, rows = order.node_batches(epoch, first_step, of_node, ranks.world)
+        shards, rows = order.node_batches(epoch, first_step, ranks.of_machine, ranks.world)
         yield f"{data.base}, epoch {epoch + 1}", blocks_of_rows(data, shards, rows)
         first_step = 0
 

@@ -50,13 +50,14 @@ class RunUpload:
 
         If the objects are those that this machine has put, then the local files go on from there, and they are kept.
         """
-        found = {name: etag for name in (*FIRST, *LAST) if (etag := _etag(self.url / name))}
+        found = {name: etag for name in (*FIRST, *LAST) if (etag := (self.url / name).etag_or_none())}
         noted = self._read_note()
-        if noted == found:
+        is_here = all((self.folder / name).is_file() for name in NEEDED if name in found)
+        if noted == found and is_here:
             return
         if noted is not None:
-            console.print(f"{self.url}: another machine has gone on with it since this one uploaded it: taken from there",
-                          highlight=False, soft_wrap=True)  # fmt: skip
+            why = "it isn't what this machine has put there last" if is_here else f"{self.folder} is gone"
+            console.print(f"{self.url}: taken from there, since {why}", highlight=False, soft_wrap=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.etags, self.states = found, {}
@@ -88,8 +89,9 @@ class RunUpload:
             try:
                 self._finish(thread)
             except ReskdError as other:
-                if isinstance(error, ReskdError):
-                    raise StoreError(f"{error}\n{other}") from error
+                if isinstance(error, ReskdError):  # Interrupted, for example, which has an exit status
+                    error.args = (f"{error}\n{other}",)
+                    raise error from other
                 console.print(f"[yellow]warning[/] {other}", highlight=False, soft_wrap=True)
             raise
         else:
@@ -108,6 +110,7 @@ class RunUpload:
         while not self.ended.wait(EVERY):
             try:
                 self._put_changed()
+                warned = False
             except (Changed, OSError) as error:
                 self.error = error
                 return
@@ -156,8 +159,8 @@ class RunUpload:
         """Put a file. Raises Changed if the object isn't the one that this run knows."""
         object_, known = self.url / name, self.etags.get(name)
         if len(data) > MAX_PUT:
-            raise StoreError(f"{object_}: {len(data) / 2**30:.1f} GiB, and a store takes 5 GiB in one conditional request: give "
-                             "an output on a disk")  # fmt: skip
+            raise Changed(f"{object_}: {len(data) / 2**30:.1f} GiB, and a store takes 5 GiB in one conditional request. The "
+                          f"whole run is in {self.folder}; copy it, and go on with --resume and an output on a disk")  # fmt: skip
         try:
             etag = object_.replace(data, known) if known else object_.write_new(data)
         except (Changed, FileExistsError, FileNotFoundError) as error:
@@ -208,13 +211,6 @@ def _state(file: Path) -> list[int] | None:
     except FileNotFoundError:
         return None
     return [found.st_ino, found.st_mtime_ns, found.st_size]
-
-
-def _etag(file: UrlPath) -> str | None:
-    try:
-        return file.etag()
-    except FileNotFoundError:
-        return None
 
 
 def _etag_if_equal(file: UrlPath, data: bytes) -> str | None:

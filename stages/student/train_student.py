@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -154,7 +155,8 @@ def _train(
             check_folder=partial(check_folder, config),
             on_finish=partial(write_result, name),
         )
-        if (checkpoint := ranks.from_first(partial(_stored_state, config))) is not None:
+        stored = partial(_stored_state, config)  # a local folder is shared by all ranks
+        if (checkpoint := stored() if isinstance(config.output, Path) else ranks.from_first(stored)) is not None:
             restore(run, checkpoint)
         runs.append(run)
     if ranks.first and ranks.device.type == "cuda" and any(run.config.amp == "auto" and not run.amp for run in runs):

@@ -18,7 +18,7 @@ from cache.reader import CacheReader
 from cache.teacher_time import NOTE, open_time_log, teacher_time_of
 from stages.engine.engine import Engine
 from stages.remote.published_cache import PublishedCache
-from stages.runtime.distributed import Ranks, join_ranks
+from stages.runtime.distributed import Ranks, join_ranks, ranks_of_machine
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset, open_dataset
@@ -42,8 +42,7 @@ from stages.teacher.url_output import (
     create,
     finish,
     left_by_others,
-    local_copy,
-    ranks_of_machine,
+    made_locally,
 )
 from stages.teacher.view_batches import view_batches
 
@@ -74,7 +73,7 @@ def cache_teacher(
     data.check_files()
     with (
         join_ranks(timeout=timedelta(days=7)) as ranks,  # shards differ: the first rank to finish waits for the last
-        local_copy(config, ranks, dry_run) as (config, published),
+        made_locally(config, ranks, dry_run) as (config, published),
     ):
         teacher, wanted = load_teacher(config, data, ranks.device)
         if dry_run:

@@ -124,7 +124,7 @@ def _compute(
         teacher, wanted = load_teacher(config, data, ranks.device)
         check_cache(config.output, wanted, in_todays_names)  # the driver's machine may be another one
         manifest = load_manifest(config.output)
-        record = open_time_log(config.output, ranks.rank, started)
+        record = open_time_log(config.output, ranks.rank if published is None else published.rank, started)
         left: Counter = Counter()  # shard -> its parts that aren't committed
         computed: Counter = Counter()  # shard -> clip·views
 

@@ -64,6 +64,7 @@ class TargetWriter:
         self.published = published  # where the cache lies in a store
         self.uncommitted: list[ShardWriter] = []  # of the open shard, and of one that is being committed
         self.work: ShardWork | None = None
+        self.shard_writer: ShardWriter | None = None  # None for a shard that another writer has taken over
         self.on_commit: Callable[[str], None] = lambda shard: None  # is called in the thread that commits
 
     def open(self, work: ShardWork, keys: list[str]) -> None:
@@ -72,8 +73,13 @@ class TargetWriter:
             self.submit_commit(lambda: None)
         self.work, self.keys = work, keys
         self.reasons: dict[str, dict[str, str]] = {"quarantined": {}, "fallback": {}}
-        if self.published is not None:
-            self.published.prepare(work.shard)
+        self.shard_writer = None
+        try:
+            if self.published is not None:
+                self.published.prepare(work.shard)
+        except LeaseLost as error:  # before its second piece of work: what comes of it is passed over
+            console.print(f"[yellow]left out[/] {error}", highlight=False)
+            return
         self.shard_writer = ShardWriter(self.path, self.manifest, work.shard, keys, work.views, self.run)
         self.uncommitted.append(self.shard_writer)
         assert self.shard_writer.targets == work.targets
@@ -82,6 +88,8 @@ class TargetWriter:
         """Wait for the teacher's output and write it; a row whose output isn't finite is quarantined."""
         n, keys = len(part.frames), self.keys[part.rows]
         output = wait()
+        if self.shard_writer is None:
+            return
         stored = {name: values[:n] for name, values in output.stored.items()}
         valid, finite = np.array([key not in part.quarantine for key in keys]), output.finite[:n]
         self.record(output.seconds, int(valid.sum()))
@@ -101,6 +109,9 @@ class TargetWriter:
 
         Raises ReskdError where the teacher's output is finite for none of its clips.
         """
+        if self.shard_writer is None:
+            self.submit_commit(self.on_commit, self.work.shard)
+            return
         _refuse_if_all(self.path, self.work.shard, self.keys, self.reasons["quarantined"])
         self.submit_commit(self._commit, self.shard_writer, self.reasons)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import tempfile
@@ -23,7 +22,7 @@ from stages.remote.outputs import make_private, working_folder
 from stages.remote.published_cache import PublishedCache
 from stages.remote.published_root import check_conditional_puts, is_log
 from stages.remote.url_path import UrlPath
-from stages.runtime.distributed import Ranks
+from stages.runtime.distributed import Ranks, rank_of_machine
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
 from stages.stream.all_views import ShardWork
@@ -35,7 +34,9 @@ WRITER_ID = "writer"  # a file beside the local folder
 
 
 @contextmanager
-def local_copy(config: CacheConfig, ranks: Ranks, dry_run: bool) -> Iterator[tuple[CacheConfig, PublishedCache | None]]:
+def made_locally(
+    config: CacheConfig, ranks: Ranks, dry_run: bool
+) -> Iterator[tuple[CacheConfig, PublishedCache | None]]:
     """For an output at a URL: the config with the local folder as its output, and the cache in the store.
 
     The folder lies in the system's temporary folder, one for each URL, and all ranks of a machine share it. The first of
@@ -61,13 +62,13 @@ def local_copy(config: CacheConfig, ranks: Ranks, dry_run: bool) -> Iterator[tup
             stack.callback(published.close)
             on_each_machine(ranks, published.pull)
         yield config.model_copy(update={"output": published.folder}), published
-        if not dry_run and _leads_machine():
+        if not dry_run and rank_of_machine() == 0:
             shutil.rmtree(base)
 
 
 @contextmanager
 def copy_of_actor(config: CacheConfig, writer: str | None) -> Iterator[tuple[CacheConfig, PublishedCache | None]]:
-    """As `local_copy`, for one actor of an engine: it has a folder of its own, which is removed at the end.
+    """As `made_locally`, for one actor of an engine: it has a folder of its own, which is removed at the end.
 
     `writer`: names the writers of all actors of the run, so that one takes over at once from one that has died.
     """
@@ -136,24 +137,16 @@ def left_by_others(published: PublishedCache | None, manifest: Manifest) -> list
     return missing_of_shards(published.folder, manifest, map(manifest.identity.shard, published.wait_for_others()))
 
 
-def ranks_of_machine() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def on_each_machine(ranks: Ranks, work: Callable[[], object]) -> None:
     """Run `work` on one rank of each machine, while the others wait. Every rank raises the first ReskdError of any."""
     errors = {}
-    if _leads_machine():
+    if rank_of_machine() == 0:
         try:
             work()
         except ReskdError as error:
             errors[ranks.rank] = error
     if failed := ranks.failed(errors):
         raise next(iter(failed.values()))
-
-
-def _leads_machine() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _begin(url: UrlPath, base: Path, stack: ExitStack, ranks: Ranks) -> None:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from stages.bench import join
+from stages.bench import join, resident
 from stages.bench.figures import at_most, median_of
 from tests.runs import command
 
@@ -27,6 +27,8 @@ def test_encodings_of_a_teacher_on_a_data_set(data, teacher, tmp_path):
 
 def test_joining_is_measured_in_the_form_of_every_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(join, "QUICK", join.Setup(clips=128, shards=20, maps=(2, 2, 7, 7, 256), size=32, runs=2))
+    monkeypatch.setattr(resident, "RANKS", (2,))
+    monkeypatch.setattr(resident, "WORKERS", (1,))
     command("bench", "join", "--quick", "--json", tmp_path / "j.json")
     figures = json.loads((tmp_path / "j.json").read_text())
     assert all(set(f) == FORM and f["value"] > 0 for f in figures if "memory" not in f["name"])

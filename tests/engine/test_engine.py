@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from cache.errors import ReskdError
+from cache.group import load_manifest
+from cache.teacher_time import teacher_time_of
 from stages.engine.check_paths import marked
 from stages.engine.code_version import code_version
 from stages.engine.engine import Engine
@@ -162,6 +164,7 @@ def test_actors_write_into_a_store_what_one_process_writes_into_a_folder(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((url / name).read_bytes())
     assert tree(tmp_path) == tree(cached)
+    assert teacher_time_of(tmp_path, load_manifest(tmp_path).notes).clip_views == 400
 
 
 @pytest.fixture

@@ -192,6 +192,17 @@ def test_validation_reads_ahead_and_a_later_one_fetches_nothing(remote, data, pr
         assert 10 <= len(tar_requests(proxy)) <= fetched
 
 
+def test_an_actor_beside_others_reads_its_own_run(remote, data, tmp_path, monkeypatch):
+    """Four processes share the machine, and this one is a run of its own: blocks go when it has used them."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    clips = clips_of(remote)
+    small = loader(tmp_path, f"{sum(sorted(sizes_of(clips))[-4:])}B")
+    order = order_of(clips)
+    theirs = list(batches_of_run(clips, order, 2, (0, 0), small, ALONE))
+    ours = list(batches_of_run(clips_of(data.train), order, 2, (0, 0), small, ALONE))
+    assert all(torch.equal(a.clips, b.clips) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_two_ranks_share_the_blocks(remote, data, proxy, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     meeting, answers = threading.Barrier(2, timeout=60), [None, None]
@@ -211,8 +222,7 @@ def test_two_ranks_share_the_blocks(remote, data, proxy, tmp_path, monkeypatch):
         )
 
     local_rank = threading.local()
-    monkeypatch.setattr("stages.stream.local_folder.rank_of_machine", lambda: getattr(local_rank, "number", 0))
-    monkeypatch.setattr("stages.stream.order.rank_of_machine", lambda: getattr(local_rank, "number", 0))
+    monkeypatch.setattr("stages.runtime.distributed.rank_of_machine", lambda: getattr(local_rank, "number", 0))
     results = [[], []]
 
     def begin(rank):

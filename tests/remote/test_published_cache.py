@@ -17,7 +17,7 @@ from stages.remote import lease, published_cache, url_path
 from stages.remote.lease import LeaseLost, take_lease
 from stages.remote.published_cache import PublishedCache
 from stages.remote.published_root import check_conditional_puts
-from stages.remote.shard_commit import put_files
+from stages.remote.shard_commit import fence, put_attributes, put_files
 from stages.remote.url_path import UrlPath
 from stages.teacher.cache_teacher import cache_teacher
 from stages.teacher.url_output import create
@@ -189,6 +189,19 @@ def test_a_writer_that_wakes_just_before_its_commit_cannot_commit(url, tmp_path,
         data = (url / SHARD / name).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (size, digest)
     assert not (url / SHARD / ".writer").is_file()
+
+
+@pytest.mark.parametrize("committed", [None, b'{"zarr_format": 3}'])
+def test_no_take_over_brings_back_the_state_that_an_earlier_writer_has_seen(url, committed):
+    file = url / "zarr.json"
+    seen = [file.write_new(committed)] if committed else []
+    for _ in range(4):  # takeovers, one after another
+        content, etag = fence(file)
+        assert (content, etag) == file.read_with_etag() and etag not in seen
+        seen.append(etag)
+        for earlier in seen[:-1]:
+            with pytest.raises(LeaseLost):
+                put_attributes(file, b"{}", earlier)
 
 
 def test_a_lease_is_one_writers_until_it_is_old(url, monkeypatch):

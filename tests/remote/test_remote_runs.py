@@ -120,6 +120,18 @@ def test_killed_and_resumed_on_a_fresh_machine(start, url, whole, tmp_path):
     check_same(url, whole, tmp_path / "run")
 
 
+def test_a_local_folder_that_was_cleared_is_fetched_again(url, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    for name in ("config.yaml", "metrics.jsonl", "last.pt"):
+        (url / name).write_bytes(name.encode())
+    RunUpload(url).fetch()
+    for cleared in ("last.pt", "config.yaml"):
+        (RunUpload(url).folder / cleared).unlink()
+        again = RunUpload(url)  # its note of what it has put is there
+        again.fetch()
+        assert (again.folder / cleared).read_bytes() == cleared.encode()
+
+
 def test_of_two_runs_one_goes_on_and_a_signal_leaves_all_at_the_url(start, url, tmp_path):
     """A machine that was given up is still at work, when another goes on with the run."""
     endless = ("schedule.epochs=400",)

@@ -68,9 +68,34 @@ def test_a_url_is_normal_and_others_are_refused():
     for name in ("/etc", "../../x"):
         with pytest.raises(ReskdError, match="/etc: a path of one machine|leads out of s3://b"):
             UrlPath("s3://b/x") / name
+    for text in ("https://me:secret@host/x", "https://host/x?X-Amz-Signature=secret", "s3://key:secret@b/x"):
+        with pytest.raises(ReskdError, match="credentials and queries may not be in a URL") as caught:
+            location(text)
+        assert "secret" not in str(caught.value)
     for text in ("ftp://b/x", "s3://", "pipe://x"):
         with pytest.raises(ReskdError, match="s3://, gs://"):
             location(text)
+
+
+def test_a_large_object_is_read_in_parts_of_one_state(folder, proxy, monkeypatch):
+    monkeypatch.setattr(url_path, "PART", 1000)
+    data = bytes(range(256)) * 10
+    etag = (folder / "x").write_bytes(data)
+    proxy.log.clear()
+    assert (folder / "x").read_with_etag() == (data, etag)
+    assert [asked for _, _, asked in proxy.log if asked] == ["bytes=0-999", "bytes=1000-1999", "bytes=2000-2559"]
+    real, replaced = UrlPath._do, []
+
+    def do(self, verb, *rest):
+        answer = real(self, verb, *rest)
+        if verb == "get" and not replaced:  # another writer replaces it between two requests
+            replaced.append(True)
+            (folder / "x").write_bytes(data[::-1])
+        return answer
+
+    monkeypatch.setattr(UrlPath, "_do", do)
+    with pytest.raises(Changed):
+        (folder / "x").read_bytes()
 
 
 def test_a_store_that_stumbles_is_asked_again(folder, proxy):

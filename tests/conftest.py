@@ -127,9 +127,9 @@ def teacher(data, request) -> Path:
     from tests.runs import POLICY, train_config
 
     def make(folder: Path) -> None:
-        train_student(train_config(folder / "run", data, "size=32", f"policy={POLICY}", f"data.val={data.val}"))
+        train_student(train_config(folder / "teacher", data, "size=32", f"policy={POLICY}", f"data.val={data.val}"))
 
-    return made_once(request.config, "teacher", make) / "run" / "last.safetensors"
+    return made_once(request.config, "runs", make) / "teacher" / "last.safetensors"
 
 
 @pytest.fixture(scope="session")

@@ -178,7 +178,7 @@ def test_two_classes_of_real_clips_go_through_the_whole_study_and_a_rerun_trains
         writer.writeheader()
         writer.writerows(kept)
     arguments = ["bench", "real", "--videos", jhmdb, "--list", tmp_path / "clips.csv", "--output", tmp_path / "real", "--quick",
-                 "--set", "size=32", "--set", "teacher_size=64", "--set", "teacher_epochs=1", "--set", "lengths=[1]",
+                 "--set", "size=32", "--set", "teacher_size=48", "--set", "teacher_epochs=1", "--set", "lengths=[1]",
                  "--set", "views=1", "--set", "jobs=1",
                  "--set", 'arms=["upstream: feature_mse"]', "--json", tmp_path / "figures.json"]  # fmt: skip
     said = command(*arguments)
@@ -186,7 +186,7 @@ def test_two_classes_of_real_clips_go_through_the_whole_study_and_a_rerun_trains
     study = json.loads((tmp_path / "real/study.json").read_text())
     assert study["students"][0]["arm"]["name"] == LABELS.name and len(study["students"]) == 2
     assert set(study["nets"]["tuned-choice"]) == {"test", "one_frame", "curve"}
-    assert set(study["frozen"]) == {"lite2 at 64 px", "lite0 at 64 px", "lite0 at 32 px"}
+    assert set(study["frozen"]) == {"lite2 at 48 px", "lite0 at 48 px", "lite0 at 32 px"}
     assert all(50 <= top1 <= 100 for top1 in study["frozen"].values())  # of two classes that look different
     assert (tmp_path / "figures.png").exists() and (tmp_path / "figures.json").exists()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "real/students").rglob("*.safetensors")}

@@ -39,7 +39,7 @@ def test_without_the_server_it_says_what_to_install(monkeypatch, tmp_path):
 
 def test_metadata_of_many_shards(s3, tmp_path, monkeypatch):
     monkeypatch.setattr(metadata, "store_nearby", lambda folder: nullcontext(s3.port))
-    monkeypatch.setattr(metadata, "QUICK", metadata.Setup(shards=6, clips=70, read=4))
+    monkeypatch.setattr(metadata, "QUICK", metadata.Setup(shards=3, clips=200, read=2))
     command("bench", "metadata", "--quick", "--json", tmp_path / "out.json")
     found = {figure["name"]: figure for figure in json.loads((tmp_path / "out.json").read_text())}
     assert len(found) == 4 and all(figure["ok"] for figure in found.values())

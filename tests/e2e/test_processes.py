@@ -32,10 +32,10 @@ def test_cache_teacher_killed_at_random_moments(zygote, data, teacher, tmp_path)
     duration = time.monotonic() - started
     whole, chance = tree(tmp_path / "whole.zarr"), random.Random(0)
     partly = 0
-    for kill in range(4):
+    for kill in range(2):
         output = tmp_path / f"{kill}.zarr"
         running = zygote.start(command(output))
-        if kill < 2:
+        if kill < 1:
             time.sleep(duration * chance.uniform(0.2, 1.0))
         else:  # a moment after the first commit
             while not running.status.exists() and not (output.exists() and committed_views(output, shards[0].name)):
@@ -54,14 +54,14 @@ def test_train_student_killed_at_random_moments(zygote, data, cached, tmp_path):
     def command(output, *flags):
         fixed = options(f"output={output}", f"data.train={data.train}", f"data.val={data.val}", f"data.cache={cached}")
         losses = options("losses.feature_mse=5", "losses.logit_kl=1", "size=16")
-        return ["train-student", *fixed, *options(*QUICK), *losses, *options("schedule.epochs=6", "schedule.val_every=2",
+        return ["train-student", *fixed, *options(*QUICK), *losses, *options("schedule.epochs=4", "schedule.val_every=2",
                 "checkpoint_every=5", "ema=0.9"), *flags]  # fmt: skip
 
     zygote.run(command(tmp_path / "whole"))
     whole, output, chance = rows_of(tmp_path / "whole"), tmp_path / "killed", random.Random(1)
-    assert len(whole) == 72
+    assert len(whole) == 48
     saved = 0
-    for _ in range(5):
+    for _ in range(3):
         running = zygote.start(command(output, *(["--resume"] if (output / "config.yaml").exists() else [])))
         goal, end = saved + chance.randrange(2, 11), time.monotonic() + 60
         while len(rows_of(output)) < goal and running.status.exists() is False and time.monotonic() < end:
@@ -73,7 +73,7 @@ def test_train_student_killed_at_random_moments(zygote, data, cached, tmp_path):
             step = torch.load(output / "last.pt", weights_only=True)["step"]
             assert step >= saved and len(rows_of(output)) - step <= 12  # what is redone: since the last checkpoint
             saved = step
-    assert 8 < saved < 72
+    assert 5 <= saved < 48
     zygote.run(command(output, "--resume"))
     assert rows_of(output) == whole
     assert rows_of(output, "val") == rows_of(tmp_path / "whole", "val")

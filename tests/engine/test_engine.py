@@ -25,7 +25,7 @@ from stages.engine.run_units import Job, run_units
 from stages.remote.url_path import UrlPath
 from stages.teacher.cache_teacher import cache_teacher
 from tests.engine.work import checking, work
-from tests.runs import POLICY, QUICK, cache_config, command, committed_views, sets, tree
+from tests.runs import POLICY, QUICK, cache_config, command, sets, tree
 from tests.zygote import ROOT
 
 
@@ -132,39 +132,31 @@ def wait_for(what, seconds: float = 60):
 
 
 def test_a_killed_actor_is_replaced_a_bad_shard_left_out_and_a_rerun_ends_in_the_cache_of_one_process(
-    ray, zygote, data, teacher, cached, tmp_path
+    ray, zygote, data, teacher, cached, s3, tmp_path
 ):
+    """Into a store. A local folder is the same but for what is put there after each shard; see the next test."""
     shutil.copytree(data.train, tmp_path / "data")
-    bad, output = tmp_path / "data/000001.tar", tmp_path / "teacher.zarr"
+    bad, url = tmp_path / "data/000001.tar", UrlPath(s3.bucket) / "engine.zarr"
     whole = bad.read_bytes()
     bad.write_bytes(whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:])
     more = ("--actors", 2, "--address", ray.address)
-    at_work = zygote.start(caching(SimpleNamespace(train=tmp_path / "data"), teacher, output, *more), **ray.environment)
-    wait_for(lambda: list(output.glob("*.tar")) or at_work.status.exists())
+    at_work = zygote.start(
+        caching(SimpleNamespace(train=tmp_path / "data"), teacher, url, *more), **ray.environment, **s3.environment
+    )
+    wait_for(lambda: (url / "000000.tar/.writer").is_file() or at_work.status.exists())
     actors()[0].kill()
     assert at_work.wait() == 1, at_work.said()
     said = " ".join(at_work.said().split())
     assert "lost an actor on node 127.0.0.1" in said and "1 nodes, 0 units in flight, 1 failed" in said
     assert "1 of 3 shards are missing: 000001.tar: node 127.0.0.1" in said and "indexed tar back" in said
-    assert [committed_views(output, f"00000{shard}.tar") for shard in range(3)] == [2, 0, 2]
+    assert [(url / f"00000{shard}.tar/zarr.json").is_file() for shard in range(3)] == [True, False, True]
     bad.write_bytes(whole)
-    cache_teacher(cache_config(output, data, teacher))  # goes on, in this process
-    assert tree(output) == tree(cached)
-
-
-def test_actors_write_into_a_store_what_one_process_writes_into_a_folder(
-    ray, zygote, data, teacher, cached, s3, tmp_path
-):
-    url = UrlPath(s3.bucket) / "engine.zarr"
-    done = zygote.start(
-        caching(data, teacher, url, "--actors", 1, "--address", ray.address), **ray.environment, **s3.environment
-    )
-    assert done.wait() == 0, done.said()
+    cache_teacher(cache_config(url, data, teacher))  # goes on, in this process
     for name in url.files():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes((url / name).read_bytes())
-    assert tree(tmp_path) == tree(cached)
-    assert teacher_time_of(tmp_path, load_manifest(tmp_path).notes).clip_views == 400
+        (tmp_path / "t.zarr" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "t.zarr" / name).write_bytes((url / name).read_bytes())
+    assert tree(tmp_path / "t.zarr") == tree(cached)
+    assert teacher_time_of(tmp_path / "t.zarr", load_manifest(tmp_path / "t.zarr").notes).clip_views >= 400
 
 
 @pytest.fixture
@@ -203,7 +195,7 @@ def test_a_worker_with_other_code_is_refused_by_name(ray, zygote, data, teacher,
     assert "127.0.0.1 (" in refused.said() and there in refused.said() and f"(wanted: {here})" in refused.said()
 
 
-def test_a_sweep_by_actors_that_are_killed_has_the_scores_of_one_process(ray, zygote, data, cached, tmp_path):
+def test_a_sweep_of_which_an_actor_is_killed_has_the_scores_of_one_process(ray, zygote, data, cached, tmp_path):
     def sweeping(name: str) -> list[str]:
         config = [f"output={tmp_path / name}", "size=16", "losses={logit_kl: 1.0}", f"data.train={data.train}",
                   f"data.val={data.val}", f"data.cache={cached}", *QUICK, "checkpoint_every=4"]  # fmt: skip
@@ -219,10 +211,9 @@ def test_a_sweep_by_actors_that_are_killed_has_the_scores_of_one_process(ray, zy
     command(*sweeping("alone"))
     at_work = zygote.start([*sweeping("ray"), "--engine", "ray", "--address", ray.address], **ray.environment)
     wait_for(lambda: list(tmp_path.glob("ray/*/last.pt")) or at_work.status.exists())
-    killed = actors()
-    assert len(killed) == 2  # the cohorts train at once
-    for process in killed:
-        process.kill()
+    at_once = actors()
+    assert len(at_once) == 2  # the cohorts train at once
+    at_once[0].kill()
     assert at_work.wait() == 0, at_work.said()
     alone, ours = (json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("alone", "ray"))
     assert all(ours[part] == alone[part] for part in ("students", "points", "front", "failed"))

@@ -70,7 +70,7 @@ def _reading(folder: Path, setup: Setup) -> list[Figure]:
     rows = open_dataset(data).usable_rows()
     names = [entry.name for entry in entries]
     order = Order(rows, names, 0, 64, 8, 16, 64, setup.views)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         memory = pool.submit(_worker_memory, data, cache, names[: setup.read]).result()
     return [
         at_most(f"open the data set and its cache: {size}", cpu_seconds(lambda: _open(data, cache), 3), "s", 0.5),

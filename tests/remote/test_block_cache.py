@@ -4,6 +4,7 @@ import random
 import shutil
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +107,15 @@ def proxy(s3, monkeypatch):
     proxy.close()
 
 
+def sizes_there(folder: Path) -> list[int]:
+    """Bytes of each block in the folder, which a thread changes meanwhile."""
+    sizes = []
+    for file in folder.glob("*/*.*[0-9]"):
+        with suppress(FileNotFoundError):
+            sizes.append(file.stat().st_size)
+    return sizes
+
+
 def clips_of(path) -> ClipDataset:
     """Every fourth clip: all blocks are read, and few clips decoded."""
     data = open_dataset(path)
@@ -160,7 +170,7 @@ def test_a_small_budget_is_kept_and_only_what_the_plan_says_is_fetched(remote, p
     expected = sum(sizes[b] for step in steps_of(epochs, sizes, budget) for b in step.fetch)
     before = proxy.sent
     for _ in train(clips, loader(folder, f"{budget}B"), epochs=3):
-        held.append(sum(f.stat().st_size for f in folder.glob("*/*.*[0-9]")))
+        held.append(sum(sizes_there(folder)))
     assert max(held) <= budget
     fetched = proxy.sent - before - sum((remote / f"{e.name}.rows.json").size() for e in clips.data.shards)
     assert fetched == expected > sum(sizes)

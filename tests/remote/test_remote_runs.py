@@ -144,7 +144,7 @@ def test_of_two_runs_one_goes_on_and_a_signal_leaves_all_at_the_url(start, url, 
     assert loser.wait() == 1 and f"{url}/" in loser.said().replace("\n", "") and "another run" in said(loser)
     winner.kill(signal.SIGTERM, group=False)
     started = time.monotonic()
-    assert winner.wait() == 143 and time.monotonic() - started < 5, winner.said()
+    assert winner.wait() == 143 and time.monotonic() - started < 30, winner.said()
     step = int(re.search(r"stopped at step (\d+) of 4800; all is saved, go on with --resume", said(winner))[1])
     folder = fetched(url, tmp_path / "run")
     assert load_state(folder / "last.pt")["step"] == step == len(rows_of(folder))

@@ -24,7 +24,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-from stages.bench.s3_server import environment, start_server, stop_server
+from stages.bench.s3_server import Proxy, environment, start_server, stop_server
 from tests.zygote import GPUS, Zygote, start_zygote
 
 sys.dont_write_bytecode = False
@@ -164,6 +164,19 @@ def s3(request) -> SimpleNamespace:
     port = start_server(shared_folder(request.config))
     os.environ.update(environment(port))
     return SimpleNamespace(port=port, environment=environment(port), bucket=f"s3://bucket-{os.getpid()}")
+
+
+@pytest.fixture
+def proxy(s3, monkeypatch):
+    """A proxy before the server, which this process talks to while the test lasts."""
+    from stages.remote import url_path
+
+    proxy = Proxy(s3.port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    url_path._store.cache_clear()
+    yield proxy
+    url_path._store.cache_clear()
+    proxy.close()
 
 
 @pytest.fixture(scope="module", autouse=True)

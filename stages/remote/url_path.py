@@ -147,7 +147,11 @@ class UrlPath:
             return None
 
     def is_file(self) -> bool:
-        return self.etag_or_none() is not None
+        try:
+            self.size()  # a web server may have no ETags
+        except FileNotFoundError:
+            return False
+        return True
 
     def is_dir(self) -> bool:
         """Whether there is an object below this path. A web server has no folders that could be asked for."""

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from cache.errors import ReskdError, StoreError
 from cache.view import ViewPolicy
 from stages.bench.eviction import lru_bytes, optimum_bytes
-from stages.bench.s3_server import Proxy
 from stages.config.file import load_config
 from stages.remote import url_path
 from stages.remote.url_path import UrlPath
@@ -95,16 +94,6 @@ def remote(s3, data) -> UrlPath:
     folder = UrlPath(s3.bucket) / "blocks"
     upload_folder(data.train, folder)
     return folder
-
-
-@pytest.fixture
-def proxy(s3, monkeypatch):
-    proxy = Proxy(s3.port)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-    url_path._store.cache_clear()
-    yield proxy
-    url_path._store.cache_clear()
-    proxy.close()
 
 
 def sizes_there(folder: Path) -> list[int]:

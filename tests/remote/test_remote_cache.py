@@ -11,7 +11,6 @@ from cache.group import load_manifest
 from cache.reader import CacheReader
 from cache.store import METADATA
 from cache.verify import repair, verify
-from stages.bench.s3_server import Proxy
 from stages.config.file import save_config
 from stages.packs.config import PackConfig
 from stages.packs.pack import pack
@@ -48,16 +47,6 @@ def copy(remote, request) -> UrlPath:
     for name in remote.cache.files():
         (folder / name).write_bytes((remote.cache / name).read_bytes())
     return folder
-
-
-@pytest.fixture
-def proxy(s3, monkeypatch):
-    proxy = Proxy(s3.port)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-    url_path._store.cache_clear()
-    yield proxy
-    url_path._store.cache_clear()
-    proxy.close()
 
 
 def test_a_reader_gives_the_blocks_of_the_local_cache_by_few_requests(remote, cached, proxy):

@@ -4,11 +4,13 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from cache.errors import ReskdError, StoreError
-from stages.bench.s3_server import Proxy
 from stages.remote import url_path
 from stages.remote.url_path import Changed, UrlPath, location
 
@@ -16,16 +18,6 @@ from stages.remote.url_path import Changed, UrlPath, location
 @pytest.fixture
 def folder(s3, request) -> UrlPath:
     return UrlPath(s3.bucket) / "paths" / request.node.name
-
-
-@pytest.fixture
-def proxy(s3, monkeypatch):
-    proxy = Proxy(s3.port)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-    url_path._store.cache_clear()
-    yield proxy
-    url_path._store.cache_clear()
-    proxy.close()
 
 
 def test_it_answers_as_a_local_path_does(folder, tmp_path):
@@ -75,6 +67,17 @@ def test_a_url_is_normal_and_others_are_refused():
     for text in ("ftp://b/x", "s3://", "pipe://x"):
         with pytest.raises(ReskdError, match="s3://, gs://"):
             location(text)
+
+
+def test_a_web_server_without_etags_is_read(tmp_path):
+    (tmp_path / "x").write_bytes(b"hello")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        file = UrlPath(f"http://127.0.0.1:{server.server_address[1]}/x")
+        assert file.read_bytes() == b"hello" and file.is_file() and file.exists()
+        assert not (file.parent / "y").is_file() and not (file.parent / "y").exists()
+        server.shutdown()
 
 
 def test_a_large_object_is_read_in_parts_of_one_state(folder, proxy, monkeypatch):

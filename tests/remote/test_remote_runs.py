@@ -108,10 +108,10 @@ def test_killed_and_resumed_on_a_fresh_machine(start, url, whole, tmp_path):
     before = None
     for changes, flags in ((("schedule.epochs=400",), ()), ((), ("--overwrite",))):
         run = start(url, *changes, flags=flags)
-        wait_for(lambda: etag(url / "last.pt") not in (None, before), run)  # noqa: B023
+        wait_for(lambda: (url / "last.pt").etag_or_none() not in (None, before), run)  # noqa: B023
         run.kill()
         assert run.wait() == -9
-        before = etag(url / "last.pt")
+        before = (url / "last.pt").etag_or_none()
     assert not (url / "result.json").is_file()
     step = load_state(fetched(url, tmp_path / "killed") / "last.pt")["step"]
     assert 0 < step <= len(rows_of(tmp_path / "killed"))
@@ -234,7 +234,3 @@ def test_an_evaluation_at_a_url(s3, url, data, whole):
 def test_a_sweep_is_refused_by_name(data):
     with pytest.raises(AssertionError, match="output s3://b/x: a sweep writes into a folder"):
         command("sweep", *options("output=s3://b/x", f"data.train={data.train}", "grid={size: [16, 24]}"))
-
-
-def etag(file: UrlPath) -> str | None:
-    return file.etag() if file.is_file() else None

@@ -14,16 +14,16 @@ from cache.differences import first_difference
 from cache.errors import ReskdError, StoreError
 from cache.json_file import parse_json, read_limited
 from stages.remote.local_copy import local_copy
-from stages.remote.url_path import UrlPath, location
+from stages.remote.url_path import Location, UrlPath, location
 from stages.runtime.utf8_path import utf8_path
 from stages.shards.dataset import Dataset
-from stages.shards.index import INDEX, AnyPath, read_index
+from stages.shards.index import INDEX, read_index
 
 _INTEGER = r"-?[0-9]{1,300}"  # more digits are a name: Python refuses to read thousands of them
 MAX_CLASSES = 100_000  # a larger number counts as a mistake: an id in the label's column
 
 
-def read_classes(classes: AnyPath | str | Sequence[str] | None) -> tuple[str, ...] | None:
+def read_classes(classes: Location | str | Sequence[str] | None) -> tuple[str, ...] | None:
     """Class names in the order of their numbers; None for None.
 
     `classes` is one of: the names themselves; a text file with one name a line; a JSON list of names; a JSON object
@@ -61,7 +61,7 @@ def read_classes(classes: AnyPath | str | Sequence[str] | None) -> tuple[str, ..
     return tuple(classes)
 
 
-def is_data_set(path: AnyPath) -> bool:
+def is_data_set(path: Location) -> bool:
     """Whether class names are to be read from a data set: a folder, or a URL with an index below it."""
     return path.is_dir() if isinstance(path, Path) else (path / INDEX).is_file()
 
@@ -190,7 +190,7 @@ def _refuse_unknown(labels: Mapping[str, str], unknown: str | None, classes: Seq
                          "label, or the list of classes")  # fmt: skip
 
 
-def check_classes(classes: tuple[str, ...], data: Dataset, checkpoint: AnyPath) -> None:
+def check_classes(classes: tuple[str, ...], data: Dataset, checkpoint: Location) -> None:
     """Raises ReskdError unless the data set has the teacher's `classes` in the same order."""
     if classes != tuple(data.classes):
         difference = first_difference(classes, data.classes, ("in the checkpoint", "in the data set"))

@@ -21,8 +21,8 @@ from cache.json_file import parse_json, read_limited
 from cache.lru import LRU
 from cache.store import move_into_place, no_link
 from cache.view import BLOCK
-from stages.remote.url_path import UrlPath, location
-from stages.shards.index import INDEX, AnyPath, read_index, rows_path
+from stages.remote.url_path import Location, UrlPath, location
+from stages.shards.index import INDEX, read_index, rows_path
 from stages.shards.index_types import check_rows, short_reason
 from stages.shards.local_blocks import BlockPart, LocalBlocks, block_span
 from stages.shards.tar_file import FilePart, RemoteTar, TarFile, open_tar
@@ -69,9 +69,9 @@ class Dataset:
     Each process loads rows and opens tars at their first use. Threads and forked or spawned workers may use it.
     """
 
-    def __init__(self, path: AnyPath, index: Mapping[str, Any]):
+    def __init__(self, path: Location, index: Mapping[str, Any]):
         self.path = path
-        self.base: AnyPath = self.path / index["base"]  # the folder of the tars
+        self.base: Location = self.path / index["base"]  # the folder of the tars
         self.classes: tuple[str, ...] = tuple(index["classes"])
         self.decoder: str = index["decoder"]
         self.rules: int = index.get("rules", 1)  # by which the rows were made or checked last
@@ -300,7 +300,7 @@ class Dataset:
                           "Put the tar back, or run `prepare` into a new folder")  # fmt: skip
 
 
-def open_dataset(path: AnyPath | str) -> Dataset:
+def open_dataset(path: Location | str) -> Dataset:
     """The data set in a folder or at a URL. Raises ReskdError if the index is missing, damaged, or of another format version."""
     path = location(path)
     index = read_index(path)

@@ -15,10 +15,9 @@ from cache.errors import ReskdError, StoreError
 from cache.identity import ShardEntry
 from cache.json_file import read_json
 from cache.store import write_atomically
-from stages.remote.url_path import UrlPath
+from stages.remote.url_path import Location
 from stages.shards.index_types import check_index, short_reason
 
-AnyPath = Path | UrlPath
 FORMAT = 2
 INDEX = "index.json"
 # offset and size: bytes of the video in the tar; header: crc32 of the 512-byte tar header before the video; fps: 1/s;
@@ -28,7 +27,7 @@ COLUMNS = ("key", "ext", "offset", "size", "header", "sha256", "frames", "fps", 
            "decoder", "start", "fallback", "error")  # fmt: skip
 
 
-def rows_path(path: AnyPath, shard: str) -> AnyPath:
+def rows_path(path: Location, shard: str) -> Location:
     return path / f"{shard}.rows.json"
 
 
@@ -66,7 +65,7 @@ def write_index(path: Path, index: Mapping[str, Any]) -> None:
     write_atomically(path / INDEX, dump(with_digest(index)))
 
 
-def read_index(path: AnyPath) -> dict[str, Any]:
+def read_index(path: Location) -> dict[str, Any]:
     """The content of index.json. Raises ReskdError if the file is missing, damaged, or of another format version."""
     file = path / INDEX
     try:

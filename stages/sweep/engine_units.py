@@ -19,6 +19,7 @@ from stages.runtime.interrupt import RUN_AGAIN
 from stages.runtime.stage_timer import note_seconds
 from stages.student.config import TrainConfig
 from stages.student.train_student import train_cohort
+from stages.sweep.plan import pending
 from stages.sweep.report import note_decoded_epochs
 
 Cohort = Mapping[str, TrainConfig]
@@ -37,10 +38,8 @@ def train_on_engine(engine: Engine, cohorts: Sequence[Cohort], out: Path) -> tup
 
     A cohort whose actor or node is lost goes on elsewhere, from its last checkpoint.
     """
-    units = {" + ".join(cohort): dict(cohort) for cohort in cohorts if _pending(cohort)}
-    for cohort in units.values():
-        pending = _pending(cohort)
-        note_decoded_epochs(out, " + ".join(pending), max(cohort[name].schedule.epochs for name in pending))
+    units = {" + ".join(cohort): dict(cohort) for cohort in cohorts if pending(cohort)}
+    note_decoded_epochs(out, units.values())
     configs = [config for cohort in units.values() for config in cohort.values()]
     inputs = tuple(dict.fromkeys(paths_in([(config.data, config.teacher, config.init) for config in configs])))
     threads = os.environ.get("OMP_NUM_THREADS")
@@ -48,7 +47,7 @@ def train_on_engine(engine: Engine, cohorts: Sequence[Cohort], out: Path) -> tup
         job = Job(
             work=partial(_train, inputs, mark),
             units=units,
-            size={name: len(_pending(cohort)) for name, cohort in units.items()},
+            size={name: len(pending(cohort)) for name, cohort in units.items()},
             title="sweep",
             progress_unit="students",
             output=out,
@@ -59,12 +58,8 @@ def train_on_engine(engine: Engine, cohorts: Sequence[Cohort], out: Path) -> tup
     failed, seconds = {}, note_seconds(out / "seconds.json", {n: r.seconds for n, r in outcome.results.items()})
     for name, cohort in units.items():
         reason = outcome.failed.get(name) or outcome.results[name].reason
-        failed |= dict.fromkeys(_pending(cohort), reason)
+        failed |= dict.fromkeys(pending(cohort), reason)
     return failed, seconds
-
-
-def _pending(cohort: Cohort) -> list[str]:
-    return [name for name, config in cohort.items() if not (config.output / "result.json").exists()]
 
 
 def _train(inputs: tuple[Location, ...], mark: Location, units: Units, tell: Tell) -> None:

@@ -39,6 +39,11 @@ def group_cohorts(students: Mapping[str, TrainConfig], at_once: int) -> list[dic
     ]
 
 
+def pending(cohort: Mapping[str, TrainConfig]) -> list[str]:
+    """The students of a cohort that aren't finished."""
+    return [name for name, config in cohort.items() if not (config.output / "result.json").exists()]
+
+
 def halves(
     cohorts: Sequence[dict[str, TrainConfig]],
 ) -> tuple[list[dict[str, TrainConfig]], list[dict[str, TrainConfig]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.table import Table
@@ -16,6 +16,7 @@ from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
 from stages.sweep.cost import teacher_cost
 from stages.sweep.pareto_front import over_seeds, pareto_front, print_front
+from stages.sweep.plan import pending
 from stages.sweep.plot import plot_front
 
 
@@ -54,9 +55,16 @@ def write_report(
     return result
 
 
-def note_decoded_epochs(out: Path, cohort: str, epochs: int) -> None:
-    """Store in passes.json that a cohort decodes its data `epochs` times. A rerun of the cohort replaces the number."""
-    write_atomically(out / "passes.json", (json.dumps(_decoded_epochs(out) | {cohort: epochs}) + "\n").encode())
+def note_decoded_epochs(out: Path, cohorts: Iterable[Mapping[str, TrainConfig]]) -> None:
+    """Store in passes.json how many times each cohort decodes its data, before it does. A rerun of a cohort replaces its number.
+
+    One process calls it for all cohorts.
+    """
+    epochs = _decoded_epochs(out)
+    for cohort in cohorts:
+        if names := pending(cohort):
+            epochs[" + ".join(names)] = max(cohort[name].schedule.epochs for name in names)
+    write_atomically(out / "passes.json", (json.dumps(epochs) + "\n").encode())
 
 
 def _decoded_epochs(out: Path) -> dict[str, int]:

@@ -25,7 +25,7 @@ from stages.student.config import TrainConfig
 from stages.student.failures import StudentsFailed
 from stages.student.train_student import train_cohort
 from stages.sweep.engine_units import train_on_engine
-from stages.sweep.plan import BESIDE, check_students, group_cohorts, halves, print_plan, sweep_folder
+from stages.sweep.plan import BESIDE, check_students, group_cohorts, halves, pending, print_plan, sweep_folder
 from stages.sweep.report import note_decoded_epochs, write_report
 
 Cohort = Mapping[str, TrainConfig]
@@ -70,7 +70,7 @@ def run_sweep(
             else:
                 first, second = halves(cohorts) if _leaves_cores_idle(students, ranks) else (cohorts, [])
                 if ranks.first:
-                    _note_decoded_epochs([*first, *second], out)
+                    note_decoded_epochs(out, [*first, *second])
                 with _beside(second, out) as failed_beside:
                     failed, seconds = _train(first, out, ranks)
                     failed |= failed_beside()
@@ -102,7 +102,7 @@ def _beside(cohorts: Sequence[Cohort], out: Path) -> Iterator[Callable[[], dict[
             try:
                 join()
             except ReskdError as error:
-                return {name: str(error) for cohort in cohorts for name in _pending(cohort)}
+                return {name: str(error) for cohort in cohorts for name in pending(cohort)}
             return {}
 
         yield failed
@@ -116,17 +116,6 @@ def _train_beside(cohorts: Sequence[Cohort], out: Path) -> None:
         raise ReskdError("\n".join(dict.fromkeys(failed.values())))
 
 
-def _pending(cohort: Cohort) -> list[str]:
-    return [name for name, config in cohort.items() if not (config.output / "result.json").exists()]
-
-
-def _note_decoded_epochs(cohorts: Sequence[Cohort], out: Path) -> None:
-    """Before they are decoded, and by one process."""
-    for cohort in cohorts:
-        if pending := _pending(cohort):
-            note_decoded_epochs(out, " + ".join(pending), max(cohort[name].schedule.epochs for name in pending))
-
-
 def _train(
     cohorts: Sequence[Cohort], out: Path, ranks: Ranks, timings: str = "seconds.json"
 ) -> tuple[dict[str, str], dict[str, float]]:
@@ -137,7 +126,7 @@ def _train(
     timed, seconds = stage_timer(out / timings) if ranks.first else ((lambda _, stage: stage()), {})
     failed: dict[str, str] = {}
     for cohort in cohorts:
-        pending = _pending(cohort)
+        names = pending(cohort)
         try:
             timed(" + ".join(cohort), partial(train_cohort, cohort, resume=True, go_on=RUN_AGAIN))
         except Interrupted:
@@ -145,10 +134,10 @@ def _train(
         except Exception as error:  # an error of one cohort must not stop the next one
             if ranks.world > 1 and not isinstance(error, StudentsFailed):  # all ranks raise that one together
                 raise
-            if not (missing := set(pending) & set(_pending(cohort))):
+            if not (missing := [name for name in pending(cohort) if name in names]):
                 raise
             reason = str(error) if isinstance(error, ReskdError) else f"{type(error).__name__}: {error}"
-            failed |= dict.fromkeys(sorted(missing, key=pending.index), reason)
+            failed |= dict.fromkeys(missing, reason)
     return failed, seconds
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cache.errors import ReskdError
+from stages.remote.local_copy import naming_url
 from stages.remote.url_path import Location
 
 
@@ -36,12 +37,14 @@ def make_private(folder: Path) -> None:
 def written_at(output: Location) -> Iterator[Path]:
     """The path to write the file `output` at; files may be written beside it. For a URL all of them are put there at the end.
 
-    Raises StoreError if the store doesn't take them: they are lost then.
+    A ReskdError inside names the URL in place of the local path, and nothing is put. Raises StoreError if the store doesn't
+    take the files: they are lost then.
     """
     if isinstance(output, Path):
         yield output
         return
     with tempfile.TemporaryDirectory(prefix="reskd-") as folder:
-        yield Path(folder) / output.name
+        with naming_url(output, Path(folder) / output.name):
+            yield Path(folder) / output.name
         for file in sorted(Path(folder).iterdir()):
             output.with_name(file.name).upload(file)

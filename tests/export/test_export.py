@@ -27,6 +27,7 @@ from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, load_model, save_model
 from stages.models.config import ModelConfig
 from stages.prepare.prepare import prepare
+from stages.remote.url_path import UrlPath
 from stages.shards.dataset import open_dataset
 from stages.stream.clips import ClipDataset
 from tests.media import encode_video, moving_square
@@ -126,8 +127,14 @@ def test_each_family_answers_in_onnxruntime_for_any_batch(house, arch):
 
 
 @pytest.mark.parametrize("arch", FAMILIES)
-def test_each_family_answers_as_a_program_of_torch(house, arch, tmp_path, capfd):
-    result = export(ExportConfig(checkpoint=house.nets[arch], output=tmp_path / "net.pt2"))
+def test_each_family_answers_as_a_program_of_torch(house, arch, tmp_path, capfd, s3):
+    output = UrlPath(s3.bucket) / "export" / "net.pt2" if arch == "swin" else tmp_path / "net.pt2"
+    result = export(ExportConfig(checkpoint=house.nets[arch], output=output))
+    if arch == "swin":
+        assert output.parent.files() == {"net.pt2": result["bytes"]} and result["path"] == str(output)
+        (tmp_path / "net.pt2").write_bytes(output.read_bytes())
+        with pytest.raises(ReskdError, match=f"{output} exists already: give another output, or --overwrite"):
+            export(ExportConfig(checkpoint=house.nets[arch], output=output))
     about = {"metadata.json": ""}
     with open(tmp_path / "net.pt2", "rb") as file:
         program = torch.export.load(file, extra_files=about).module()

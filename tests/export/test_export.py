@@ -66,8 +66,11 @@ def model_of(arch: str) -> ModelConfig:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory) -> SimpleNamespace:
-    """Wide, tall, turned and mirrored videos, prepared; a net of each family, exported to .onnx with these videos."""
+def house(tmp_path_factory, s3) -> SimpleNamespace:
+    """Wide, tall, turned and mirrored videos, prepared; a net of each family, exported to .onnx with these videos.
+
+    One of them is exported to a URL, with the script beside it.
+    """
     root = tmp_path_factory.mktemp("export")
     for i in range(6):
         folder = root / "videos" / CLASSES[i % 5]
@@ -80,7 +83,12 @@ def house(tmp_path_factory) -> SimpleNamespace:
     for arch, (policy, via) in FAMILIES.items():
         nets[arch] = save_net(root / f"{arch}.safetensors", model_of(arch), render_via=via, **policy)
         files[arch] = root / "files" / f"{arch}.onnx"
-        command("export", nets[arch], files[arch], "--data", root / "data", "--set", "loader.workers=0")
+        url = UrlPath(s3.bucket) / "onnx" / files[arch].name
+        output = url if arch == "slowonly" else files[arch]
+        command("export", nets[arch], output, "--data", root / "data", "--set", "loader.workers=0")
+    assert url.parent.files().keys() == {"slowonly.onnx", "run_onnx.py"}
+    assert (url.parent / "run_onnx.py").read_bytes() == (root / "files" / "run_onnx.py").read_bytes()
+    files["slowonly"].write_bytes((url.parent / "slowonly.onnx").read_bytes())
     return SimpleNamespace(root=root, data=root / "data", nets=nets, files=files)
 
 

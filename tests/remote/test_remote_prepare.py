@@ -5,11 +5,12 @@ import os
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cache.errors import ReskdError, StoreError
-from stages.prepare import make_data_set, plan
+from stages.prepare import check, make_data_set, plan
 from stages.prepare.prepare import prepare
 from stages.remote import url_path
 from stages.remote.url_path import Changed, UrlPath
@@ -58,9 +59,9 @@ def left_on(machine: Path) -> list[Path]:
     return [path for path in machine.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
-def stopped_at(monkeypatch, count: int, source: Path, url: UrlPath) -> None:
+def stopped_at(monkeypatch, count: int, source: Path | UrlPath, url: UrlPath, work: str = "pack_shard") -> None:
     """Run until the shard number `count` would be made, and no further: what a kill leaves at the URL."""
-    real, made = plan.pack_shard, []
+    real, made = getattr(plan, work), []
 
     def cut(*rest):
         if len(made) == count:
@@ -69,7 +70,7 @@ def stopped_at(monkeypatch, count: int, source: Path, url: UrlPath) -> None:
         return real(*rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(plan, "pack_shard", cut)
+        patch.setattr(plan, work, cut)
         make(source, url)
 
 
@@ -169,10 +170,15 @@ def test_tars_at_a_url_are_indexed_at_their_place(url, place, tmp_path, monkeypa
     make(here, local)
     fetched, real = [], UrlPath.download
     monkeypatch.setattr(UrlPath, "download", lambda self, file: fetched.append(self.name) or real(self, file))
+    if place == "same":  # large tars: some videos are decoded to choose the check
+        monkeypatch.setattr(check, "SMALL", 0)
     if place == "below":  # a small disk: no copy is kept
         monkeypatch.setattr(plan, "kept_tars", lambda tars, folder: set())
+    if place == "beside":
+        stopped_at(monkeypatch, 1, url / "tars", output, "index_shard")
+        on_machine(tmp_path / "other", monkeypatch)
     data = make(url / "tars", output)
-    assert len(fetched) == (4 if place == "below" else 2)
+    assert len(fetched) == {"same": 2, "below": 4, "beside": 4}[place]
     assert objects(url) == before | {
         f"{output.relative_to(url)}/{n}": d for n, d in tree(local).items() if n[-4:] != ".tar"
     }
@@ -206,3 +212,29 @@ def test_bad_tars_and_other_sources_are_refused_by_their_url(url, source, tmp_pa
     with pytest.raises(ReskdError, match=rf"{tars}: a video \(x.mp4\) below it"):
         make(tars, tars)
     assert not (tars / "prepare.json").is_file() and os.listdir(tmp_path / "machine")
+
+
+def test_a_small_disk_large_shards_and_tars_that_change_are_told(url, source, tmp_path, monkeypatch):
+    tars, machine = url / "tars", tmp_path / "machine"
+    upload_folder(foreign(tmp_path / "tars"), tars)
+    free = 0.6 * sum(path.stat().st_size for path in source.rglob("*.mp4"))  # room for any of three shards, not for all
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        make(source, url / "out")
+        with pytest.raises(ReskdError, match=f"{machine}/.*GB needed, .* free. Make room .*set TMPDIR to a folder"):
+            make(source, url / "all", clips_per_shard=50)
+        free = 100
+        with pytest.raises(
+            ReskdError, match=f"{tars}/part0/00000.tar: .*needed for a copy in the temporary folder.*TMPDIR"
+        ):
+            make(tars, tars)
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "MAX_PUT", 5000)
+        with pytest.raises(ReskdError, match=f"{url}/big/000000.tar would have .*smaller --set max_shard_bytes"):
+            make(source, url / "big")
+    last = tars / "part1/00000.tar"
+    for change, why in ((partial(last.write_bytes, b"other"), "replaced"), (last.unlink, "deleted")):
+        monkeypatch.setattr(plan, "kept_tars", lambda *_, change=change: {change()})  # once they are listed
+        with pytest.raises(ReskdError, match=f"{last}: {why} since it was listed"):
+            make(tars, tars)
+    assert not left_on(machine)

@@ -29,7 +29,7 @@ READ = {
     *(("PredictConfig", key) for key in ("checkpoint", "inputs")),
     *(("ExportConfig", key) for key in ("checkpoint", "data")),
     ("ImportConfig", "classes"),
-    *(("PrepareConfig", key) for key in ("classes", "disjoint_from")),
+    *(("PrepareConfig", key) for key in ("source", "output", "classes", "disjoint_from")),
 }
 
 

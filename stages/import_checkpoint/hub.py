@@ -48,6 +48,9 @@ def copy_of(url: UrlPath) -> Iterator[Path]:
         wanted = [*DESCRIPTIONS, *WEIGHTS] if CONFIG in files else []  # another folder may have many files
         for name, file in files.items():
             is_read = any(fnmatchcase(name, pattern) for pattern in wanted)
-            (folder / name).write_bytes(file.read_bytes() if is_read else b"")
+            if is_read:
+                file.download(folder / name)
+            else:
+                (folder / name).touch()
         with naming_url(url, folder):
             yield folder

@@ -24,7 +24,7 @@ def local_copy(path: Location) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="reskd-") as folder:
         copy = Path(folder) / (path.name or "object")
         with suppress(FileNotFoundError):
-            copy.write_bytes(path.read_bytes())
+            path.download(copy)
         with naming_url(path, copy):
             yield copy
 

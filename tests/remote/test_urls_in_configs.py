@@ -29,7 +29,7 @@ TAKEN = {
     *(("PredictConfig", key) for key in ("checkpoint", "inputs", "output", "csv", "plot", "annotate")),
     *(("ExportConfig", key) for key in ("checkpoint", "data", "output")),
     *(("ImportConfig", key) for key in ("source", "classes", "output")),
-    *(("PrepareConfig", key) for key in ("classes", "disjoint_from")),
+    *(("PrepareConfig", key) for key in ("source", "output", "classes", "disjoint_from")),
 }
 
 

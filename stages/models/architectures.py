@@ -59,5 +59,5 @@ def build_model(config: ModelConfig, pretrained: bool = False) -> VideoModel:
     norm = take_head_norm(backbone, config.backbone) if config.head_norm else None
     width = backbone.num_features
     head = Head(backbone.pooled_features if own else width, config.num_classes, config.dropout, norm, not own)
-    pixels = {"mean": config.mean, "std": config.std}
-    return VideoModel(backbone, encode, head, num_frames=config.num_frames, width=width, **pixels)
+    known = {"mean": config.mean, "std": config.std, "built_from": config.model_dump_json()}
+    return VideoModel(backbone, encode, head, num_frames=config.num_frames, width=width, **known)

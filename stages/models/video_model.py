@@ -95,10 +95,13 @@ class VideoModel(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         width: int | None = None,
+        built_from: str | None = None,
     ) -> None:
         """`encode(backbone, clips [B, T, 3, H, W])` returns the map [B, T', h, w, D], or `Encoded`. `width` is D; None: that
-        of the head's input. `mean` and `std` are of RGB in 0..1."""
+        of the head's input. `mean` and `std` are of RGB in 0..1. `built_from`: the whole config as text; two models of one
+        text differ in their weights alone."""
         super().__init__()
+        self.built_from = built_from
         self.width = width or head.fc.in_features
         self.backbone, self.encode, self.head, self.num_frames = backbone, encode, head, num_frames
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -169,10 +172,22 @@ class ModelStats:
 
 
 def model_stats(model: VideoModel, size: int) -> ModelStats:
-    """The cost for one clip of size x size pixels, in eval mode. A copy that has shapes but no data is counted.
+    """The cost for one clip of size x size pixels, in eval mode. It is counted once for all models of one config.
 
     Raises ReskdError if the network takes no pictures of this size.
     """
+    if (stats := _counted.get((model.built_from, size))) is None:
+        stats = _count(model, size)
+        if model.built_from is not None:
+            _counted[model.built_from, size] = stats
+    return stats
+
+
+_counted: dict[tuple[str, int], ModelStats] = {}  # by the config and the size
+
+
+def _count(model: VideoModel, size: int) -> ModelStats:
+    """`model_stats`, counted on a copy that has shapes but no data."""
     shapes = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     clips = torch.empty(1, model.num_frames, 3, size, size, dtype=torch.uint8, device="meta")
     try:

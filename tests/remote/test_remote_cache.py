@@ -233,6 +233,6 @@ def test_other_commands_take_a_url_of_what_they_only_read(remote, data, teacher,
     page = write_report([remote.cache, remote.val, remote.root], tmp_path / "report.html")
     assert (page["caches"], page["data_sets"]) == (1, 1)
     ((what, why),) = page["problems"]
-    assert what == str(remote.root) and why.startswith("no cache and no data set is at this URL; give runs")
+    assert what == str(remote.root) and why.startswith("no run, sweep, cache or data set is at this URL, and")
     text = (tmp_path / "report.html").read_text()
     assert str(remote.cache) in text and str(remote.val) in text

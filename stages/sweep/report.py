@@ -48,7 +48,7 @@ def write_report(
             plot_front(picture, points, front, f"{metric} on {data}, %")
         with warn_if_it_fails("the table of the front"):
             print_front(points, front, f"{metric} %", f"on {data}")
-        console.print(f"written: {out}/sweep.json, sweep.png", highlight=False)
+        console.print(f"written: {out}/sweep.json, sweep.png", highlight=False, soft_wrap=True)
     with warn_if_it_fails("the table of the costs"):
         _print_cost(cost)
     return result

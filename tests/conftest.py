@@ -161,9 +161,13 @@ def shared_folder(config) -> Path:
 @pytest.fixture(scope="session")
 def s3(request) -> SimpleNamespace:
     """A real S3 server on loopback, one for all test processes: its `port`, the `environment` of its users, an own `bucket`."""
+    from stages.remote.url_path import UrlPath
+
     port = start_server(shared_folder(request.config))
     os.environ.update(environment(port))
-    return SimpleNamespace(port=port, environment=environment(port), bucket=f"s3://bucket-{os.getpid()}")
+    bucket = f"s3://bucket-{os.getpid()}"
+    (UrlPath(bucket) / "there").write_bytes(b"")  # the server makes a bucket at its first object
+    return SimpleNamespace(port=port, environment=environment(port), bucket=bucket)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from stages.import_checkpoint.config import ImportConfig
 from stages.import_checkpoint.import_checkpoint import import_checkpoint
 from stages.models.checkpoints import load_model
 from stages.models.zoo import ZOO
+from stages.remote.url_path import UrlPath
 from stages.shards.classes import read_classes
 from stages.shards.dataset import open_dataset
 from tests.foreign_files import (
@@ -147,15 +148,39 @@ def test_class_names_come_from_the_list_or_the_checkpoint_and_are_never_made_up(
     assert not (tmp_path / "made" / "ours.safetensors").exists()
 
 
-def test_nothing_is_overwritten_and_our_own_files_are_not_taken(names, tmp_path):
-    _, path = run(tmp_path, as_mmaction2(resnet()), classes=names)
+def test_nothing_is_overwritten_and_our_own_files_are_not_taken_and_urls_do_the_same(names, tmp_path, s3, capsys):
+    card, path = run(tmp_path, as_mmaction2(resnet()), classes=names)
     before = path.read_bytes()
+    folder = UrlPath(s3.bucket) / "import"
+    (folder / "theirs.pth").upload(tmp_path / "theirs.pth")
     with pytest.raises(ReskdError, match="exists already"):
         run(tmp_path, as_mmaction2(resnet(seed=4)), classes=names)
     assert path.read_bytes() == before
     config = ImportConfig(source=path, output=tmp_path / "b.safetensors", model=model_config("tsn"), classes=names)
     with pytest.raises(ReskdError, match="of this program already"):
         import_checkpoint(config)
+
+    def there(source="theirs.pth", **changes):
+        common = {
+            "output": folder / "made" / "ours.safetensors",
+            "model": model_config("tsn", classes=None),
+            "size": 32,
+        }
+        return import_checkpoint(ImportConfig(source=str(folder / source), **{**common, "classes": names, **changes}))
+
+    with pytest.raises(ReskdError, match=f"checkpoint {folder}/none.pth does not exist"):
+        there("none.pth")
+    with pytest.raises(ReskdError, match=f"{folder}/theirs.pth doesn't name its 5 classes"):
+        there(classes=None)
+    capsys.readouterr()
+    assert there() == card and card.notes == {"imported": "theirs.pth"}
+    assert (folder / "made").files().keys() == {"ours.safetensors"}
+    assert (folder / "made" / "ours.safetensors").read_bytes() == before
+    assert f"{folder}/made/ours.safetensors: tsn" in capsys.readouterr().err
+    with pytest.raises(ReskdError, match=f"{folder}/made/ours.safetensors exists already"):
+        there()
+    with pytest.raises(ValueError, match=r"http://h/x.safetensors: a web server can only be read"):
+        there(output="http://h/x.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -554,6 +554,7 @@ def test_an_interrupt_at_any_moment_is_one_word(tmp_path):
 
 
 def test_two_at_once_are_refused(tmp_path, monkeypatch):
+    from stages.prepare.output import Output
     from stages.prepare.output_folder import locked_output
 
     source, output = class_folders(tmp_path / "videos", "x"), tmp_path / "out"
@@ -561,7 +562,7 @@ def test_two_at_once_are_refused(tmp_path, monkeypatch):
     arguments = json.loads((tmp_path / "other/prepare.json").read_bytes())
     monkeypatch.setattr("stages.runtime.lock.TIMEOUT", 0.5)  # seconds
     with (
-        locked_output(output, arguments, among_tars=False),
+        locked_output(Output(output, output), arguments, among_tars=False),
         pytest.raises(ReskdError, match="in use by another process"),
     ):
         make(source, output)

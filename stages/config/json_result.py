@@ -14,7 +14,7 @@ from typing import Any
 from cache.errors import ReskdError
 from cache.json_file import read_json
 from cache.store import write_atomically
-from stages.remote.url_path import Location
+from stages.remote.url_path import Location, UrlPath
 
 STDOUT = Path("-")
 
@@ -60,6 +60,8 @@ def json_text(result: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, UrlPath):
+        return str(value)
     if is_dataclass(value):
         return _plain(asdict(value))
     if hasattr(value, "model_dump"):  # a config

@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 from cache.view import ViewPolicy
-from stages.remote.url_path import UrlPath, location, lost_url
+from stages.remote.url_path import Location, UrlPath, location, lost_url
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -20,6 +29,15 @@ AnyPath = Annotated[
     PlainSerializer(str, return_type=str),
 ]
 Size = Annotated[int, Field(ge=8, le=1024)]  # pixels
+
+
+def _no_web_server(output: Location) -> Location:
+    if not isinstance(output, Path) and str(output).startswith("http"):
+        raise ValueError(f"{output}: a web server can only be read; give s3://, gs://, az:// or a path of this machine")
+    return output
+
+
+OutputPath = Annotated[AnyPath, AfterValidator(_no_web_server)]  # where something is written
 
 
 class Config(BaseModel):

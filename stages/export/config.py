@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field, model_validator
 
-from stages.config.schema import AnyPath, Config, Positive
+from stages.config.schema import AnyPath, Config, OutputPath, Positive
 from stages.stream.config import LoaderConfig
 
 
@@ -14,7 +12,7 @@ class ExportConfig(Config):
     """`pipeline.py export`."""
 
     checkpoint: AnyPath
-    output: Path = Field(description="NAME.onnx or NAME.pt2")
+    output: OutputPath = Field(description="NAME.onnx or NAME.pt2")
     data: AnyPath | None = Field(None, description="a data set: its clips check the file, and calibrate int8")
     int8: bool = Field(False, description="8-bit weights and activations; for .onnx")
     calibrate: Positive = Field(128, description="clips of `data` that check the file and calibrate int8")

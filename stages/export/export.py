@@ -20,6 +20,7 @@ from stages.export.metadata import metadata_of
 from stages.export.program import check_packages, onnx_bytes, pt2_bytes, to_program
 from stages.export.quantise import Accuracy, check_drop, measure_accuracy, quantise
 from stages.models.checkpoints import ModelCard, load_model
+from stages.remote.outputs import written_at
 from stages.remote.url_path import Location
 from stages.runtime.terminal import console
 
@@ -44,19 +45,21 @@ def export(config: ExportConfig) -> dict:
     metadata = metadata_of(config.checkpoint, card)
     some = (lambda: clips.some(config.calibrate)) if clips else lambda: noise_batches(card)
     accuracy = None
-    with _checked_file(config.output, partial_file(config.output)) as partial:
-        with console.status(f"writing {config.output.name}"):
-            program = to_program(model, card.size, config.checkpoint)
-            data = onnx_bytes(program, metadata, config.checkpoint) if is_onnx else pt2_bytes(program, metadata)
-            _write(partial, data, config.output)
-        with console.status("comparing it with the network"):
-            comparison = compare(model, careful(onnx_runner if is_onnx else pt2_runner, partial, config.output), some())
-            check_equal(comparison, config.output)
-        if config.int8:
-            comparison, accuracy = _quantise(partial, config, model, card, clips, some)
-        if is_onnx:
-            _copy_script(config.output)
-    return _report(config, card, comparison, accuracy)
+    with written_at(config.output) as output:
+        with _checked_file(output, partial_file(output)) as partial:
+            with console.status(f"writing {output.name}"):
+                program = to_program(model, card.size, config.checkpoint)
+                data = onnx_bytes(program, metadata, config.checkpoint) if is_onnx else pt2_bytes(program, metadata)
+                _write(partial, data, output)
+            with console.status("comparing it with the network"):
+                comparison = compare(model, careful(onnx_runner if is_onnx else pt2_runner, partial, output), some())
+                check_equal(comparison, output)
+            if config.int8:
+                comparison, accuracy = _quantise(partial, config, model, card, clips, some)
+            if is_onnx:
+                _copy_script(output)
+        size, opset = output.stat().st_size, _opset(output)
+    return _report(config, card, comparison, accuracy, size, opset)
 
 
 def _check_output(config: ExportConfig) -> None:
@@ -131,11 +134,18 @@ def _quantise(
         return compare(model, run, some()), accuracy
 
 
-def _report(config: ExportConfig, card: ModelCard, comparison: Comparison, accuracy: Accuracy | None) -> dict:
+def _report(
+    config: ExportConfig,
+    card: ModelCard,
+    comparison: Comparison,
+    accuracy: Accuracy | None,
+    size: int,
+    opset: int | None,
+) -> dict:
     result = {
         "path": str(config.output),
-        "bytes": config.output.stat().st_size,
-        "opset": _opset(config.output),
+        "bytes": size,
+        "opset": opset,
         "size": card.size,
         "frames": card.model.num_frames,
         "clips": comparison.clips,
@@ -144,7 +154,7 @@ def _report(config: ExportConfig, card: ModelCard, comparison: Comparison, accur
         "ms_per_clip": comparison.ms,
     }
     lines = [
-        f"{config.output}: {result['bytes'] / 1e6:.1f} MB" + (f", opset {result['opset']}" if result["opset"] else ""),
+        f"{config.output}: {size / 1e6:.1f} MB" + (f", opset {opset}" if opset else ""),
         f"largest difference from the network {comparison.largest:.1g} of the largest logit, on {comparison.clips} clips of "
         + ("noise (give --data for real ones)" if config.data is None else f"{config.data}"),
         f"{comparison.ms:.1f} ms a clip on this CPU, in batches of 1 to 4",
@@ -155,7 +165,9 @@ def _report(config: ExportConfig, card: ModelCard, comparison: Comparison, accur
             f"top-1 {accuracy.network:.2f} % in float, {accuracy.int8:.2f} % in int8, on {accuracy.clips} clips"
         )
     if config.output.suffix == ".onnx":
-        lines.append(f"python {config.output.with_name(SCRIPT.name)} {config.output} VIDEO... runs it on videos")
+        script = config.output.with_name(SCRIPT.name)
+        lines.append(f"python {script} {config.output} VIDEO... runs it on videos" + ("" if isinstance(script, Path) else
+                     " (copy both files to a machine first)"))  # fmt: skip
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     return result
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from cache.view import ViewPolicy
-from stages.config.schema import AnyPath, Config, Size, check_deterministic
+from stages.config.schema import AnyPath, Config, OutputPath, Size, check_deterministic
 from stages.models.config import CheckpointFormat, HeadPolicy, ModelConfig
 
 
 class ImportConfig(Config):
     """`pipeline.py import-checkpoint`: converts a checkpoint of another program."""
 
-    source: Path = Field(description="a checkpoint of mmaction2, upstream (ResKD), torchvision, timm, MIT's TSM or "
-                                     "pytorchvideo; or a folder of Hugging Face, or org/name on its hub")  # fmt: skip
-    output: Path = Field(description="a new .safetensors")
+    source: AnyPath = Field(description="a checkpoint of mmaction2, upstream (ResKD), torchvision, timm, MIT's TSM or "
+                                        "pytorchvideo; or a folder of Hugging Face, or org/name on its hub")  # fmt: skip
+    output: OutputPath = Field(description="a new .safetensors")
     model: ModelConfig | None = Field(None, description="a folder of Hugging Face says it itself")
     size: Size = Field(224, description="pixels of the model's square input; a folder of Hugging Face says it")
     classes: AnyPath | None = Field(None, description="their order: a file with one name per line, or a prepared data set; "

@@ -1,11 +1,21 @@
-"""Fetches a model from Hugging Face's hub: its JSON files first, so that what can't be taken costs no download of weights."""
+"""Fetches a model of Hugging Face from its hub or from a store, without its code and its pickled weights.
+
+From the hub the JSON files come first, so that what can't be taken costs no download of weights.
+"""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cache.errors import ReskdError
+from stages.remote.local_copy import naming_url
+from stages.remote.url_path import UrlPath
 
+CONFIG = "config.json"
 DESCRIPTIONS, WEIGHTS = ["*.json"], ["model*.safetensors"]
 
 
@@ -23,3 +33,24 @@ def fetch(name: str, patterns: list[str], revision: str | None = None) -> Path:
         raise ReskdError(f"{name} is no file or folder here, and can't be fetched from Hugging Face's hub ({reason}): give the "
                          "path of a folder with its config.json and model.safetensors") from error  # fmt: skip
     return Path(found)
+
+
+@contextmanager
+def copy_of(url: UrlPath) -> Iterator[Path]:
+    """A temporary folder with the files of the model in the folder `url`.
+
+    Files that are never read, such as code, are there by their names alone. Errors name the URL. Raises StoreError.
+    """
+    with tempfile.TemporaryDirectory(prefix="reskd-") as temporary:
+        folder = Path(temporary) / (url.name or "model")
+        folder.mkdir()
+        files = {file.name: file for file in url.iterdir()}
+        wanted = [*DESCRIPTIONS, *WEIGHTS] if CONFIG in files else []  # another folder may have many files
+        for name, file in files.items():
+            is_read = any(fnmatchcase(name, pattern) for pattern in wanted)
+            if is_read:
+                file.download(folder / name)
+            else:
+                (folder / name).touch()
+        with naming_url(url, folder):
+            yield folder

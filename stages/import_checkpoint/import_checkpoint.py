@@ -22,6 +22,7 @@ from stages.models.transformers_families import FAMILIES
 from stages.models.video_model import VideoModel, model_stats
 from stages.models.weight_files import StoredWeights, read_weight_file
 from stages.models.weight_names import recognise_format
+from stages.remote.outputs import written_at
 from stages.runtime.terminal import console
 from stages.shards.classes import read_classes
 
@@ -72,8 +73,9 @@ def import_checkpoint(config: ImportConfig) -> ModelCard:
     description = load_stored(model, model_config, init, stored, classes)
     model_stats(model, config.size)  # raises if it can't see pictures of this size
     card = ModelCard(model_config, classes, config.size, config.render_via, policy, {"imported": config.source.name})
-    make_folders(config.output.parent)
-    save_model(config.output, model, card)
+    with written_at(config.output) as file:
+        make_folders(file.parent)
+        save_model(file, model, card)
     views = policy.sampling if policy.sampling == "segments" else f"{policy.sampling}, stride {policy.stride}"
     console.print(f"{description}\n{config.output}: {config.model.arch} {config.model.backbone}, {len(classes)} classes, "
                   f"{config.size} px, {config.model.num_frames} frames ({views}), crop {policy.crop}",

@@ -16,12 +16,13 @@ import torch
 
 from cache.errors import ReskdError
 from stages.import_checkpoint.config import ImportConfig
-from stages.import_checkpoint.hub import DESCRIPTIONS, WEIGHTS, fetch
+from stages.import_checkpoint.hub import CONFIG, DESCRIPTIONS, WEIGHTS, copy_of, fetch
 from stages.import_checkpoint.transformers_pixels import pixels_of, read_object, size_of
 from stages.models.config import ModelConfig
 from stages.models.transformers_families import FAMILIES, Family
 from stages.models.transformers_net import config_class, config_keys, library, net_config
 from stages.models.weight_files import StoredWeights, read_safetensors
+from stages.remote.url_path import Location, UrlPath
 from stages.runtime.terminal import console
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -29,8 +30,10 @@ FILES_OF_WEIGHTS = (".bin", ".pt", ".pth", ".pyth", ".tar", ".ckpt", ".msgpack",
 INDEX = "model.safetensors.index.json"
 
 
-def is_transformers(source: Path) -> bool:
+def is_transformers(source: Location) -> bool:
     """Whether `source` is a folder, or no path at all and looks like the name of a model on Hugging Face's hub."""
+    if isinstance(source, UrlPath):
+        return not source.is_file() and source.is_dir()
     if source.exists() or source.parent.exists():
         return source.is_dir()
     return bool(HUB_ID.fullmatch(str(source))) and source.suffix not in FILES_OF_WEIGHTS
@@ -42,11 +45,19 @@ def open_transformers(config: ImportConfig) -> tuple[ImportConfig, StoredWeights
     What the user has set stays. Raises ReskdError if a file is missing or can't be read, if the weights are pickled, or if
     the network is none that this program takes.
     """
-    hub_name = None if config.source.is_dir() else str(config.source)
-    folder = fetch(hub_name, DESCRIPTIONS) if hub_name else config.source
-    described = read_object(folder / "config.json")
+    if isinstance(config.source, UrlPath):
+        with copy_of(config.source) as folder:
+            return _open_folder(config, folder, None)
+    if config.source.is_dir():
+        return _open_folder(config, config.source, None)
+    return _open_folder(config, fetch(str(config.source), DESCRIPTIONS), str(config.source))
+
+
+def _open_folder(config: ImportConfig, folder: Path, hub_name: str | None) -> tuple[ImportConfig, StoredWeights]:
+    """`folder`: the model's, or its copy. `hub_name`: its weights are still to be fetched from there."""
+    described = read_object(folder / CONFIG)
     name = str(described.get("model_type"))
-    _check_known(folder, name, described)
+    _check_known(config.source, folder, name, described)
     given = config.model.model_dump(include=config.model.model_fields_set) if config.model else {}
     if fixed := given.keys() & {"arch", "backbone", "args"}:
         raise ReskdError(
@@ -64,7 +75,7 @@ def open_transformers(config: ImportConfig) -> tuple[ImportConfig, StoredWeights
     return filled, StoredWeights(weights, classes=_labels(described), format="transformers", notes=tuple(notes))
 
 
-def _check_known(folder: Path, name: str, described: dict[str, Any]) -> None:
+def _check_known(source: Location, folder: Path, name: str, described: dict[str, Any]) -> None:
     """ReskdError unless the network is one of the table. Code in the folder is named."""
     code = sorted(path.name for path in folder.glob("*.py"))
     code += ["auto_map in config.json"] if "auto_map" in described else []
@@ -85,7 +96,7 @@ def _check_known(folder: Path, name: str, described: dict[str, Any]) -> None:
         raise ReskdError(f"{folder}: its class {kind} is none of transformers' that are known here for {name} "
                          f"({family.classifier or family.encoder}), and no code of a checkpoint is run")  # fmt: skip
     if code:
-        console.print(f"[yellow]warning[/] {folder} holds code ({', '.join(code)}), which is not run: the network is "
+        console.print(f"[yellow]warning[/] {source} holds code ({', '.join(code)}), which is not run: the network is "
                       f"transformers' own {family.encoder}", soft_wrap=True)  # fmt: skip
 
 

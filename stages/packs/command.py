@@ -7,7 +7,7 @@ from stages.config.options import CONFIG, DRY_RUN, SET, json_option, with_option
 
 @click.command(short_help="Store the pictures that students need as small JPEGs.")
 @click.option("--data", help="A data set made by prepare.")
-@click.option("--output", help="The pack, a folder.")
+@click.option("--output", help="The pack, a folder or s3://bucket/NAME.")
 @click.option("--cache", help="A cache made by cache-teacher, with the stored views.")
 @click.option(
     "--frames",
@@ -37,7 +37,8 @@ def pack(config_file, overrides, dry_run, **options):
     --frames crops  the stored views of --cache, cut out and shrunk to --size: for students of this size and smaller
     --frames all    every frame, whole: for validation, evaluation and fresh views
 
-    If pack was killed, run it again: it packs only the missing shards. Several processes (torchrun) share them.
+    If pack was killed, run it again, on any machine if the pack is at a URL: it packs only the missing shards. Several
+    processes (torchrun) share them.
     """
     from stages.config.file import load_config
     from stages.packs.config import PackConfig

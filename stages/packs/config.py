@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from cache.view import ViewPolicy
-from stages.config.schema import AnyPath, Config, Positive, Size
+from stages.config.schema import AnyPath, Config, OutputPath, Positive, Size
 from stages.stream.config import LoaderConfig
 
 
@@ -16,7 +15,7 @@ class PackConfig(Config):
     """`pipeline.py pack`."""
 
     data: AnyPath = Field(description="a data set made by `prepare`")
-    output: Path = Field(description="the pack, a folder")
+    output: OutputPath = Field(description="the pack, a folder, or s3://bucket/NAME (gs://, az://)")
     cache: AnyPath | None = Field(
         None, description="a cache of this data set, made by `cache-teacher`, with the stored views"
     )

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
 from rich.table import Table
 
-from cache.differences import renewed_shards
 from cache.errors import ReskdError
 from stages.packs.config import PackConfig
+from stages.packs.output import begin_pack, committer, made_in, print_small_clips, size_of
 from stages.packs.plan import Plan, plan_pack
-from stages.packs.writing import AllPictures, PackedClip, commit_shard
+from stages.packs.writing import AllPictures, PackedClip
+from stages.remote.url_path import Location
 from stages.runtime.distributed import Ranks, join_ranks
-from stages.runtime.lock import locked
 from stages.runtime.progress import progress_bar
 from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset, open_dataset
-from stages.shards.index import rows_path
 from stages.stream.loading import decoding_workers, raise_errors
-from stages.stream.pack_files import PackManifest, finish_pack, read_committed_shard, read_pack, write_pack
+from stages.stream.pack_files import PackManifest, finish_pack, read_committed_shards
 from stages.stream.rules import check_rules
 from stages.stream.worker_pool import make_batches
 
@@ -47,16 +45,16 @@ def pack(config: PackConfig, *, dry_run: bool = False) -> dict:
     with join_ranks(timeout=timedelta(days=7)) as ranks:  # shards differ: the first rank to finish waits for the last
         if dry_run:
             return _print_plan(config, data, plan_pack(config, data))
-        with locked(config.output) if ranks.first else nullcontext(), _disk_errors(config.output, data):
+        with made_in(config.output, ranks) as folder, _disk_errors(config.output, folder, data):
             plans: list[Plan] = []
 
             def begin() -> None:
                 plans.append(plan_pack(config, data))
-                _begin_pack(config.output, plans[0])
+                begin_pack(config.output, folder, plans[0])
 
             ranks.run_on_first(begin)
             plan = ranks.gather(plans[0] if plans else None)[0]
-            packed_clips = _pack_shards(config, data, plan, ranks)
+            packed_clips = _pack_shards(config, folder, data, plan, ranks)
             ranks.barrier()
             if not ranks.first:
                 return {"clips": packed_clips}
@@ -64,35 +62,18 @@ def pack(config: PackConfig, *, dry_run: bool = False) -> dict:
             return _print_result(config, data, plan, manifest, packed_clips, started)
 
 
-def _begin_pack(output: Path, plan: Plan) -> None:
-    """Check the disk space, and write the manifest of a new pack."""
-    parent = next(p for p in (output, *output.absolute().parents) if p.exists())
-    free = shutil.disk_usage(parent).free
-    if plan.bytes > free:
-        raise ReskdError(f"{output}: the pack needs about {plan.bytes / 1e9:.2f} GB more, the disk has {free / 1e9:.2f} GB free: "
-                         "make room, lower quality, psnr or height, or give another output")  # fmt: skip
-    _print_small_clips(plan)
-    stored = read_pack(output)
-    for entry in renewed_shards(stored.identity.shards, plan.identity.shards) if stored else ():
-        rows_path(output, entry.name).unlink(missing_ok=True)  # before the manifest: a rerun finds it missing
-    if stored is None or stored.identity != plan.identity:
-        write_pack(output, PackManifest(plan.identity))
-
-
-def _print_small_clips(plan: Plan) -> None:
-    if plan.small:
-        console.print(f"{len(plan.small)} clips are smaller than {plan.identity.height} px and keep their size; the first: "
-                      f"{plan.small[0]}", markup=False, highlight=False, soft_wrap=True)  # fmt: skip
-
-
-def _pack_shards(config: PackConfig, data: Dataset, plan: Plan, ranks: Ranks) -> int:
+def _pack_shards(config: PackConfig, folder: Path, data: Dataset, plan: Plan, ranks: Ranks) -> int:
     """Pack this rank's shards, every W-th of the missing ones; returns the number of their clips."""
     shards = plan.missing[ranks.rank :: ranks.world]
     frames = AllPictures(data, shards, plan.wanted, plan.identity.height, plan.identity.quality)
     workers = min(decoding_workers(config.loader), len(frames))
     chunks = make_batches(frames.fetcher, range(len(frames)), workers, config.loader, data=data)
     total = sum(data.entry(shard).clips for shard in shards)
-    with progress_bar("clips", disable=not ranks.first) as bar:
+    committing, progress = (
+        committer(config.output, folder, plan.identity),
+        progress_bar("clips", disable=not ranks.first),
+    )
+    with committing as commit, progress as bar:
         task, started = bar.add_task("pack", total=total, rate=0.0, note=""), time.perf_counter()
 
         def clips_with_progress() -> Iterator[PackedClip]:
@@ -105,7 +86,7 @@ def _pack_shards(config: PackConfig, data: Dataset, plan: Plan, ranks: Ranks) ->
         for shard in shards:
             bar.update(task, note=shard)
             shard_clips = islice(clips, data.entry(shard).clips)  # reads no further: the next shard may raise an error
-            commit_shard(config.output, shard, map(_quarantine_reporter(shard), shard_clips))
+            commit(shard, map(_quarantine_reporter(shard), shard_clips))
     return total
 
 
@@ -121,14 +102,16 @@ def _quarantine_reporter(shard: str) -> Callable[[PackedClip], PackedClip]:
 
 
 @contextmanager
-def _disk_errors(output: Path, data: Dataset) -> Iterator[None]:
+def _disk_errors(output: Location, folder: Path, data: Dataset) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        packed = sum(read_committed_shard(output, entry.name) is not None for entry in data.shards)
-        raise ReskdError(f"{error.filename or output}: can't be written ({error.strerror or error}). {packed} of "
-                         f"{len(data.shards)} shards are packed and stay: make room or correct the permissions, and run `pack` "
-                         "again, which continues")  from error  # fmt: skip
+        shards = read_committed_shards(output, (entry.name for entry in data.shards)).values()
+        packed = sum(shard is not None for shard in shards)
+        elsewhere = "" if folder == output else ", or set TMPDIR to a folder on another disk"
+        raise ReskdError(f"{error.filename or folder}: can't be written ({error.strerror or error}). {packed} of "
+                         f"{len(data.shards)} shards are packed and stay: make room or correct the permissions{elsewhere}, and "
+                         "run `pack` again, which continues") from error  # fmt: skip
 
 
 def _print_plan(config: PackConfig, data: Dataset, plan: Plan) -> dict:
@@ -146,7 +129,7 @@ def _print_plan(config: PackConfig, data: Dataset, plan: Plan) -> dict:
     for name, value in rows.items():
         table.add_row(name, str(value))
     console.print(table)
-    _print_small_clips(plan)
+    print_small_clips(plan)
     return result
 
 
@@ -167,7 +150,7 @@ def _source_bytes(data: Dataset) -> int:
 
 def _print_result(config: PackConfig, data: Dataset, plan: Plan, manifest: PackManifest, packed_clips: int,
                   started: float) -> dict:  # fmt: skip
-    size = sum(p.stat().st_size for p in config.output.rglob("*") if p.is_file())
+    size = size_of(config.output)
     result = _common_results(data, plan) | {
         "clips": packed_clips,
         "bytes": size,

@@ -6,7 +6,6 @@ import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -16,9 +15,10 @@ from cache.reader import CacheReader, check_join
 from cache.view import ViewPolicy
 from stages.packs.config import PackConfig
 from stages.packs.writing import WantedPictures, sample_pictures
+from stages.remote.url_path import Location
 from stages.shards.dataset import Dataset, Row
 from stages.stream.frame_height import height_for, smallest_side, smallest_stored_side
-from stages.stream.pack_files import PACK, PackIdentity, pack_differences, read_committed_shard, read_pack
+from stages.stream.pack_files import PACK, PackIdentity, pack_differences, read_committed_shards, read_pack
 from stages.stream.replay import missing_parts
 from stages.stream.rules import rows_of_older_rules
 from stages.video import jpeg
@@ -33,9 +33,14 @@ class Plan:
     wanted: WantedPictures
     missing: tuple[str, ...]  # shards that aren't committed
     frames: int  # pictures of all clips
-    bytes: int  # of the missing shards, estimated from a sample
+    sizes: tuple[int, ...]  # bytes of the missing shards, estimated from a sample
     psnr: float  # dB, of the sample at the chosen quality
     small: tuple[str, ...]  # "shard/key" of clips whose frames are smaller than the height; they keep their size
+
+    @property
+    def bytes(self) -> int:
+        """Of the missing shards together."""
+        return sum(self.sizes)
 
 
 def plan_pack(config: PackConfig, data: Dataset) -> Plan:
@@ -60,16 +65,15 @@ def plan_pack(config: PackConfig, data: Dataset) -> Plan:
         quality = _lowest_quality(config.psnr, pictures, encode)
     identity = PackIdentity(data.shards, decoder_identity(), config.frames, views if crops else None, policy, side, height,
                         quality, config.psnr)  # fmt: skip
-    _refuse_other(config.output, identity)
+    refuse_other(config.output, identity)
     renewed = {entry.name for entry in renewed_shards(stored.identity.shards, identity.shards)} if stored else set()
-    missing = tuple(
-        e.name for e in data.shards if e.name in renewed or read_committed_shard(config.output, e.name) is None
-    )
+    there = read_committed_shards(config.output, (e.name for e in data.shards if e.name not in renewed))
+    missing = tuple(e.name for e in data.shards if there.get(e.name) is None)
     frames = {e.name: sum(map(len, wanted.frames_of_rows(data, e.name))) for e in data.shards}
     jpeg_bytes = np.mean([len(encode(picture, quality)) for picture in pictures])
     # 12 bytes a picture in the rows file, 2,048 a clip for tar headers.
-    size = sum(int(frames[s] * (jpeg_bytes + 12) + 2048 * data.entry(s).clips) for s in missing)
-    return Plan(identity, wanted, missing, sum(frames.values()), size, _psnr(pictures, quality, encode), small)
+    sizes = tuple(int(frames[s] * (jpeg_bytes + 12) + 2048 * data.entry(s).clips) for s in missing)
+    return Plan(identity, wanted, missing, sum(frames.values()), sizes, _psnr(pictures, quality, encode), small)
 
 
 def _open_cache(config: PackConfig, data: Dataset) -> tuple[CacheReader | None, int]:
@@ -120,7 +124,8 @@ def _lowest_quality(wanted: float, pictures: Sequence[np.ndarray], encode: Encod
     return quality
 
 
-def _refuse_other(output: Path, identity: PackIdentity) -> None:
+def refuse_other(output: Location, identity: PackIdentity) -> None:
+    """Raises ReskdError, which names what is there, unless `output` is empty or has this pack."""
     stored = read_pack(output)
     if stored is None:
         if output.exists() and (

@@ -49,8 +49,8 @@ def predict(config_file, overrides, inputs, **options):
     each class and window.
 
     Lines are written in the order of the videos, each as soon as it is known: if you stop the command, the lines stay, and
-    each of them is whole. A run writes its files anew. A video that can't be read has a line with its `error`; the exit
-    status is then 1.
+    each of them is whole. Outputs at a URL (s3://...) are put there at the end. A run writes its files anew. A video that
+    can't be read has a line with its `error`; the exit status is then 1.
     """
     from stages.config.file import load_config
     from stages.predict.config import PredictConfig

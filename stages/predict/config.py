@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from cache.view import ViewPolicy
-from stages.config.schema import AnyPath, Config, Positive, Size, check_deterministic
+from stages.config.schema import AnyPath, Config, OutputPath, Positive, Size, check_deterministic
 from stages.stream.config import LoaderConfig
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -21,8 +21,8 @@ class PredictConfig(Config):
     inputs: tuple[AnyPath, ...] = Field(
         min_length=1, description="videos, folders, globs, data sets; -: paths on stdin"
     )
-    output: Path = Field(Path("-"), description="JSON lines, one a video; -: standard output")
-    csv: Path | None = Field(None, description="the same as a table")
+    output: OutputPath = Field(Path("-"), description="JSON lines, one a video; -: standard output")
+    csv: OutputPath | None = Field(None, description="the same as a table")
     size: Size | None = Field(None, description="px; default: the size of its training")
     policy: ViewPolicy | None = Field(None, description="default: the validation views of its training")
     protocol: str = Field(
@@ -34,8 +34,10 @@ class PredictConfig(Config):
     timeline: bool = Field(False, description="segments in time instead of one label a video")
     threshold: float = Field(0.5, ge=0, le=1, description="the least probability of a segment's class")
     least: float = Field(0.0, ge=0, description="seconds of the shortest segment")
-    plot: Path | None = Field(None, description="a folder: a picture of the probabilities over time for each video")
-    annotate: Path | None = Field(None, description="an MP4: the one video of the input with its label drawn in")
+    plot: OutputPath | None = Field(
+        None, description="a folder: a picture of the probabilities over time for each video"
+    )
+    annotate: OutputPath | None = Field(None, description="an MP4: the one video of the input with its label drawn in")
     amp: Literal["auto", "off"] = Field("auto", description="auto: bfloat16 autocast on CUDA")
     batch_size: Positive = Field(16, description="views in one forward, of one or several videos")
     loader: LoaderConfig = LoaderConfig()

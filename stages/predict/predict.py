@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from stages.predict.scores import Prediction, Scorer, Scoring
 from stages.predict.steps import Steps, segments_of
 from stages.predict.tasks import Views
 from stages.predict.videos import FileVideo, Video
+from stages.remote.outputs import written_at
+from stages.remote.url_path import Location
 from stages.runtime.distributed import Ranks, cores, has_bfloat16, join_ranks
 from stages.runtime.plots import warn_if_it_fails
 from stages.runtime.progress import progress_bar
@@ -74,7 +77,11 @@ def _write_all(
 ) -> tuple[int, Prediction]:
     """Write the line of each prediction, and its picture. Returns how many videos failed, and the last prediction."""
     failed = 0
-    with open_output(config.output, config.csv) as write:
+    with ExitStack() as stack:
+        output = stack.enter_context(written_at(config.output))
+        table = None if config.csv is None else stack.enter_context(written_at(config.csv))
+        plots = None if config.plot is None else stack.enter_context(written_at(config.plot / "plots")).parent
+        write = stack.enter_context(open_output(output, table))
         for found in predictions:
             video, segments = videos[found.video], None
             if found.steps is not None:
@@ -83,10 +90,10 @@ def _write_all(
             if found.error is not None:
                 failed += 1
                 console.print(f"[yellow]failed[/] {video.name}: {found.error}", highlight=False, soft_wrap=True)
-            elif config.plot is not None:
-                picture = config.plot / plot_name(found.video, video.name)
-                with warn_if_it_fails(f"{picture}"):
-                    plot_timeline(picture, video.name, found.steps, segments, classes)
+            elif plots is not None:
+                picture = plot_name(found.video, video.name)
+                with warn_if_it_fails(f"{config.plot / picture}"):
+                    plot_timeline(plots / picture, video.name, found.steps, segments, classes)
     return failed, found
 
 
@@ -122,14 +129,15 @@ def _note(scorer: Scorer) -> str:
     return "" if windows is None else f"video {scorer.next + 1}: {windows[0]} of {windows[1]} windows"
 
 
-def _annotate(path: Path, video: Video, found: Prediction, classes: Sequence[str]) -> None:
+def _annotate(path: Location, video: Video, found: Prediction, classes: Sequence[str]) -> None:
     """Write the annotated copy of a video, and say so."""
     steps = found.steps or Steps(np.array([0.0, found.facts.seconds or 1.0]), found.probabilities[None])
     started = time.perf_counter()
     with progress_bar("s of video") as bar:
         task = bar.add_task("annotate", total=float(steps.borders[-1]), rate=0.0, note="")
-        annotate_video(path, video, steps, classes, lambda second: bar.update(
-            task, completed=second, rate=second / (time.perf_counter() - started)))  # fmt: skip
+        with written_at(path) as file:
+            annotate_video(file, video, steps, classes, lambda second: bar.update(
+                task, completed=second, rate=second / (time.perf_counter() - started)))  # fmt: skip
     console.print(f"{path}: written without sound", highlight=False, soft_wrap=True)
 
 
@@ -138,16 +146,21 @@ def _check_outputs(config: PredictConfig, videos: Sequence[Video]) -> None:
     if config.annotate is not None and len(videos) != 1:
         raise ReskdError(f"annotate takes one video, and {len(videos)} are given: give one, or leave annotate out")
     outputs = [path for path in (config.output, config.csv, config.annotate) if path not in (None, STDOUT)]
-    if len({os.path.realpath(path) for path in outputs}) < len(outputs):
+    if len({*map(_place, outputs)}) < len(outputs):
         raise ReskdError("two outputs have the same name: give each of output, csv and annotate its own")
     files = [config.checkpoint, *(video.path for video in videos if isinstance(video, FileVideo))]
-    inputs = {os.path.realpath(path) for path in files if isinstance(path, Path)}
+    inputs = {*map(_place, files)}
     for path in outputs:
-        if os.path.realpath(path) in inputs:
+        if _place(path) in inputs:
             raise ReskdError(f"{path} is an input, which would be overwritten: give another name")
         check_writable(path, in_place=path != config.annotate)
-    if config.plot is not None:
+    if isinstance(config.plot, Path):
         try:
             config.plot.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ReskdError(f"{config.plot} can't be made ({error.strerror}): give another folder for plot") from error
+
+
+def _place(path: Location) -> str:
+    """Where a file lies, links followed."""
+    return os.path.realpath(path) if isinstance(path, Path) else str(path)

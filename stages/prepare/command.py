@@ -7,7 +7,7 @@ from stages.config.options import CONFIG, DRY_RUN, SET, LocalPath, json_option, 
 
 @click.command(short_help="Make a data set of videos: tar shards and an index.")
 @click.argument("source", required=False)
-@click.option("--output", help="The folder of the data set.")
+@click.option("--output", help="The folder of the data set, or its URL (s3://, gs://, az://).")
 @click.option("--annotations", help="The published file of a NAME; for a folder of videos a CSV path,label[,label...].")
 @click.option("--videos", help="The folder of a NAME's videos, or of its folders of frames.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Which split, if the file holds several.")
@@ -49,7 +49,8 @@ def prepare(config_file, overrides, dry_run, recheck, **options):
       a folder of class folders of videos     (the folders' names are the classes)
       a folder of videos                      (unlabelled, or labelled by --annotations)
       a CSV path,label[,label...]             (paths relative to it; an empty label: unlabelled)
-      a folder of .tar shards made elsewhere  (only the index is made; the tars stay at their place)
+      a folder of .tar shards made elsewhere  (only the index is made; the tars stay at their place; a URL, too,
+                                               with --output in the same bucket)
     or, with --annotations FILE --videos DIR, the NAME of a published format
       kinetics   CSV label,youtube_id,time_start,time_end; clips already cut, or whole videos
       minik      lines `path num_frames label`

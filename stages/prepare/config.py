@@ -13,9 +13,9 @@ from stages.config.schema import AnyPath, Config, Positive
 class PrepareConfig(Config):
     """`pipeline.py prepare`."""
 
-    source: Path = Field(description="class folders of videos, a folder of videos, a CSV, a folder of tar shards, or "
-                                     "kinetics, minik, sthv2, actnet, fcvid, mmaction, rawframes")  # fmt: skip
-    output: Path
+    source: AnyPath = Field(description="class folders of videos, a folder of videos, a CSV, a folder or URL of tar shards, "
+                                        "or kinetics, minik, sthv2, actnet, fcvid, mmaction, rawframes")  # fmt: skip
+    output: AnyPath = Field(description="the folder of the data set, or its URL")
     annotations: Path | None = Field(
         None, description="the published file; for a folder of videos a CSV path,label[,...]"
     )

@@ -26,15 +26,17 @@ class Survey:
     lacking: dict[str, str] = field(default_factory=dict)  # field -> the first place without it
 
 
-def survey_shard(path: Path, text: bool) -> Survey:
+def survey_shard(path: Path, text: bool, called: str | None = None) -> Survey:
     """The labels of one tar. `text`: a `.txt` is a class name; otherwise it is a caption, which is ignored.
+
+    `called`: how messages name the tar, if `path` is a copy of it.
 
     Raises ReskdError as `scan_tar` does, and for a member that isn't what its extension says.
     """
     content, labels, _ = shard_labels(path, text)
     survey = Survey(len(content.samples), len(content.without_video))
     for sample, fields in zip(content.samples, labels, strict=True):
-        where = f"{path}: clip {sample.key!r}"
+        where = f"{called or path}: clip {sample.key!r}"
         for name in FIELDS:
             if name in fields:
                 known = survey.labels.setdefault(name, {})

@@ -1,9 +1,9 @@
-"""The output folder of `prepare`: what it is made from, its lock, and notes of its finished shards."""
+"""What an output of `prepare` is made from, its lock, and notes of its finished shards."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,12 @@ from cache.errors import ReskdError
 from cache.identity import ShardEntry
 from cache.json_file import read_json
 from cache.store import write_atomically
+from stages.prepare.output import ARGUMENTS, NOTES, WORK, Output
+from stages.remote.url_path import Location
 from stages.runtime.lock import locked
 from stages.shards.index import INDEX, dump, rows_path
 from stages.video.decode import RULES
 
-ARGUMENTS = "prepare.json"  # what the folder is made from; a run with other arguments is refused
-QUARANTINE = "quarantine.jsonl"  # what is not in the data set, and why: path, kind, reason
-WORK = ".prepare"  # the lock, notes of finished shards, unfinished tars; removed when the data set is finished
 SHOWN = 80  # characters of a value in a message
 
 
@@ -38,24 +37,23 @@ class Note:
     rules: int = 1  # by which its videos were probed
 
 
-def check_output(output: Path, arguments: Mapping[str, Any], *, among_tars: bool) -> None:
+def check_output(output: Output, arguments: Mapping[str, Any], *, among_tars: bool) -> None:
     """Raises ReskdError if the folder was made from other arguments, or holds files that `prepare` didn't write.
 
     `among_tars`: only tars are indexed, and the index may lie among them; then other files are allowed.
     """
-    file = output / ARGUMENTS
-    if output.exists() and not output.is_dir():
-        raise ReskdError(f"{output}: a file. Choose a folder as the output")
+    place, file = output.place, output.folder / ARGUMENTS
+    if place.is_file() or (output.folder.exists() and not output.folder.is_dir()):
+        raise ReskdError(f"{place}: a file. Choose a folder as the output")
     if not file.exists():
-        names = sorted(p.name for p in output.iterdir() if p.name != WORK) if output.exists() else []
-        foreign = next((name for name in names if name == INDEX or not among_tars), None)
+        foreign = next((name for name in output.names() if name == INDEX or not among_tars), None)
         if foreign is not None and not foreign.startswith(f".{ARGUMENTS}."):
-            raise ReskdError(f"{output}: not empty, it holds {foreign}. Choose an empty or new folder as the output")
+            raise ReskdError(f"{place}: not empty, it holds {foreign}. Choose an empty or new folder as the output")
         return
     try:
         stored = dict(read_json(file))
     except (ValueError, TypeError) as error:
-        raise ReskdError(f"{file}: damaged ({error}). Choose another output, or delete {output}") from error
+        raise ReskdError(f"{file}: damaged ({error}). Choose another output, or delete {place}") from error
     names = [name for name in {**stored, **arguments} if stored.get(name) != arguments.get(name)]
     if names:
         # An absent argument equals null here, unlike in `cache.differences`, and long values are cut.
@@ -63,25 +61,27 @@ def check_output(output: Path, arguments: Mapping[str, Any], *, among_tars: bool
                  for name in names if name != "listing"]  # fmt: skip
         if "listing" in names:  # the two digests would say nothing
             lines.append("listing: the clips, their sizes or their labels differ")
-        raise ReskdError(f"{output}: made from another source or with other options ({'; '.join(lines)}). Choose "
+        raise ReskdError(f"{place}: made from another source or with other options ({'; '.join(lines)}). Choose "
                          "another output, or delete this one")  # fmt: skip
 
 
 @contextmanager
-def locked_output(output: Path, arguments: Mapping[str, Any], *, among_tars: bool) -> Iterator[None]:
+def locked_output(output: Output, arguments: Mapping[str, Any], *, among_tars: bool) -> Iterator[None]:
     """Locks the folder for this process and writes its arguments. The lock ends with the process, even if it is killed.
 
-    Raises ReskdError as `locked` and `check_output` do.
+    The folder of a URL is locked already. Raises ReskdError as `locked` and `check_output` do, and Changed.
     """
-    with locked(output, output / WORK / "lock"):
+    folder = output.folder
+    with nullcontext() if output.mirror else locked(folder, folder / WORK / "lock"):
         check_output(output, arguments, among_tars=among_tars)  # another process may have written since the last check
-        if not (output / ARGUMENTS).exists():
-            write_atomically(output / ARGUMENTS, dump(arguments))
+        if not (folder / ARGUMENTS).exists():
+            write_atomically(folder / ARGUMENTS, dump(arguments))
+            output.put(folder / ARGUMENTS)
         yield
 
 
 @contextmanager
-def disk_errors(output: Path) -> Iterator[None]:
+def disk_errors(output: Location) -> Iterator[None]:
     """Turns an OSError into a ReskdError that says what to do."""
     try:
         yield
@@ -91,14 +91,15 @@ def disk_errors(output: Path) -> Iterator[None]:
                          "and run `prepare` again: it continues; or choose another output") from error  # fmt: skip
 
 
-def write_note(output: Path, shard: str, note: Note) -> None:
+def write_note(output: Output, shard: str, note: Note) -> None:
     write_atomically(_note_path(output, shard), dump(asdict(note)))
+    output.put(_note_path(output, shard))
 
 
-def read_note(output: Path, shard: str, base: Path) -> Note | None:
+def read_note(output: Output, shard: str, tar_bytes: int | None) -> Note | None:
     """The note of a finished shard; None if it isn't finished, was made by older rules, or has other files than written.
 
-    `base`: the folder of the tars.
+    `tar_bytes`: the size of its tar; None: there is none.
     """
     path = _note_path(output, shard)
     if not path.exists():
@@ -111,16 +112,16 @@ def read_note(output: Path, shard: str, base: Path) -> Note | None:
     if note.rules != RULES:
         return None
     if entry := note.entry:
-        rows, tar = rows_path(output, shard), base / shard
+        rows = rows_path(output.folder, shard)
         if not rows.exists() or hashlib.sha256(rows.read_bytes()).hexdigest() != note.rows_sha256:
             return None
-        if not tar.exists() or tar.stat().st_size != entry.bytes:
+        if tar_bytes != entry.bytes:
             return None
     return note
 
 
-def _note_path(output: Path, shard: str) -> Path:
-    return output / WORK / "notes" / f"{shard}.json"
+def _note_path(output: Output, shard: str) -> Path:
+    return output.folder / NOTES / f"{shard}.json"
 
 
 def _short(value: Any) -> str:

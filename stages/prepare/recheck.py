@@ -16,7 +16,8 @@ from cache.store import sync, write_atomically
 from stages.prepare.check import Check
 from stages.prepare.existing_shards import shard_labels
 from stages.prepare.make_shards import video_columns
-from stages.prepare.output_folder import QUARANTINE, WORK, disk_errors
+from stages.prepare.output import QUARANTINE, WORK
+from stages.prepare.output_folder import disk_errors
 from stages.prepare.probe_videos import Part, crashed_probe, probe_task
 from stages.prepare.progress import say, video_progress
 from stages.prepare.workers import Workers

@@ -4,14 +4,16 @@ from collections import Counter
 from typing import Any
 
 from cache.json_file import parse_json, read_limited
-from stages.prepare.output_folder import QUARANTINE
+from stages.prepare.output import QUARANTINE
 from stages.shards.dataset import Dataset
 
 
 def data_set_result(data: Dataset) -> dict[str, Any]:
     """{"data": path, "clips": usable ones, "shards", "classes": names, "check", "rules", "quarantine": {kind: number}}."""
-    file = data.path / QUARANTINE
-    lines = read_limited(file).splitlines() if file.exists() else []
+    try:
+        lines = read_limited(data.path / QUARANTINE).splitlines()
+    except FileNotFoundError:
+        lines = []
     return {
         "data": data.path,
         "clips": sum(map(len, data.usable_rows())),

@@ -5,6 +5,7 @@ bytes.
 import difflib
 import hashlib
 import os
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +21,9 @@ from stages.prepare.folders import list_videos
 from stages.prepare.frame_folders import FPS, list_frame_folders
 from stages.prepare.path_index import index_videos
 from stages.prepare.publishers import NAMES, list_published
+from stages.prepare.tars_at_url import list_tars
+from stages.remote.outputs import working_folder
+from stages.remote.url_path import Location, UrlPath
 from stages.shards.file_tree import extension, list_files
 from stages.shards.index import dump
 from stages.shards.tar_scan import VIDEO_EXTENSIONS
@@ -46,13 +50,17 @@ class Source:
     """What `prepare` makes a data set from: videos or tars."""
 
     clip_list: ClipList  # clips whose files exist; none if the source is tars
-    tars: list[str]  # names relative to the source
+    tars: dict[str, int]  # names relative to the source, sorted -> bytes
     base: str  # the folder of the tars, relative to the output
     arguments: dict[str, Any]  # they decide every byte of the output
 
 
 def read_source(
-    source: Path, output: Path, annotated: AnnotationOptions, options: Mapping[str, Any], order: Sequence[str] | None
+    source: Location,
+    output: Location,
+    annotated: AnnotationOptions,
+    options: Mapping[str, Any],
+    order: Sequence[str] | None,
 ) -> Source:
     """Finds out what the source is, and lists its clips or tars. `order`: class names in the order of their numbers.
 
@@ -68,7 +76,7 @@ def read_source(
             raise ReskdError(f"{source}: --limit {options['limit']} takes a part of the clips, but tars are indexed as a "
                              "whole. Leave it out")  # fmt: skip
         content, options = sorted(tars.items()), {}
-        base = Path(os.path.relpath(source.resolve(), output.resolve())).as_posix()
+        base = _relative(source, output)
     digest = hashlib.sha256(dump([content, sorted(clip_list.labels)])).hexdigest()
     arguments = {"format": FORMAT, "source": kind, "base": base, "items": len(content), "listing": digest, **options,
                  "classes": list(order) if order else None, "decoder": decoder_identity(),
@@ -76,18 +84,34 @@ def read_source(
     existing = _existing_clips(clip_list)
     if not existing.clips and not tars:
         raise _no_clip_error(existing, annotated.annotations or source, annotated.videos or source)
-    return Source(existing, sorted(tars), base, arguments)
+    return Source(existing, dict(sorted(tars.items())), base, arguments)
 
 
-def published_name(source: Path, annotated: AnnotationOptions) -> str | None:
+def _relative(folder: Location, start: Location) -> str:
+    """The path of a folder from another one. Raises ReskdError if they aren't on one machine, or in one bucket."""
+    if isinstance(folder, Path) and isinstance(start, Path):
+        return Path(os.path.relpath(folder.resolve(), start.resolve())).as_posix()
+    if isinstance(folder, Path):
+        raise ReskdError(f"{folder}: tars of this machine, and an index at {start} can't name them. Copy the tars to {start}, "
+                         f"and give that as the source, too; or give a folder as the output")  # fmt: skip
+    if isinstance(start, Path) or folder.root != start.root:
+        raise ReskdError(f"{start}: an index there can't name the tars at {folder}. Give a URL of the same bucket as the "
+                         f"output, such as {folder}")  # fmt: skip
+    return posixpath.relpath(f"/{folder.key}", f"/{start.key}")
+
+
+def published_name(source: Location, annotated: AnnotationOptions) -> str | None:
     """The publisher's format that `source` names, if annotations are given or no file has that name; else None."""
     return str(source) if str(source) in NAMES and (annotated.annotations is not None or not source.exists()) else None
 
 
 def _read_kind(
-    source: Path, output: Path, name: str | None, annotated: AnnotationOptions
+    source: Location, output: Location, name: str | None, annotated: AnnotationOptions
 ) -> tuple[ClipList, dict[str, int], str]:
     """The clips of the source, or its tars (name -> bytes), and the kind of the source as prepare.json calls it."""
+    if isinstance(source, UrlPath):
+        return _clip_list([], labels_are_names=True), list_tars(source, output), "tar shards"
+    output = working_folder(output)  # is skipped, if it lies below the source
     if name is not None:
         return _list_by_format(name, output, annotated), {}, name
     if source.is_file() and annotated.annotations is None:
@@ -110,7 +134,7 @@ def _read_kind(
     return clip_list, tars, "tar shards" if tars else "folder of videos"
 
 
-def _check_options(source: Path, name: str | None, annotated: AnnotationOptions) -> None:
+def _check_options(source: Location, name: str | None, annotated: AnnotationOptions) -> None:
     """`name`: the published format, or None. Raises ReskdError for a missing path, and for options of other formats."""
     if name is not None:
         missing = next((option for option in ("annotations", "videos") if getattr(annotated, option) is None), None)
@@ -122,11 +146,14 @@ def _check_options(source: Path, name: str | None, annotated: AnnotationOptions)
             raise ReskdError(
                 f"{annotated.videos}: no such folder" if has_file else f"{annotated.annotations}: no such file"
             )
-    elif not source.exists():
+    elif isinstance(source, Path) and not source.exists():
         similar = difflib.get_close_matches(str(source), NAMES, n=1)
         raise ReskdError(f"{source}: no such folder.{f' Did you mean {similar[0]!r}?' if similar else ''} Give a folder of "
                          f"videos or of tar shards, a CSV, or one of {', '.join(NAMES)} with --annotations and "
                          "--videos")  # fmt: skip
+    if isinstance(source, UrlPath) and annotated.annotations is not None:
+        raise ReskdError(f"{source}: --annotations goes with videos in a folder; at a URL only tar shards are read. Copy the "
+                         "videos into a folder")  # fmt: skip
     for option in (field.name for field in fields(annotated)):
         formats = (
             ("rawframes",) if option in RAWFRAMES_OPTIONS else NAMES if option != "split" else ("kinetics", "actnet")

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cache.errors import ReskdError
-from stages.remote.url_path import Location
+from stages.remote.url_path import Location, UrlPath
 
 
 @contextmanager
@@ -24,8 +24,17 @@ def local_copy(path: Location) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="reskd-") as folder:
         copy = Path(folder) / (path.name or "object")
         with suppress(FileNotFoundError):
-            copy.write_bytes(path.read_bytes())
-        try:
+            path.download(copy)
+        with naming_url(path, copy):
             yield copy
-        except ReskdError as error:
-            raise type(error)(str(error).replace(str(copy), str(path))) from error
+
+
+@contextmanager
+def naming_url(url: UrlPath, *local: Path) -> Iterator[None]:
+    """Errors that name one of these local paths name the URL in its place."""
+    try:
+        yield
+    except ReskdError as error:
+        for path in local:
+            error.args = tuple(a.replace(str(path), str(url)) if isinstance(a, str) else a for a in error.args)
+        raise

@@ -1,4 +1,4 @@
-"""Where the files of an output are written: at its path, or, for a URL, first in a folder of this machine."""
+"""Where the files of an output are written: at its path, or, for a URL, first in a folder of this machine; how they are put."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pathlib import Path
 
 from cache.errors import ReskdError
 from cache.store import write_atomically
-from stages.remote.url_path import Location
+from stages.remote.local_copy import naming_url
+from stages.remote.url_path import Changed, Location, UrlPath
+
+MAX_PUT = 5 * 2**30  # bytes; S3 takes no more in one request, and only one request can be conditional
 
 
 def working_folder(output: Location) -> Path:
@@ -45,12 +48,30 @@ def write_whole(file: Location, data: bytes) -> None:
 def written_at(output: Location) -> Iterator[Path]:
     """The path to write the file `output` at; files may be written beside it. For a URL all of them are put there at the end.
 
-    Raises StoreError if the store doesn't take them: they are lost then.
+    A ReskdError inside names the URL in place of the local path, and nothing is put. Raises StoreError if the store doesn't
+    take the files: they are lost then.
     """
     if isinstance(output, Path):
         yield output
         return
     with tempfile.TemporaryDirectory(prefix="reskd-") as folder:
-        yield Path(folder) / output.name
+        with naming_url(output, Path(folder) / output.name):
+            yield Path(folder) / output.name
         for file in sorted(Path(folder).iterdir()):
             output.with_name(file.name).upload(file)
+
+
+def put_known(file: UrlPath, data: bytes, known: str | None) -> str | None:
+    """Put an object in place of the one with the ETag `known`; None: create it. Returns its ETag; None if others are there.
+
+    The same content is as good: another run has put it, or this one, and the answer was lost.
+    """
+    try:
+        return file.replace(data, known) if known else file.write_new(data)
+    except (Changed, FileExistsError, FileNotFoundError):
+        pass
+    try:
+        there, etag = file.read_with_etag() if file.size() == len(data) else (None, None)
+    except FileNotFoundError:
+        return None
+    return etag if there == data else None

@@ -12,6 +12,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from cache.errors import ReskdError, StoreError
 
 SECONDS = "RESKD_STORE_SECONDS"  # variable of the environment: how long one request, and all its retries, may take
 PART = 64 << 20  # bytes that are read by one request
+PARTS_AT_ONCE = 4  # of one object
 SCHEMES = ("s3", "gs", "az", "http", "https")
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN), AWS_REGION, and AWS_ENDPOINT_URL of other stores",
@@ -107,19 +109,34 @@ class UrlPath:
         A large object is read in parts, each of which has its own time. Raises Changed if it is replaced meanwhile.
         """
 
-        def get(o: Any, store: Any, options: Any = None) -> tuple[bytes, Any]:
-            found = o.get(store, self.key, options=options)
-            large = options is None and found.meta["size"] > PART
-            return b"" if large else bytes(found.bytes()), found.meta
+        def get(o: Any, store: Any) -> tuple[bytes, Any]:
+            found = o.get(store, self.key)
+            return b"" if found.meta["size"] > PART else bytes(found.bytes()), found.meta
 
         data, meta = self._do("get", get)
         if meta["size"] > PART:
-            parts = [(start, min(start + PART, meta["size"])) for start in range(0, meta["size"], PART)]
-            same = {"if_match": meta["e_tag"]} if meta["e_tag"] else {}
-            data = b"".join(
-                self._do("get", lambda o, s, part=part: get(o, s, {"range": part, **same})[0]) for part in parts
-            )
+            data = b"".join(self._read_part(start, meta) for start in range(0, meta["size"], PART))
         return data, self._etag(meta)
+
+    def download(self, file: Path) -> None:
+        """Copy the content into a local file, some parts at once. Raises Changed if it is replaced meanwhile."""
+        meta = self._do("head", lambda o, store: o.head(store, self.key))
+        file.write_bytes(b"" if meta["size"] > PART else self.read_bytes())
+
+        def copy(start: int) -> None:
+            with file.open("r+b") as out:
+                out.seek(start)
+                out.write(self._read_part(start, meta))
+
+        with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+            list(pool.map(copy, range(0, meta["size"], PART) if meta["size"] > PART else ()))
+
+    def _read_part(self, start: int, meta: Any) -> bytes:
+        """The part of a large object that begins at `start`, of the state that `meta` tells of."""
+        options = {"range": (start, min(start + PART, meta["size"]))}
+        if meta["e_tag"]:
+            options["if_match"] = meta["e_tag"]
+        return self._do("get", lambda o, store: bytes(o.get(store, self.key, options=options).bytes()))
 
     def read_range(self, start: int, stop: int) -> bytes:
         """The bytes from `start` up to `stop`; fewer if the object ends before."""

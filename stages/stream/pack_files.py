@@ -3,7 +3,7 @@
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from cache.differences import differences, differing_shards, renewed_shards
 from cache.errors import ReskdError, StoreError
 from cache.identity import ShardEntry, check_shard_names
 from cache.json_file import parse_json, read_json, read_limited
-from cache.store import write_atomically
+from cache.store import side_by_side, write_atomically
 from cache.view import View, ViewPolicy
 from stages.remote.url_path import Location
 from stages.shards.index import check_digest, dump, rows_path, with_digest
@@ -77,16 +77,21 @@ def view_digest(view: View) -> int:
     return zlib.crc32(b"".join(part.tobytes() for part in parts))
 
 
-def write_pack(path: Path, manifest: PackManifest) -> None:
-    values = asdict(manifest) | {"identity": manifest.identity.to_json()}
-    write_atomically(path / PACK, dump(with_digest({"format": FORMAT} | values)))
+def write_pack(path: Location, manifest: PackManifest, *, new: bool = False) -> None:
+    """`new`: at a URL, only if there is none. Raises FileExistsError."""
+    file, values = path / PACK, asdict(manifest) | {"identity": manifest.identity.to_json()}
+    data = dump(with_digest({"format": FORMAT} | values))
+    if isinstance(file, Path):
+        write_atomically(file, data)
+    elif new:
+        file.write_new(data)
+    else:
+        file.write_bytes(data)
 
 
 def read_pack(path: Location) -> PackManifest | None:
     """The pack's manifest; None if the folder has none. Raises ReskdError for another format version and a damaged file."""
     file = path / PACK
-    if not file.exists():
-        return None
     try:
         values = read_json(file)
         version = values["format"]
@@ -103,6 +108,8 @@ def read_pack(path: Location) -> PackManifest | None:
             check_shard_names([entry.name for entry in manifest.identity.shards])
             check_digest(values)
             return manifest
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except StoreError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -114,25 +121,34 @@ def read_pack(path: Location) -> PackManifest | None:
                      "the version of reskd that wrote it")  # fmt: skip
 
 
-def read_committed_shard(path: Path, shard: str) -> tuple[ShardFiles, dict[int, str]] | None:
-    """A shard's files and its quarantined rows (row -> reason); None if it isn't committed, or its tar is missing."""
-    rows, tar = rows_path(path, shard), path / shard
-    if not rows.exists() or not tar.exists():
-        return None
+CommittedShard = tuple[ShardFiles, dict[int, str]]  # and the quarantined rows: row -> reason
+
+
+def read_committed_shards(path: Location, shards: Iterable[str]) -> dict[str, CommittedShard | None]:
+    """shard -> its files and rows, as `read_committed_shard`. At a URL many are asked for at once."""
+    names = list(shards)
+    return dict(zip(names, side_by_side(path, lambda name: read_committed_shard(path, name), names), strict=True))
+
+
+def read_committed_shard(path: Location, shard: str) -> CommittedShard | None:
+    """None if the shard isn't committed, or its tar is missing. At a URL: one request for the rows, one for the tar's size."""
+    tar = path / shard
     try:
-        content = read_limited(rows)
+        content = read_limited(rows_path(path, shard))
         columns = parse_json(content)
-        if tar.stat().st_size != columns["bytes"]:
+        if (tar.stat().st_size if isinstance(tar, Path) else tar.size()) != columns["bytes"]:
             return None
-    except (ValueError, KeyError, TypeError):
+    except StoreError:
+        raise
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
     files = ShardFiles(columns["bytes"], columns["sha256"], hashlib.sha256(content).hexdigest())
     return files, {r: error for r, error in enumerate(columns["error"]) if error is not None}
 
 
-def finish_pack(path: Path, identity: PackIdentity) -> PackManifest:
+def finish_pack(path: Location, identity: PackIdentity) -> PackManifest:
     """Write the manifest with the files of all shards, which finishes the pack."""
-    shards = {entry.name: read_committed_shard(path, entry.name) for entry in identity.shards}
+    shards = read_committed_shards(path, (entry.name for entry in identity.shards))
     if missing := [name for name, shard in shards.items() if shard is None]:
         raise ReskdError(f"{path / missing[0]}: missing, or not as it was packed. Run `pack` again")
     files, quarantine = ({name: shard[i] for name, shard in shards.items() if shard[i]} for i in (0, 1))

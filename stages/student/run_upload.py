@@ -17,7 +17,7 @@ from pathlib import Path
 from cache.errors import ReskdError, StoreError
 from cache.json_file import read_json
 from cache.store import write_atomically
-from stages.remote.outputs import make_private, working_folder
+from stages.remote.outputs import MAX_PUT, make_private, put_known, working_folder
 from stages.remote.published_root import at_once
 from stages.remote.url_path import Changed, Location, UrlPath
 from stages.runtime.lock import locked
@@ -30,7 +30,6 @@ NEEDED = ("result.json", "last.pt", "metrics.jsonl", "config.yaml")
 EVERY = 0.2  # seconds between two looks at the files
 LOG_EVERY = 30.0  # seconds after which logs are put without a new checkpoint; each time they are put whole
 AGAIN = 10.0  # seconds from an upload that failed to the next one
-MAX_PUT = 5 * 2**30  # bytes; S3 takes no more in one request, and only one request can be conditional
 
 
 class RunUpload:
@@ -166,15 +165,10 @@ class RunUpload:
         if len(data) > MAX_PUT:
             raise Changed(f"{object_}: {len(data) / 2**30:.1f} GiB, and a store takes 5 GiB in one conditional request. The "
                           f"whole run is in {self.folder}; copy it, and go on with --resume and an output on a disk")  # fmt: skip
-        try:
-            etag = object_.replace(data, known) if known else object_.write_new(data)
-        except (Changed, FileExistsError, FileNotFoundError) as error:
-            etag = _etag_if_equal(object_, data)
-            if etag is None:
-                raise Changed(
-                    f"{object_}: another run has written it, or it was deleted, since this run began; nothing there was "
-                    "replaced. Let one of them end, then go on with --resume, or give another output"
-                ) from error
+        etag = put_known(object_, data, known)
+        if etag is None:
+            raise Changed(f"{object_}: another run has written it, or it was deleted, since this run began; nothing there was "
+                          "replaced. Let one of them end, then go on with --resume, or give another output")  # fmt: skip
         self.etags[name], self.states[name] = etag, state
         self._write_note()
 
@@ -216,12 +210,3 @@ def _state(file: Path) -> list[int] | None:
     except FileNotFoundError:
         return None
     return [found.st_ino, found.st_mtime_ns, found.st_size]
-
-
-def _etag_if_equal(file: UrlPath, data: bytes) -> str | None:
-    """The ETag of the object if it has this content: that of a put of ours, whose answer was lost. Else None."""
-    try:
-        there, etag = file.read_with_etag()
-    except FileNotFoundError:
-        return None
-    return etag if there == data else None

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from cache.codecs import CODECS, codec_of
 from cache.view import ViewPolicy
-from stages.config.schema import AnyPath, Config, Positive, Size
+from stages.config.schema import AnyPath, Config, OutputPath, Positive, Size
 from stages.stream.config import LoaderConfig
 from stages.teacher.hadamard import hadamard
 
@@ -93,17 +93,9 @@ class CacheConfig(Config):
     """`pipeline.py cache-teacher`."""
 
     data: AnyPath = Field(description="a data set that `prepare` made")
-    output: AnyPath = Field(description="the cache, a folder NAME.zarr, or s3://bucket/NAME.zarr (gs://, az://)")
+    output: OutputPath = Field(description="the cache, a folder NAME.zarr, or s3://bucket/NAME.zarr (gs://, az://)")
     teacher: TeacherConfig
     views: Positive = Field(8, description="V, stored views of every clip; can be raised later")
     policy: ViewPolicy = Field(default_factory=ViewPolicy, description="how a view is drawn")
     targets: TargetsConfig = TargetsConfig()
     loader: LoaderConfig = LoaderConfig()
-
-    @model_validator(mode="after")
-    def _output_can_be_written(self) -> CacheConfig:
-        if str(self.output).startswith(("http://", "https://")):
-            raise ValueError(
-                f"output {self.output}: a web server can only be read; give s3://, gs://, az:// or a folder"
-            )
-        return self

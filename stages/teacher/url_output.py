@@ -18,6 +18,7 @@ from cache.manifest import Manifest
 from cache.reduction import Constants
 from cache.statistics import add_channel_std
 from cache.store import METADATA
+from stages.remote.local_copy import naming_url
 from stages.remote.outputs import make_private, working_folder
 from stages.remote.published_cache import PublishedCache
 from stages.remote.published_root import check_conditional_puts, is_log
@@ -51,7 +52,7 @@ def made_locally(
         base = (
             Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reskd-"))) if dry_run else working_folder(url)
         )
-        stack.enter_context(_messages_name(url, base))
+        stack.enter_context(naming_url(url, base / url.name, base))
         if dry_run:
             published = PublishedCache(url, base / url.name, "", ranks.rank)
             published.folder.mkdir()
@@ -77,7 +78,7 @@ def copy_of_actor(config: CacheConfig, writer: str | None) -> Iterator[tuple[Cac
         return
     with ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reskd-")))
-        stack.enter_context(_messages_name(config.output, base))
+        stack.enter_context(naming_url(config.output, base / config.output.name, base))
         published = PublishedCache(config.output, base / config.output.name, writer, secrets.randbelow(2**31))
         published.folder.mkdir()
         stack.callback(published.close)
@@ -167,15 +168,3 @@ def _begin(url: UrlPath, base: Path, stack: ExitStack, ranks: Ranks) -> None:
         check_conditional_puts(url)
     for log in copy.iterdir():  # of a run that was killed
         (url / log.name).upload(log)
-
-
-@contextmanager
-def _messages_name(url: UrlPath, base: Path) -> Iterator[None]:
-    """Errors that name the local folder name the URL in its place."""
-    try:
-        yield
-    except ReskdError as error:
-        texts = (a.replace(str(base / url.name), str(url)).replace(str(base), str(url)) if isinstance(a, str) else a
-                 for a in error.args)  # fmt: skip
-        error.args = tuple(texts)
-        raise

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
+from torch.nn.functional import interpolate
 
 from cache.view import View
 
@@ -36,8 +35,8 @@ def render(frames: Sequence[np.ndarray], view: View, size: int, render_via: int 
     pixels = pixels.transpose(0, 3, 1, 2)
     if render_via is not None:
         floats = torch.from_numpy(pixels.astype(np.float32))
-        resize_pictures = resize(floats, [size, size], InterpolationMode.BILINEAR, antialias=False)
-        pixels = resize_pictures.round().clamp(0, 255).to(torch.uint8).numpy()
+        smaller = interpolate(floats, (size, size), mode="bilinear")
+        pixels = smaller.round().clamp(0, 255).to(torch.uint8).numpy()
     return np.ascontiguousarray(pixels[..., ::-1] if view.flip else pixels)
 
 
@@ -53,4 +52,5 @@ def resize_pictures(pictures: np.ndarray, size: int) -> np.ndarray:
     """Rendered pictures, uint8 [T,3,S,S], antialiased to uint8 [T,3,size,size]."""
     if pictures.shape[-1] == size:
         return pictures
-    return resize(torch.from_numpy(np.ascontiguousarray(pictures)), [size, size], antialias=True).numpy()
+    tensor = torch.from_numpy(np.ascontiguousarray(pictures))
+    return interpolate(tensor, (size, size), mode="bilinear", antialias=True).numpy()

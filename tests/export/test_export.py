@@ -27,6 +27,7 @@ from stages.models.architectures import build_model
 from stages.models.checkpoints import ModelCard, load_model, save_model
 from stages.models.config import ModelConfig
 from stages.prepare.prepare import prepare
+from stages.remote.url_path import UrlPath
 from stages.shards.dataset import open_dataset
 from stages.stream.clips import ClipDataset
 from tests.media import encode_video, moving_square
@@ -65,8 +66,11 @@ def model_of(arch: str) -> ModelConfig:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory) -> SimpleNamespace:
-    """Wide, tall, turned and mirrored videos, prepared; a net of each family, exported to .onnx with these videos."""
+def house(tmp_path_factory, s3) -> SimpleNamespace:
+    """Wide, tall, turned and mirrored videos, prepared; a net of each family, exported to .onnx with these videos.
+
+    One of them is exported to a URL, with the script beside it.
+    """
     root = tmp_path_factory.mktemp("export")
     for i in range(6):
         folder = root / "videos" / CLASSES[i % 5]
@@ -79,7 +83,12 @@ def house(tmp_path_factory) -> SimpleNamespace:
     for arch, (policy, via) in FAMILIES.items():
         nets[arch] = save_net(root / f"{arch}.safetensors", model_of(arch), render_via=via, **policy)
         files[arch] = root / "files" / f"{arch}.onnx"
-        command("export", nets[arch], files[arch], "--data", root / "data", "--set", "loader.workers=0")
+        url = UrlPath(s3.bucket) / "onnx" / files[arch].name
+        output = url if arch == "slowonly" else files[arch]
+        command("export", nets[arch], output, "--data", root / "data", "--set", "loader.workers=0")
+    assert url.parent.files().keys() == {"slowonly.onnx", "run_onnx.py"}
+    assert (url.parent / "run_onnx.py").read_bytes() == (root / "files" / "run_onnx.py").read_bytes()
+    files["slowonly"].write_bytes((url.parent / "slowonly.onnx").read_bytes())
     return SimpleNamespace(root=root, data=root / "data", nets=nets, files=files)
 
 
@@ -126,8 +135,14 @@ def test_each_family_answers_in_onnxruntime_for_any_batch(house, arch):
 
 
 @pytest.mark.parametrize("arch", FAMILIES)
-def test_each_family_answers_as_a_program_of_torch(house, arch, tmp_path, capfd):
-    result = export(ExportConfig(checkpoint=house.nets[arch], output=tmp_path / "net.pt2"))
+def test_each_family_answers_as_a_program_of_torch(house, arch, tmp_path, capfd, s3):
+    output = UrlPath(s3.bucket) / "export" / "net.pt2" if arch == "swin" else tmp_path / "net.pt2"
+    result = export(ExportConfig(checkpoint=house.nets[arch], output=output))
+    if arch == "swin":
+        assert output.parent.files() == {"net.pt2": result["bytes"]} and result["path"] == str(output)
+        (tmp_path / "net.pt2").write_bytes(output.read_bytes())
+        with pytest.raises(ReskdError, match=f"{output} exists already: give another output, or --overwrite"):
+            export(ExportConfig(checkpoint=house.nets[arch], output=output))
     about = {"metadata.json": ""}
     with open(tmp_path / "net.pt2", "rb") as file:
         program = torch.export.load(file, extra_files=about).module()

@@ -21,6 +21,7 @@ from stages.models.config import ModelConfig
 from stages.models.grad_checkpointing import enable_grad_checkpointing
 from stages.models.transformers_families import FAMILIES
 from stages.models.video_model import model_stats
+from stages.remote.url_path import UrlPath
 from tests.models.small_models import random_clips
 
 transformers = pytest.importorskip("transformers")
@@ -280,6 +281,26 @@ def test_code_in_a_folder_is_named_and_not_run(folder, tmp_path, capsys):
         capsys.readouterr().err.split()
     )
     assert not (tmp_path / "RAN").exists()
+
+
+def test_a_folder_at_a_url_is_the_local_one(folder, tmp_path, s3, capsys):
+    url = UrlPath(s3.bucket) / "hf" / "net"
+    (folder / "modeling.py").write_text("raise SystemExit")
+    for file in folder.iterdir():
+        (url / file.name).upload(file)
+    (url / "onnx" / "config.json").write_bytes(b"{")
+    there = ImportConfig(source=str(url), output=url.parent / "ours.safetensors")
+    _, card = imported(folder)
+    capsys.readouterr()
+    assert import_checkpoint(there) == card and card.notes == {"imported": "net"}
+    assert there.output.read_bytes() == (tmp_path / "ours.safetensors").read_bytes()
+    assert f"warning {url} holds code (modeling.py), which is not run" in " ".join(capsys.readouterr().err.split())
+    (url / "model.safetensors").unlink()
+    (url / "pytorch_model.bin").write_bytes(b"never read")
+    with pytest.raises(ReskdError, match=rf"{url} has its weights in pytorch_model.bin.*from_pretrained\('{url}'\)"):
+        import_checkpoint(there.model_copy(update={"output": tmp_path / "x.safetensors"}))
+    with pytest.raises(ReskdError, match=f"{url.parent}/config.json does not exist: give the whole folder"):
+        import_checkpoint(there.model_copy(update={"source": url.parent, "output": tmp_path / "x.safetensors"}))
 
 
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(folder):

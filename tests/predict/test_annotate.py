@@ -10,6 +10,7 @@ from stages.predict import annotate
 from stages.predict.steps import Steps
 from stages.predict.videos import FileVideo
 from stages.prepare.prepare import prepare
+from stages.remote.url_path import UrlPath
 from stages.video.frame_times import frame_times
 from tests.media import encode_video, numbered_frames
 from tests.predict.runs import lines_of
@@ -53,18 +54,21 @@ def test_parts_of_a_film_in_a_data_set(bright, tmp_path):
     assert line["label"] == "[b]right" and line["frames"] == 28
 
 
-def test_annotate_without_windows(bright, tmp_path):
-    lines_of(bright.net, [bright.light], tmp_path, f"annotate={tmp_path / 'a.mp4'}")
-    with av.open(str(tmp_path / "a.mp4")) as video:
+def test_annotate_without_windows_at_a_url(bright, tmp_path, s3):
+    url = UrlPath(s3.bucket) / "annotated" / "a.mp4"
+    lines_of(bright.net, [bright.light], tmp_path, f"annotate={url}")
+    with av.open(url.open()) as video:
         assert sum(1 for _ in video.decode(video=0)) == 8
 
 
-def test_annotate_says_which_file_cannot_be_encoded(bright, tmp_path, monkeypatch):
+@pytest.mark.parametrize("store", [False, True])
+def test_annotate_says_which_file_cannot_be_encoded(bright, tmp_path, monkeypatch, s3, store):
     """MPEG-2 has no such fine times."""
+    path = UrlPath(s3.bucket) / "none" / "a.mp4" if store else tmp_path / "a.mp4"
     monkeypatch.setattr(annotate, "ENCODERS", ("mpeg2video",))
-    with pytest.raises(ReskdError, match=r"a\.mp4 can't be encoded by mpeg2video \(.+\): leave annotate out"):
-        lines_of(bright.net, [bright.light], tmp_path, f"annotate={tmp_path / 'a.mp4'}")
-    assert not [*tmp_path.glob("*.mp4"), *tmp_path.glob(".*")]
+    with pytest.raises(ReskdError, match=rf"{path} can't be encoded by mpeg2video \(.+\): leave annotate out"):
+        lines_of(bright.net, [bright.light], tmp_path, f"annotate={path}")
+    assert not path.exists() and not [*tmp_path.glob("*.mp4"), *tmp_path.glob(".*")]
 
 
 def test_annotate_names_the_signs_that_its_font_lacks(bright, tmp_path, capfd):

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from cache.errors import ReskdError
 from stages.predict import steps as timeline
 from stages.predict.steps import Steps, segments_of, steps_of
+from stages.remote.url_path import UrlPath
 from stages.runtime.plots import plot_text
 from tests.predict.runs import lines_of
 
@@ -53,16 +55,19 @@ def test_segments_are_long_and_sure_enough():
     assert found(0.99, 0) == []
 
 
-@pytest.mark.parametrize("hop", [1.0, 0.5])
-def test_the_timeline_of_a_film(bright, tmp_path, hop):
-    changes = ("window=1", f"hop={hop}", "timeline=true", f"plot={tmp_path / 'plots'}", f"csv={tmp_path / 'o.csv'}")
-    (line,) = lines_of(bright.net, [bright.film], tmp_path, *changes)
+@pytest.mark.parametrize(("hop", "store"), [(1.0, False), (0.5, True)])
+def test_the_timeline_of_a_film(bright, tmp_path, request, hop, store):
+    folder = UrlPath(request.getfixturevalue("s3").bucket) / "film" if store else tmp_path
+    changes = ("window=1", f"hop={hop}", "timeline=true", f"plot={folder / 'plots'}", f"csv={folder / 'o.csv'}")
+    (line,) = lines_of(bright.net, [bright.film], folder, *changes)
     assert [s["label"] for s in line["segments"]] == ["dark", "[b]right", "dark"]
     borders = [(s["start"], s["end"]) for s in line["segments"]]
     assert np.array(borders) == pytest.approx(np.array([(0, 10), (10, 16), (16, 20.25)]), abs=hop / 2)
     assert line["seconds"] == 20.25 and "label" not in line
-    assert [p.read_bytes()[:4] for p in (tmp_path / "plots").iterdir()] == [b"\x89PNG"]
-    assert len((tmp_path / "o.csv").read_text().splitlines()) == 4
+    assert [p.read_bytes()[:4] for p in (folder / "plots").iterdir()] == [b"\x89PNG"]
+    assert len((folder / "o.csv").read_text().splitlines()) == 4
+    with pytest.raises(ReskdError, match=f"{folder}/out.jsonl is an input|two outputs have the same name"):
+        lines_of(bright.net, [bright.film], folder, f"csv={folder / 'out.jsonl'}")
 
 
 def test_one_label_is_the_mean_of_the_windows(bright, tmp_path):

@@ -137,7 +137,7 @@ def test_what_isnt_a_cache_or_a_checkpoint_at_a_url(remote, zygote, tmp_path):
         (["evaluate", remote.train / "index.json", "--data", remote.val], 1, f"checkpoint {remote.train}/index.json can't be"),
         (["evaluate", remote.teacher, "--data", remote.cache], 1, f"{remote.cache}/index.json: no data set in this folder"),
         (["inspect-cache", remote.cache, "--png", "s3://b/x.png"], 2, "s3://b/x.png is a URL, and this must be a path of this"),
-        (["predict", remote.teacher, remote.val, "--output", "s3://b/x.jsonl"], 1, "output: s3://b/x.jsonl is a URL"),
+        (["predict", remote.teacher, remote.val, "--output", "http://h/x.jsonl"], 1, "http://h/x.jsonl: a web server can only"),
     ]:  # fmt: skip
         command = zygote.start(arguments, COLUMNS="999", **remote.environment)
         assert command.wait() == status and said in " ".join(command.said().split()), command.said()

@@ -80,10 +80,13 @@ def test_a_web_server_without_etags_is_read(tmp_path):
         server.shutdown()
 
 
-def test_a_large_object_is_read_in_parts_of_one_state(folder, proxy, monkeypatch):
+def test_a_large_object_is_read_in_parts_of_one_state(folder, proxy, tmp_path, monkeypatch):
     monkeypatch.setattr(url_path, "PART", 1000)
     data = bytes(range(256)) * 10
     etag = (folder / "x").write_bytes(data)
+    (folder / "x").download(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == data
+    assert sorted(asked for _, _, asked in proxy.log if asked)[1:] == ["bytes=1000-1999", "bytes=2000-2559"]
     proxy.log.clear()
     assert (folder / "x").read_with_etag() == (data, etag)
     assert [asked for _, _, asked in proxy.log if asked] == ["bytes=0-999", "bytes=1000-1999", "bytes=2000-2559"]
@@ -93,12 +96,15 @@ def test_a_large_object_is_read_in_parts_of_one_state(folder, proxy, monkeypatch
         answer = real(self, verb, *rest)
         if verb == "get" and not replaced:  # another writer replaces it between two requests
             replaced.append(True)
-            (folder / "x").write_bytes(data[::-1])
+            (folder / "x").write_bytes(os.urandom(2560))
         return answer
 
     monkeypatch.setattr(UrlPath, "_do", do)
-    with pytest.raises(Changed):
-        (folder / "x").read_bytes()
+    monkeypatch.setattr(url_path, "PARTS_AT_ONCE", 1)
+    for read in ((folder / "x").read_bytes, lambda: (folder / "x").download(tmp_path / "x")):
+        with pytest.raises(Changed):
+            read()
+        replaced.clear()
 
 
 def test_a_store_that_stumbles_is_asked_again(folder, proxy):

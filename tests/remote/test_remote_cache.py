@@ -106,6 +106,7 @@ def test_commands_say_the_same_of_urls(remote, data, teacher, cached, zygote, tm
     assert ours[0].pop("path") == str(cached) and theirs[0].pop("path") == str(remote.cache)
     for result in (*ours, *theirs):
         result.pop("checkpoint", None), result.pop("data", None)
+    assert theirs[2].pop("checkpoint_etag") == remote.teacher.etag()
     assert all(result[1].pop("verified") < 0.01 for result in (ours, theirs))  # each of other clips
     assert ours == theirs and ours[1]["problems"] == []
 

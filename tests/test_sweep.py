@@ -16,6 +16,7 @@ from cache.teacher_time import open_time_log, teacher_time_of
 from stages.metrics.spread import SeedScores
 from stages.packs.config import PackConfig
 from stages.packs.pack import pack
+from stages.remote.url_path import UrlPath
 from stages.runtime.interrupt import Interrupted
 from stages.student import loop
 from stages.student.config import OptimConfig
@@ -69,15 +70,19 @@ def test_a_grid_is_trained_scored_and_told(file, data, tmp_path):
     assert "sweep.png" in said
 
 
-def test_from_packs_two_halves_train_side_by_side_and_each_student_is_what_it_is_alone(file, data, cached, tmp_path):
+def test_from_packs_two_halves_train_side_by_side_and_each_student_is_what_it_is_alone(
+    file, data, cached, tmp_path, s3
+):
+    """At a URL: the first process has connections, the second one makes its own."""
+    out = UrlPath(s3.bucket) / "halves" / "sweep"
+    (out.parent.parent / "there").write_bytes(b"")  # the server makes a bucket at its first object
     pack(PackConfig(data=data.train, cache=cached, output=tmp_path / "pack", size=16, loader={"workers": 0}))
-    changes = [*SET, f"data.pack={tmp_path / 'pack'}", "loader.resident=false", "data.val=null"]
+    changes = [*SET, f"data.pack={tmp_path / 'pack'}", "loader.resident=false", "data.val=null", f"output={out}"]
     students = load_sweep(file, changes, ["seed=0,1,2,3"])
     students["seed=3"] = students["seed=3"].model_copy(update={"optim": OptimConfig(lr=1e30)})
     with pytest.raises(ReskdError, match="1 of 4 students failed[^*]*seed=3: .* not finite"):
         run_sweep(students)
-    out = tmp_path / "sweep"
-    result = json.loads((out / "sweep.json").read_text())
+    result = json.loads((out / "sweep.json").read_bytes())
     assert set(result["students"]) == {"seed=0", "seed=1", "seed=2"} and set(result["failed"]) == {"seed=3"}
     assert set(result["cost"]["seconds"]) == {"seed=0 + seed=1", "seed=2 + seed=3"}
     for name in ("seed=1", "seed=2"):  # one of each half
@@ -192,17 +197,15 @@ def test_refuses_a_folder_of_another_run_and_a_test_set_of_other_classes(file, d
 
 
 def test_a_teachers_hours_are_those_of_each_cache(cached, tmp_path):
-    runs, hours, loop = {}, 0.0, 0.0
+    clips, hours, loop = {}, 0.0, 0.0
     for name, seen, seconds in (("a", 100, 3600.0), ("b", 100_000, 360_000.0)):  # a cheap teacher, and a dear one
-        cache, run = shutil.copytree(cached, tmp_path / name), tmp_path / f"{name}-run"
+        cache = shutil.copytree(cached, tmp_path / name)
         open_time_log(cache, 0, time.perf_counter())(seconds, 0)
-        run.mkdir()
-        (run / "result.json").write_text(json.dumps({"clips_seen": seen}))
-        runs[cache] = [run]
+        clips[cache] = seen
         spent = teacher_time_of(cache, load_manifest(cache).notes)
         assert spent.forward_seconds > seconds and spent.clip_views == 400
         hours, loop = hours + spent.forward_seconds / 3600, loop + seen * spent.forward_seconds / 400 / 3600
-    cost = teacher_cost(runs)
+    cost = teacher_cost(clips)
     assert cost["teacher_clip_views"] == 800 and cost["in_loop_clip_views"] == 100_100
     assert cost["teacher_hours"] == pytest.approx(hours) and cost["in_loop_hours"] == pytest.approx(loop)
     assert teacher_cost({}) == {"teacher_clip_views": 0, "in_loop_clip_views": 0, "teacher_hours": None,

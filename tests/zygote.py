@@ -65,26 +65,28 @@ class Zygote:
         self.commands.append(Command(int(self.replies.readline()), output, status))
         return self.commands[-1]
 
-    def run(self, arguments: list[str], expect: int = 0, cwd: Path = ROOT, project: Path = ROOT) -> str:
+    def run(
+        self, arguments: list[str], expect: int = 0, cwd: Path = ROOT, project: Path = ROOT, **environment: str
+    ) -> str:
         """Run to the end; returns what it said."""
-        command = self.start(arguments, cwd, project)
+        command = self.start(arguments, cwd, project, **environment)
         status = command.wait()
         assert status == expect, command.said()
         return command.said()
 
-    def run_ranks(self, arguments: list[str], world: int, expect: int = 0) -> str:
+    def run_ranks(self, arguments: list[str], world: int, expect: int = 0, **environment: str) -> str:
         """Run a command on `world` ranks to the end; returns what rank 0 said."""
-        commands = self.start_ranks(arguments, world)
+        commands = self.start_ranks(arguments, world, **environment)
         for command in commands:
             assert command.wait() == expect, command.said()
         return commands[0].said()
 
-    def start_ranks(self, arguments: list[str], world: int) -> list[Command]:
+    def start_ranks(self, arguments: list[str], world: int, **environment: str) -> list[Command]:
         """Start a command on `world` ranks, with the environment that torchrun gives each. On GPUs, if each has its own."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": free.getsockname()[1]}
-        texts = {key: str(value) for key, value in common.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        texts = {key: str(value) for key, value in common.items()} | {"MASTER_ADDR": "127.0.0.1"} | environment
         if world > GPUS:
             texts["CUDA_VISIBLE_DEVICES"] = ""
         return [self.start(arguments, RANK=str(r), LOCAL_RANK=str(r), **texts) for r in range(world)]

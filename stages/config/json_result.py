@@ -46,7 +46,7 @@ def write_json(json_file: Path, result: Any) -> None:
         write_atomically(json_file, json_text(result).encode())
 
 
-def read_result(file: Path) -> Any:
+def read_result(file: Location) -> Any:
     """A result that an earlier run wrote. Raises ReskdError if the file is damaged, or nested or large beyond measure."""
     try:
         return read_json(file, nan=True)

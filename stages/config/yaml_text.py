@@ -1,18 +1,20 @@
 """YAML of others: plain values alone, no objects, and no more of them than a config can have."""
 
-from pathlib import Path
+import io
 from typing import Any
 
 import yaml
+
+from stages.remote.url_path import Location
 
 MAX_CHARACTERS = 1 << 20  # of a file
 MAX_VALUES = 100_000  # of a text, with each alias written out: ten lines of aliases of aliases stand for a billion
 MAX_DEPTH = 50
 
 
-def read_yaml(file: Path) -> Any:
+def read_yaml(file: Location) -> Any:
     """The value of a YAML file. Raises OSError, UnicodeDecodeError, and yaml.YAMLError as `parse_yaml`."""
-    with open(file, encoding="utf-8") as opened:
+    with file.open("rb") as binary, io.TextIOWrapper(binary, encoding="utf-8") as opened:
         text = opened.read(MAX_CHARACTERS + 1)
     if len(text) > MAX_CHARACTERS:
         raise yaml.YAMLError(f"more than {MAX_CHARACTERS} characters")

@@ -25,10 +25,15 @@ def summarise(
     """The summary that `run_demo` returns, without the memory. `runs`: the run folders of each kind of student; `cached`:
     what `cache_teacher` returned; `seconds`: of each stage of this process."""
     kinds, beside = student_kinds(config), students_folder(config) / BESIDE
+    seen = {
+        config.output / kind.cache: sum(read_result(run / "result.json")["clips_seen"] for run in runs[name])
+        for name, kind in kinds.items()
+        if kind.cache
+    }
     return {
         **{kind: _scores(folders) for kind, folders in {"teacher": [teacher], **runs}.items()},
         "cost": {
-            **teacher_cost({config.output / kind.cache: runs[name] for name, kind in kinds.items() if kind.cache}),
+            **teacher_cost(seen),
             "cache_bytes": sum(result["bytes"] for result in cached),
             "seconds": dict(seconds),
             "seconds_beside": read_result(beside)["seconds"] if beside.exists() else {},

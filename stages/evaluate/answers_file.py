@@ -10,6 +10,7 @@ from pathlib import Path
 from cache.json_file import read_limited
 from cache.store import write_atomically
 from stages.metrics.accuracy import ScoredVideos
+from stages.remote.url_path import Location
 from stages.runtime.csv_text import csv_text
 from stages.shards.dataset import Dataset
 
@@ -42,7 +43,7 @@ def write_answers(path: Path, scored: ScoredVideos, data: Dataset) -> None:
     write_atomically(path, csv_text(lines))
 
 
-def read_answers(path: Path) -> tuple[Answer, ...]:
+def read_answers(path: Location) -> tuple[Answer, ...]:
     """Raises OSError, and ValueError for a file that `write_answers` didn't write."""
     lines = csv.reader(io.StringIO(read_limited(path).decode(), newline=""))
     if tuple(next(lines, ())) != COLUMNS:

@@ -22,7 +22,7 @@ from stages.metrics.scoring import score_videos
 from stages.models.checkpoints import load_model
 from stages.models.video_model import model_stats, to_device
 from stages.remote.outputs import written_at
-from stages.remote.url_path import Location
+from stages.remote.url_path import Location, UrlPath
 from stages.runtime.csv_text import csv_text
 from stages.runtime.distributed import Ranks, has_bfloat16, join_ranks
 from stages.runtime.plots import warn_if_it_fails
@@ -42,7 +42,8 @@ MAX_CONFUSED = 20  # pairs of classes in the JSON
 def evaluate(config: EvaluateConfig) -> dict:
     """Score a checkpoint. Returns, and writes to `output`, the metrics of `stages.metrics.accuracy.measure` and "protocol",
     "views", "average", "size", "gmacs" (of a view), "gflops" (of a video: gmacs × views), "confused" (the most confused
-    pairs of classes; None if a clip has several labels), "checkpoint", "data".
+    pairs of classes; None if a clip has several labels), "checkpoint", "data"; of a checkpoint in a store also
+    "checkpoint_etag", which changes with its content.
 
     NAME.answers.csv, NAME.classes.csv and, if every clip has one label, NAME.confusion.png are written beside NAME.json,
     after it: if they fail, a warning says so.
@@ -50,6 +51,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     """
     if config.output is not None:
         check_writable(config.output)
+    state = _state_in_store(config.checkpoint)  # before it is read: metrics never pass for those of newer weights
     model, card = load_model(config.checkpoint)
     data, pack = open_frames(open_dataset(config.data), config.pack)
     _check_data(data, card.classes, config.checkpoint)
@@ -78,6 +80,7 @@ def evaluate(config: EvaluateConfig) -> dict:
             "confused": None if counts is None else most_confused(counts, data.classes),
             "checkpoint": str(config.checkpoint),
             "data": str(config.data),
+            **state,
         }
         if ranks.first:
             table = per_class(scored)
@@ -89,6 +92,12 @@ def evaluate(config: EvaluateConfig) -> dict:
                 with warn_if_it_fails("the tables of the metrics"):
                     _print_result(result, table, data.classes)
     return result
+
+
+def _state_in_store(checkpoint: Location) -> dict[str, str]:
+    """By what a store names the content of a checkpoint. Web servers may have no such name."""
+    in_store = isinstance(checkpoint, UrlPath) and not str(checkpoint).startswith("http")
+    return {"checkpoint_etag": etag} if in_store and (etag := checkpoint.etag_or_none()) else {}
 
 
 def _check_data(data: Dataset, classes: tuple[str, ...], checkpoint: Location) -> None:
@@ -159,7 +168,7 @@ def _print_result(result: dict, table: dict[str, np.ndarray], classes: Sequence[
     console.print(f"{result['checkpoint']} on {result['data']}", markup=False, highlight=False, soft_wrap=True)
     summary = Table(show_header=False)
     for name, value in result.items():
-        if name not in ("confused", "checkpoint", "data"):
+        if name not in ("confused", "checkpoint", "checkpoint_etag", "data"):
             summary.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     console.print(summary)
     metric = "ap" if result["headline"] == "map" else "recall"

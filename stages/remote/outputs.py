@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cache.errors import ReskdError
+from cache.store import write_atomically
 from stages.remote.local_copy import naming_url
 from stages.remote.url_path import Changed, Location, UrlPath
 
@@ -33,6 +34,14 @@ def make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if hasattr(os, "getuid") and (folder.is_symlink() or folder.stat().st_uid != os.getuid()):
         raise ReskdError(f"{folder} belongs to another user: set TMPDIR to a folder of your own")
+
+
+def write_whole(file: Location, data: bytes) -> None:
+    """Write a small file whole or not at all: by a rename, or, at a URL, by one request."""
+    if isinstance(file, Path):
+        write_atomically(file, data)
+    else:
+        file.write_bytes(data)
 
 
 @contextmanager

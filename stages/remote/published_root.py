@@ -101,7 +101,7 @@ def fetch(url: UrlPath, folder: Path, name: str) -> str:
     return etag
 
 
-def at_once(work: Callable, items: Iterable[str]) -> list:
+def at_once(work: Callable, items: Iterable) -> list:
     """`work` for each item, in order, many at once: each waits for the store."""
     with ThreadPoolExecutor(REQUESTS) as pool:
         return list(pool.map(work, items))

@@ -60,8 +60,8 @@ def cost_section(caches: Sequence[CacheFigures], runs: Sequence[Run], sweeps: Se
 
 
 def _cost_row(cache: CacheFigures, runs: Iterable[Run]) -> tuple:
-    students = [run.path for run in runs if run.finished and run.reads(cache.path)]
-    cost, time = teacher_cost({cache.path: students}), cache.time
+    students = [run for run in runs if run.finished and run.reads(cache.path)]
+    cost, time = teacher_cost({cache.path: sum(run.clips_seen for run in students)}), cache.time
     each = 1e3 * time.forward_seconds / time.clip_views if time and time.clip_views else None
     in_loop = cost["in_loop_hours"]
     return row(cache.name, number(len(students), "d"), number(cost["teacher_clip_views"], ",d"),

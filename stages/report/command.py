@@ -21,9 +21,10 @@ def report(paths, output):
     """Make one HTML page of what lies at and below PATHS.
 
     PATHS are folders of runs, cohorts, sweeps and caches, folders that hold such folders, and the JSONs of `evaluate` and
-    `bench fidelity`. The page shows the runs and in what their configs differ, learning curves, losses and their weights,
-    accuracy over GFLOPs, classes and confusions with frames of clips, teacher beside student, the teacher's cost, and what
-    was left out. What can't be read is named, and doesn't stop the rest.
+    `bench fidelity`; or URLs of a run, a sweep, a cache, a data set, or a JSON. The page shows the runs and in what their
+    configs differ, learning curves, losses and their weights, accuracy over GFLOPs, classes and confusions with frames of
+    clips, teacher beside student, the teacher's cost, and what was left out. What can't be read is named, and doesn't stop
+    the rest.
 
     Frames and comparisons clip by clip need NAME.answers.csv, which `evaluate --output` writes.
 

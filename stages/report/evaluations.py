@@ -15,6 +15,7 @@ import numpy as np
 from cache.json_file import read_json, read_limited
 from stages.evaluate.answers_file import Answer, read_answers
 from stages.remote.url_path import Location, location
+from stages.report.find_sources import resolved
 
 METRICS = ("top1", "top5", "mean_class", "map")
 MAX_ANSWERS = 500_000  # that are read in all: more take minutes and GBs
@@ -26,7 +27,7 @@ class Evaluation:
     """A checkpoint's metrics on a data set, in percent; `classes`: name -> "clips", "recall", "precision", "ap"."""
 
     name: str
-    path: Path
+    path: Location
     checkpoint: Location
     data: Location
     protocol: str
@@ -49,18 +50,18 @@ class Evaluation:
         return self.metrics[self.headline]
 
     @property
-    def run_folder(self) -> Path | None:
+    def run_folder(self) -> Location | None:
         """The folder that the checkpoint lies in, or lay in, resolved; None if it isn't known.
 
         If runs were moved, it is the JSON's folder, but only under the name of the checkpoint's folder: a teacher's JSON may
-        lie in the folder of a student.
+        lie in the folder of a student. Whether a URL is still there isn't asked.
         """
         folder = self.checkpoint.parent
         local = isinstance(self.checkpoint, Path)
         if local and (os.path.exists(self.checkpoint) or (folder.name and os.path.isdir(folder))):
             return folder.resolve()
-        beside = self.path.parent.resolve()
-        return beside if folder.name == beside.name else None
+        beside = resolved(self.path.parent)
+        return beside if folder.name == beside.name else None if local else folder
 
     @property
     def comparable(self) -> tuple[str, str, str]:
@@ -68,7 +69,7 @@ class Evaluation:
         return str(self.data), self.protocol, self.average
 
 
-def read_evaluation(path: Path, name: str) -> Evaluation:
+def read_evaluation(path: Location, name: str) -> Evaluation:
     """All but the answers, which `with_answers` adds.
 
     Raises OSError, ValueError, KeyError or TypeError if the JSON isn't of an evaluation."""
@@ -142,7 +143,7 @@ def _fits(answers: tuple[Answer, ...], evaluation: Evaluation) -> bool:
     return len(answers) == evaluation.clips and math.isclose(right, evaluation.metrics["top1"], abs_tol=1e-6)
 
 
-def _read_classes(file: Path) -> dict[str, dict[str, float]]:
+def _read_classes(file: Location) -> dict[str, dict[str, float]]:
     """name -> column -> value; NaN: undefined."""
     lines = csv.DictReader(io.StringIO(read_limited(file).decode(), newline=""))
     return {

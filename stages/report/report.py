@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from cache.store import write_atomically
 from stages.config.json_result import check_writable
-from stages.remote.url_path import Location
+from stages.remote.published_root import at_once
+from stages.remote.url_path import Location, UrlPath
 from stages.report.cache_sections import caches_section, cost_section, left_out_section, studies_section
 from stages.report.caches import CacheFigures, DataFigures, read_cache, read_data_set
 from stages.report.evaluations import Evaluation, read_evaluation, with_answers
@@ -70,12 +71,19 @@ def write_report(paths: Sequence[Location], output: Path) -> dict:
 
 def _read(sources: Sources, problems: Problems) -> Material:
     def read_all(found: Sequence[Any], read: Callable[[Any, str], T]) -> list[T]:
-        kept = []
-        for path, name in zip(found, short_names(found), strict=True):
+        def read_one(named: tuple[Any, str]) -> tuple[T | None, Problems]:
             try:
-                kept.append(read(path, name))
+                return read(*named), []
             except Exception as error:  # files of others, and damaged ones: one of them must not cost the page
-                problems.append((str(path), f"can't be read ({error or type(error).__name__})"))
+                return None, [(str(named[0]), f"can't be read ({error or type(error).__name__})")]
+
+        named = list(zip(found, short_names(found), strict=True))
+        at_url = any(isinstance(path, UrlPath) for path in found)
+        answers = at_once(read_one, named) if at_url else map(read_one, named)
+        kept = []
+        for value, faults in answers:
+            kept += [] if value is None else [value]
+            problems.extend(faults)
         return kept
 
     material = Material(
@@ -94,10 +102,10 @@ def _sections(material: Material, problems: Problems) -> list[Section]:
     runs, caches, evaluations, sweeps = material.runs, material.caches, material.evaluations, material.sweeps
     groups = group_by_seed(runs)
     cache_names = {resolved(cache.path): cache.name for cache in caches}
-    evaluated: dict[Path | None, list[Evaluation]] = {}
+    evaluated: dict[Location | None, list[Evaluation]] = {}
     for evaluation in evaluations:
         evaluated.setdefault(evaluation.run_folder, []).append(evaluation)
-    scores = {run.path: evaluated.get(run.path.resolve(), []) for run in runs}
+    scores = {run.path: evaluated.get(resolved(run.path), []) for run in runs}
     makers: dict[str, Callable[[], Section | None]] = {
         "runs": lambda: runs_section(runs, scores, cache_names),
         "front": lambda: fronts_section(groups, evaluations, sweeps),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from stages.remote.url_path import Location, location
 from stages.report.curve_chart import Line, curve_chart
@@ -21,7 +20,7 @@ SHORT = 400  # characters of a config's value
 
 
 def runs_section(
-    runs: Sequence[Run], scores: Mapping[Path, Sequence[Evaluation]], caches: Mapping[Location, str]
+    runs: Sequence[Run], scores: Mapping[Location, Sequence[Evaluation]], caches: Mapping[Location, str]
 ) -> Section | None:
     """`scores`: the evaluations of each run's folder. `caches`: the names of the caches that are in the report."""
     if not runs:

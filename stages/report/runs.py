@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ class Run:
     """A folder that train-student, sweep, demo or bench have made. `config`: "a.b" -> value."""
 
     name: str
-    path: Path
+    path: Location
     config: Mapping[str, Any]
     loss: Curve  # over steps
     terms: Mapping[str, Term]
@@ -50,6 +49,7 @@ class Run:
     failed_clips: int
     gflops: float | None  # of a view; known once the run is finished
     seconds: float | None
+    clips_seen: int  # in its training; 0: not finished
     weights: bool  # whether the folder holds any
     faults: tuple[str, ...]  # what of the folder can't be read
 
@@ -78,7 +78,7 @@ class Run:
         return None if np.isnan(self.validation.y).all() else float(np.nanmax(self.validation.y))
 
 
-def read_run(path: Path, name: str) -> Run:
+def read_run(path: Location, name: str) -> Run:
     """Raises ReskdError if the folder's config.yaml is no config of a run. Other damage is in the run's `faults`."""
     config, faults = read_yaml(path / "config.yaml"), []
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict) or "output" not in config:
@@ -97,7 +97,7 @@ def read_run(path: Path, name: str) -> Run:
     train = [row for row in rows if row["kind"] == "train"]
     scores = [row for row in rows if row["kind"] == "val"]
     metric = "map" if scores and scores[-1].get("headline") == "map" else "top1"
-    weights = any((path / file).exists() for file in ("last.pt", "last.safetensors", "best.safetensors"))
+    weights = any((path / file).is_file() for file in ("last.pt", "last.safetensors", "best.safetensors"))
     return Run(
         name=name,
         path=path,
@@ -109,12 +109,13 @@ def read_run(path: Path, name: str) -> Run:
         failed_clips=int(result.get("failed_clips", train[-1]["failed_clips"] if train else 0)),
         gflops=result.get("gmacs"),
         seconds=result.get("seconds"),
+        clips_seen=int(result.get("clips_seen", 0)),
         weights=weights,
         faults=tuple(faults),
     )
 
 
-def _read_rows(path: Path) -> list[dict]:
+def _read_rows(path: Location) -> list[dict]:
     """The rows of metrics.jsonl; of a long one all validations, the last row, and every n-th of the others.
 
     A run that is at work may have written half of the last line, which is left out.

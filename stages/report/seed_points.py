@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from stages.metrics.spread import SeedScores
 from stages.report.evaluations import Evaluation
+from stages.report.find_sources import resolved
 from stages.report.seed_groups import SeedGroup
 from stages.sweep.pareto_front import Point
 
@@ -15,7 +16,7 @@ Alike = tuple[int, str]  # px, the checkpoint's file name: equal for the seeds o
 
 def evaluated_points(groups: Sequence[SeedGroup], evaluations: Sequence[Evaluation]) -> dict[Chart, list[Point]]:
     """The points of each data set and protocol. The seeds of a group are one point at each size and checkpoint."""
-    number_of = {run.path.resolve(): number for number, group in enumerate(groups) for run in group.runs}
+    number_of = {resolved(run.path): number for number, group in enumerate(groups) for run in group.runs}
     charts: dict[Chart, dict[int | None, dict[Alike, list[Evaluation]]]] = {}
     for evaluation in evaluations:
         number, alike = number_of.get(evaluation.run_folder), (evaluation.size, evaluation.checkpoint.name)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from cache.json_file import read_json
 from stages.metrics.spread import SeedScores
+from stages.remote.url_path import Location
 from stages.report.curve_chart import Line
 from stages.report.runs import curve
 from stages.sweep.pareto_front import Point
@@ -42,7 +42,7 @@ class Study:
     arms: tuple[StudyArm, ...]
 
 
-def read_sweep(path: Path, name: str) -> Sweep:
+def read_sweep(path: Location, name: str) -> Sweep:
     """Raises OSError, ValueError, KeyError, TypeError or AttributeError if the file isn't of a sweep."""
     values = read_json(path, nan=True)
     points = []
@@ -58,7 +58,7 @@ def read_sweep(path: Path, name: str) -> Sweep:
     return Sweep(name, tuple(points), "mAP" if several else "top-1", cost, failed)
 
 
-def read_study(path: Path, name: str) -> Study:
+def read_study(path: Location, name: str) -> Study:
     """Raises OSError, ValueError, KeyError, TypeError or AttributeError if the file isn't of a study."""
     values, arms = read_json(path, nan=True), []
     for arm in values["arms"]:

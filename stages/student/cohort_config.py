@@ -33,10 +33,13 @@ def load_cohort(file: Path | None = None, overrides: Sequence[str] = ()) -> dict
     }
 
 
-def common_folder(students: Mapping[str, TrainConfig]) -> Location:
-    """The folder of a run, or the one that holds the runs of a cohort: that of the first student, if there are several."""
-    first = next(iter(students.values())).output
-    return first.parent if len(students) > 1 else first
+def folders_to_report(students: Mapping[str, TrainConfig]) -> list[Location]:
+    """The folder of a run, or the one that holds the runs of a cohort (that of the first student, if there are several).
+
+    At URLs, of which a report lists nothing, all runs.
+    """
+    outputs = [config.output for config in students.values()]
+    return [outputs[0].parent] if len(outputs) > 1 and isinstance(outputs[0], Path) else outputs
 
 
 def named_students(students: Any, where: str) -> dict[str, dict]:

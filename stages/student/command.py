@@ -27,11 +27,11 @@ def train_student(config_file, overrides, resume, overwrite, allow_partial, dry_
     Several processes: torchrun --nproc-per-node N pipeline.py train-student ...
     """
     from stages.runtime.next_command import say_report_command
-    from stages.student.cohort_config import common_folder, load_cohort
+    from stages.student.cohort_config import folders_to_report, load_cohort
     from stages.student.train_student import train_cohort
 
     students = load_cohort(config_file, overrides)
     results = train_cohort(students, resume=resume, overwrite=overwrite, allow_partial=allow_partial, dry_run=dry_run)
     if not dry_run:
-        say_report_command(common_folder(students))
+        say_report_command(*folders_to_report(students))
     return results.get("", results)  # a config without `students` is one student, without a name

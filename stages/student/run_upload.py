@@ -18,13 +18,15 @@ from cache.errors import ReskdError, StoreError
 from cache.json_file import read_json
 from cache.store import write_atomically
 from stages.remote.outputs import MAX_PUT, make_private, put_known, working_folder
+from stages.remote.published_root import at_once
 from stages.remote.url_path import Changed, Location, UrlPath
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
 
 # Files are put in this order and read in the other one: an object is never older than those that are put after it.
 FIRST, LAST = ("config.yaml", "best.safetensors", "metrics.jsonl"), ("last.pt", "last.safetensors", "result.json")
-NEEDED = ("result.json", "last.pt", "metrics.jsonl", "config.yaml")  # what a resume reads, in the order of reading
+# What a resume reads, in the order of reading; that of a finished run doesn't read last.pt, which is large.
+NEEDED = ("result.json", "last.pt", "metrics.jsonl", "config.yaml")
 EVERY = 0.2  # seconds between two looks at the files
 LOG_EVERY = 30.0  # seconds after which logs are put without a new checkpoint; each time they are put whole
 AGAIN = 10.0  # seconds from an upload that failed to the next one
@@ -49,9 +51,12 @@ class RunUpload:
 
         If the objects are those that this machine has put, then the local files go on from there, and they are kept.
         """
-        found = {name: etag for name in (*FIRST, *LAST) if (etag := (self.url / name).etag_or_none())}
+        names = (*FIRST, *LAST)
+        etags = at_once(lambda name: (self.url / name).etag_or_none(), names)
+        found = {name: etag for name, etag in zip(names, etags, strict=True) if etag}
+        needed = [name for name in NEEDED if name in found and not (name == "last.pt" and "result.json" in found)]
         noted = self._read_note()
-        is_here = all((self.folder / name).is_file() for name in NEEDED if name in found)
+        is_here = all((self.folder / name).is_file() for name in needed)
         if noted == found and is_here:
             return
         if noted is not None:
@@ -60,7 +65,7 @@ class RunUpload:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.etags, self.states = found, {}
-        for name in [name for name in NEEDED if name in found]:
+        for name in needed:
             data, self.etags[name] = (self.url / name).read_with_etag()
             write_atomically(self.folder / name, data)
             self.states[name] = _state(self.folder / name)

@@ -171,7 +171,9 @@ def _train(
 def _stored_result(config: TrainConfig) -> dict | None:
     """The result of a finished run; None for a run that isn't finished."""
     last, result = config.folder / "last.pt", config.folder / "result.json"
-    return read_result(result) if last.exists() and result.exists() else None
+    if not result.exists():
+        return None
+    return read_result(result) if last.exists() or (config.output / last.name).is_file() else None
 
 
 def _stored_state(config: TrainConfig) -> dict | None:

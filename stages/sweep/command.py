@@ -36,9 +36,9 @@ def sweep(config_file, overrides, grid, at_once, test, dry_run, engine, address,
     (keys -> lists), or both. Students with the same data, views and batches train together, as a cohort. The cohorts train
     one after another.
 
-    `output` is the folder of the sweep. It gets a folder for each student, sweep.json, and sweep.png: accuracy over GFLOPs
-    with the Pareto front. The last table shows the teacher time, and what it would be with the teacher in the loop. After
-    an interruption run the same command again. The new run may have more students.
+    `output` is the folder of the sweep, or its URL. It gets a folder for each student, sweep.json, and sweep.png: accuracy
+    over GFLOPs with the Pareto front. The last table shows the teacher time, and what it would be with the teacher in the
+    loop. After an interruption run the same command again. The new run may have more students.
 
     \b
     pipeline.py sweep --config configs/own/sweep.yaml

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from cache.errors import ReskdError, StoreError
 from stages.engine.actor import Tell, Units
@@ -33,12 +32,15 @@ class Trained:
     reason: str | None
 
 
-def train_on_engine(engine: Engine, cohorts: Sequence[Cohort], out: Path) -> tuple[dict[str, str], dict[str, float]]:
+def train_on_engine(
+    engine: Engine, cohorts: Sequence[Cohort], out: Location
+) -> tuple[dict[str, str], dict[str, float]]:
     """Train the cohorts that aren't done. Returns the reasons of the students that failed, and the seconds of each cohort.
 
     A cohort whose actor or node is lost goes on elsewhere, from its last checkpoint.
     """
-    units = {" + ".join(cohort): dict(cohort) for cohort in cohorts if pending(cohort)}
+    missing = {" + ".join(cohort): (dict(cohort), pending(cohort)) for cohort in cohorts}
+    units = {name: cohort for name, (cohort, students) in missing.items() if students}
     note_decoded_epochs(out, units.values())
     configs = [config for cohort in units.values() for config in cohort.values()]
     inputs = tuple(dict.fromkeys(paths_in([(config.data, config.teacher, config.init) for config in configs])))
@@ -47,7 +49,7 @@ def train_on_engine(engine: Engine, cohorts: Sequence[Cohort], out: Path) -> tup
         job = Job(
             work=partial(_train, inputs, mark),
             units=units,
-            size={name: len(pending(cohort)) for name, cohort in units.items()},
+            size={name: len(missing[name][1]) for name in units},
             title="sweep",
             progress_unit="students",
             output=out,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from rich.table import Table
 
 from cache.errors import ReskdError
+from stages.remote.published_root import at_once
 from stages.remote.url_path import Location
 from stages.runtime.terminal import console
 from stages.shards.dataset import open_dataset
@@ -41,7 +41,8 @@ def group_cohorts(students: Mapping[str, TrainConfig], at_once: int) -> list[dic
 
 def pending(cohort: Mapping[str, TrainConfig]) -> list[str]:
     """The students of a cohort that aren't finished."""
-    return [name for name, config in cohort.items() if not (config.output / "result.json").exists()]
+    finished = at_once(lambda name: (cohort[name].output / "result.json").is_file(), cohort)
+    return [name for name, is_there in zip(cohort, finished, strict=True) if not is_there]
 
 
 def halves(
@@ -59,12 +60,9 @@ def halves(
     return first, second
 
 
-def sweep_folder(students: Mapping[str, TrainConfig]) -> Path:
-    """The folder that holds all students' folders. Raises ReskdError if they are in several, or at a URL."""
+def sweep_folder(students: Mapping[str, TrainConfig]) -> Location:
+    """The folder that holds all students' folders. Raises ReskdError if they are in several."""
     folders = {config.output.parent for config in students.values()}
-    if urls := [str(folder) for folder in folders if not isinstance(folder, Path)]:
-        raise ReskdError(f"output {urls[0]}: a sweep writes into a folder, not to a URL: give `output` a path that all machines "
-                         "share (train-student takes a URL)")  # fmt: skip
     if len(folders) != 1:
         raise ReskdError(f"a sweep's students lie in one folder: remove their own `output` ({len(folders)} are given)")
     return folders.pop()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from rich.table import Table
 
-from cache.store import write_atomically
 from stages.config.json_result import read_result
+from stages.remote.outputs import write_whole, written_at
 from stages.remote.url_path import Location
 from stages.runtime.plots import warn_if_it_fails
 from stages.runtime.terminal import console
@@ -25,13 +24,13 @@ def write_report(
     rows: Mapping[str, dict],
     failed: Mapping[str, str],
     seconds: Mapping[str, float],
-    out: Path,
+    out: Location,
     test: Location | None,
 ) -> dict:
     """Write and print the report of the finished students (`rows`). Returns the content of sweep.json."""
     done = {name: students[name] for name in rows}
     points = over_seeds(done, rows)
-    cost, front = _cost(done, out, seconds), pareto_front(points)
+    cost, front = _cost(done, rows, out, seconds), pareto_front(points)
     result = {
         "students": rows,
         "points": [
@@ -41,21 +40,21 @@ def write_report(
         "cost": cost,
         "failed": failed,
     }
-    write_atomically(out / "sweep.json", (json.dumps(result, indent=2) + "\n").encode())
+    write_whole(out / "sweep.json", (json.dumps(result, indent=2) + "\n").encode())
     if points:
         metric = "mAP" if any(row["headline"] == "map" for row in rows.values()) else "top-1"
         data = test or "validation, each at its best"
-        with warn_if_it_fails(f"{out / 'sweep.png'}"):
-            plot_front(out / "sweep.png", points, front, f"{metric} on {data}, %")
+        with warn_if_it_fails(f"{out / 'sweep.png'}"), written_at(out / "sweep.png") as picture:
+            plot_front(picture, points, front, f"{metric} on {data}, %")
         with warn_if_it_fails("the table of the front"):
             print_front(points, front, f"{metric} %", f"on {data}")
-        console.print(f"written: {out}/sweep.json, sweep.png", highlight=False)
+        console.print(f"written: {out}/sweep.json, sweep.png", highlight=False, soft_wrap=True)
     with warn_if_it_fails("the table of the costs"):
         _print_cost(cost)
     return result
 
 
-def note_decoded_epochs(out: Path, cohorts: Iterable[Mapping[str, TrainConfig]]) -> None:
+def note_decoded_epochs(out: Location, cohorts: Iterable[Mapping[str, TrainConfig]]) -> None:
     """Store in passes.json how many times each cohort decodes its data, before it does. A rerun of a cohort replaces its number.
 
     One process calls it for all cohorts.
@@ -64,22 +63,24 @@ def note_decoded_epochs(out: Path, cohorts: Iterable[Mapping[str, TrainConfig]])
     for cohort in cohorts:
         if names := pending(cohort):
             epochs[" + ".join(names)] = max(cohort[name].schedule.epochs for name in names)
-    write_atomically(out / "passes.json", (json.dumps(epochs) + "\n").encode())
+    write_whole(out / "passes.json", (json.dumps(epochs) + "\n").encode())
 
 
-def _decoded_epochs(out: Path) -> dict[str, int]:
+def _decoded_epochs(out: Location) -> dict[str, int]:
     file = out / "passes.json"
-    return read_result(file) if file.exists() else {}
+    return read_result(file) if file.is_file() else {}
 
 
-def _cost(done: Mapping[str, TrainConfig], out: Path, seconds: Mapping[str, float]) -> dict:
+def _cost(
+    done: Mapping[str, TrainConfig], rows: Mapping[str, dict], out: Location, seconds: Mapping[str, float]
+) -> dict:
     """The teacher time, the epochs that were decoded and those that the students would decode alone, and the seconds."""
-    runs: dict[Location, list[Path]] = {}
-    for config in done.values():
+    seen: dict[Location, int] = {}
+    for name, config in done.items():
         if config.data.cache:
-            runs.setdefault(config.data.cache, []).append(config.output)
+            seen[config.data.cache] = seen.get(config.data.cache, 0) + rows[name]["clips_seen"]
     return {
-        **teacher_cost(runs),
+        **teacher_cost(seen),
         "decode_passes": sum(_decoded_epochs(out).values()),
         "decode_passes_alone": sum(config.schedule.epochs for config in done.values()),
         "seconds": dict(seconds),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
 from rich.text import Text
 
-from cache.errors import ReskdError
-from stages.config.json_result import read_result
+from cache.errors import ReskdError, StoreError
+from stages.config.json_result import check_writable, read_result
 from stages.engine.engine import Engine
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
+from stages.remote.outputs import make_private, working_folder
 from stages.remote.url_path import Location
 from stages.runtime.beside import beside
 from stages.runtime.distributed import Ranks, cores, join_ranks
@@ -49,7 +50,7 @@ def run_sweep(
     With several ranks, all train each cohort together, and rank 0 writes. With an engine, several cohorts train at once.
     From packs on a CPU, two halves of the students train side by side.
     Raises ReskdError before any training if a student can't be trained or its folder holds another run, and at the end if
-    students failed.
+    students failed. Raises StoreError at once if a store fails.
     """
     out, cohorts = sweep_folder(students), group_cohorts(students, at_once)
     check_students(students, test)
@@ -63,8 +64,8 @@ def run_sweep(
                 console.print(Text.from_ansi(printed.get()))
         if dry_run:
             return {"cohorts": [list(cohort) for cohort in cohorts]}
-        out.mkdir(parents=True, exist_ok=True)
-        with locked(out / "sweep.json") if ranks.first else nullcontext():
+        check_writable(out / "sweep.json")
+        with _locked(out) if ranks.first else nullcontext():
             if engine is not None:
                 failed, seconds = train_on_engine(engine, cohorts, out)
             else:
@@ -83,6 +84,15 @@ def run_sweep(
     return result
 
 
+def _locked(out: Location) -> AbstractContextManager:
+    """One process of a machine at a time writes the sweep. At a URL, each run sees whether another machine writes it."""
+    if isinstance(out, Path):
+        return locked(out / "sweep.json")
+    folder = working_folder(out)
+    make_private(folder.parent)
+    return locked(out, folder.with_name(f"{folder.name}.lock"))
+
+
 def _leaves_cores_idle(students: Mapping[str, TrainConfig], ranks: Ranks) -> bool:
     """Whether one process of training leaves half of a CPU's cores idle: they are for decoding, and packs need little."""
     packed = all(config.data.pack is not None for config in students.values())
@@ -90,7 +100,7 @@ def _leaves_cores_idle(students: Mapping[str, TrainConfig], ranks: Ranks) -> boo
 
 
 @contextmanager
-def _beside(cohorts: Sequence[Cohort], out: Path) -> Iterator[Callable[[], dict[str, str]]]:
+def _beside(cohorts: Sequence[Cohort], out: Location) -> Iterator[Callable[[], dict[str, str]]]:
     """Train the cohorts in a second process. Gives a function that waits for it, and returns the reasons of the students that
     failed. A signal ends both processes; each saves its students."""
     if not cohorts:
@@ -108,7 +118,7 @@ def _beside(cohorts: Sequence[Cohort], out: Path) -> Iterator[Callable[[], dict[
         yield failed
 
 
-def _train_beside(cohorts: Sequence[Cohort], out: Path) -> None:
+def _train_beside(cohorts: Sequence[Cohort], out: Location) -> None:
     """`_train` for a second process. Raises ReskdError with the reasons of the students that failed."""
     with join_ranks() as ranks:
         failed, _ = _train(cohorts, out, ranks, BESIDE)
@@ -117,7 +127,7 @@ def _train_beside(cohorts: Sequence[Cohort], out: Path) -> None:
 
 
 def _train(
-    cohorts: Sequence[Cohort], out: Path, ranks: Ranks, timings: str = "seconds.json"
+    cohorts: Sequence[Cohort], out: Location, ranks: Ranks, timings: str = "seconds.json"
 ) -> tuple[dict[str, str], dict[str, float]]:
     """Train the cohorts. Returns the reasons of the students that failed, and the seconds of each cohort (rank 0's).
 
@@ -126,15 +136,17 @@ def _train(
     timed, seconds = stage_timer(out / timings) if ranks.first else ((lambda _, stage: stage()), {})
     failed: dict[str, str] = {}
     for cohort in cohorts:
-        names = pending(cohort)
+        still_pending = partial(ranks.from_first, partial(pending, cohort))  # rank 0 knows when its uploads are done
+        if not (names := still_pending()):
+            continue
         try:
             timed(" + ".join(cohort), partial(train_cohort, cohort, resume=True, go_on=RUN_AGAIN))
-        except Interrupted:
+        except (Interrupted, StoreError):
             raise
         except Exception as error:  # an error of one cohort must not stop the next one
             if ranks.world > 1 and not isinstance(error, StudentsFailed):  # all ranks raise that one together
                 raise
-            if not (missing := [name for name in pending(cohort) if name in names]):
+            if not (missing := [name for name in still_pending() if name in names]):
                 raise
             reason = str(error) if isinstance(error, ReskdError) else f"{type(error).__name__}: {error}"
             failed |= dict.fromkeys(missing, reason)
@@ -159,16 +171,10 @@ def _score_all(
 
 def _score(config: TrainConfig, test: Location | None, ranks: Ranks) -> dict:
     """The row of a finished student. Its last weights are evaluated on `test`, unless its test.json is of these weights."""
-    result = read_result(config.output / "result.json")
-    metrics = result["best"] or {}
-    if test is not None:
-        stored, weights = config.output / "test.json", config.output / "last.safetensors"
-        tables = stored.with_name("test.classes.csv")  # written last, unless it can't be
-        current = stored.exists() and tables.exists() and stored.stat().st_mtime_ns >= weights.stat().st_mtime_ns
-        metrics = read_result(stored) if current else {}
-        if ranks.any(metrics.get("data") != str(test)):
-            metrics = evaluate(EvaluateConfig(checkpoint=weights, data=test, output=stored,
-                                              amp=config.amp, batch_size=64, loader=config.loader))  # fmt: skip
+    result, metrics = ranks.from_first(partial(_stored_scores, config, test))
+    if metrics is None:
+        metrics = evaluate(EvaluateConfig(checkpoint=config.output / "last.safetensors", data=test, amp=config.amp,
+                      output=config.output / "test.json", batch_size=64, loader=config.loader))  # fmt: skip
     headline = metrics.get("headline")
     return {
         "score": metrics.get(headline),
@@ -176,3 +182,19 @@ def _score(config: TrainConfig, test: Location | None, ranks: Ranks) -> dict:
         "gflops": result["gmacs"],
         "clips_seen": result["clips_seen"],
     }
+
+
+def _stored_scores(config: TrainConfig, test: Location | None) -> tuple[dict, dict | None]:
+    """The result of a finished student, and its stored metrics; None: its last weights are still to be evaluated on `test`."""
+    result = read_result(config.output / "result.json")
+    if test is None:
+        return result, result["best"] or {}
+    stored, weights = config.output / "test.json", config.output / "last.safetensors"
+    if isinstance(weights, Path):
+        tables = stored.with_name("test.classes.csv")  # written last, unless it can't be
+        current = stored.exists() and tables.exists() and stored.stat().st_mtime_ns >= weights.stat().st_mtime_ns
+        metrics = read_result(stored) if current else {}
+    else:
+        metrics = read_result(stored) if stored.is_file() else {}
+        current = metrics.get("checkpoint_etag", "") == weights.etag_or_none()
+    return result, metrics if current and metrics.get("data") == str(test) else None

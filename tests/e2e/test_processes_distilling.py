@@ -12,6 +12,7 @@ import torch
 from cache.group import load_manifest
 from stages.config.file import load_config
 from stages.models.checkpoints import load_model
+from stages.remote.url_path import UrlPath
 from stages.runtime.distributed import Ranks
 from stages.student.config import TrainConfig
 from stages.student.state import shared_out
@@ -67,23 +68,25 @@ def test_one_that_fails_on_a_rank_does_not_stop_the_others(zygote, data, cached,
     assert {p.parent.name for p in cut.glob("*/result.json")} == {"wide", "other"}
 
 
-def test_two_processes_sweep_cohort_after_cohort(zygote, data, cached, tmp_path):
-    """The cohort after one with a failure is trained, too; all are scored together, and rank 0 writes."""
+def test_two_processes_sweep_cohort_after_cohort(zygote, s3, data, cached):
+    """The cohort after one with a failure is trained, too; all are scored together, and rank 0 writes, here at a URL."""
+    out = UrlPath(s3.bucket) / "ranks" / "sweep"
+    (out.parent.parent / "there").write_bytes(b"")  # the server makes a bucket at its first object
     common = options(f"data.train={data.train}", f"data.val={data.val}", f"data.cache={cached}", *QUICK, "size=16",
-                     "losses.logit_kl=1", "schedule.epochs=1", f"output={tmp_path / 'sweep'}")  # fmt: skip
+                     "losses.logit_kl=1", "schedule.epochs=1", f"output={out}")  # fmt: skip
     fine, bad = "good: {}, other: {batch_size: 8}", "bad: {optim: {name: sgd, lr: 1.0e+30}}"
     command = ["sweep", *common, "--test", data.val]
-    said = zygote.run_ranks([*command, *options(f"students={{{bad}, {fine}}}")], world=2, expect=1)
+    said = zygote.run_ranks([*command, *options(f"students={{{bad}, {fine}}}")], world=2, expect=1, **s3.environment)
     assert "1 of 3 students failed" in said and "run it again: what is done stays" in said
-    result = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    result = json.loads((out / "sweep.json").read_bytes())
     assert set(result["students"]) == {"good", "other"} and set(result["failed"]) == {"bad"}
     assert result["cost"]["decode_passes"] == 2 and result["students"]["good"]["clips_seen"] == 6 * 32
     assert [command.said().count("written: ") for command in zygote.commands[-2:]] == [1, 0]
-    scored = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/test.json")}
-    zygote.run([*command, *options(f"students={{{fine}}}")])  # in one process: all is done
-    again = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert all((out / name / "test.json").is_file() for name in ("good", "other"))
+    said = zygote.run([*command, *options(f"students={{{fine}}}")], **s3.environment)  # in one process: all is done
+    again = json.loads((out / "sweep.json").read_bytes())
     assert again["students"] == result["students"] and again["failed"] == {}
-    assert len(scored) == 2 and {path: path.stat().st_mtime_ns for path in scored} == scored
+    assert "finished already" not in said and "best and worst" not in said  # nothing is trained or scored
 
 
 def test_two_processes_estimate_statistics_together(zygote, data, teacher, tmp_path):

@@ -195,9 +195,12 @@ def test_a_worker_with_other_code_is_refused_by_name(ray, zygote, data, teacher,
     assert "127.0.0.1 (" in refused.said() and there in refused.said() and f"(wanted: {here})" in refused.said()
 
 
-def test_a_sweep_of_which_an_actor_is_killed_has_the_scores_of_one_process(ray, zygote, data, cached, tmp_path):
-    def sweeping(name: str) -> list[str]:
-        config = [f"output={tmp_path / name}", "size=16", "losses={logit_kl: 1.0}", f"data.train={data.train}",
+def test_a_sweep_of_which_an_actor_is_killed_has_the_scores_of_one_process(ray, s3, zygote, data, cached, tmp_path):
+    """At a URL."""
+    url = UrlPath(s3.bucket) / "engine" / "sweep"
+
+    def sweeping(output: Path | UrlPath) -> list[str]:
+        config = [f"output={output}", "size=16", "losses={logit_kl: 1.0}", f"data.train={data.train}",
                   f"data.val={data.val}", f"data.cache={cached}", *QUICK, "checkpoint_every=4"]  # fmt: skip
         return [
             "sweep",
@@ -208,13 +211,15 @@ def test_a_sweep_of_which_an_actor_is_killed_has_the_scores_of_one_process(ray, 
             "1",
         ]
 
-    command(*sweeping("alone"))
-    at_work = zygote.start([*sweeping("ray"), "--engine", "ray", "--address", ray.address], **ray.environment)
-    wait_for(lambda: list(tmp_path.glob("ray/*/last.pt")) or at_work.status.exists())
+    command(*sweeping(tmp_path / "alone"))
+    (url.parent.parent / "there").write_bytes(b"")  # the server makes a bucket at its first object
+    engine = ["--engine", "ray", "--address", ray.address]
+    at_work = zygote.start([*sweeping(url), *engine], **ray.environment, **s3.environment)
+    wait_for(lambda: any((url / f"seed={seed}/last.pt").is_file() for seed in (0, 1)) or at_work.status.exists())
     at_once = actors()
     assert len(at_once) == 2  # the cohorts train at once
     at_once[0].kill()
     assert at_work.wait() == 0, at_work.said()
-    alone, ours = (json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("alone", "ray"))
+    alone, ours = (json.loads((out / "sweep.json").read_bytes()) for out in (tmp_path / "alone", url))
     assert all(ours[part] == alone[part] for part in ("students", "points", "front", "failed"))
-    assert set(ours["cost"]) == set(alone["cost"])
+    assert set(ours["cost"]) == set(alone["cost"]) and not [p for p in url.iterdir() if p.name.startswith(".engine")]

@@ -106,6 +106,7 @@ def test_commands_say_the_same_of_urls(remote, data, teacher, cached, zygote, tm
     assert ours[0].pop("path") == str(cached) and theirs[0].pop("path") == str(remote.cache)
     for result in (*ours, *theirs):
         result.pop("checkpoint", None), result.pop("data", None)
+    assert theirs[2].pop("checkpoint_etag") == remote.teacher.etag()
     assert all(result[1].pop("verified") < 0.01 for result in (ours, theirs))  # each of other clips
     assert ours == theirs and ours[1]["problems"] == []
 
@@ -233,6 +234,6 @@ def test_other_commands_take_a_url_of_what_they_only_read(remote, data, teacher,
     page = write_report([remote.cache, remote.val, remote.root], tmp_path / "report.html")
     assert (page["caches"], page["data_sets"]) == (1, 1)
     ((what, why),) = page["problems"]
-    assert what == str(remote.root) and why.startswith("no cache and no data set is at this URL; give runs")
+    assert what == str(remote.root) and why.startswith("no run, sweep, cache or data set is at this URL, and")
     text = (tmp_path / "report.html").read_text()
     assert str(remote.cache) in text and str(remote.val) in text

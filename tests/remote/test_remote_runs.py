@@ -9,13 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from cache.errors import ReskdError, StoreError
 from stages.bench.s3_server import Proxy
+from stages.evaluate import evaluate
 from stages.models.checkpoints import load_model
 from stages.remote import url_path
 from stages.remote.url_path import Changed, UrlPath
-from stages.student import run_upload
+from stages.report import report
+from stages.report.report import write_report
+from stages.student import loop, run_upload
 from stages.student.run_upload import RunUpload
 from stages.student.state import load_state
+from stages.sweep import sweep
+from stages.sweep.config import load_sweep
+from stages.sweep.sweep import run_sweep
+from tests.report.folders import text_of
 from tests.runs import QUICK, command, rows_of
 from tests.zygote import Command
 
@@ -94,7 +102,7 @@ def test_a_cohort_is_that_of_local_folders_and_leaves_nothing_on_the_machine(sta
     assert {name for name in (url / "other").files() if "/" not in name} == FILES
     assert any(name.startswith("tensorboard/events") for name in (url / "other").files())
     assert f"output: {url}/same\n" in (tmp_path / "same/config.yaml").read_text()
-    assert "pipeline.py report" not in run.said()  # which reads no URLs
+    assert f"pipeline.py report {url}/same {url}/other --output report.html" in said(run)
     refused = {("students={same: {}}",): f"{url}/same holds a run already: go on with it by --resume",
                ("optim.lr=0.1", students, "--resume"): f"{url}/same holds a run of another config: optim.lr"}  # fmt: skip
     for changes, why in refused.items():
@@ -231,6 +239,80 @@ def test_an_evaluation_at_a_url(s3, url, data, whole):
         command(*evaluate, "http://127.0.0.1:1/x.json")
 
 
-def test_a_sweep_is_refused_by_name(data):
-    with pytest.raises(AssertionError, match="output s3://b/x: a sweep writes into a folder"):
-        command("sweep", *options("output=s3://b/x", f"data.train={data.train}", "grid={size: [16, 24]}"))
+def swept(output: Path | UrlPath, data) -> dict:
+    """A sweep of two students, one after another, scored on labelled clips."""
+    changes = [f"output={output}", f"data.train={data.val}", *QUICK, "size=16", "checkpoint_every=1"]
+    return run_sweep(load_sweep(None, changes, ["seed=0,1"]), at_once=1, test=data.val)
+
+
+def test_a_sweep_that_is_killed_goes_on_on_another_machine_and_is_that_of_a_folder(
+    proxy, url, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "plot_confusion", lambda path, *_: path.touch())  # what takes longest
+    monkeypatch.setattr(report, "classes_section", lambda _: None)
+    whole, local = loop._optimizer_step, tmp_path / "sweep"
+    theirs = swept(local, data)
+
+    def killed(at_work, *rest):
+        if at_work[0].config.output.name == "seed=1" and at_work[0].progress.step == 3:
+            while not (url / "seed=1/last.pt").is_file():
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+        whole(at_work, *rest)
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "a"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "_optimizer_step", killed)
+        swept(url, data)
+    proxy.log.clear()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "b"))
+    ours = swept(url, data)
+    asked = [(verb, path.replace("%3D", "=").partition(f"/{url.name}/")[2]) for verb, path, _ in proxy.log]
+    assert ("GET", "seed=1/last.pt") in asked and ("GET", "seed=0/last.pt") not in asked
+    assert ("PUT", "seed=1/last.safetensors") in asked and ("PUT", "seed=0/last.safetensors") not in asked
+    assert not list(tmp_path.glob("b/*/*/*"))
+    for told in (ours, theirs):
+        assert len(told["cost"].pop("seconds")) == 2
+    assert ours == theirs and (url / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in url.iterdir()} == {p.name for p in local.iterdir() if p.suffix != ".lock"}
+    for name in ours["students"]:
+        weights = f"{name}/last.safetensors"
+        assert (url / weights).read_bytes() == (local / weights).read_bytes()
+        assert (url / name / "test.answers.csv").read_bytes() == (local / name / "test.answers.csv").read_bytes()
+
+    told = write_report([url], tmp_path / "report.html")
+    counts = ("runs", "evaluations", "sweeps", "problems")
+    assert [told[key] for key in counts] == [2, 2, 1, []]
+    seen, scores = text_of(tmp_path / "report.html"), [row["score"] for row in ours["students"].values()]
+    for name, score in zip(("seed=0", "seed=1"), scores, strict=True):  # each run has its evaluation
+        assert re.search(rf" {name} finished tsm resnet18 16 .* {score:.2f} ", seen)
+
+    (url / "seed=0/last.safetensors").write_bytes((url / "seed=1/last.safetensors").read_bytes())
+    proxy.log.clear()
+    again = swept(url, data)["students"]  # of other weights the score is another one
+    assert again["seed=0"] == again["seed=1"] == ours["students"]["seed=1"]
+    written = {path.rpartition("/")[2] for verb, path, _ in proxy.log if verb == "PUT" and "seed%3D0" in path}
+    assert written == {f"test.{kind}" for kind in ("json", "answers.csv", "classes.csv", "confusion.png")}
+    assert not [path for verb, path, _ in proxy.log if verb == "PUT" and "seed%3D1" in path]
+    assert not [path for verb, path, _ in proxy.log if verb == "GET" and path.endswith("last.pt")]
+
+
+def test_a_store_that_fails_stops_a_sweep(proxy, url, data, tmp_path, monkeypatch, capsys):
+    begun = []
+
+    def train(cohort, dry_run=False, **_):
+        if not dry_run:
+            begun.extend(cohort)
+            proxy.unavailable = 10**6
+            (url / "seed=0/last.pt").read_bytes()
+
+    monkeypatch.setattr(sweep, "train_cohort", train)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RESKD_STORE_SECONDS", "0.3")
+    with pytest.raises(
+        StoreError, match=f"{url}/seed=0/last.pt: get failed .503.*: see whether the store can be reached"
+    ):
+        swept(url, data)
+    assert begun == ["seed=0"] and "the seconds are not stored" in capsys.readouterr().err
+    with pytest.raises(ReskdError, match="http://127.0.0.1:1/x/sweep.json can't be written .a web server"):
+        swept(UrlPath("http://127.0.0.1:1/x"), data)

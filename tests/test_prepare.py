@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -544,7 +545,8 @@ def test_an_interrupt_at_any_moment_is_one_word(tmp_path):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     while process.poll() is None and not any(
-        "spawn_main" in " ".join(child.cmdline()) for child in psutil.Process(process.pid).children()
+        re.search("forkserver|spawn_main", " ".join(child.cmdline()))
+        for child in psutil.Process(process.pid).children()
     ):
         time.sleep(0.01)
     time.sleep(0.2)  # it imports still

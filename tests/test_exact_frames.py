@@ -67,7 +67,7 @@ def test_pixels_never_depend_on_what_else_is_asked(name, places):
     assert np.array_equal(pictures, frames[asked]) and served == decoder
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_nor_in_real_videos(clips, data):
     files = sorted(path for path in clips.iterdir() if path.name != "corrupted.mp4")

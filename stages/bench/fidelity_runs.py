@@ -125,8 +125,9 @@ def _test(config: StudyConfig, folder: Path) -> dict:
     scored = folder / "test.json"
     if not scored.exists():
         loader = {"workers": 0, "resident": True}
-        evaluate(EvaluateConfig(checkpoint=folder / "last.safetensors", data=config.output / "data" / "test",
-                                output=scored, batch_size=64, loader=loader))  # fmt: skip
+        result = evaluate(EvaluateConfig(checkpoint=folder / "last.safetensors", data=config.output / "data" / "test",
+                                         batch_size=64, loader=loader))  # fmt: skip
+        write_atomically(scored, json.dumps(result).encode())  # the files beside it are for people
     return json.loads(scored.read_text())
 
 

@@ -168,9 +168,9 @@ def test_two_classes_of_real_clips_go_through_the_whole_study_and_a_rerun_trains
     with open(jhmdb / "clips.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["label"] in ("golf", "pullup")]
     kept, seen = [], {}
-    for row in rows:  # two clips of ten sources to train on, of two to test on
+    for row in rows:  # two clips of eight sources to train on, of two to test on
         sources = seen.setdefault((row["label"], row["split1"]), {})
-        if row["source"] in sources or len(sources) < (10 if row["split1"] == "train" else 2):
+        if row["source"] in sources or len(sources) < (8 if row["split1"] == "train" else 2):
             sources[row["source"]] = sources.get(row["source"], 0) + 1
             kept += [row] if sources[row["source"]] <= 2 else []
     with open(tmp_path / "clips.csv", "w", newline="") as file:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stages.bench import clocks, decode, stage1
+from stages.bench import clocks, decode, device_peak, stage1
 from stages.bench.figures import at_least, profiled
 from stages.bench.stage1_answers import Answers
 from stages.bench.stage1_runs import TINY
@@ -27,6 +27,7 @@ def small(monkeypatch):
     sizes = {"clips": 2, "batch_size": 1, "few": 2, "many": 2, "times": (1, 2), "sizes": (1,), "seconds": 1, "runs": 2}
     monkeypatch.setattr(stage1, "QUICK", replace(stage1.FULL, model=TINY, size=32, **sizes))
     monkeypatch.setattr(stage1, "SMALL", (SMALL,))
+    monkeypatch.setattr(device_peak, "SIDE", {"cpu": 64, "cuda": 64})
 
 
 def figures(out):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from stages.bench import cohort, growth, packing, stage2, sweeping
+from stages.bench import cohort, device_peak, growth, packing, stage2, sweeping
 from stages.bench.students import DEMO
 from stages.bench.videos import Kind
 from tests.runs import command
@@ -23,6 +23,8 @@ def small(monkeypatch):
     for module in (stage2, packing, cohort, sweeping, growth):
         if hasattr(module, "SMALL"):
             monkeypatch.setattr(module, "SMALL", (SMALL, SMALL))
+    monkeypatch.setattr(device_peak, "SIDE", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr("stages.sweep.sweep.cores", lambda: 1)  # a second process imports everything once more
     brief = {"seconds": 1, "runs": 1, "clips": 4}
     monkeypatch.setattr(stage2, "QUICK", stage2.Setup((("net", DEMO, 16, 4),), times=2, **brief))
     monkeypatch.setattr(packing, "QUICK", packing.Setup((SMALL,), size=16, **brief))

@@ -149,7 +149,8 @@ def test_of_two_runs_one_goes_on_and_a_signal_leaves_all_at_the_url(start, url, 
     while not first.status.exists() and not second.status.exists():
         time.sleep(0.02)
     loser, winner = (first, second) if first.status.exists() else (second, first)
-    assert loser.wait() == 1 and f"{url}/" in loser.said().replace("\n", "") and "another run" in said(loser)
+    assert loser.wait() == 1, loser.said()
+    assert f"{url}/" in loser.said().replace("\n", "") and "another run" in said(loser), loser.said()
     winner.kill(signal.SIGTERM, group=False)
     started = time.monotonic()
     assert winner.wait() == 143 and time.monotonic() - started < 30, winner.said()

@@ -24,9 +24,13 @@ def working_folder(output: Location) -> Path:
     """
     if isinstance(output, Path):
         return output
+    return user_folder("reskd") / f"{output.name}-{hashlib.sha256(str(output).encode()).hexdigest()[:16]}"
+
+
+def user_folder(name: str) -> Path:
+    """The folder of this user and this name in the system's temporary folder. `make_private` makes it."""
     temporary = os.environ.get("TMPDIR") or tempfile.gettempdir()  # tempfile remembers its first answer
-    user = f"reskd-{os.getuid()}" if hasattr(os, "getuid") else "reskd"
-    return Path(temporary) / user / f"{output.name}-{hashlib.sha256(str(output).encode()).hexdigest()[:16]}"
+    return Path(temporary) / (f"{name}-{os.getuid()}" if hasattr(os, "getuid") else name)
 
 
 def make_private(folder: Path) -> None:

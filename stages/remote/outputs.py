@@ -12,7 +12,8 @@ from pathlib import Path
 from cache.errors import ReskdError
 from cache.store import write_atomically
 from stages.remote.local_copy import naming_url
-from stages.remote.url_path import Changed, Location, UrlPath
+from stages.remote.store import Changed
+from stages.remote.url_path import Location, UrlPath
 
 MAX_PUT = 5 * 2**30  # bytes; S3 takes no more in one request, and only one request can be conditional
 

@@ -19,7 +19,8 @@ from cache.json_file import read_json
 from cache.store import write_atomically
 from stages.remote.outputs import MAX_PUT, put_known, working_folder
 from stages.remote.published_root import at_once
-from stages.remote.url_path import Changed, Location, UrlPath
+from stages.remote.store import Changed
+from stages.remote.url_path import Location, UrlPath
 from stages.runtime.lock import locked_working_folder
 from stages.runtime.terminal import console
 

@@ -58,9 +58,7 @@ class ActorPool:
             return
         self.looked_at, all_nodes = time.monotonic(), self.cluster.nodes()
         on_gpus = any(node.gpus for node in all_nodes)
-        nodes = [
-            node for node in all_nodes if node.gpus or not on_gpus
-        ]  # a head without GPUs gets no actor beside them
+        nodes = [node for node in all_nodes if node.gpus or not on_gpus]  # a head without GPUs gets no actor
         free = waiting - sum(not member.units for member in self.members)
         for node in nodes:
             count = self._actors_of(node)

@@ -49,6 +49,13 @@ def write_whole(file: Location, data: bytes) -> None:
         file.write_bytes(data)
 
 
+def total_bytes(output: Location) -> int:
+    """The bytes of all files below a folder."""
+    if isinstance(output, UrlPath):
+        return sum(output.files().values())
+    return sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+
+
 @contextmanager
 def written_at(output: Location) -> Iterator[Path]:
     """The path to write the file `output` at; files may be written beside it. For a URL all of them are put there at the end.

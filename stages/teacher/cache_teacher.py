@@ -16,6 +16,7 @@ from cache.manifest import Manifest
 from cache.reader import CacheReader
 from cache.teacher_time import NOTE, open_time_log, teacher_time_of
 from stages.engine.engine import Engine
+from stages.remote.outputs import total_bytes
 from stages.remote.published_cache import PublishedCache
 from stages.runtime.distributed import Ranks, join_ranks, ranks_of_machine
 from stages.runtime.lock import locked
@@ -178,9 +179,7 @@ def _report(
     result = {
         "clip_views": computed,
         "seconds": time.perf_counter() - started,
-        "bytes": published.size(manifest)
-        if published
-        else sum(p.stat().st_size for p in config.output.rglob("*") if p.is_file()),
+        "bytes": published.size(manifest) if published else total_bytes(config.output),
         "quarantined": sum(map(len, manifest.quarantine.values())),
         "top1": top1,
         "verified": verify_targets(data, manifest, reader, teacher, verify) if verify else None,

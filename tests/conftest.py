@@ -173,13 +173,13 @@ def s3(request) -> SimpleNamespace:
 @pytest.fixture
 def proxy(s3, monkeypatch):
     """A proxy before the server, which this process talks to while the test lasts."""
-    from stages.remote import url_path
+    from stages.remote.store import connections
 
     proxy = Proxy(s3.port)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-    url_path._store.cache_clear()
+    connections.cache_clear()
     yield proxy
-    url_path._store.cache_clear()
+    connections.cache_clear()
     proxy.close()
 
 
@@ -187,9 +187,9 @@ def proxy(s3, monkeypatch):
 def _forks_again():
     """A module that used a store doesn't change how later ones in this process start workers. They use none."""
     yield
-    if used := sys.modules.get("stages.remote.url_path"):
+    if used := sys.modules.get("stages.remote.store"):
         used._used_in.clear()
-        used._store.cache_clear()
+        used.connections.cache_clear()
 
 
 def _folder(variable: str, what: str) -> Path:

@@ -39,7 +39,7 @@ FLOORS = [
 ]
 WINGS = [room for floor in FLOORS[7:12] for room in floor] + ["stages.models"]  # those that have commands
 OWNED = {
-    "webdataset": ["stages/shards/dataset.py"],
+    "webdataset": ["stages/shards/webdataset_tar.py"],
     "decord": ["stages/video/decord_decode.py"],
     # the last seven encode, they decode nothing
     "av": [
@@ -55,7 +55,7 @@ OWNED = {
         "stages/bench/bad_videos/odd_videos.py",
         "stages/bench/bad_videos/bombs.py",
     ],
-    "obstore": ["stages/remote/url_path.py"],
+    "obstore": ["stages/remote/store.py"],
     "ray": ["stages/engine/ray_cluster.py"],
     "torch.distributed": ["stages/runtime/distributed.py"],
 }

@@ -15,7 +15,8 @@ from cache.manifest import Manifest
 from stages.runtime.distributed import Ranks
 from stages.shards.dataset import Dataset
 from stages.stream.all_views import AllViews, ShardWork, ViewBatch
-from stages.teacher.cache_teacher import cache_shard, compute_missing
+from stages.teacher.cache_shard import cache_shard
+from stages.teacher.cache_teacher import compute_missing
 from stages.teacher.codes import FINITE, target_encoder
 from stages.teacher.config import CacheConfig
 from stages.teacher.forward import AsyncForward, TeacherOutput, async_forward

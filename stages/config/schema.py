@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -18,7 +19,7 @@ from pydantic import (
 )
 
 from cache.view import ViewPolicy
-from stages.remote.url_path import Location, UrlPath, location, lost_url
+from stages.remote.url_path import Location, UrlPath, location
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -66,6 +67,12 @@ class Config(BaseModel):
                     f"{url} is a URL, and this must be a path of this machine: give a local file or folder"
                 )
         return value
+
+
+def lost_url(path: Path) -> str | None:
+    """The URL of which somebody made a local path, such as the folder `s3:/bucket`; None for any other path."""
+    found = re.fullmatch(r"([a-z][a-z0-9+.-]+):/(.+)", path.as_posix())
+    return f"{found[1]}://{found[2]}" if found else None
 
 
 def check_deterministic(name: str, policy: ViewPolicy | None) -> None:

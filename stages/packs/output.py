@@ -129,10 +129,3 @@ def _manifest_check(url: UrlPath, identity: PackIdentity) -> Callable[[], None]:
         seen.append(etag)
 
     return check
-
-
-def size_of(output: Location) -> int:
-    """The bytes of all files of a pack."""
-    if isinstance(output, UrlPath):
-        return sum(output.files().values())
-    return sum(p.stat().st_size for p in output.rglob("*") if p.is_file())

@@ -13,9 +13,10 @@ from rich.table import Table
 
 from cache.errors import ReskdError
 from stages.packs.config import PackConfig
-from stages.packs.output import begin_pack, committer, made_in, print_small_clips, size_of
+from stages.packs.output import begin_pack, committer, made_in, print_small_clips
 from stages.packs.plan import Plan, plan_pack
 from stages.packs.writing import AllPictures, PackedClip
+from stages.remote.outputs import total_bytes
 from stages.remote.url_path import Location
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.progress import progress_bar
@@ -150,7 +151,7 @@ def _source_bytes(data: Dataset) -> int:
 
 def _print_result(config: PackConfig, data: Dataset, plan: Plan, manifest: PackManifest, packed_clips: int,
                   started: float) -> dict:  # fmt: skip
-    size = size_of(config.output)
+    size = total_bytes(config.output)
     result = _common_results(data, plan) | {
         "clips": packed_clips,
         "bytes": size,

@@ -15,8 +15,9 @@ from cache.errors import ReskdError
 from cache.reader import Block, CacheReader
 from cache.store import write_atomically
 from cache.view import View
-from stages.shards.dataset import Dataset, Row, write_shard
+from stages.shards.dataset import Dataset, Row
 from stages.shards.index import dump, rows_path
+from stages.shards.webdataset_tar import write_shard
 from stages.shards.worker_chunks import chunks_of_worker, count_chunks
 from stages.stream.clip_at_work import clip_at_work
 from stages.stream.epoch_plan import splitmix64

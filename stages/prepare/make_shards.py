@@ -13,9 +13,9 @@ from stages.prepare.encode_frames import encode_task
 from stages.prepare.existing_shards import shard_labels
 from stages.prepare.probe_videos import Part, Probe, crashed_probe, hash_task, probe_task
 from stages.prepare.workers import Workers
-from stages.shards.dataset import write_shard
 from stages.shards.file_tree import extension
 from stages.shards.tar_scan import Sample
+from stages.shards.webdataset_tar import write_shard
 from stages.video.decode import RULES
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.errors import ReskdError
+from stages.remote.local_copy import naming_url
 from stages.remote.mirror import Mirror
-from stages.remote.outputs import make_private, working_folder
 from stages.remote.url_path import Location
-from stages.runtime.lock import locked
+from stages.runtime.lock import locked_working_folder
 from stages.shards.index import INDEX, rows_path
 
 ARGUMENTS = "prepare.json"  # what the folder is made from; a run with other arguments is refused
@@ -77,18 +77,13 @@ def output_at(place: Location) -> Iterator[Output]:
         return
     if str(place).startswith("http"):
         raise ReskdError(f"{place} can't be written (a web server can only be read): give another output")
-    folder = working_folder(place)
-    make_private(folder.parent)
-    with locked(place, folder.with_name(f"{folder.name}.lock")):
+    with locked_working_folder(place) as folder, naming_url(place, folder):
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         folder.mkdir()
         try:
             mirror = Mirror(place, folder)
             _fetch(mirror)
             yield Output(place, folder, mirror)
-        except ReskdError as error:
-            error.args = (str(error).replace(str(folder), str(place)), *error.args[1:])
-            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -14,7 +14,8 @@ import time
 from dataclasses import asdict, dataclass, replace
 
 from cache.errors import ReskdError, StoreError
-from stages.remote.url_path import Changed, UrlPath
+from stages.remote.store import Changed
+from stages.remote.url_path import UrlPath
 
 STALE_AFTER = 300.0  # seconds without a renewal, by the writers' clocks, after which another writer takes over
 RENEW_EVERY = 60.0  # seconds

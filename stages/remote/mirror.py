@@ -8,7 +8,8 @@ from pathlib import Path
 
 from stages.remote.outputs import put_known
 from stages.remote.published_root import at_once
-from stages.remote.url_path import Changed, UrlPath
+from stages.remote.store import Changed
+from stages.remote.url_path import UrlPath
 
 
 class Mirror:

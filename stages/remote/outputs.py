@@ -12,7 +12,8 @@ from pathlib import Path
 from cache.errors import ReskdError
 from cache.store import write_atomically
 from stages.remote.local_copy import naming_url
-from stages.remote.url_path import Changed, Location, UrlPath
+from stages.remote.store import Changed
+from stages.remote.url_path import Location, UrlPath
 
 MAX_PUT = 5 * 2**30  # bytes; S3 takes no more in one request, and only one request can be conditional
 
@@ -24,9 +25,13 @@ def working_folder(output: Location) -> Path:
     """
     if isinstance(output, Path):
         return output
+    return user_folder("reskd") / f"{output.name}-{hashlib.sha256(str(output).encode()).hexdigest()[:16]}"
+
+
+def user_folder(name: str) -> Path:
+    """The folder of this user and this name in the system's temporary folder. `make_private` makes it."""
     temporary = os.environ.get("TMPDIR") or tempfile.gettempdir()  # tempfile remembers its first answer
-    user = f"reskd-{os.getuid()}" if hasattr(os, "getuid") else "reskd"
-    return Path(temporary) / user / f"{output.name}-{hashlib.sha256(str(output).encode()).hexdigest()[:16]}"
+    return Path(temporary) / (f"{name}-{os.getuid()}" if hasattr(os, "getuid") else name)
 
 
 def make_private(folder: Path) -> None:
@@ -42,6 +47,13 @@ def write_whole(file: Location, data: bytes) -> None:
         write_atomically(file, data)
     else:
         file.write_bytes(data)
+
+
+def total_bytes(output: Location) -> int:
+    """The bytes of all files below a folder."""
+    if isinstance(output, UrlPath):
+        return sum(output.files().values())
+    return sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
 
 
 @contextmanager

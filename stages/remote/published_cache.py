@@ -20,6 +20,7 @@ from cache.manifest import Manifest
 from cache.store import METADATA, WRITER
 from cache.teacher_time import LOGS
 from stages.remote.lease import Holder, Lease, LeaseLost, Leases, read_holder
+from stages.remote.outputs import total_bytes
 from stages.remote.published_root import PublishedRoot, at_once, fetch, is_log
 from stages.remote.shard_commit import FENCE, fence, put_attributes, put_files, read_state
 from stages.remote.url_path import UrlPath
@@ -181,7 +182,7 @@ class PublishedCache:
         """Bytes of the objects that the attributes list, and of the attributes. Nothing is asked of the store."""
         groups = [load_group(self.folder, entry.name) for entry in manifest.identity.shards]
         listed = [size for group in groups for size, _ in group["files"].values()]
-        return sum(listed) + sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return sum(listed) + total_bytes(self.folder)
 
     def close(self) -> None:
         """Let others have the shards that aren't committed."""

@@ -14,7 +14,8 @@ from cache.errors import ReskdError, StoreError
 from cache.identity import CONSTANTS
 from cache.store import METADATA
 from cache.teacher_time import LOGS
-from stages.remote.url_path import Changed, UrlPath
+from stages.remote.store import Changed
+from stages.remote.url_path import UrlPath
 
 REQUESTS = 32  # small ones, at once
 ATTEMPTS = 5  # to change the manifest, which others change, too

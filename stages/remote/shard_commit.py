@@ -19,7 +19,8 @@ from cache.errors import StoreError
 from cache.group import UNCOMMITTED, group_node
 from stages.remote.lease import Lease, LeaseLost
 from stages.remote.published_root import at_once
-from stages.remote.url_path import Changed, UrlPath
+from stages.remote.store import Changed
+from stages.remote.url_path import UrlPath
 
 UPLOADS = 8  # at once; each holds a whole chunk in memory
 FENCE = group_node(UNCOMMITTED)

@@ -1,38 +1,22 @@
-"""Files in object stores and on web servers. No other file imports obstore.
-
-`UrlPath` has the methods of `pathlib.Path` that this project needs, so that one function reads local and remote files.
-"""
+"""Files in object stores and on web servers, with the methods of `pathlib.Path`: one function reads local and remote files."""
 
 from __future__ import annotations
 
-import errno
-import functools
 import io
-import os
 import posixpath
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
-from cache.errors import ReskdError, StoreError
+from cache.errors import ReskdError
+from stages.remote.store import request
 
-SECONDS = "RESKD_STORE_SECONDS"  # variable of the environment: how long one request, and all its retries, may take
 PART = 64 << 20  # bytes that are read by one request
 PARTS_AT_ONCE = 4  # of one object
 SCHEMES = ("s3", "gs", "az", "http", "https")
-CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN), AWS_REGION, and AWS_ENDPOINT_URL of other stores",
-    "gs": "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_SAS_TOKEN)",
-}
-
-
-class Changed(StoreError):
-    """An object isn't the one that was read: another writer has replaced it."""
 
 
 @dataclass(frozen=True, order=True)
@@ -218,37 +202,7 @@ class UrlPath:
         self._do("delete", lambda o, store: o.delete(store, self.key))
 
     def _do(self, verb: str, work: Any, size: int = 0) -> Any:
-        """The answer of a request. `size`: bytes that it sends in one piece: a second more for each MiB."""
-        obstore = _obstore()
-        try:
-            return work(obstore, _store(self.root, _seconds() + 60 * -(-(size >> 20) // 60)))
-        except Exception as error:  # obstore has its own types, and raises Python's for some
-            self._fail(verb, error, obstore)
-
-    def _fail(self, verb: str, error: Exception, obstore: Any) -> NoReturn:
-        said, kinds = str(error), obstore.exceptions
-        if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in said:
-            raise FileNotFoundError(errno.ENOENT, "no such object", self.url) from None
-        if isinstance(error, kinds.AlreadyExistsError):
-            raise FileExistsError(errno.EEXIST, "there is such an object", self.url) from None
-        if isinstance(error, kinds.PreconditionError):
-            raise Changed(f"{self.url}: another writer has replaced it. Let one of them end, and run again") from None
-        if isinstance(error, ReskdError):
-            raise error
-        status = re.search(r"status code: (\d{3}[^:\n]*)", said)
-        reason = " ".join(status[1].split()) if status else said.partition("\n")[0][:200]
-        scheme = self.url.partition("://")[0]
-        if isinstance(error, (kinds.PermissionDeniedError, kinds.UnauthenticatedError)) or "169.254.169.254" in said:
-            remedy = f"check the credentials in the environment: {CREDENTIALS.get(scheme, 'a web server needs none')}"
-        elif "NoSuchBucket" in said:
-            reason, remedy = "no such bucket", "make it, or correct its name"
-        elif isinstance(error, kinds.NotSupportedError) or (status and status[1].startswith(("501", "405"))):
-            remedy = "this store can't do that (a web server is only read, never listed, and must answer ranges of bytes for a " \
-                     "data set; several writers need conditional puts)"  # fmt: skip
-        else:
-            remedy = f"see whether the store can be reached, or allow it more than {_seconds():g} s in {SECONDS}; what is " \
-                     "finished stays"  # fmt: skip
-        raise StoreError(f"{self.url}: {verb} failed ({reason}): {remedy}") from error
+        return request(self.root, self.url, verb, work, size)
 
 
 Location = Path | UrlPath
@@ -262,65 +216,3 @@ def location(value: str | Path | UrlPath) -> Location:
 
 def is_url(text: str) -> bool:
     return bool(re.match(r"[a-z][a-z0-9+.-]*://", text))
-
-
-def lost_url(path: Path) -> str | None:
-    """The URL of which somebody made a local path, such as the folder `s3:/bucket`; None for any other path."""
-    found = re.fullmatch(r"([a-z][a-z0-9+.-]+):/(.+)", path.as_posix())
-    return f"{found[1]}://{found[2]}" if found else None
-
-
-_used_in: list[int] = []  # the process that has connections
-
-
-def start_method() -> str | None:
-    """How to start processes that use stores: a fork of a process with connections would wait for ever. None: as always."""
-    return "forkserver" if _used_in else None
-
-
-def _seconds() -> float:
-    return float(os.environ.get(SECONDS, "60"))
-
-
-def _obstore() -> Any:
-    try:
-        import obstore
-    except ImportError as error:
-        raise ReskdError("URLs need the extra `remote`: uv run --extra remote pipeline.py …") from error
-    return obstore
-
-
-@functools.cache
-def _store(root: str, seconds: float) -> Any:
-    """The connections of this process to a bucket, for requests that take `seconds` at most.
-
-    obstore reads endpoints and credentials in the environment.
-    """
-    import obstore.store as stores
-
-    _used_in[:] = _used_in or [os.getpid()]
-    assert _used_in == [os.getpid()], "a fork of a process with connections: start it by `start_method`"
-    limit = timedelta(seconds=seconds)
-    plain = root.startswith("http://") or any(
-        os.environ.get(name, "").startswith("http://")
-        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
-    )
-    client = {"timeout": limit, "connect_timeout": min(limit, timedelta(seconds=10)), "allow_http": plain}
-    backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2}
-    retries = {"max_retries": 10, "retry_timeout": limit, "backoff": backoff}
-    if root.startswith("http"):
-        return stores.HTTPStore.from_url(root, client_options=client, retry_config=retries)
-    extra: dict[str, Any] = {}
-    if root.startswith("s3://") and os.environ.get("AWS_PROFILE"):
-        extra["credential_provider"] = _profile()
-    return stores.from_url(root, client_options=client, retry_config=retries, **extra)
-
-
-def _profile() -> Any:
-    """The credentials of the profile AWS_PROFILE, which boto3 reads in AWS's own files."""
-    try:
-        from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError as error:
-        raise ReskdError("AWS_PROFILE is set, and profiles need boto3: uv run --extra remote --with boto3 pipeline.py …, or "
-                         "unset AWS_PROFILE and set AWS_ACCESS_KEY_ID") from error  # fmt: skip
-    return Boto3CredentialProvider()

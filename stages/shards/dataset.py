@@ -1,17 +1,15 @@
-"""The data set on disk: WebDataset tar shards and an index of their rows. No other file imports webdataset."""
+"""The data set on disk: WebDataset tar shards and an index of their rows."""
 
 import copy
 import hashlib
-import json
 import os
 import tarfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -19,19 +17,14 @@ from cache.errors import ReskdError, StoreError
 from cache.identity import ShardEntry, check_shard_names
 from cache.json_file import parse_json, read_limited
 from cache.lru import LRU
-from cache.store import move_into_place, no_link
 from cache.view import BLOCK
 from stages.remote.url_path import Location, UrlPath, location
 from stages.shards.index import INDEX, read_index, rows_path
 from stages.shards.index_types import check_rows, short_reason
 from stages.shards.local_blocks import BlockPart, LocalBlocks, block_span
 from stages.shards.tar_file import FilePart, RemoteTar, TarFile, open_tar
-from stages.shards.tar_scan import HEADER, VIDEO_EXTENSIONS, Sample, has_video, scan_tar
-
-# By default, WebDataset runs code that data names (`pipe:` URLs, GOPEN_REWRITE). The variable must be set before
-# webdataset is imported. It is set in the environment, so that spawned workers inherit it. webdataset imports torch;
-# therefore it is imported only when a tar is written or streamed.
-os.environ["WDS_SECURE"] = "1"
+from stages.shards.tar_scan import HEADER, scan_tar
+from stages.shards.webdataset_tar import read_samples
 
 OPEN_SHARDS = 256  # tars kept open, and shards whose rows stay in memory: some 100 MB at 1,000 rows a shard
 BLOCKS_AHEAD = 4  # of a tar in a store that is streamed, in memory: 130 MB with clips of 500 kB
@@ -187,7 +180,7 @@ class Dataset:
         scan_tar(self.base / shard)  # WebDataset would unpack a compressed tar and fill a sparse member, however large
         try:
             with open(self.base / shard, "rb") as file:
-                for count, sample in enumerate(_samples(file), 1):
+                for count, sample in enumerate(read_samples(file), 1):
                     if count > len(rows):
                         raise self._changed_tar(
                             shard, f"clip {sample['__key__']!r} comes after the last of {len(rows)} rows"
@@ -308,61 +301,3 @@ def open_dataset(path: Location | str) -> Dataset:
         return Dataset(path, index)
     except (KeyError, TypeError, AttributeError) as error:
         raise ReskdError(f"{path / INDEX}: damaged ({error!r}). Run `prepare` into a new folder") from error
-
-
-def _samples(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    """WebDataset's samples of an open tar that have a video, as in `scan_tar`.
-
-    We open the tar, since WDS_SECURE makes WebDataset refuse local files.
-    """
-    import webdataset
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    shard = {"url": file.name, "stream": file}
-    try:
-        samples = webdataset.DataPipeline([[shard]], tar_file_expander, group_by_keys)
-        yield from (sample for sample in samples if has_video(sample))  # its names `__key__` and `__url__` have no dot
-    except ValueError as error:  # the same member twice
-        raise tarfile.ReadError(str(error.args[0])) from error
-
-
-def write_shard(
-    path: Path,
-    temporary: Path,
-    clips: Iterable[tuple[str, str, bytes, Mapping[str, Any]]],
-    extensions: frozenset[str] = VIDEO_EXTENSIONS,
-) -> tuple[list[Sample], int, str]:
-    """Write clips (key, extension, video, metadata) by WebDataset's writer; the same clips give the same bytes.
-
-    The tar is written to `temporary`, synced, checked by `scan_tar`, and renamed to `path`. `extensions`: those that a
-    video may have. Returns the tar's samples in order, its size in bytes and its sha256. Without any clip, no tar is
-    written, and the samples are empty.
-    """
-    import webdataset
-
-    count = 0
-    with open(temporary, "wb", opener=no_link) as file:
-        hashed = _HashedFile(file)
-        with webdataset.TarWriter(hashed, encoder=False, mtime=0, user="", group="") as writer:
-            for count, (key, ext, video, metadata) in enumerate(clips, 1):  # noqa: B007
-                writer.write({"__key__": key, ext: video, "json": json.dumps(metadata).encode()})
-        file.flush()
-        os.fsync(file.fileno())
-    if count == 0:
-        temporary.unlink()
-        return [], 0, ""
-    samples, size = scan_tar(temporary, extensions).samples, temporary.stat().st_size
-    assert len(samples) == count
-    move_into_place(temporary, path)
-    return samples, size, hashed.sha256.hexdigest()
-
-
-class _HashedFile:
-    """A file that hashes what is written to it."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.sha256 = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        return self.file.write(data)

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from cache.errors import ReskdError
 from stages.config.sizes import format_size, parse_size
-from stages.remote.outputs import make_private
+from stages.remote.outputs import make_private, user_folder
 from stages.remote.url_path import UrlPath
 from stages.runtime.distributed import Ranks, ranks_of_machine
 from stages.shards.dataset import Dataset
@@ -37,9 +36,7 @@ def in_store(data: Dataset) -> bool:
 
 
 def folder_of(local: LocalConfig) -> Path:
-    return (
-        local.path or Path(tempfile.gettempdir()) / f"reskd-blocks-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
-    )
+    return local.path or user_folder("reskd-blocks")
 
 
 def budget_of(local: LocalConfig) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from cache.errors import ReskdError
-from stages.remote.url_path import start_method
+from stages.remote.store import start_method
 from stages.runtime.interrupt import sigint_waits
 from stages.stream.clip_at_work import WorkNote, become_worker, set_suspects
 from stages.stream.config import ClipLimits

@@ -12,7 +12,7 @@ from cache.errors import ReskdError
 from stages.distill.targets import loss_terms
 from stages.metrics.accuracy import headline
 from stages.metrics.scoring import ScoredModel
-from stages.runtime.distributed import fast_kernels, wait_for
+from stages.runtime.distributed import Ranks, fast_kernels, wait_for
 from stages.runtime.interrupt import Interrupted, stop_requested
 from stages.runtime.log import RunLog
 from stages.runtime.progress import progress_bar
@@ -52,67 +52,41 @@ def fit(
     If clips can't be had, the runs of a single process are saved, too, and ReskdError is raised.
     """
     config, ranks = runs[0].config, runs[0].ranks  # of `config`, only keys that all runs share: see cohort.SHARED
-    global_batch = config.batch_size * config.accumulate * ranks.world
     step, total = min(run.progress.step for run in runs), max(run.steps for run in runs)
     first_step = step
     for run in runs if ranks.first else ():
         run.log = RunLog(run.config.folder, run.progress.step)
     batches = iter(batches_from(divmod(step, steps_per_epoch)))
-    for run in [run for run in runs if run.progress.validation_due]:  # its validation clips couldn't be read
-        if validate:
-            _validate([run], runs, run.progress.step // steps_per_epoch, validate)
-        run.progress.validation_due = False
-        for_each_run([run], runs, save_checkpoint)
-    # A run may have been killed between its last checkpoint and its result.
-    for_each_run([run for run in runs if run.progress.step == run.steps], runs, _finish, share_failures=True)
+    _do_what_is_left(runs, steps_per_epoch, validate)
     with progress_bar("clips", disable=not ranks.first) as bar, stop_requested() as signal_came:
         task = bar.add_task("train", total=total, completed=step, rate=0.0, note="")
         log_time, log_step, stop, ask_every = time.perf_counter(), step, False, 1
         save_time = log_time
         while not stop and (unfinished := unfinished_runs(runs)):
             next_step = min(run.progress.step for run in unfinished)
-            if (
-                next_step > step
-            ):  # the runs that needed these batches have failed: skip to the next batch that is needed
+            if next_step > step:  # the runs that needed these batches have failed: skip to what the others need
                 step = log_step = next_step
                 batches = iter(batches_from(divmod(step, steps_per_epoch)))
             active = [run for run in unfinished if run.progress.step == step]  # later ones skip this step's batches
             try:
                 with fast_kernels(ranks.device):
                     _optimizer_step(active, runs, batches, step // steps_per_epoch, teach)
+                step += 1
+                epoch, epoch_ends = step // steps_per_epoch, step % steps_per_epoch == 0
+                log_now = epoch_ends or step % config.log_every == 0
+                if log_now:
+                    rate, ask_every = _log_rows(active, runs, log_time, step - log_step)
+                    bar.update(task, completed=step, rate=rate, note=_loss_summary(active))
+                due = _due_for_validation(active, epoch) if validate and epoch_ends else []
+                improved = bool(due) and _validate(due, runs, epoch, validate)
             except NoBatch as error:
                 if ranks.world > 1 or step == first_step:  # others can't save now; nothing is new
                     raise
-                raise _saved(error, active, runs, _stopped(runs, step, total, go_on)) from error
-            step += 1
-            epoch, epoch_ends = step // steps_per_epoch, step % steps_per_epoch == 0
-            log_now = epoch_ends or step % config.log_every == 0
-
-            if log_now:
-                wait_for(ranks.device)
-                seconds = (time.perf_counter() - log_time) / (step - log_step)
-                rate, ask_every = global_batch / seconds, steps_between_questions(max(ranks.gather(seconds)))
-                for_each_run(active, runs, lambda run: _log_row(run, rate), share_failures=True)  # noqa: B023
-                bar.update(task, completed=step, rate=rate, note=_loss_summary(active))
-            due = [run for run in active if run.failure is None and epoch_ends and _validation_is_due(run, epoch)]
-            improved = False
-            if validate and due:
-                try:
-                    improved = _validate(due, runs, epoch, validate)
-                except NoBatch as error:
-                    if ranks.world > 1:
-                        raise
-                    for run in due:
-                        run.progress.validation_due = True
-                    raise _saved(error, active, runs, _stopped(runs, step, total, go_on)) from error
+                for_each_run(active, runs, save_checkpoint)
+                raise ReskdError(f"{error}\n{_stopped(runs, step, total, go_on)}") from error
             if log_now:  # the next rate is without the time of validation
                 log_time, log_step = time.perf_counter(), step
-
-            # To ask the other ranks at every step would make short steps wait. At first nobody knows how long they are.
-            if ranks.world == 1:
-                stop = bool(signal_came())
-            elif log_now or step % ask_every == 0:
-                stop = ranks.any(bool(signal_came()))
+            stop = _stop(ranks, signal_came, log_now or step % ask_every == 0)
             ending = [run for run in active if run.steps == step]
             save = stop or improved or bool(ending) or step % config.checkpoint_every == 0
             if save or (epoch_ends and ranks.gather(time.perf_counter() - save_time)[0] >= SAVE_SECONDS):
@@ -122,6 +96,17 @@ def fit(
         if number := max(ranks.gather(signal_came())):
             raise Interrupted(_stopped(runs, step, total, go_on), number)
     raise_failures(runs)
+
+
+def _do_what_is_left(runs: Sequence[TrainingRun], steps_per_epoch: int, validate: Callable | None) -> None:
+    """Validate the runs that were saved since their validation clips couldn't be read, and finish those at their last step."""
+    for run in [run for run in runs if run.progress.validation_due]:
+        if validate:
+            _validate([run], runs, run.progress.step // steps_per_epoch, validate)
+        run.progress.validation_due = False
+        for_each_run([run], runs, save_checkpoint)
+    # A run may have been killed between its last checkpoint and its result.
+    for_each_run([run for run in runs if run.progress.step == run.steps], runs, _finish, share_failures=True)
 
 
 def _optimizer_step(
@@ -156,6 +141,13 @@ def _optimizer_step(
 def steps_between_questions(seconds: float) -> int:
     """After how many steps of `seconds` each the ranks ask each other whether a signal came: at most STOP_SECONDS apart."""
     return max(1, int(STOP_SECONDS / seconds))
+
+
+def _stop(ranks: Ranks, signal_came: Callable[[], int], ask: bool) -> bool:
+    """Whether a signal came to any rank. `ask`: the others, too; to ask at every step would make short steps wait."""
+    if ranks.world == 1:
+        return bool(signal_came())
+    return ask and ranks.any(bool(signal_came()))
 
 
 def _begin_step(run: TrainingRun) -> None:
@@ -193,14 +185,16 @@ def _update_weights(run: TrainingRun) -> None:
         run.ema.update(run.student.model, step=run.progress.step)
 
 
-def _validation_is_due(run: TrainingRun, epoch: int) -> bool:
-    return epoch % run.config.schedule.val_every == 0 or run.progress.step == run.steps
+def _due_for_validation(active: Sequence[TrainingRun], epoch: int) -> list[TrainingRun]:
+    """The runs that have not failed and are validated after this epoch."""
+    healthy = [run for run in active if run.failure is None]
+    return [run for run in healthy if epoch % run.config.schedule.val_every == 0 or run.progress.step == run.steps]
 
 
 def _validate(due: Sequence[TrainingRun], runs: Sequence[TrainingRun], epoch: int, validate: Callable) -> bool:
     """Score the runs on one stream of validation clips. Save a run's weights if they are its best so far.
 
-    Returns whether any are: then a checkpoint must follow, which knows of them.
+    Returns whether any are: then a checkpoint must follow, which knows of them. Raises NoBatch; the runs are still due then.
     """
     before = [run.progress.best for run in due]
     for run in due:
@@ -208,6 +202,8 @@ def _validate(due: Sequence[TrainingRun], runs: Sequence[TrainingRun], epoch: in
     try:
         metrics_of = validate([ScoredModel(run.scored.eval(), run.rendering, run.amp) for run in due])
     except ReskdError as error:
+        for run in due:
+            run.progress.validation_due = True
         raise NoBatch(str(error)) from error
     for run in due:
         run.wrapped.train()
@@ -239,6 +235,20 @@ def _finish(run: TrainingRun) -> None:
     run.on_finish(run.progress, int(failed_clips))
 
 
+def _log_rows(
+    active: Sequence[TrainingRun], runs: Sequence[TrainingRun], since: float, steps: int
+) -> tuple[float, int]:
+    """Log a row of each run. Returns the clips per second of the `steps` since the time `since`, and the steps from one
+    question of the ranks to the next."""
+    config, ranks = runs[0].config, runs[0].ranks
+    wait_for(ranks.device)
+    seconds = (time.perf_counter() - since) / steps
+    rate = config.batch_size * config.accumulate * ranks.world / seconds
+    ask_every = steps_between_questions(max(ranks.gather(seconds)))
+    for_each_run(active, runs, lambda run: _log_row(run, rate), share_failures=True)
+    return rate, ask_every
+
+
 def _log_row(run: TrainingRun, rate: float) -> None:
     """Log the means since the last row over micro-batches and ranks, each term beside its weight."""
     progress, ranks = run.progress, run.ranks
@@ -261,12 +271,6 @@ def _loss_summary(active: Sequence[TrainingRun]) -> str:
     if len(losses) < 2:
         return "".join(f"loss {loss:.4f}" for loss in losses)
     return f"{len(losses)} students, loss {min(losses):.4f} to {max(losses):.4f}"
-
-
-def _saved(error: NoBatch, active: Sequence[TrainingRun], runs: Sequence[TrainingRun], said: str) -> ReskdError:
-    """Save the active runs; returns the error that ends all, with what is said of them."""
-    for_each_run(active, runs, save_checkpoint)
-    return ReskdError(f"{error}\n{said}")
 
 
 def _stopped(runs: Sequence[TrainingRun], step: int, total: int, go_on: str) -> str:

@@ -17,10 +17,11 @@ from pathlib import Path
 from cache.errors import ReskdError, StoreError
 from cache.json_file import read_json
 from cache.store import write_atomically
-from stages.remote.outputs import MAX_PUT, make_private, put_known, working_folder
+from stages.remote.outputs import MAX_PUT, put_known, working_folder
 from stages.remote.published_root import at_once
-from stages.remote.url_path import Changed, Location, UrlPath
-from stages.runtime.lock import locked
+from stages.remote.store import Changed
+from stages.remote.url_path import Location, UrlPath
+from stages.runtime.lock import locked_working_folder
 from stages.runtime.terminal import console
 
 # Files are put in this order and read in the other one: an object is never older than those that are put after it.
@@ -194,8 +195,7 @@ def fetch_runs(outputs: Iterable[Location], resume: bool, opened: ExitStack) -> 
     for url in outputs:
         if isinstance(url, UrlPath):
             upload = RunUpload(url)
-            make_private(upload.folder.parent)
-            opened.enter_context(locked(url, upload.folder.with_name(f"{upload.folder.name}.lock")))
+            opened.enter_context(locked_working_folder(url))
             if resume:
                 opened.callback(upload.drop_unused)
                 upload.fetch()

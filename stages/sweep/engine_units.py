@@ -11,8 +11,8 @@ from functools import partial
 from cache.errors import ReskdError, StoreError
 from stages.engine.actor import Tell, Units
 from stages.engine.check_paths import check_paths, marked, paths_in
-from stages.engine.engine import Engine
-from stages.engine.run_units import Job, run_units
+from stages.engine.engine import Engine, Job
+from stages.engine.run_units import run_units
 from stages.remote.url_path import Location
 from stages.runtime.interrupt import RUN_AGAIN
 from stages.runtime.stage_timer import note_seconds

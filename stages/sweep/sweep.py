@@ -14,12 +14,11 @@ from stages.config.json_result import check_writable, read_result
 from stages.engine.engine import Engine
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.evaluate import evaluate
-from stages.remote.outputs import make_private, working_folder
 from stages.remote.url_path import Location
 from stages.runtime.beside import beside
 from stages.runtime.distributed import Ranks, cores, join_ranks
 from stages.runtime.interrupt import RUN_AGAIN, Interrupted
-from stages.runtime.lock import locked
+from stages.runtime.lock import locked, locked_working_folder
 from stages.runtime.stage_timer import stage_timer
 from stages.runtime.terminal import console
 from stages.student.config import TrainConfig
@@ -88,9 +87,7 @@ def _locked(out: Location) -> AbstractContextManager:
     """One process of a machine at a time writes the sweep. At a URL, each run sees whether another machine writes it."""
     if isinstance(out, Path):
         return locked(out / "sweep.json")
-    folder = working_folder(out)
-    make_private(folder.parent)
-    return locked(out, folder.with_name(f"{folder.name}.lock"))
+    return locked_working_folder(out)
 
 
 def _leaves_cores_idle(students: Mapping[str, TrainConfig], ranks: Ranks) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -17,24 +16,26 @@ from cache.manifest import Manifest
 from cache.reader import CacheReader
 from cache.teacher_time import NOTE, open_time_log, teacher_time_of
 from stages.engine.engine import Engine
+from stages.remote.outputs import total_bytes
 from stages.remote.published_cache import PublishedCache
 from stages.runtime.distributed import Ranks, join_ranks, ranks_of_machine
 from stages.runtime.lock import locked
 from stages.runtime.terminal import console
 from stages.shards.dataset import Dataset, open_dataset
-from stages.stream.all_views import ShardWork, ViewBatch
 from stages.stream.rules import check_rules
 from stages.teacher.audit import teacher_accuracy, verify_targets
 from stages.teacher.batch_norm_pass import estimate_statistics
+from stages.teacher.cache_shard import cache_shard
 from stages.teacher.config import CacheConfig
 from stages.teacher.constants import root_arrays, with_constants
 from stages.teacher.encodings import describe_error
-from stages.teacher.forward import AsyncForward, async_forward
+from stages.teacher.engine_units import compute_on_engine
+from stages.teacher.forward import async_forward
 from stages.teacher.load_teacher import load_teacher
 from stages.teacher.plan import AT_ONCE, check_room, missing_of_shards, show_plan
 from stages.teacher.reduction import encoding_error, estimate_constants
 from stages.teacher.sample_maps import sample_maps
-from stages.teacher.target_writer import TargetWriter, ViewRows, target_writer
+from stages.teacher.target_writer import target_writer
 from stages.teacher.teacher import Teacher
 from stages.teacher.url_output import (
     change_root,
@@ -91,8 +92,6 @@ def cache_teacher(
             change_root(published, ranks, partial(create, published, config.output, wanted, constants))
             manifest = load_manifest(config.output)
             if engine is not None:
-                from stages.teacher.engine_units import compute_on_engine  # it needs this file
-
                 computed = compute_on_engine(engine, config, data, manifest, strict, started, published)
             else:
                 computed = compute_missing(config, data, teacher, manifest, ranks, strict, started, published)
@@ -140,38 +139,6 @@ def compute_missing(
     return computed
 
 
-def cache_shard(
-    work: ShardWork,
-    keys: list[str],
-    forward: AsyncForward,
-    batches: Iterable[ViewBatch],
-    writer: TargetWriter,
-    submit: Callable[..., None],
-) -> int:
-    """Compute and commit the missing views of one shard; returns the clip·views computed.
-
-    Every engine's unit of work. It can be repeated: one process owns the shard's group meanwhile. A forward holds rows
-    of one shard and view, in tar order, in the manifest's batch size, so the content does not depend on the process (bit
-    by bit on one CPU with one number of threads). `forward` comes from `async_forward`, `writer` and `submit` from
-    `target_writer`: encoding and writing overlap with forwards, those of the next shard too.
-    """
-    computed = 0
-    submit(writer.open, work, keys)
-    for batch in batches:
-        n = len(batch.frames)
-        rows = slice(batch.start, batch.start + n)
-        for kind, reasons in (("quarantined", batch.quarantine), ("fallback", batch.fallbacks)):
-            submit(writer.note, kind, reasons)
-        for j, view in enumerate(work.views):
-            part = ViewRows(view, rows, batch.frames[:, j], batch.box[:, j], batch.flip[:, j], batch.quarantine)
-            submit(writer.write, part, forward(batch.clips[j], work.targets))
-        computed += (n - len(batch.quarantine)) * len(work.views)
-        if rows.stop == len(keys):  # don't ask for another batch: it may raise the next shard's error
-            break
-    submit(writer.commit)
-    return computed
-
-
 def _with_estimated_constants(
     config: CacheConfig, data: Dataset, teacher: Teacher, wanted: Manifest, ranks: Ranks
 ) -> tuple[Teacher, Manifest]:
@@ -212,9 +179,7 @@ def _report(
     result = {
         "clip_views": computed,
         "seconds": time.perf_counter() - started,
-        "bytes": published.size(manifest)
-        if published
-        else sum(p.stat().st_size for p in config.output.rglob("*") if p.is_file()),
+        "bytes": published.size(manifest) if published else total_bytes(config.output),
         "quarantined": sum(map(len, manifest.quarantine.values())),
         "top1": top1,
         "verified": verify_targets(data, manifest, reader, teacher, verify) if verify else None,

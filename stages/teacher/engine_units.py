@@ -19,8 +19,8 @@ from cache.manifest import Manifest
 from cache.teacher_time import open_time_log
 from stages.engine.actor import Tell, Units
 from stages.engine.check_paths import check_paths, marked, paths_in
-from stages.engine.engine import Engine
-from stages.engine.run_units import Job, run_units
+from stages.engine.engine import Engine, Job
+from stages.engine.run_units import run_units
 from stages.remote.published_cache import PublishedCache
 from stages.remote.url_path import Location
 from stages.runtime.distributed import join_ranks
@@ -29,7 +29,7 @@ from stages.stream.all_views import AllViews, EncodedClips, ShardWork, ViewBatch
 from stages.stream.loading import decoding_workers, raise_errors
 from stages.stream.read_ahead import read_ahead
 from stages.stream.worker_pool import make_batches
-from stages.teacher.cache_teacher import cache_shard
+from stages.teacher.cache_shard import cache_shard
 from stages.teacher.config import CacheConfig
 from stages.teacher.forward import FORWARDS_ON_CPU, async_forward
 from stages.teacher.identity import in_todays_names

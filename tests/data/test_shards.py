@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from cache.errors import ReskdError
 from cache.identity import ShardEntry, keys_digest
-from stages.shards.dataset import Dataset, open_dataset, write_shard
+from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import INDEX, make_index, write_index, write_rows
 from stages.shards.tar_scan import scan_tar
+from stages.shards.webdataset_tar import write_shard
 
 
 def video(i: int) -> bytes:

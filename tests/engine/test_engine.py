@@ -19,9 +19,9 @@ from cache.group import load_manifest
 from cache.teacher_time import teacher_time_of
 from stages.engine.check_paths import marked
 from stages.engine.code_version import code_version
-from stages.engine.engine import Engine
+from stages.engine.engine import Engine, Job
 from stages.engine.ray_cluster import ray_cluster
-from stages.engine.run_units import Job, run_units
+from stages.engine.run_units import run_units
 from stages.remote.url_path import UrlPath
 from stages.teacher.cache_teacher import cache_teacher
 from tests.engine.work import checking, work

@@ -18,7 +18,7 @@ from cache.errors import ReskdError, StoreError
 from cache.view import ViewPolicy
 from stages.bench.eviction import lru_bytes, optimum_bytes
 from stages.config.file import load_config
-from stages.remote import url_path
+from stages.remote.store import connections
 from stages.remote.url_path import UrlPath
 from stages.runtime.distributed import Ranks
 from stages.shards.dataset import open_dataset
@@ -284,7 +284,7 @@ def test_a_shard_that_was_replaced_is_an_error_and_a_changed_clip_costs_a_clip(r
 
 def test_a_store_that_is_away_is_an_error_in_time_and_nothing_is_lost(remote, proxy, tmp_path, monkeypatch):
     monkeypatch.setenv("RESKD_STORE_SECONDS", "1")
-    url_path._store.cache_clear()
+    connections.cache_clear()
     clips = clips_of(remote)
     sizes_of(clips)
     budget = f"{sum(sorted(sizes_of(clips))[-2:]) + 4000}B"

@@ -13,11 +13,12 @@ from cache.errors import ReskdError, StoreError
 from cache.group import load_group
 from cache.manifest import Manifest
 from stages.bench.s3_server import free_port
-from stages.remote import lease, published_cache, url_path
+from stages.remote import lease, published_cache
 from stages.remote.lease import LeaseLost, take_lease
 from stages.remote.published_cache import PublishedCache
 from stages.remote.published_root import check_conditional_puts
 from stages.remote.shard_commit import fence, put_attributes, put_files
+from stages.remote.store import connections
 from stages.remote.url_path import UrlPath
 from stages.teacher.cache_teacher import cache_teacher
 from stages.teacher.url_output import create
@@ -255,10 +256,10 @@ def test_what_is_no_place_for_a_cache_is_refused_by_name(url, s3, small, teacher
     with pytest.raises(ReskdError, match="http://127.0.0.1/t.zarr: a web server can only be read"):
         cache_config("http://127.0.0.1/t.zarr", small, teacher)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    url_path._store.cache_clear()
+    connections.cache_clear()
     with pytest.raises(StoreError, match=rf"{url}.*AWS_SECRET_ACCESS_KEY"):
         cache_teacher(config)
-    url_path._store.cache_clear()
+    connections.cache_clear()
 
 
 class IgnoresConditions(BaseHTTPRequestHandler):
@@ -283,9 +284,9 @@ def test_a_store_without_conditional_puts_is_refused(url, monkeypatch):
     server = HTTPServer(("127.0.0.1", 0), IgnoresConditions)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
-    url_path._store.cache_clear()
+    connections.cache_clear()
     with pytest.raises(StoreError, match="ignores the condition of a put.*local folder, and copy it"):
         check_conditional_puts(url)
-    url_path._store.cache_clear()
+    connections.cache_clear()
     server.shutdown()
     server.server_close()

@@ -12,7 +12,7 @@ from stages.packs.config import PackConfig
 from stages.packs.pack import pack
 from stages.packs.plan import plan_pack
 from stages.prepare.prepare import prepare
-from stages.remote import url_path
+from stages.remote.store import connections
 from stages.remote.url_path import UrlPath
 from stages.shards.dataset import open_dataset
 from stages.stream.pack_files import read_pack, write_pack
@@ -80,7 +80,7 @@ def test_another_machine_goes_on_after_a_store_that_went_away(made, proxy, tmp_p
     for name, value in (("RESKD_STORE_SECONDS", "0.3"), ("TMPDIR", str(tmp_path / "a"))):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(output, "_put_shard", put_then_lose)
-    url_path._store.cache_clear()
+    connections.cache_clear()
     with pytest.raises(StoreError, match=rf"{url}/pack.json: head failed \(503.*RESKD_STORE_SECONDS.*finished stays"):
         pack(config_of(made.data, url))
     proxy.unavailable = 0

@@ -14,7 +14,7 @@ from cache.verify import repair, verify
 from stages.config.file import save_config
 from stages.packs.config import PackConfig
 from stages.packs.pack import pack
-from stages.remote import url_path
+from stages.remote.store import connections
 from stages.remote.url_path import UrlPath
 from stages.report.report import write_report
 from stages.shards.classes import read_classes
@@ -183,7 +183,7 @@ def test_a_lost_or_exchanged_chunk_is_named_and_repaired(remote, copy):
 def test_a_store_that_does_not_answer_is_no_damage(remote, copy, proxy, data, monkeypatch):
     manifest, before = load_manifest(copy), copy.files()
     monkeypatch.setenv("RESKD_STORE_SECONDS", "0.5")
-    url_path._store.cache_clear()
+    connections.cache_clear()
     reader = CacheReader(copy)
     proxy.cut = 10**9
     for asked in (

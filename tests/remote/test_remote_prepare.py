@@ -12,8 +12,8 @@ import pytest
 from cache.errors import ReskdError, StoreError
 from stages.prepare import check, make_data_set, plan
 from stages.prepare.prepare import prepare
-from stages.remote import url_path
-from stages.remote.url_path import Changed, UrlPath
+from stages.remote.store import Changed, connections
+from stages.remote.url_path import UrlPath
 from stages.shards.dataset import open_dataset
 from tests.remote.test_remote_data import upload_folder
 from tests.runs import command
@@ -144,7 +144,7 @@ def test_another_run_at_the_same_url_spoils_nothing(source, local, url, tmp_path
 
 def test_a_store_that_goes_away_and_comes_back(source, local, url, proxy, tmp_path, monkeypatch):
     monkeypatch.setenv("RESKD_STORE_SECONDS", "0.5")
-    url_path._store.cache_clear()
+    connections.cache_clear()
     real = make_data_set.write_rows
 
     def away(*rest):

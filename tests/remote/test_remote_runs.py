@@ -13,8 +13,8 @@ from cache.errors import ReskdError, StoreError
 from stages.bench.s3_server import Proxy
 from stages.evaluate import evaluate
 from stages.models.checkpoints import load_model
-from stages.remote import url_path
-from stages.remote.url_path import Changed, UrlPath
+from stages.remote.store import Changed, connections
+from stages.remote.url_path import UrlPath
 from stages.report import report
 from stages.report.report import write_report
 from stages.student import loop, run_upload
@@ -212,7 +212,7 @@ def test_uploads_go_on_once_the_store_answers(s3, url, tmp_path, monkeypatch, ca
     ):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(run_upload, "AGAIN", 0.05)
-    url_path._store.cache_clear()
+    connections.cache_clear()
     upload = RunUpload(url)
     upload.folder.mkdir(parents=True)
     (upload.folder / "config.yaml").write_text("x")
@@ -227,7 +227,7 @@ def test_uploads_go_on_once_the_store_answers(s3, url, tmp_path, monkeypatch, ca
             time.sleep(0.01)
     assert (url / "last.pt").read_text() == "2"
     assert capsys.readouterr().err.count("tried again behind the training") == 1
-    url_path._store.cache_clear()
+    connections.cache_clear()
     proxy.close()
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from cache.errors import ReskdError, StoreError
 from stages.remote import url_path
-from stages.remote.url_path import Changed, UrlPath, location
+from stages.remote.store import Changed, connections
+from stages.remote.url_path import UrlPath, location
 
 
 @pytest.fixture
@@ -122,12 +123,12 @@ def test_what_cannot_be_had_is_said_in_time(s3, folder, fault, monkeypatch):
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     if fault == "address":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    url_path._store.cache_clear()
+    connections.cache_clear()
     path = UrlPath("s3://no-such-bucket/x") if fault == "bucket" else folder / "x"
     said = {"secret": "AWS_SECRET_ACCESS_KEY", "bucket": "no such bucket", "address": "RESKD_STORE_SECONDS"}[fault]
     with pytest.raises(StoreError, match=said) as caught:
         path.read_bytes()
-    url_path._store.cache_clear()
+    connections.cache_clear()
     assert str(path) in str(caught.value) and "wrong" not in str(caught.value).replace("went wrong", "")
 
 

@@ -11,9 +11,9 @@ from cache.errors import ReskdError
 from pipeline import cli
 from stages.config.file import load_config
 from stages.config.options import ANY_PATH, LocalPath
-from stages.config.schema import Config
+from stages.config.schema import Config, lost_url
 from stages.evaluate.config import EvaluateConfig
-from stages.remote.url_path import UrlPath, lost_url
+from stages.remote.url_path import UrlPath
 from stages.student.config import TrainConfig
 
 URL = "s3://bucket/folder/x.mp4"

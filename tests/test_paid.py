@@ -6,9 +6,9 @@ import pytest
 
 from cache.group import load_manifest
 from cache.teacher_time import TeacherTime, open_time_log, teacher_time_of
-from stages.teacher import cache_teacher as stage
 from stages.teacher.cache_teacher import cache_teacher
 from stages.teacher.inspect_cache import inspect_cache
+from stages.teacher.target_writer import TargetWriter
 from tests.runs import cache_config
 
 
@@ -38,7 +38,7 @@ def test_teacher_time_is_noted_shown_and_added_up(config, capfd):
 
 
 def test_what_a_stopped_run_spent_is_not_forgotten(config, monkeypatch):
-    write, batches = stage.TargetWriter.write, []
+    write, batches = TargetWriter.write, []
 
     def stopped(self, part, wait):
         write(self, part, wait)
@@ -46,7 +46,7 @@ def test_what_a_stopped_run_spent_is_not_forgotten(config, monkeypatch):
         if len(batches) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage.TargetWriter, "write", stopped)
+    monkeypatch.setattr(TargetWriter, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
         cache_teacher(config)
     monkeypatch.undo()

@@ -123,7 +123,7 @@ def actors(of: int | None = None) -> list[psutil.Process]:
     return [p for p in psutil.Process(of).children(recursive=True) if p.name().startswith("ray::Actor")]
 
 
-def wait_for(what, seconds: float = 60):
+def wait_for(what, seconds: float = 180):
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end

@@ -41,8 +41,8 @@ def leads(config) -> bool:
 
 
 def pytest_xdist_auto_num_workers(config):
-    """One process more than cores: some tests wait for others to start, end or be killed."""
-    return (os.cpu_count() or 1) + 1
+    """Two processes more than cores: some tests wait for others to start, end or be killed."""
+    return (os.cpu_count() or 1) + 2
 
 
 def pytest_configure(config):

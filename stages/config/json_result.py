@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.errors import ReskdError
+from cache.errors import ReskdError, StoreError
 from cache.json_file import read_json
 from cache.store import write_atomically
+from stages.remote.published_root import PROBE
 from stages.remote.url_path import Location, UrlPath
 
 STDOUT = Path("-")
@@ -78,7 +80,8 @@ def _plain(value: Any) -> Any:
 
 
 def check_writable(output: Location, *, in_place: bool = False) -> None:
-    """Raises ReskdError, before the work, if a file can't be written. Makes its folder. A store is only asked for the file.
+    """Raises ReskdError, before the work, if a file can't be written. Makes its folder. In a store an object is put beside it,
+    and deleted.
 
     `in_place`: the file itself is opened, such as /dev/null. Else a new file takes its place, which needs a folder that can
     be written to, whatever the rights of the old file.
@@ -88,6 +91,7 @@ def check_writable(output: Location, *, in_place: bool = False) -> None:
     if not isinstance(output, Path):
         if str(output).startswith("http"):
             raise ReskdError(f"{output} can't be written (a web server can only be read): give another output")
+        _check_puts(output)
         return
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -100,3 +104,14 @@ def check_writable(output: Location, *, in_place: bool = False) -> None:
     elif not os.access(output.parent, os.W_OK):
         raise ReskdError(f"{output} can't be written (you may not write to the folder {output.parent}): change its rights, or "
                          "give an output in another folder")  # fmt: skip
+
+
+def _check_puts(output: UrlPath) -> None:
+    """Raises StoreError if nothing can be put where `output` is to lie."""
+    probe = output.with_name(f"{PROBE}{secrets.token_hex(8)}")
+    try:
+        probe.write_bytes(b"")
+    except StoreError as error:
+        raise StoreError(f"{output} can't be written: {error}") from error
+    with suppress(StoreError):  # who may put may be one who may not delete
+        probe.unlink()

@@ -24,6 +24,7 @@ from stages.config.options import CONFIG, SET, json_option, with_options
 @json_option
 def evaluate(config_file, overrides, **options):
     """Score a CHECKPOINT (.safetensors): top-1, top-5, mean class accuracy, mAP; metrics of each class; confused classes.
+    CHECKPOINT, --data and --output may be at a URL (s3://...).
 
     For several processes: torchrun --nproc-per-node N pipeline.py evaluate ... The metrics equal those of one process.
     """

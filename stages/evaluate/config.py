@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cache.view import ViewPolicy
-from stages.config.schema import AnyPath, Config, Positive, Size, check_deterministic
+from stages.config.schema import AnyPath, Config, OutputPath, Positive, Size, check_deterministic
 from stages.stream.config import LoaderConfig
 
 
@@ -19,7 +19,7 @@ class EvaluateConfig(Config):
     pack: AnyPath | None = Field(
         None, description="a pack of `data`, made with frames: all; read instead of the videos"
     )
-    output: AnyPath | None = Field(
+    output: OutputPath | None = Field(
         None, description="NAME.json; beside it NAME.answers.csv, NAME.classes.csv, NAME.confusion.png"
     )
     size: Size | None = Field(None, description="px; default: the size of its training")

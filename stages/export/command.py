@@ -28,6 +28,8 @@ def export(config_file, overrides, int8, overwrite, **options):
     OUT.onnx  ONNX, for onnxruntime and others; beside it run_onnx.py, which runs it on videos without this program
     OUT.pt2   a program of torch.export, for torch.export.load
 
+    CHECKPOINT and OUT may be at a URL (s3://...).
+
     Both take frames, uint8 [B,T,3,S,S] in RGB, and give logits and probabilities, float32 [B,K]; any B will do. The
     file also holds the names of the classes, the size, and how frames are chosen. It is run and compared with the
     network on clips of --data, or on noise. A file whose answers differ is not kept. ONNX needs the extra `export`.

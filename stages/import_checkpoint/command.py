@@ -38,6 +38,8 @@ def import_checkpoint(config_file, overrides, model, **options):
     A folder says which network, size and pixels; it needs transformers: `uv run --extra hf pipeline.py import-checkpoint
     ...`. Its code is never run. A name such as facebook/dinov2-base that is no path is fetched from Hugging Face's hub.
 
+    FILE, FOLDER and OUT may be at a URL (s3://...).
+
     The check is strict: every missing, unexpected or mis-shaped weight is listed. The weights of a 2D network are
     inflated for a 3D model. Only tensors are read: a file that holds code is refused. --head reinit replaces a
     classifier of other classes by a fresh one; --head drop replaces any classifier.

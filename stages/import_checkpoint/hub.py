@@ -1,14 +1,15 @@
 """Fetches a model of Hugging Face from its hub or from a store, without its code and its pickled weights.
 
-From the hub the JSON files come first, so that what can't be taken costs no download of weights.
+The JSON files come first, so that what can't be taken costs no download of weights.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from cache.errors import ReskdError
@@ -36,21 +37,25 @@ def fetch(name: str, patterns: list[str], revision: str | None = None) -> Path:
 
 
 @contextmanager
-def copy_of(url: UrlPath) -> Iterator[Path]:
-    """A temporary folder with the files of the model in the folder `url`.
+def copy_of(url: UrlPath) -> Iterator[tuple[Path, Callable[[], Path]]]:
+    """A temporary folder with the JSON files of the model in the folder `url`, and a function that fetches its weights into it.
 
-    Files that are never read, such as code, are there by their names alone. Errors name the URL. Raises StoreError.
+    All other files, such as code, are there by their names alone. Errors name the URL. Raises StoreError.
     """
     with tempfile.TemporaryDirectory(prefix="reskd-") as temporary:
         folder = Path(temporary) / (url.name or "model")
         folder.mkdir()
-        files = {file.name: file for file in url.iterdir()}
-        wanted = [*DESCRIPTIONS, *WEIGHTS] if CONFIG in files else []  # another folder may have many files
-        for name, file in files.items():
-            is_read = any(fnmatchcase(name, pattern) for pattern in wanted)
-            if is_read:
-                file.download(folder / name)
-            else:
-                (folder / name).touch()
+        files = {file.name: file for file in url.iterdir() if "\\" not in file.name}  # it would part folders on Windows
+
+        def download(patterns: list[str]) -> Path:
+            for name, file in files.items():
+                if any(fnmatchcase(name, pattern) for pattern in patterns):
+                    file.download(folder / name)
+            return folder
+
+        for name in files:
+            (folder / name).touch()
+        if CONFIG in files:  # another folder may have many JSON files
+            download(DESCRIPTIONS)
         with naming_url(url, folder):
-            yield folder
+            yield folder, partial(download, WEIGHTS)

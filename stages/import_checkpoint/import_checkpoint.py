@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from cache.errors import ReskdError
 from cache.store import make_folders
 from cache.view import ViewPolicy
+from stages.config.json_result import check_writable
 from stages.import_checkpoint.config import ImportConfig
 from stages.import_checkpoint.transformers_folder import is_transformers, open_transformers
 from stages.models.architectures import build_model
@@ -48,6 +50,8 @@ def import_checkpoint(config: ImportConfig) -> ModelCard:
     """
     if config.output.exists():
         raise ReskdError(f"{config.output} exists already: move it away, or give another output")
+    if not isinstance(config.output, Path):
+        check_writable(config.output)
     if is_transformers(config.source):
         config, stored = open_transformers(config)
     else:

@@ -7,8 +7,9 @@ library's class of the table in `transformers_families`, built from config.json'
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,19 @@ def open_transformers(config: ImportConfig) -> tuple[ImportConfig, StoredWeights
     the network is none that this program takes.
     """
     if isinstance(config.source, UrlPath):
-        with copy_of(config.source) as folder:
-            return _open_folder(config, folder, None)
+        with copy_of(config.source) as (folder, fetch_weights):
+            return _open_folder(config, folder, fetch_weights)
     if config.source.is_dir():
-        return _open_folder(config, config.source, None)
-    return _open_folder(config, fetch(str(config.source), DESCRIPTIONS), str(config.source))
+        return _open_folder(config, config.source, lambda: config.source)
+    name = str(config.source)
+    folder = fetch(name, DESCRIPTIONS)
+    return _open_folder(config, folder, partial(fetch, name, WEIGHTS, revision=folder.name))
 
 
-def _open_folder(config: ImportConfig, folder: Path, hub_name: str | None) -> tuple[ImportConfig, StoredWeights]:
-    """`folder`: the model's, or its copy. `hub_name`: its weights are still to be fetched from there."""
+def _open_folder(
+    config: ImportConfig, folder: Path, fetch_weights: Callable[[], Path]
+) -> tuple[ImportConfig, StoredWeights]:
+    """`folder`: the model's, or its copy. `fetch_weights` gives the folder with its weights."""
     described = read_object(folder / CONFIG)
     name = str(described.get("model_type"))
     _check_known(config.source, folder, name, described)
@@ -65,8 +70,7 @@ def _open_folder(config: ImportConfig, folder: Path, hub_name: str | None) -> tu
         )
     given = pixels_of(folder) | given
     size = config.size if "size" in config.model_fields_set else size_of(folder)
-    if hub_name:
-        folder = fetch(hub_name, WEIGHTS, revision=folder.name)
+    folder = fetch_weights()
     tensors = _read_weights(folder)
     labels = len(tensors["classifier.weight"]) if "classifier.weight" in tensors else 0
     model = _model_config(folder, name, described, given, with_classifier=labels > 0 and config.head != "drop")

@@ -159,6 +159,8 @@ def _check_outputs(config: PredictConfig, videos: Sequence[Video]) -> None:
             config.plot.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ReskdError(f"{config.plot} can't be made ({error.strerror}): give another folder for plot") from error
+    elif config.plot is not None:
+        check_writable(config.plot / "plots")
 
 
 def _place(path: Location) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cache.errors import ReskdError
-from stages.remote.store import request
+from stages.remote.store import Changed, request
 
 PART = 64 << 20  # bytes that are read by one request
 PARTS_AT_ONCE = 4  # of one object
@@ -103,7 +103,10 @@ class UrlPath:
         return data, self._etag(meta)
 
     def download(self, file: Path) -> None:
-        """Copy the content into a local file, some parts at once. Raises Changed if it is replaced meanwhile."""
+        """Copy the content into a local file, some parts at once. Raises Changed if it is replaced or deleted meanwhile.
+
+        Without such an object, and after an error, there is no file.
+        """
         meta = self._do("head", lambda o, store: o.head(store, self.key))
         file.write_bytes(b"" if meta["size"] > PART else self.read_bytes())
 
@@ -112,8 +115,16 @@ class UrlPath:
                 out.seek(start)
                 out.write(self._read_part(start, meta))
 
-        with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
-            list(pool.map(copy, range(0, meta["size"], PART) if meta["size"] > PART else ()))
+        try:
+            with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+                list(pool.map(copy, range(0, meta["size"], PART) if meta["size"] > PART else ()))
+        except BaseException as error:
+            file.unlink(missing_ok=True)
+            if isinstance(error, FileNotFoundError):
+                raise Changed(
+                    f"{self.url}: it was deleted while it was read. See who deletes there, and run again"
+                ) from None
+            raise
 
     def _read_part(self, start: int, meta: Any) -> bytes:
         """The part of a large object that begins at `start`, of the state that `meta` tells of."""

@@ -6,15 +6,14 @@ import csv
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from cache.json_file import read_json, read_limited
 from stages.evaluate.answers_file import Answer, read_answers
-from stages.remote.url_path import Location, location
+from stages.remote.url_path import Location, UrlPath, location
 from stages.report.find_sources import resolved
 
 METRICS = ("top1", "top5", "mean_class", "map")
@@ -44,24 +43,11 @@ class Evaluation:
     classes: Mapping[str, Mapping[str, float]]
     answers: tuple[Answer, ...]
     faults: tuple[str, ...]  # what of the files beside the JSON can't be read
+    run_folder: Location | None  # that the checkpoint lies in, or lay in, resolved; None: not known
 
     @property
     def score(self) -> float:
         return self.metrics[self.headline]
-
-    @property
-    def run_folder(self) -> Location | None:
-        """The folder that the checkpoint lies in, or lay in, resolved; None if it isn't known.
-
-        If runs were moved, it is the JSON's folder, but only under the name of the checkpoint's folder: a teacher's JSON may
-        lie in the folder of a student. Whether a URL is still there isn't asked.
-        """
-        folder = self.checkpoint.parent
-        local = isinstance(self.checkpoint, Path)
-        if local and (os.path.exists(self.checkpoint) or (folder.name and os.path.isdir(folder))):
-            return folder.resolve()
-        beside = resolved(self.path.parent)
-        return beside if folder.name == beside.name else None if local else folder
 
     @property
     def comparable(self) -> tuple[str, str, str]:
@@ -69,8 +55,8 @@ class Evaluation:
         return str(self.data), self.protocol, self.average
 
 
-def read_evaluation(path: Location, name: str) -> Evaluation:
-    """All but the answers, which `with_answers` adds.
+def read_evaluation(path: Location, name: str, runs: Collection[Location] = ()) -> Evaluation:
+    """All but the answers, which `with_answers` adds. `runs`: the folders of the report's runs, resolved.
 
     Raises OSError, ValueError, KeyError or TypeError if the JSON isn't of an evaluation."""
     values = read_json(path, nan=True)
@@ -80,10 +66,11 @@ def read_evaluation(path: Location, name: str) -> Evaluation:
         tables = _read_classes(file) if file.is_file() else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         faults.append(f"{file} can't be read ({error})")
+    checkpoint = location(str(values["checkpoint"]))
     return Evaluation(
         name=name,
         path=path,
-        checkpoint=location(str(values["checkpoint"])),
+        checkpoint=checkpoint,
         data=location(str(values["data"])),
         protocol=str(values["protocol"]),
         average=str(values["average"]),
@@ -100,7 +87,22 @@ def read_evaluation(path: Location, name: str) -> Evaluation:
         classes=tables,
         answers=(),
         faults=tuple(faults),
+        run_folder=_run_folder(checkpoint, path, runs),
     )  # fmt: skip
+
+
+def _run_folder(checkpoint: Location, path: Location, runs: Collection[Location]) -> Location | None:
+    """The folder that the checkpoint of the evaluation `path` lies in, or lay in, resolved; None if it isn't known.
+
+    If runs were moved, it is the JSON's folder, but only under the name of the checkpoint's folder: a teacher's JSON may
+    lie in the folder of a student. A URL that isn't among the runs may be gone: it isn't asked.
+    """
+    folder, beside = checkpoint.parent, resolved(path.parent)
+    if isinstance(checkpoint, UrlPath):
+        return beside if folder.name == beside.name and folder not in runs else folder
+    if os.path.exists(checkpoint) or (folder.name and os.path.isdir(folder)):
+        return folder.resolve()
+    return beside if folder.name == beside.name else None
 
 
 def with_answers(evaluations: Sequence[Evaluation], most: int = MAX_ANSWERS) -> list[Evaluation]:

@@ -43,7 +43,8 @@ def find_sources(paths: Sequence[Location]) -> Sources:
     """Looks into folders and files; links to folders are followed where they are given, and not below. At a URL itself there may
     be a cache, a data set, a run, or a sweep, which names its runs.
 
-    Raises ReskdError if none of the paths exists. One that doesn't exist, or holds nothing of ours, is a problem.
+    Raises ReskdError if none of the paths exists, or only URLs are given and nothing of ours is there. One that doesn't exist, or
+    holds nothing of ours, is a problem.
     """
     if not any(isinstance(path, UrlPath) or path.exists() for path in paths):
         raise ReskdError(f"{', '.join(map(str, paths))}: no such file or folder. Give folders of runs, sweeps or caches, or the "
@@ -61,6 +62,8 @@ def find_sources(paths: Sequence[Location]) -> Sources:
             _sort_in(path, sources)
         if sources.count() == before and not isinstance(path, UrlPath):
             sources.problems.append((str(path), "holds no run, sweep, cache, evaluation or study"))
+    if sources.count() == len(sources.problems) and not any(isinstance(p, Path) and p.exists() for p in paths):
+        raise ReskdError("\n".join(f"{path}: {reason}" for path, reason in sources.problems))
     for kind, found in vars(sources).items():
         setattr(sources, kind, list(dict.fromkeys(found)))
     return sources
@@ -97,6 +100,7 @@ def _look_at_runs(urls: Sequence[UrlPath], sources: Sources) -> None:
 
 def _look_into(folder: Path, sources: Sources, depth: int) -> None:
     try:
+        os.stat(os.path.join(folder, "."))  # fails where the files may be listed and not opened
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         sources.problems.append((str(folder), f"can't be read ({error.strerror})"))
@@ -125,11 +129,12 @@ def _sort_in(file: Location, sources: Sources) -> list[str]:
     """Put a JSON file where it belongs. A file of another kind is passed over. Returns the students that a sweep's file names."""
     if file.suffix != ".json":
         return []
-    if not file.is_file():  # a pipe would be waited for
-        sources.problems.append((str(file), "is no regular file: left out"))
+    at_url = isinstance(file, UrlPath)
+    if not (file.is_file() if at_url else os.path.isfile(file)):  # a pipe would be waited for
+        sources.problems.append((str(file), "no such object" if at_url else "is no regular file: left out"))
         return []
     try:
-        if (file.size() if isinstance(file, UrlPath) else file.stat().st_size) > MAX_BYTES:
+        if (file.size() if at_url else file.stat().st_size) > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB, more than any JSON that the report shows")
         content = parse_json(file.read_bytes(), nan=True)
     except (OSError, ValueError) as error:

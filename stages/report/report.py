@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,11 +87,12 @@ def _read(sources: Sources, problems: Problems) -> Material:
             problems.extend(faults)
         return kept
 
+    read_score = partial(read_evaluation, runs={resolved(run) for run in sources.runs})
     material = Material(
         runs=read_all(sources.runs, read_run),
         caches=read_all(sources.caches, read_cache),
         data_sets=read_all(sources.data_sets, read_data_set),
-        evaluations=with_answers(read_all(sources.evaluations, read_evaluation)),
+        evaluations=with_answers(read_all(sources.evaluations, read_score)),
         sweeps=read_all(sources.sweeps, read_sweep),
         studies=read_all(sources.studies, read_study),
     )

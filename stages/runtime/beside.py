@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
-from cache.errors import ReskdError
+from cache.errors import ReskdError, StoreError
 from stages.runtime.interrupt import RUN_AGAIN, sigint_waits
 from stages.runtime.terminal import console
 
@@ -56,7 +56,7 @@ def _work(pickled: bytes, connection: Connection) -> None:
     try:
         pickle.loads(pickled)()
     except ReskdError as error:
-        connection.send(ReskdError(str(error)))
+        connection.send((StoreError if isinstance(error, StoreError) else ReskdError)(str(error)))
     except Exception:
         connection.send(RuntimeError(traceback.format_exc()))
     else:

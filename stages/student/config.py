@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cache.view import ViewPolicy
-from stages.config.schema import AnyPath, Config, Positive, Size, check_deterministic, formerly
+from stages.config.schema import AnyPath, Config, OutputPath, Positive, Size, check_deterministic, formerly
 from stages.distill.config import LossConfig
 from stages.models.config import InitConfig, ModelConfig
 from stages.remote.outputs import working_folder
@@ -84,7 +84,7 @@ class ScheduleConfig(Config):
 class TrainConfig(Config):
     """`pipeline.py train-student`: students, and without a cache teachers and baselines too."""
 
-    output: AnyPath = Field(description="the run's folder; at a URL it is written behind the training")
+    output: OutputPath = Field(description="the run's folder; at a URL it is written behind the training")
     data: TrainData
     teacher: OnlineTeacherConfig | None = Field(
         None, description="a teacher in the training loop, instead of data.cache"

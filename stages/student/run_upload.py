@@ -10,7 +10,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from stages.runtime.terminal import console
 FIRST, LAST = ("config.yaml", "best.safetensors", "metrics.jsonl"), ("last.pt", "last.safetensors", "result.json")
 # What a resume reads, in the order of reading; that of a finished run doesn't read last.pt, which is large.
 NEEDED = ("result.json", "last.pt", "metrics.jsonl", "config.yaml")
+CHECKED = ("config.yaml",)  # what the check reads whether it can be resumed
 EVERY = 0.2  # seconds between two looks at the files
 LOG_EVERY = 30.0  # seconds after which logs are put without a new checkpoint; each time they are put whole
 AGAIN = 10.0  # seconds from an upload that failed to the next one
@@ -47,15 +48,15 @@ class RunUpload:
         self.logs_put = 0.0
         self.ended = threading.Event()
 
-    def fetch(self) -> None:
-        """Fill the local folder with the run at the URL, to resume it.
+    def fetch(self, names: Sequence[str] = NEEDED) -> None:
+        """Fill the local folder with the run at the URL, to resume it, or with these files of it alone.
 
         If the objects are those that this machine has put, then the local files go on from there, and they are kept.
         """
-        names = (*FIRST, *LAST)
-        etags = at_once(lambda name: (self.url / name).etag_or_none(), names)
-        found = {name: etag for name, etag in zip(names, etags, strict=True) if etag}
-        needed = [name for name in NEEDED if name in found and not (name == "last.pt" and "result.json" in found)]
+        objects = (*FIRST, *LAST)
+        etags = at_once(lambda name: (self.url / name).etag_or_none(), objects)
+        found = {name: etag for name, etag in zip(objects, etags, strict=True) if etag}
+        needed = [name for name in names if name in found and not (name == "last.pt" and "result.json" in found)]
         noted = self._read_note()
         is_here = all((self.folder / name).is_file() for name in needed)
         if noted == found and is_here:
@@ -189,8 +190,12 @@ class RunUpload:
         return {name: etag for name, etag in self.etags.items() if name in FIRST + LAST}
 
 
-def fetch_runs(outputs: Iterable[Location], resume: bool, opened: ExitStack) -> dict[Location, RunUpload]:
+def fetch_runs(
+    outputs: Iterable[Location], resume: bool, opened: ExitStack, files: Sequence[str] = NEEDED
+) -> dict[Location, RunUpload]:
     """Lock and prepare the local folders of the outputs that are URLs. `opened` gets the locks. Other outputs are left out.
+
+    `files`: those that are fetched of a run to resume.
 
     Raises ReskdError if another process of this machine has a run at one of the URLs, and StoreError.
     """
@@ -201,7 +206,7 @@ def fetch_runs(outputs: Iterable[Location], resume: bool, opened: ExitStack) -> 
             opened.enter_context(locked_working_folder(url))
             if resume:
                 opened.callback(upload.drop_unused)
-                upload.fetch()
+                upload.fetch(files)
             uploads[url] = upload
     return uploads
 

@@ -35,7 +35,7 @@ from stages.student.config import TrainConfig
 from stages.student.loop import fit
 from stages.student.new_student import NewStudent
 from stages.student.run_folder import check_run, check_still_there, open_run
-from stages.student.run_upload import RunUpload, fetch_runs
+from stages.student.run_upload import CHECKED, NEEDED, RunUpload, fetch_runs
 from stages.student.state import load_state
 from stages.student.training_run import Progress, start_run
 
@@ -73,7 +73,7 @@ def train_cohort(
     with join_ranks() as ranks, ExitStack() as opened:
         outputs = [config.output for config in configs.values()]
         uploads: dict[Location, RunUpload] = {}  # on rank 0
-        ranks.run_on_first(lambda: uploads.update(fetch_runs(outputs, resume, opened)))
+        ranks.run_on_first(lambda: uploads.update(fetch_runs(outputs, resume, opened, CHECKED if dry_run else NEEDED)))
         configs = ranks.from_first(partial(as_begun, configs)) if resume else dict(configs)
         stream, students = prepare_cohort(configs, allow_partial, ranks)
         check_folder = partial(check_run, resume=resume, overwrite=overwrite)

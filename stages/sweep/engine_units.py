@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from cache.errors import ReskdError, StoreError
+from cache.errors import ReskdError
 from stages.engine.actor import Tell, Units
 from stages.engine.check_paths import check_paths, marked, paths_in
 from stages.engine.engine import Engine, Job
@@ -18,7 +18,7 @@ from stages.runtime.interrupt import RUN_AGAIN
 from stages.runtime.stage_timer import note_seconds
 from stages.student.config import TrainConfig
 from stages.student.train_student import train_cohort
-from stages.sweep.plan import pending
+from stages.sweep.plan import pending, stops_all
 from stages.sweep.report import note_decoded_epochs
 
 Cohort = Mapping[str, TrainConfig]
@@ -72,8 +72,8 @@ def _train(inputs: tuple[Location, ...], mark: Location, units: Units, tell: Tel
         started, reason = time.perf_counter(), None
         try:
             train_cohort(cohort, resume=True, go_on=RUN_AGAIN)
-        except StoreError:
-            raise
         except ReskdError as error:
+            if stops_all(error):
+                raise
             reason = str(error)
         tell.done(name, Trained(time.perf_counter() - started, reason))

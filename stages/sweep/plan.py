@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from cache.errors import ReskdError
+from cache.errors import ReskdError, StoreError
 from stages.remote.published_root import at_once
+from stages.remote.store import Changed
 from stages.remote.url_path import Location
 from stages.runtime.terminal import console
 from stages.shards.dataset import open_dataset
@@ -43,6 +44,11 @@ def pending(cohort: Mapping[str, TrainConfig]) -> list[str]:
     """The students of a cohort that aren't finished."""
     finished = at_once(lambda name: (cohort[name].output / "result.json").is_file(), cohort)
     return [name for name, is_there in zip(cohort, finished, strict=True) if not is_there]
+
+
+def stops_all(error: Exception) -> bool:
+    """Whether an error of a cohort is that of a store, which all have. If another run has written a student, that one fails."""
+    return isinstance(error, StoreError) and not isinstance(error, Changed)
 
 
 def halves(

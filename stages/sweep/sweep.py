@@ -25,7 +25,16 @@ from stages.student.config import TrainConfig
 from stages.student.failures import StudentsFailed
 from stages.student.train_student import train_cohort
 from stages.sweep.engine_units import train_on_engine
-from stages.sweep.plan import BESIDE, check_students, group_cohorts, halves, pending, print_plan, sweep_folder
+from stages.sweep.plan import (
+    BESIDE,
+    check_students,
+    group_cohorts,
+    halves,
+    pending,
+    print_plan,
+    stops_all,
+    sweep_folder,
+)
 from stages.sweep.report import note_decoded_epochs, write_report
 
 Cohort = Mapping[str, TrainConfig]
@@ -56,6 +65,9 @@ def run_sweep(
     with join_ranks() as ranks:
         if ranks.first:
             print_plan(cohorts, at_once)
+        check_output = partial(ranks.run_on_first, partial(check_writable, out / "sweep.json"))
+        if not dry_run and not isinstance(out, Path):
+            check_output()
         for cohort in cohorts:  # check all cohorts before the first one is trained
             with console.capture() as printed:
                 train_cohort(cohort, dry_run=True, resume=True)
@@ -63,7 +75,8 @@ def run_sweep(
                 console.print(Text.from_ansi(printed.get()))
         if dry_run:
             return {"cohorts": [list(cohort) for cohort in cohorts]}
-        check_writable(out / "sweep.json")
+        if isinstance(out, Path):
+            check_output()  # it makes the folder
         with _locked(out) if ranks.first else nullcontext():
             if engine is not None:
                 failed, seconds = train_on_engine(engine, cohorts, out)
@@ -109,6 +122,8 @@ def _beside(cohorts: Sequence[Cohort], out: Location) -> Iterator[Callable[[], d
             try:
                 join()
             except ReskdError as error:
+                if stops_all(error):
+                    raise
                 return {name: str(error) for cohort in cohorts for name in pending(cohort)}
             return {}
 
@@ -138,12 +153,16 @@ def _train(
             continue
         try:
             timed(" + ".join(cohort), partial(train_cohort, cohort, resume=True, go_on=RUN_AGAIN))
-        except (Interrupted, StoreError):
+        except Interrupted:
             raise
         except Exception as error:  # an error of one cohort must not stop the next one
+            if stops_all(error):
+                raise
             if ranks.world > 1 and not isinstance(error, StudentsFailed):  # all ranks raise that one together
                 raise
             if not (missing := [name for name in still_pending() if name in names]):
+                if isinstance(error, StoreError):  # another run has finished them
+                    continue
                 raise
             reason = str(error) if isinstance(error, ReskdError) else f"{type(error).__name__}: {error}"
             failed |= dict.fromkeys(missing, reason)

@@ -49,7 +49,11 @@ def needed_frames(views: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def resize_pictures(pictures: np.ndarray, size: int) -> np.ndarray:
-    """Rendered pictures, uint8 [T,3,S,S], antialiased to uint8 [T,3,size,size]."""
+    """Rendered pictures, uint8 [T,3,S,S], antialiased to uint8 [T,3,size,size].
+
+    Torch computes in integers, with the same pixels on every CPU; versions of this program that used torchvision computed in
+    floats on CPUs without AVX2, and rounded some pixels otherwise there.
+    """
     if pictures.shape[-1] == size:
         return pictures
     tensor = torch.from_numpy(np.ascontiguousarray(pictures))

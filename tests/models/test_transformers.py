@@ -14,6 +14,7 @@ import torch
 
 from cache.errors import ReskdError
 from stages.import_checkpoint.config import ImportConfig
+from stages.import_checkpoint.hub import copy_of
 from stages.import_checkpoint.import_checkpoint import import_checkpoint
 from stages.models.architectures import build_model
 from stages.models.checkpoints import load_model, save_model
@@ -283,7 +284,7 @@ def test_code_in_a_folder_is_named_and_not_run(folder, tmp_path, capsys):
     assert not (tmp_path / "RAN").exists()
 
 
-def test_a_folder_at_a_url_is_the_local_one(folder, tmp_path, s3, capsys):
+def test_a_folder_at_a_url_is_the_local_one(folder, tmp_path, s3, capsys, monkeypatch):
     url = UrlPath(s3.bucket) / "hf" / "net"
     (folder / "modeling.py").write_text("raise SystemExit")
     for file in folder.iterdir():
@@ -301,6 +302,17 @@ def test_a_folder_at_a_url_is_the_local_one(folder, tmp_path, s3, capsys):
         import_checkpoint(there.model_copy(update={"output": tmp_path / "x.safetensors"}))
     with pytest.raises(ReskdError, match=f"{url.parent}/config.json does not exist: give the whole folder"):
         import_checkpoint(there.model_copy(update={"source": url.parent, "output": tmp_path / "x.safetensors"}))
+
+    fetched, real = [], UrlPath.download
+    monkeypatch.setattr(UrlPath, "download", lambda url, file: fetched.append(url.name) or real(url, file))
+    (url / "model.safetensors").write_bytes(b"never read")
+    (url / "config.json").write_bytes(b'{"model_type": "evil"}')
+    with pytest.raises(ReskdError, match=f"{url}: a network of model_type 'evil' is not known here"):
+        import_checkpoint(there.model_copy(update={"output": tmp_path / "x.safetensors"}))
+    assert "config.json" in fetched and "model.safetensors" not in fetched
+    monkeypatch.setattr(UrlPath, "iterdir", lambda url: iter([UrlPath(f"{url}/..\\x.json"), url / "config.json"]))
+    with copy_of(url) as (copy, _):
+        assert [path.name for path in copy.iterdir()] == ["config.json"]
 
 
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(folder):

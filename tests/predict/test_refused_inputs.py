@@ -3,8 +3,9 @@
 import pytest
 from click.testing import CliRunner
 
-from cache.errors import ReskdError
+from cache.errors import ReskdError, StoreError
 from pipeline import cli
+from stages.remote.url_path import UrlPath
 from tests.predict.runs import config_of, lines_of
 
 
@@ -53,3 +54,16 @@ def test_refuses_inputs_without_a_video(bright, tmp_path):
         config_of(bright.net, [])
     with pytest.raises(ReskdError, match="annotate takes one video, and 2 are given"):
         lines_of(bright.net, [bright.film, bright.dark], tmp_path, "window=1", f"annotate={tmp_path / 'a.mp4'}")
+
+
+@pytest.mark.parametrize("key", ["plot", "csv"])
+def test_refuses_urls_where_nothing_can_be_put(bright, tmp_path, s3, monkeypatch, key):
+    url = UrlPath(s3.bucket) / "refused" / key
+
+    def refused(path, data):
+        raise StoreError(f"{path}: put failed (403 Forbidden)")
+
+    monkeypatch.setattr(UrlPath, "write_bytes", refused)
+    with pytest.raises(StoreError, match=f"{url}.* can't be written: {url.parent}/.*put failed .403"):
+        lines_of(bright.net, [bright.film], tmp_path, "window=1", f"{key}={url}")
+    assert not list(tmp_path.iterdir()) and not url.parent.exists()

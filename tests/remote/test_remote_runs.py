@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from stages.remote.store import Changed, connections
 from stages.remote.url_path import UrlPath
 from stages.report import report
 from stages.report.report import write_report
+from stages.runtime.beside import beside
 from stages.student import loop, run_upload
 from stages.student.run_upload import RunUpload
 from stages.student.state import load_state
@@ -236,7 +238,7 @@ def test_an_evaluation_at_a_url(s3, url, data, whole):
     command(*evaluate, url / "test.json")
     assert set(url.files()) == {"test.json", "test.answers.csv", "test.classes.csv", "test.confusion.png"}
     assert json.loads((url / "test.json").read_text())["clips"] == 40
-    with pytest.raises(AssertionError, match="http://127.0.0.1:1/x.json can't be written .a web server"):
+    with pytest.raises(AssertionError, match="http://127.0.0.1:1/x.json: a web server can only be read"):
         command(*evaluate, "http://127.0.0.1:1/x.json")
 
 
@@ -269,7 +271,7 @@ def test_a_sweep_that_is_killed_goes_on_on_another_machine_and_is_that_of_a_fold
     monkeypatch.setenv("TMPDIR", str(tmp_path / "b"))
     ours = swept(url, data)
     asked = [(verb, path.replace("%3D", "=").partition(f"/{url.name}/")[2]) for verb, path, _ in proxy.log]
-    assert ("GET", "seed=1/last.pt") in asked and ("GET", "seed=0/last.pt") not in asked
+    assert asked.count(("GET", "seed=1/last.pt")) == 1 and ("GET", "seed=0/last.pt") not in asked
     assert ("PUT", "seed=1/last.safetensors") in asked and ("PUT", "seed=0/last.safetensors") not in asked
     assert not list(tmp_path.glob("b/*/*/*"))
     for told in (ours, theirs):
@@ -292,9 +294,10 @@ def test_a_sweep_that_is_killed_goes_on_on_another_machine_and_is_that_of_a_fold
     proxy.log.clear()
     again = swept(url, data)["students"]  # of other weights the score is another one
     assert again["seed=0"] == again["seed=1"] == ours["students"]["seed=1"]
-    written = {path.rpartition("/")[2] for verb, path, _ in proxy.log if verb == "PUT" and "seed%3D0" in path}
+    put = [path for verb, path, _ in proxy.log if verb == "PUT" and "/.probe-" not in path]
+    written = {path.rpartition("/")[2] for path in put if "seed%3D0" in path}
     assert written == {f"test.{kind}" for kind in ("json", "answers.csv", "classes.csv", "confusion.png")}
-    assert not [path for verb, path, _ in proxy.log if verb == "PUT" and "seed%3D1" in path]
+    assert not [path for path in put if "seed%3D1" in path]
     assert not [path for verb, path, _ in proxy.log if verb == "GET" and path.endswith("last.pt")]
 
 
@@ -315,5 +318,19 @@ def test_a_store_that_fails_stops_a_sweep(proxy, url, data, tmp_path, monkeypatc
     ):
         swept(url, data)
     assert begun == ["seed=0"] and "the seconds are not stored" in capsys.readouterr().err
-    with pytest.raises(ReskdError, match="http://127.0.0.1:1/x/sweep.json can't be written .a web server"):
+    with pytest.raises(ReskdError, match="output: .*http://127.0.0.1:1/x/seed=0: a web server can only be read"):
         swept(UrlPath("http://127.0.0.1:1/x"), data)
+
+
+def test_a_student_that_another_run_has_written_fails_alone_and_a_store_stops_both_halves(url, data, monkeypatch):
+    def train(cohort, dry_run=False, **_):
+        if not dry_run:
+            raise Changed(f"{next(iter(cohort))} is of another run")
+
+    monkeypatch.setattr(sweep, "train_cohort", train)
+    with pytest.raises(ReskdError, match="2 of 2 students failed:\nseed=0 is of another run\nseed=1 is of another run"):
+        swept(url, data)
+    task = partial(UrlPath.read_bytes, UrlPath("s3://no-such-bucket/x"))
+    monkeypatch.setattr(sweep, "beside", lambda _: beside(task))
+    with sweep._beside([{"x": None}], url) as failed, pytest.raises(StoreError, match="no such bucket"):
+        failed()

@@ -13,6 +13,7 @@ import pytest
 
 from cache.errors import ReskdError, StoreError
 from stages.remote import outputs, url_path
+from stages.remote.local_copy import local_copy
 from stages.remote.outputs import NotPut, put_known, written_at
 from stages.remote.store import Changed, connections
 from stages.remote.url_path import UrlPath, location
@@ -108,6 +109,18 @@ def test_a_large_object_is_read_in_parts_of_one_state(folder, proxy, tmp_path, m
         with pytest.raises(Changed):
             read()
         replaced.clear()
+    assert not (tmp_path / "x").exists()
+    (folder / "x").write_bytes(data)
+
+    def do_and_delete(self, verb, *rest):
+        answer = real(self, verb, *rest)
+        if verb == "get":
+            real(self, "delete", lambda o, store: o.delete(store, self.key))
+        return answer
+
+    monkeypatch.setattr(UrlPath, "_do", do_and_delete)
+    with pytest.raises(Changed, match=f"{folder}/x: it was deleted while it was read"), local_copy(folder / "x"):
+        pass
 
 
 def test_what_is_there_already_is_compared_part_by_part(folder, proxy, monkeypatch):

@@ -6,6 +6,7 @@ import numpy as np
 
 from stages.evaluate.answers_file import Answer, read_answers, write_answers
 from stages.metrics.accuracy import ScoredVideos
+from stages.remote.url_path import UrlPath
 from stages.report import clip_frames
 from stages.report.evaluations import read_evaluation, with_answers
 from stages.report.report import write_report
@@ -91,6 +92,10 @@ def test_a_teachers_score_is_not_the_students_beside_it(tmp_path):
     (tmp_path / "teacher").mkdir()
     folders = [read_evaluation(file, "x").run_folder for file in (of_teacher, of_moved, weights_gone)]
     assert folders == [None, tmp_path / "student", tmp_path / "teacher"]
+    url = UrlPath("s3://bucket/runs/student")
+    of_url = make_score(tmp_path / "student" / "url.json", url / "best.safetensors")
+    assert read_evaluation(of_url, "x").run_folder == tmp_path / "student"  # a copy of it
+    assert read_evaluation(of_url, "x", runs={url, tmp_path / "student"}).run_folder == url
 
 
 def test_a_matrix_of_too_many_classes_is_not_drawn(tmp_path):

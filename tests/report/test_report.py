@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ import pytest
 from cache.errors import ReskdError
 from stages.config.json_result import check_writable
 from stages.metrics.spread import SeedScores
+from stages.remote.url_path import UrlPath
 from stages.report.curve_chart import Line, curve_chart
-from stages.report.find_sources import find_sources
+from stages.report.find_sources import _sort_in, find_sources
 from stages.report.front_chart import front_chart
 from stages.report.report import write_report
 from stages.report.runs import curve, read_run
@@ -144,6 +146,36 @@ def test_no_path_at_all_is_an_error(tmp_path):
     assert not (tmp_path / "r.html").exists()
     told = write_report([tmp_path / "gone", make_run(tmp_path / "run")], tmp_path / "r.html")
     assert told["problems"] == [[str(tmp_path / "gone"), "no such file or folder"]] and told["runs"] == 1
+
+
+def test_urls_at_which_nothing_is_are_an_error(tmp_path, s3):
+    urls = [UrlPath(s3.bucket) / "none.json", UrlPath(s3.bucket) / "none"]
+    with pytest.raises(ReskdError, match=f"{urls[0]}: no such object\n{urls[1]}: no run, sweep, cache or data set"):
+        write_report(urls, tmp_path / "r.html")
+    told = write_report([urls[0], make_run(tmp_path / "run")], tmp_path / "r.html")
+    assert told["problems"] == [[str(urls[0]), "no such object"]] and told["runs"] == 1
+
+
+def test_a_folder_that_may_not_be_entered_is_one_line(tmp_path, monkeypatch):
+    make_run(tmp_path / "runs" / "one")
+    for name in ("a", "b"):
+        make_score(tmp_path / "runs" / "closed" / f"{name}.json", "x")
+    tmp_path.chmod(0o755)
+    (tmp_path / "runs" / "closed").chmod(0o644)
+    monkeypatch.chdir(tmp_path)
+    user = os.geteuid()
+    try:
+        os.seteuid(user or 65534)  # root may enter everywhere
+        sources = find_sources([Path("runs")])
+        _sort_in(Path("runs/closed/a.json"), sources)
+    finally:
+        os.seteuid(user)
+        (tmp_path / "runs" / "closed").chmod(0o755)
+    assert sources.runs == [Path("runs/one")] and not sources.evaluations
+    assert sources.problems == [
+        ("runs/closed", "can't be read (Permission denied)"),
+        ("runs/closed/a.json", "is no regular file: left out"),
+    ]
 
 
 def test_a_link_to_the_folder_above_ends(tmp_path):

@@ -19,7 +19,7 @@ from cache.errors import ReskdError
 from stages.engine.actor import Actor
 from stages.remote.url_path import Location, UrlPath
 from stages.runtime.distributed import cores
-from stages.runtime.interrupt import RUN_AGAIN, Interrupted
+from stages.runtime.interrupt import RUN_AGAIN, interrupted_by_sigterm
 
 # A Unix socket's path has at most 107 bytes, and Ray's are some 66 long below its folder.
 LONGEST = 107 - 67
@@ -101,7 +101,7 @@ def ray_cluster(address: str | None, folder: Location) -> Iterator[Cluster]:
         handler = signal.getsignal(signal.SIGTERM)
         try:
             _connect(ray, address, temporary)
-            with _interrupted_by_sigterm(handler):
+            with interrupted_by_sigterm(RUN_AGAIN, handler):  # Ray has put a handler of its own there
                 yield Cluster(ray)
         finally:
             ray.shutdown()
@@ -189,24 +189,6 @@ def _temporary_folder(folder: Location, address: str | None) -> Iterator[Path | 
         yield inside
     finally:
         shutil.rmtree(inside, ignore_errors=True)
-
-
-@contextmanager
-def _interrupted_by_sigterm(before: Any) -> Iterator[None]:
-    """A SIGTERM raises Interrupted, so that the actors are ended. Ray has put a handler of its own there."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise Interrupted(f"stopped by SIGTERM; {RUN_AGAIN}", number)
-
-    try:
-        signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # only the main thread gets signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _reason(error: BaseException) -> str:

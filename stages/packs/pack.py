@@ -71,7 +71,7 @@ def _pack_shards(config: PackConfig, folder: Path, data: Dataset, plan: Plan, ra
     chunks = make_batches(frames.fetcher, range(len(frames)), workers, config.loader, data=data)
     total = sum(data.entry(shard).clips for shard in shards)
     committing, progress = (
-        committer(config.output, folder, plan.identity),
+        committer(config.output, folder, plan.identity, shards),
         progress_bar("clips", disable=not ranks.first),
     )
     with committing as commit, progress as bar:

@@ -15,6 +15,7 @@ from cache.reader import CacheReader, check_join
 from cache.view import ViewPolicy
 from stages.packs.config import PackConfig
 from stages.packs.writing import WantedPictures, sample_pictures
+from stages.remote.published_root import PROBE
 from stages.remote.url_path import Location
 from stages.shards.dataset import Dataset, Row
 from stages.stream.frame_height import height_for, smallest_side, smallest_stored_side
@@ -129,7 +130,7 @@ def refuse_other(output: Location, identity: PackIdentity) -> None:
     stored = read_pack(output)
     if stored is None:
         if output.exists() and (
-            not output.is_dir() or any(not p.name.startswith(f".{PACK}.") for p in output.iterdir())
+            not output.is_dir() or any(not p.name.startswith((f".{PACK}.", PROBE)) for p in output.iterdir())
         ):
             raise ReskdError(f"{output} is not an empty folder and holds no pack: give another output")
     elif lines := pack_differences(stored.identity, identity):

@@ -13,6 +13,7 @@ from stages.prepare.probe_videos import probe_bytes
 from stages.prepare.source import Source
 from stages.prepare.tars_at_url import copy_of, local_tar
 from stages.prepare.workers import Workers
+from stages.remote.store import Changed
 from stages.remote.url_path import Location
 from stages.shards.index import dump
 from stages.shards.tar_scan import scan_tar
@@ -29,7 +30,8 @@ def choose_check(
 ) -> tuple[Check, str]:
     """The check of a run, and why. Without a wish: full if it is estimated to take at most MAX_SECONDS.
 
-    The choice is kept in the output, so that a killed run goes on with it.
+    The choice is kept in the output, so that a killed run goes on with it, and a second machine at the same URL takes it.
+    Raises Changed if that has begun meanwhile with another check than the wanted one.
     """
     file = output.folder / WORK / _FILE
     if wanted is None and file.exists():
@@ -43,7 +45,13 @@ def choose_check(
             f"to decode every frame would take about {seconds / 60:.0f} minutes" if seconds >= 60 else "it is quick"
         )
     write_atomically(file, dump({"check": check}))
-    output.put(file)
+    try:
+        output.put(file)
+    except Changed:
+        if wanted is not None:
+            raise
+        output.mirror.fetch_again(f"{WORK}/{_FILE}")
+        return json.loads(file.read_bytes())["check"], "as another machine began"
     return check, reason
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.config.schema import AnyPath, Config, Positive
+from stages.config.schema import AnyPath, Config, OutputPath, Positive
 
 
 class PrepareConfig(Config):
@@ -15,7 +15,7 @@ class PrepareConfig(Config):
 
     source: AnyPath = Field(description="class folders of videos, a folder of videos, a CSV, a folder or URL of tar shards, "
                                         "or kinetics, minik, sthv2, actnet, fcvid, mmaction, rawframes")  # fmt: skip
-    output: AnyPath = Field(description="the folder of the data set, or its URL")
+    output: OutputPath = Field(description="the folder of the data set, or its URL")
     annotations: Path | None = Field(
         None, description="the published file; for a folder of videos a CSV path,label[,...]"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,12 @@ from pathlib import Path
 from cache.errors import ReskdError
 from stages.remote.local_copy import naming_url
 from stages.remote.mirror import Mirror
-from stages.remote.url_path import Location
+from stages.remote.outputs import make_private, working_folder
+from stages.remote.published_root import PROBE
+from stages.remote.url_path import Location, UrlPath
+from stages.runtime.interrupt import RUN_AGAIN, interrupted_by_sigterm
 from stages.runtime.lock import locked_working_folder
+from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import INDEX, rows_path
 
 ARGUMENTS = "prepare.json"  # what the folder is made from; a run with other arguments is refused
@@ -38,7 +43,7 @@ class Output:
             found = {name.partition("/")[0] for name in self.mirror.there}
         else:
             found = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
-        return sorted(found - {WORK})
+        return sorted(name for name in found - {WORK} if not (self.mirror and name.startswith(PROBE)))
 
     def tar_bytes(self, shard: str) -> int | None:
         """The size of a tar that was there at the start; None: there was none."""
@@ -58,6 +63,14 @@ class Output:
             self.put(tar)
             tar.unlink()
 
+    def with_local_rows(self, data: Dataset) -> Dataset:
+        """The finished data set, which reads its rows in the folder. Those that aren't there are fetched many at once."""
+        if not self.mirror:
+            return data
+        rows = [rows_path(self.folder, entry.name) for entry in data.shards]
+        self.mirror.fetch(file.relative_to(self.folder).as_posix() for file in rows if not file.exists())
+        return open_dataset(self.folder)
+
     def remove_work(self) -> None:
         """Remove what only an unfinished data set needs."""
         shutil.rmtree(self.folder / WORK, ignore_errors=True)
@@ -65,9 +78,16 @@ class Output:
             self.mirror.remove_below(WORK)
 
 
+def folder_of(place: Location) -> Path:
+    """The folder that the files of an output are made in: the output itself, or, for a URL, one that only `prepare` uses."""
+    folder = working_folder(place)
+    return folder if isinstance(place, Path) else folder.with_name(f"{folder.name}.prepare")
+
+
 @contextmanager
-def output_at(place: Location) -> Iterator[Output]:
-    """The output at `place`. For a URL its folder has what was made before, but for the tars, and is locked and removed.
+def output_at(place: Location, *, dry_run: bool = False) -> Iterator[Output]:
+    """The output at `place`. For a URL its folder has what was made before, but for the tars; it is locked, and removed at
+    the end, also after a SIGTERM. A dry run has a folder of its own, and no lock.
 
     Raises ReskdError for a web server, and if another process of this machine writes to the URL. A ReskdError inside
     names the URL in place of the folder.
@@ -77,15 +97,32 @@ def output_at(place: Location) -> Iterator[Output]:
         return
     if str(place).startswith("http"):
         raise ReskdError(f"{place} can't be written (a web server can only be read): give another output")
-    with locked_working_folder(place) as folder, naming_url(place, folder):
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    made_in = _folder_of_dry_run if dry_run else _locked_folder
+    with interrupted_by_sigterm(RUN_AGAIN), made_in(place) as folder, naming_url(place, folder):
+        mirror = Mirror(place, folder)
+        _fetch(mirror)
+        yield Output(place, folder, mirror)
+
+
+@contextmanager
+def _locked_folder(url: UrlPath) -> Iterator[Path]:
+    """An empty folder. All that an earlier run has left in it can be made again."""
+    folder = folder_of(url)
+    with locked_working_folder(url):
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         try:
-            mirror = Mirror(place, folder)
-            _fetch(mirror)
-            yield Output(place, folder, mirror)
+            yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _folder_of_dry_run(url: UrlPath) -> Iterator[Path]:
+    parent = folder_of(url).parent
+    make_private(parent)
+    with tempfile.TemporaryDirectory(dir=parent, prefix="dry-run-") as folder:
+        yield Path(folder)
 
 
 def _fetch(mirror: Mirror) -> None:

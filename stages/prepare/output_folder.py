@@ -12,7 +12,8 @@ from cache.errors import ReskdError
 from cache.identity import ShardEntry
 from cache.json_file import read_json
 from cache.store import write_atomically
-from stages.prepare.output import ARGUMENTS, NOTES, WORK, Output
+from stages.prepare.output import ARGUMENTS, NOTES, WORK, Output, folder_of
+from stages.remote.published_root import check_conditional_puts
 from stages.remote.url_path import Location
 from stages.runtime.lock import locked
 from stages.shards.index import INDEX, dump, rows_path
@@ -69,12 +70,15 @@ def check_output(output: Output, arguments: Mapping[str, Any], *, among_tars: bo
 def locked_output(output: Output, arguments: Mapping[str, Any], *, among_tars: bool) -> Iterator[None]:
     """Locks the folder for this process and writes its arguments. The lock ends with the process, even if it is killed.
 
-    The folder of a URL is locked already. Raises ReskdError as `locked` and `check_output` do, and Changed.
+    The folder of a URL is locked already. Raises ReskdError as `locked` and `check_output` do, Changed, and StoreError if a
+    new output is in a store without conditional puts.
     """
     folder = output.folder
     with nullcontext() if output.mirror else locked(folder, folder / WORK / "lock"):
         check_output(output, arguments, among_tars=among_tars)  # another process may have written since the last check
         if not (folder / ARGUMENTS).exists():
+            if output.mirror:
+                check_conditional_puts(output.place)
             write_atomically(folder / ARGUMENTS, dump(arguments))
             output.put(folder / ARGUMENTS)
         yield
@@ -82,13 +86,15 @@ def locked_output(output: Output, arguments: Mapping[str, Any], *, among_tars: b
 
 @contextmanager
 def disk_errors(output: Location) -> Iterator[None]:
-    """Turns an OSError into a ReskdError that says what to do."""
+    """Turns an OSError into a ReskdError that says what to do. For a URL it names the folder that the files are made in."""
     try:
         yield
     except OSError as error:
-        path = error.filename or output
+        folder = folder_of(output)
+        path = folder if error.filename in (None, str(output)) else error.filename
+        remedy = "choose another output" if folder == output else "set TMPDIR to a folder of another disk"
         raise ReskdError(f"{path}: can't be written ({error.strerror or error}). Make room or correct the permissions, "
-                         "and run `prepare` again: it continues; or choose another output") from error  # fmt: skip
+                         f"and run `prepare` again: it continues; or {remedy}") from error  # fmt: skip
 
 
 def write_note(output: Output, shard: str, note: Note) -> None:

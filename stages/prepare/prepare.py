@@ -89,7 +89,7 @@ def prepare(
     disjoint = _disjoint_data_sets(output, classes, disjoint_from)
     found = read_source(source, output, annotated, options, order)
     count = min(os.cpu_count() or 1 if workers is None else workers, max(len(found.clip_list.clips), len(found.tars)))
-    with disk_errors(output), output_at(output) as made, Workers(count) as pool:
+    with disk_errors(output), output_at(output, dry_run=dry_run) as made, Workers(count) as pool:
         check_output(made, found.arguments, among_tars=bool(found.tars))
         if (made.folder / INDEX).exists():
             data = open_dataset(output)
@@ -106,7 +106,7 @@ def prepare(
         if dry_run:
             return None
         report = made.folder / REPORT
-        if summary := update_report(data, report, disjoint):
+        if summary := update_report(made.with_local_rows(data) if disjoint else data, report, disjoint):
             say(f"{output / REPORT} lists clips that are in the data set, but odd: {summary}.")
         if report.exists():
             made.put(report)

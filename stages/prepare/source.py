@@ -19,10 +19,10 @@ from stages.prepare.csv_list import list_csv
 from stages.prepare.encode_frames import encoder_identity
 from stages.prepare.folders import list_videos
 from stages.prepare.frame_folders import FPS, list_frame_folders
+from stages.prepare.output import folder_of
 from stages.prepare.path_index import index_videos
 from stages.prepare.publishers import NAMES, list_published
 from stages.prepare.tars_at_url import list_tars
-from stages.remote.outputs import working_folder
 from stages.remote.url_path import Location, UrlPath
 from stages.shards.file_tree import extension, list_files
 from stages.shards.index import dump
@@ -111,7 +111,7 @@ def _read_kind(
     """The clips of the source, or its tars (name -> bytes), and the kind of the source as prepare.json calls it."""
     if isinstance(source, UrlPath):
         return _clip_list([], labels_are_names=True), list_tars(source, output), "tar shards"
-    output = working_folder(output)  # is skipped, if it lies below the source
+    output = folder_of(output)  # is skipped, if it lies below the source
     if name is not None:
         return _list_by_format(name, output, annotated), {}, name
     if source.is_file() and annotated.annotations is None:

@@ -49,7 +49,7 @@ def local_tar(source: Location, name: str, size: int, folder: Path, *, keep: boo
     """The tar `name` of `source` as a local file: itself, or a copy, which stays in `folder` for a later look with `keep`.
 
     A ReskdError inside names the URL in place of the copy. Raises ReskdError for a tar that was replaced since it was listed,
-    and if the disk has no room.
+    or since its first copy, and if the disk has no room.
     """
     if isinstance(source, Path):
         yield source / name
@@ -74,8 +74,13 @@ def _download(tar: UrlPath, size: int, copy: Path) -> None:
         raise ReskdError(f"{tar}: {size / 1e9:.1f} GB needed for a copy in the temporary folder, {free / 1e9:.1f} GB free. Make "
                          "room, or set TMPDIR to a folder of a larger disk")  # fmt: skip
     try:
+        before = tar.etag()
         tar.download(copy)
+        after = tar.etag()
     except FileNotFoundError as error:
         raise ReskdError(f"{tar}: deleted since it was listed. Put it back, and run `prepare` again") from error
-    if copy.stat().st_size != size:
+    first = copy.with_name(f"{copy.name}.etag")  # of the first copy, from which the labels are known
+    if not first.exists():
+        first.write_text(before)
+    if copy.stat().st_size != size or not before == after == first.read_text():
         raise ReskdError(f"{tar}: replaced since it was listed. Run `prepare` again when nothing writes there")

@@ -23,16 +23,17 @@ class Mirror:
     def fetch(self, names: Iterable[str]) -> None:
         """Copy those of these objects that are there into the folder. They may be replaced from then on."""
 
-        def copy(name: str) -> None:
-            try:
-                data, etag = (self.url / name).read_with_etag()
-            except FileNotFoundError:  # another run has finished, and removed it
-                return
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / name).write_bytes(data)
-            self._known[name] = hashlib.sha256(data).digest(), etag
+        at_once(self.fetch_again, [name for name in names if name in self.there])
 
-        at_once(copy, [name for name in names if name in self.there])
+    def fetch_again(self, name: str) -> None:
+        """As `fetch`, for an object that another run may have put since."""
+        try:
+            data, etag = (self.url / name).read_with_etag()
+        except FileNotFoundError:  # another run has finished, and removed it
+            return
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_bytes(data)
+        self._known[name] = hashlib.sha256(data).digest(), etag
 
     def put(self, name: str) -> None:
         """Put a file, unless the object has its content. Raises Changed if the object isn't one that was fetched or put."""

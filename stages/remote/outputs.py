@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cache.errors import ReskdError
+from cache.errors import ReskdError, StoreError
 from cache.store import write_atomically
 from stages.remote.local_copy import naming_url
 from stages.remote.store import Changed
-from stages.remote.url_path import Location, UrlPath
+from stages.remote.url_path import PART, Location, UrlPath
 
 MAX_PUT = 5 * 2**30  # bytes; S3 takes no more in one request, and only one request can be conditional
+
+
+class NotPut(StoreError):
+    """A store didn't take the files of an output: they stay in a folder of this machine, which the message names."""
 
 
 def working_folder(output: Location) -> Path:
@@ -60,17 +65,44 @@ def total_bytes(output: Location) -> int:
 def written_at(output: Location) -> Iterator[Path]:
     """The path to write the file `output` at; files may be written beside it. For a URL all of them are put there at the end.
 
-    A ReskdError inside names the URL in place of the local path, and nothing is put. Raises StoreError if the store doesn't
-    take the files: they are lost then.
+    A ReskdError inside names the URL in place of the local path, and nothing is put. Raises NotPut if the store doesn't take
+    the files; after one of another output, which was written inside, the files are put all the same.
     """
     if isinstance(output, Path):
         yield output
         return
-    with tempfile.TemporaryDirectory(prefix="reskd-") as folder:
-        with naming_url(output, Path(folder) / output.name):
-            yield Path(folder) / output.name
-        for file in sorted(Path(folder).iterdir()):
-            output.with_name(file.name).upload(file)
+    inside = None
+    with _folder_of_files() as folder:
+        try:
+            with naming_url(output, folder / output.name):
+                yield folder / output.name
+        except NotPut as error:
+            inside = error
+        try:
+            for file in sorted(folder.iterdir()):
+                output.with_name(file.name).upload(file)
+        except StoreError as error:
+            example = f" (`aws s3 cp --recursive {folder} {output.parent}`)" if output.url.startswith("s3:") else ""
+            before = f"{inside}\n" if inside else ""
+            raise NotPut(f"{before}{error}. The result is complete, and kept in {folder}: copy its files to {output.parent}"
+                         f"{example}") from error  # fmt: skip
+    if inside:
+        raise inside
+
+
+@contextmanager
+def _folder_of_files() -> Iterator[Path]:
+    """A temporary folder. It is removed at the end, but not with a NotPut."""
+    folder = Path(tempfile.mkdtemp(prefix="reskd-"))
+    try:
+        yield folder
+    except NotPut:
+        raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def put_known(file: UrlPath, data: bytes, known: str | None) -> str | None:
@@ -83,7 +115,16 @@ def put_known(file: UrlPath, data: bytes, known: str | None) -> str | None:
     except (Changed, FileExistsError, FileNotFoundError):
         pass
     try:
-        there, etag = file.read_with_etag() if file.size() == len(data) else (None, None)
+        return _etag_if_same(file, data)
     except FileNotFoundError:
         return None
-    return etag if there == data else None
+
+
+def _etag_if_same(file: UrlPath, data: bytes) -> str | None:
+    """The ETag of an object with this content, which is compared part by part; None if it is another one."""
+    if file.size() != len(data):
+        return None
+    etag, whole = file.etag(), memoryview(data)
+    parts = [(start, min(start + PART, len(data))) for start in range(0, len(data), PART)]
+    same = all(file.read_range(start, stop) == whole[start:stop] for start, stop in parts)
+    return etag if same and file.etag() == etag else None  # it may have been replaced between two parts

@@ -80,7 +80,7 @@ def check_conditional_puts(url: UrlPath) -> None:
         with suppress(StoreError):
             probe.unlink()
     raise StoreError(f"{url}: its store ignores the condition of a put (If-None-Match), so nobody can know whether another "
-                     "process writes there, too: make the cache in a local folder, and copy it there")  # fmt: skip
+                     "process writes there, too: write into a local folder, and copy it there")  # fmt: skip
 
 
 def is_log(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from cache.errors import ReskdError
 
@@ -30,6 +31,24 @@ def sigint_waits() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def interrupted_by_sigterm(go_on: str, before: Any = None) -> Iterator[None]:
+    """A SIGTERM raises Interrupted, so that contexts clean up. `before`: the handler afterwards; None: the present one."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Interrupted(f"stopped by SIGTERM; {go_on}", number)
+
+    try:
+        present = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # only the main thread gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, present if before is None else before)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from cache.errors import ReskdError, StoreError
 from cache.json_file import read_json
 from cache.store import write_atomically
 from stages.remote.outputs import MAX_PUT, put_known, working_folder
-from stages.remote.published_root import at_once
+from stages.remote.published_root import at_once, check_conditional_puts
 from stages.remote.store import Changed
 from stages.remote.url_path import Location, UrlPath
 from stages.runtime.lock import locked_working_folder
@@ -83,9 +83,12 @@ class RunUpload:
     def behind(self) -> Iterator[None]:
         """Put config.yaml, by which others see the run, and upload behind what is done inside. The end waits for the rest.
 
-        Raises StoreError if the store doesn't take it, or the rest. It names the local folder, which stays then.
+        Raises StoreError if the store doesn't take it, or the rest (it names the local folder, which stays then), and for a new
+        run in a store without conditional puts.
         """
         self.unused = False
+        if "config.yaml" not in self.etags:
+            check_conditional_puts(self.url)
         self._put("config.yaml", (self.folder / "config.yaml").read_bytes(), _state(self.folder / "config.yaml"))
         thread = threading.Thread(target=self._work, name="upload", daemon=True)
         thread.start()

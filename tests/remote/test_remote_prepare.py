@@ -1,8 +1,9 @@
 """`prepare` at a URL: its objects are the files of a local output, a killed run goes on elsewhere, two runs don't mix."""
 
+import errno
 import json
-import os
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,16 @@ from types import SimpleNamespace
 import pytest
 
 from cache.errors import ReskdError, StoreError
+from cache.store import write_atomically
+from stages.packs.output import begin_pack
 from stages.prepare import check, make_data_set, plan
 from stages.prepare.prepare import prepare
+from stages.remote.outputs import working_folder
 from stages.remote.store import Changed, connections
 from stages.remote.url_path import UrlPath
+from stages.runtime.interrupt import Interrupted
 from stages.shards.dataset import open_dataset
+from stages.student.run_upload import RunUpload
 from tests.remote.test_remote_data import upload_folder
 from tests.runs import command
 from tests.test_prepare import class_folders, clip, foreign, tree, write
@@ -75,15 +81,18 @@ def stopped_at(monkeypatch, count: int, source: Path | UrlPath, url: UrlPath, wo
 
 
 def test_the_objects_are_the_files_of_a_local_output(source, local, url, tmp_path):
+    run = working_folder(url) / "last.pt"  # of a run at the same URL, which isn't at the URL yet
+    run.parent.mkdir(parents=True, mode=0o700)
+    run.touch()
     command("prepare", source, "--output", url, "--dry-run", "--set", "clips_per_shard=4", "--set", "workers=0")
-    assert url.files() == {} and not left_on(tmp_path)
+    assert url.files() == {} and left_on(tmp_path) == [run]
     command("prepare", source, "--output", url, "--set", "clips_per_shard=4", "--set", "workers=0",
             "--json", tmp_path / "result.json")  # fmt: skip
     assert objects(url) == tree(local)
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["data"], result["clips"], result["quarantine"]) == (str(url), 10, {"unreadable": 1})
     (tmp_path / "result.json").unlink()
-    assert not left_on(tmp_path)
+    assert left_on(tmp_path) == [run]
     (url / ".prepare/check.json").write_bytes(b"{}")  # a kill just before the end
     data = make(source, url, disjoint_from=[local])
     assert [row for *_, row in data.stream("000000.tar")] == [
@@ -140,6 +149,59 @@ def test_another_run_at_the_same_url_spoils_nothing(source, local, url, tmp_path
     with pytest.raises(Changed, match=f"{url}/000000.tar isn't what this run makes, and stays as it is: another run"):
         make(changed, url)
     assert {name: data for name, data in objects(url).items() if not name.startswith(".")} == before
+
+
+def test_two_machines_check_alike_and_rows_are_read_in_the_folder(source, local, url, tmp_path, monkeypatch):
+    def another_is_faster(file, data):
+        (url / ".prepare/check.json").write_bytes(b'{"check": "quick"}')
+        write_atomically(file, data)
+
+    asked, real = [], UrlPath.open
+    monkeypatch.setattr(check, "write_atomically", another_is_faster)
+    monkeypatch.setattr(UrlPath, "open", lambda path, mode="rb": asked.append(path.name) or real(path))
+    with pytest.raises(Changed, match=f"{url}/.prepare/check.json isn't what this run makes"):
+        make(source, url, check="full")
+    (url / ".prepare/check.json").unlink()
+    assert make(source, url, disjoint_from=[local]).check == "quick"
+    assert make(source, url, disjoint_from=[local]).check == "quick"  # finished: its rows are fetched together
+    assert not [name for name in asked if name.endswith(".rows.json")]
+
+
+def test_a_sigterm_leaves_nothing_and_a_full_disk_is_named(source, url, tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped by SIGTERM; run it again"):
+        patch.setattr(make_data_set, "write_rows", lambda *_: signal.raise_signal(signal.SIGTERM))
+        make(source, url)
+    assert not left_on(tmp_path) and signal.getsignal(signal.SIGTERM) is handler
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    machine = tmp_path / "machine"
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(
+            ReskdError,
+            match=f"{machine}/.*prepare: can't be written .No space.*or set TMPDIR to a folder of another disk",
+        ),
+    ):
+        patch.setattr(make_data_set, "write_rows", full)
+        make(source, url)
+
+
+def test_a_store_without_conditional_puts_gets_no_new_output(source, url, tmp_path, monkeypatch):
+    monkeypatch.setattr(UrlPath, "write_new", UrlPath.write_bytes)
+    plan, upload = SimpleNamespace(sizes=(), small=()), RunUpload(url / "run")
+    upload.folder.mkdir(parents=True)
+    (upload.folder / "config.yaml").touch()
+    for begin in (
+        lambda: make(source, url / "data"),
+        lambda: begin_pack(url / "pack", tmp_path, plan),
+        lambda: upload.behind().__enter__(),
+    ):
+        with pytest.raises(StoreError, match=f"{url}/.*: its store ignores the condition of a put"):
+            begin()
+    assert url.files() == {}
 
 
 def test_a_store_that_goes_away_and_comes_back(source, local, url, proxy, tmp_path, monkeypatch):
@@ -211,7 +273,7 @@ def test_bad_tars_and_other_sources_are_refused_by_their_url(url, source, tmp_pa
     (tars / "x.mp4").write_bytes(b"")
     with pytest.raises(ReskdError, match=rf"{tars}: a video \(x.mp4\) below it"):
         make(tars, tars)
-    assert not (tars / "prepare.json").is_file() and os.listdir(tmp_path / "machine")
+    assert not (tars / "prepare.json").is_file() and not left_on(tmp_path / "machine")
 
 
 def test_a_small_disk_large_shards_and_tars_that_change_are_told(url, source, tmp_path, monkeypatch):
@@ -238,3 +300,10 @@ def test_a_small_disk_large_shards_and_tars_that_change_are_told(url, source, tm
         with pytest.raises(ReskdError, match=f"{last}: {why} since it was listed"):
             make(tars, tars)
     assert not left_on(machine)
+    with monkeypatch.context() as patch:
+        first, real = tars / "part0/00000.tar", plan.choose_field
+        other = first.read_bytes().replace(b'"label": "', b'"label": "x', 1)[: first.size()]
+        patch.setattr(plan, "kept_tars", lambda *_: {})
+        patch.setattr(plan, "choose_field", lambda survey: first.write_bytes(other) and real(survey))
+        with pytest.raises(ReskdError, match=f"{first}: replaced since it was listed"):
+            make(tars, tars / "index")

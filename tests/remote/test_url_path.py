@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,8 +12,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cache.errors import ReskdError, StoreError
-from stages.remote import url_path
+from stages.remote import outputs, url_path
 from stages.remote.local_copy import local_copy
+from stages.remote.outputs import NotPut, put_known, written_at
 from stages.remote.store import Changed, connections
 from stages.remote.url_path import UrlPath, location
 
@@ -119,6 +121,51 @@ def test_a_large_object_is_read_in_parts_of_one_state(folder, proxy, tmp_path, m
     monkeypatch.setattr(UrlPath, "_do", do_and_delete)
     with pytest.raises(Changed, match=f"{folder}/x: it was deleted while it was read"), local_copy(folder / "x"):
         pass
+
+
+def test_what_is_there_already_is_compared_part_by_part(folder, proxy, monkeypatch):
+    monkeypatch.setattr(outputs, "PART", 1000)
+    data = os.urandom(2560)
+    etag = (folder / "x").write_bytes(data)
+    assert put_known(folder / "x", data, None) == put_known(folder / "x", data, "old") == etag
+    assert {asked for method, _, asked in proxy.log if method == "GET"} == {
+        f"bytes={i}" for i in ("0-999", "1000-1999", "2000-2559")
+    }
+    assert put_known(folder / "x", data[:-1] + bytes([data[-1] ^ 1]), None) is None
+    assert put_known(folder / "x", data[:-1], None) is None and put_known(folder / "gone", data, "old") is None
+
+
+def test_files_that_a_store_does_not_take_are_kept_and_the_others_put(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    real, lost = UrlPath.upload, ["b.csv"]
+
+    def upload(self, file):
+        if self.name in lost:
+            raise StoreError(f"{self}: put failed (503)")
+        return real(self, file)
+
+    def write():
+        with written_at(folder / "a") as a, written_at(folder / "b") as b, written_at(folder / "c") as c:
+            for file in (a, b, b.with_name("b.csv"), c):
+                file.write_text(file.name)
+
+    monkeypatch.setattr(UrlPath, "upload", upload)
+    with pytest.raises(
+        NotPut, match=rf"{folder}/b.csv: put failed .* kept in (.*): copy its files to {folder}"
+    ) as caught:
+        write()
+    (kept,) = tmp_path.iterdir()
+    assert {p.name: p.read_text() for p in kept.iterdir()} == {"b": "b", "b.csv": "b.csv"} and str(kept) in str(
+        caught.value
+    )
+    assert {*folder.files()} == {"a", "b", "c"}
+    lost += ["a"]
+    with pytest.raises(NotPut) as caught:
+        write()
+    assert all(f"{folder}/{name}: put failed" in str(caught.value) for name in lost) and len([*tmp_path.iterdir()]) == 3
+    with pytest.raises(StoreError, match="an input"), written_at(folder / "a"):
+        raise StoreError("an input")
+    assert len([*tmp_path.iterdir()]) == 3
 
 
 def test_a_store_that_stumbles_is_asked_again(folder, proxy):

@@ -13,6 +13,7 @@ from stages.config.file import load_config
 from stages.config.options import ANY_PATH, LocalPath
 from stages.config.schema import Config, lost_url
 from stages.evaluate.config import EvaluateConfig
+from stages.prepare.config import PrepareConfig
 from stages.remote.url_path import UrlPath
 from stages.student.config import TrainConfig
 
@@ -88,5 +89,7 @@ def test_a_url_is_kept_and_one_that_became_a_path_is_refused():
         load_config(EvaluateConfig, None, ["checkpoint=c", "data=d", f"output={Path('s3://b/x')}"])
     with pytest.raises(ReskdError, match="data.train: .*ftp://b/x: not a URL of a store"):
         load_config(TrainConfig, None, ["output=out", "data.train=ftp://b/x"])
+    with pytest.raises(ReskdError, match="output: .*http://h/x: a web server can only be read"):
+        load_config(PrepareConfig, None, ["source=x", "output=http://h/x"])
     assert lost_url(Path("s3://b/x")) == "s3://b/x" and lost_url(Path("gs:/b")) == "gs://b"
     assert lost_url(Path("C:/x")) is None and lost_url(Path("a/s3:/x")) is None and lost_url(Path("/s3:/x")) is None

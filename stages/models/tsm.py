@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from cache.errors import ReskdError
 from stages.models.tsn import build_resnet
@@ -39,6 +40,10 @@ def temporal_shift(frames: Tensor, num_frames: int, shift_div: int) -> Tensor:
     """
     fold = frames.shape[1] // shift_div
     clips = frames.unflatten(0, (-1, num_frames))
+    if torch.compiler.is_exporting():  # where an assignment to a slice becomes slow scatters, and memory has one format
+        later = pad(clips[:, 1:, :fold], (0, 0, 0, 0, 0, 0, 0, 1))
+        earlier = pad(clips[:, :-1, fold : 2 * fold], (0, 0, 0, 0, 0, 0, 1, 0))
+        return torch.cat([later, earlier, clips[:, :, 2 * fold :]], dim=2).flatten(0, 1)
     shifted = torch.zeros_like(clips)
     shifted[:, :-1, :fold] = clips[:, 1:, :fold]
     shifted[:, 1:, fold : 2 * fold] = clips[:, :-1, fold : 2 * fold]

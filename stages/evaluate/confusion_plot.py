@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
@@ -21,17 +23,18 @@ def plot_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> No
     """
     clips, names = counts.sum(1, keepdims=True), [plot_text(name[:32]) for name in classes]
     shares = np.ma.masked_invalid(np.where(clips, 100 * counts / np.maximum(clips, 1), np.nan))
-    side = min(14, 3.5 + 0.22 * len(names)) if len(names) <= MAX_NAMED else 11
-    figure = Figure(figsize=(side + 1.2, side))
+    named, size = len(names) <= MAX_NAMED, 9 if len(names) <= 30 else 7
+    cells, room = min(12, 2.2 + 0.22 * len(names)) if named else 10, room_for(names if named else (), size)
+    figure = Figure(figsize=(room + cells + 1.6, room + cells))
     axes = figure.subplots()
+    place(axes, room)
     # The square root makes rare confusions visible beside a strong diagonal.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     axes.set_facecolor("lightgray")
     axes.set(xlabel="taken for", ylabel="truth")
-    if len(names) > MAX_NAMED:
+    if not named:
         axes.set(xlabel="taken for, class number", ylabel="truth, class number")
     else:
-        size = 9 if len(names) <= 30 else 7
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
         axes.set_yticks(range(len(names)), names, fontsize=size)
     if len(names) <= MAX_WRITTEN:
@@ -39,4 +42,20 @@ def plot_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> No
             colour = "white" if shares[row, column] > 40 else "black"
             axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(image, shrink=0.8, label="% of the class's clips")
-    figure.savefig(path, dpi=130, bbox_inches="tight")
+    figure.savefig(path, dpi=130)
+
+
+def room_for(names: Sequence[str], size: float) -> float:
+    """Inches for names of `size` points beside or below axes, and for what stands beside the names.
+
+    A letter takes 0.62 of its size, on average at most, and one of East Asia twice as much. matplotlib's own layouts measure
+    each name several times, which takes up to half of the drawing.
+    """
+    letters = max((sum(1 + (east_asian_width(c) in "WF") for c in name) for name in names), default=6)
+    return 0.62 * size * letters / 72 + 0.55
+
+
+def place(axes: Axes, room: float) -> None:
+    """Leave `room` inches at the left and below."""
+    width, height = axes.figure.get_size_inches()
+    axes.figure.subplots_adjust(left=room / width, bottom=room / height, right=1 - 0.15 / width, top=1 - 0.15 / height)

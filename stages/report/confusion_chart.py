@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from stages.evaluate.confusion_plot import MAX_NAMED, MAX_WRITTEN
+from stages.evaluate.confusion_plot import MAX_NAMED, MAX_WRITTEN, place, room_for
 from stages.metrics.accuracy import confused_pairs
 from stages.report.parts import Chart
 from stages.report.svg import Names, draw
@@ -21,18 +21,20 @@ COLOUR = np.array([0.16, 0.47, 0.84])
 def confusion_chart(caption: str, counts: np.ndarray, classes: Sequence[str]) -> Chart:
     """A confusion matrix, `counts` [K,K] (rows: true classes, columns: answers), in percent of each class's clips."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    named = len(classes) <= MAX_NAMED
+    texts = [plot_text(name[:28]) for name in classes] if len(classes) <= MAX_NAMED else []
+    size = 9 if len(texts) <= 30 else 7.5
+    room = room_for(texts, size)
 
     def paint(axes: Axes, names: Names) -> None:
         pixels = np.concatenate([np.broadcast_to(COLOUR, (*counts.shape, 3)), np.sqrt(shares)[..., None]], axis=2)
         axes.imshow(pixels, interpolation="nearest")  # the square root makes rare confusions visible
         axes.grid(False)
         axes.spines[["top", "right"]].set_visible(True)
-        unit = "" if named else ", class number"
+        axes.figure.set_layout_engine(None)
+        place(axes, room)
+        unit = "" if texts else ", class number"
         axes.set(xlabel=f"taken for{unit}", ylabel=f"truth{unit}")
-        if named:
-            texts = [plot_text(name[:28]) for name in classes]
-            size = 9 if len(texts) <= 30 else 7.5
+        if texts:
             axes.set_xticks(range(len(texts)), texts, rotation=90, fontsize=size)
             axes.set_yticks(range(len(texts)), texts, fontsize=size)
         if len(classes) <= MAX_WRITTEN:
@@ -40,8 +42,8 @@ def confusion_chart(caption: str, counts: np.ndarray, classes: Sequence[str]) ->
                 axes.text(answer, truth, f"{100 * shares[truth, answer]:.0f}", ha="center", va="center", fontsize=9)
         _name_cells(axes, names, counts, shares, classes)
 
-    side = min(9.0, 3.2 + 0.16 * len(classes)) if named else 6.5
-    return draw(caption, paint, size=(side + 0.4, side), note="Rows are true classes, columns are answers; a strong colour is a "
+    side = room + (min(8.0, 2.2 + 0.16 * len(classes)) if texts else 5.5)
+    return draw(caption, paint, size=(side, side), note="Rows are true classes, columns are answers; a strong colour is a "
                 "large share of the class's clips. The pointer on a cell shows its names.")  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import contextlib
 import faulthandler
 import threading
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -185,8 +186,12 @@ def proxy(s3, monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def _forks_again():
-    """A module that used a store doesn't change how later ones in this process start workers. They use none."""
+    """A module that used a store doesn't change how later ones in this process start workers. They use none.
+
+    Nor does it leave its fork server, which has imported what its own workers need.
+    """
     yield
+    forkserver._forkserver._stop()
     if used := sys.modules.get("stages.remote.store"):
         used._used_in.clear()
         used.connections.cache_clear()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure as Picture
 
 from stages.bench.clocks import RUNS, core_seconds
 from stages.bench.figures import Figure, at_most, measured, median_of, picture_path, profiled, show
+from stages.bench.processes import in_new_process
 from stages.bench.stage1_growth import FLAT
 from stages.bench.students import DEMO, DISTILLED, Bench, make_bench
 from stages.bench.videos import SMALL
@@ -38,7 +38,6 @@ class Setup:
     memory: tuple[int, int] = (4, 40)
     seconds: float = 10.0
     runs: int = RUNS
-    start: str = "spawn"  # how the process whose memory is measured begins
 
 
 FULL = Setup()
@@ -57,10 +56,7 @@ def run_growth(quick: bool, output: Path | None, trace: Path | None, folder: Pat
         for run in range(setup.runs):
             for times, stage_seconds in seconds.items():
                 stage_seconds.append(_stages(_bench(Path(temporary) / f"{times}-{run}", folder, times, setup)))
-        peaks = [
-            _peak(_bench(Path(temporary) / f"memory-{times}", folder, times, setup), setup.start)
-            for times in setup.memory
-        ]
+        peaks = [_peak(_bench(Path(temporary) / f"memory-{times}", folder, times, setup)) for times in setup.memory]
         with profiled(trace):
             if trace is not None:
                 _stages(_bench(Path(temporary) / "traced", folder, setup.times[0], setup))
@@ -98,17 +94,13 @@ def _student(bench: Bench, packed: Path) -> TrainConfig:
     return bench.student("student", DEMO, 32, data=data, losses=DISTILLED, log_every=1000)
 
 
-def _peak(bench: Bench, start: str) -> float:
+def _peak(bench: Bench) -> float:
     """The peak memory in MB of a student's process tree. The student trains in a new process."""
     config = _student(bench, bench.packed("crops", 32))
-    with ProcessPoolExecutor(1, multiprocessing.get_context(start)) as pool:
-        return pool.submit(_train, config).result()
+    return in_new_process(partial(_train, config))
 
 
 def _train(config: TrainConfig) -> float:
-    multiprocessing.set_start_method(
-        None, force=True
-    )  # workers start by the platform's default, not as this process did
     with peak_memory(every=0.25) as peak:
         train_student(config)
         return peak()

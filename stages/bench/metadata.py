@@ -7,11 +7,10 @@ chunk of targets is needed.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -27,6 +26,7 @@ from cache.store import METADATA
 from cache.view import ViewPolicy
 from stages.bench.clocks import cpu_seconds
 from stages.bench.figures import Figure, at_most, show
+from stages.bench.processes import in_new_process
 from stages.bench.s3_server import store_nearby
 from stages.remote.published_cache import PublishedCache
 from stages.remote.published_root import at_once
@@ -70,8 +70,7 @@ def _reading(folder: Path, setup: Setup) -> list[Figure]:
     rows = open_dataset(data).usable_rows()
     names = [entry.name for entry in entries]
     order = Order(rows, names, 0, 64, 8, 16, 64, setup.views)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        memory = pool.submit(_worker_memory, data, cache, names[: setup.read]).result()
+    memory = in_new_process(partial(_worker_memory, data, cache, names[: setup.read]))
     return [
         at_most(f"open the data set and its cache: {size}", cpu_seconds(lambda: _open(data, cache), 3), "s", 0.5),
         at_most("order an epoch", cpu_seconds(lambda: order.epoch(0), 3), "s", 1.5),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from stages.bench.figures import Figure, at_most, measured
+from stages.bench.processes import in_new_process
 from stages.bench.stage1_runs import TINY, Setup, cache_filler, make_dataset, measure_rate, stage_one_config
 from stages.runtime.distributed import Ranks, join_ranks
 from stages.runtime.memory import peak_memory
@@ -48,8 +48,7 @@ def memory_over_more_clips(folder: Path, videos: Path, setup: Setup) -> list[Fig
     for times in setup.sizes:
         data = make_dataset(folder / f"m{times}", videos, setup.many * times, shard=setup.many)
         config = stage_one_config(folder, data, TINY, 112, setup, f"m{times}.zarr")
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            peaks[times] = pool.submit(_peak, config).result()
+        peaks[times] = in_new_process(partial(_peak, config))
     first, last = setup.sizes[0], setup.sizes[-1]
     figures = [Figure(f"peak memory, {setup.many * times} clips", peak, "MB") for times, (peak, _) in peaks.items()]
     growth = peaks[last][1] / peaks[first][1]
@@ -59,9 +58,6 @@ def memory_over_more_clips(folder: Path, videos: Path, setup: Setup) -> list[Fig
 def _peak(config: CacheConfig) -> tuple[float, float]:
     import resource  # Windows doesn't have it, and the other benches run there
 
-    multiprocessing.set_start_method(
-        None, force=True
-    )  # workers start by the platform's default, not as this process did
     data = open_dataset(config.data)
     with join_ranks() as ranks, peak_memory(every=0.25) as peak:
         cache_filler(config, data, ranks)()

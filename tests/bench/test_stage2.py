@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 from dataclasses import replace
 
 import pytest
@@ -14,8 +13,6 @@ from tests.runs import command
 
 SMALL = Kind(64, 48, 6)
 FORM = {"name", "value", "unit", "spread", "goal", "ok"}
-# A fork server imports once for all processes. A fork of this process may hang, because it had threads.
-START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +28,7 @@ def small(monkeypatch):
     monkeypatch.setattr(cohort, "QUICK", cohort.Setup(size=16, students=2, times=2, epochs=1, **brief))
     sweep = {"size": 16, "teacher_size": 32, "students": 2, "epochs": 2, "views": 2, "times": 2}
     monkeypatch.setattr(sweeping, "QUICK", sweeping.Setup(**sweep, **brief))
-    grown = {"times": (1, 2), "memory": (1, 2), "start": START}
+    grown = {"times": (1, 2), "memory": (1, 2)}
     monkeypatch.setattr(growth, "QUICK", replace(growth.FULL, **(brief | grown | {"clips": 8})))
 
 
@@ -80,7 +77,6 @@ def test_a_sweep_against_the_teacher_in_the_loop(tmp_path):
 
 
 def test_growth_is_told_and_drawn(tmp_path):
-    multiprocessing.set_forkserver_preload(["stages.bench.growth"])
     found = figures(tmp_path, "growth")
     for stage in growth.STAGES:
         assert found[f"{stage}: 2 times the clips ÷ once, a clip"]["goal"] == "<= 1.1"

@@ -42,8 +42,8 @@ def leads(config) -> bool:
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Two processes more than cores: some tests wait for others to start, end or be killed."""
-    return (os.cpu_count() or 1) + 2
+    """One process more than cores: some tests wait for others to start, end or be killed."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_configure(config):

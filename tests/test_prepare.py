@@ -459,7 +459,7 @@ else:
     began = time.monotonic()
     finish("undisturbed")
     seconds, draw = time.monotonic() - began, random.Random(0)
-    for i in range(7):
+    for i in range(5):
         for _ in range(1 + i % 2):  # some runs are killed twice
             child = start()
             time.sleep(draw.uniform(0, seconds))
@@ -502,10 +502,10 @@ def test_an_index_killed_at_every_commit_step_is_continued(tmp_path):
 
 def test_killed_at_random_moments_a_rerun_gives_the_undisturbed_bytes(tmp_path):
     source = tmp_path / "videos"
-    for i in range(36):
+    for i in range(24):
         write(source / f"{'xy'[i % 2]}/{i}.mp4", clip(i % 8, 40))
     found = finished_before(tmp_path, source, "random", {"clips_per_shard": 3})
-    assert len(found) == 8 and len(set(found)) >= 3  # the kills fell on different moments
+    assert len(found) == 6 and len(set(found)) >= 3  # the kills fell on different moments
 
 
 RUN = """

@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
 
+from stages.runtime.fresh_process import fresh_context
 from stages.runtime.terminal import console
 
 
@@ -26,7 +26,7 @@ def in_processes(tasks: Mapping[Any, Callable[[], Any]], jobs: int | None, prelo
     if jobs == 1:
         yield from ((key, task()) for key, task in tasks.items())
         return
-    with ProcessPoolExecutor(workers, _context(preload), initializer=_set_up_process) as pool:
+    with ProcessPoolExecutor(workers, fresh_context(preload), initializer=_set_up_process) as pool:
         futures = {pool.submit(task): key for key, task in tasks.items()}
         try:
             for future in as_completed(futures):
@@ -38,22 +38,13 @@ def in_processes(tasks: Mapping[Any, Callable[[], Any]], jobs: int | None, prelo
 
 def in_new_process(task: partial) -> Any:
     """The result of a task in a process that has computed nothing yet. Its own processes start by the platform's default."""
-    with ProcessPoolExecutor(1, _context(task.func.__module__)) as pool:
+    with ProcessPoolExecutor(1, fresh_context(task.func.__module__)) as pool:
         return pool.submit(_with_default_start, task).result()
 
 
 def _with_default_start(task: partial) -> Any:
     multiprocessing.set_start_method(None, force=True)
     return task()
-
-
-def _context(preload: str) -> BaseContext:
-    """That of a fork server, which imports everything once, where the platform has one."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
-    return context
 
 
 def _set_up_process() -> None:

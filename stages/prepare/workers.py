@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from typing import TypeVar
 
 from cache.errors import ReskdError
+from stages.runtime.fresh_process import fresh_context
 from stages.runtime.interrupt import sigint_waits
 from stages.runtime.limits import OUT_OF_MEMORY, RETRY_FACTOR, limited
 
@@ -49,7 +50,7 @@ def video_limits(size: int) -> Iterator[None]:
 
 
 class Workers:
-    """A pool of `count` processes. A server without threads forks them: a fork after threads may hang. 0: this process works."""
+    """A pool of `count` fresh processes: a fork of one with threads may hang. 0: this process works."""
 
     def __init__(self, count: int, limits: VideoLimits = VideoLimits()):
         self.count, self.limits = count, limits
@@ -122,7 +123,8 @@ def _start_pool(count: int, limits: VideoLimits) -> ProcessPoolExecutor:
     """A pool with a process that works. It is tried twice: the first process may be killed by chance at its start."""
     failure = None
     for _ in range(2):
-        pool = ProcessPoolExecutor(count, _context(), initializer=_initialise_worker, initargs=(limits,))
+        context = fresh_context("stages.prepare.probe_videos")
+        pool = ProcessPoolExecutor(count, context, initializer=_initialise_worker, initargs=(limits,))
         try:
             _submit_to(pool, os.getpid).result()
             return pool
@@ -130,15 +132,6 @@ def _start_pool(count: int, limits: VideoLimits) -> ProcessPoolExecutor:
             failure = error
     raise ReskdError("worker processes can't be started. Call `prepare` under `if __name__ == '__main__':`, or with "
                      "workers=0") from failure  # fmt: skip
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """That of a fork server, which imports once what all workers need, where the platform has one."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stages.prepare.probe_videos"])
-    return context
 
 
 def _initialise_worker(limits: VideoLimits) -> None:

@@ -30,9 +30,9 @@ class Changed(StoreError):
 _used_in: list[int] = []  # the process that has connections
 
 
-def start_method() -> str | None:
-    """How to start processes that use stores: a fork of a process with connections would wait for ever. None: as always."""
-    return "forkserver" if _used_in else None
+def may_fork() -> bool:
+    """Whether this process may be forked. A fork of a process with connections would wait for ever at its first request."""
+    return not _used_in
 
 
 def request(root: str, url: str, verb: str, work: Callable[[Any, Any], Any], size: int = 0) -> Any:
@@ -91,7 +91,7 @@ def connections(root: str, seconds: float) -> Any:
     import obstore.store as stores
 
     _used_in[:] = _used_in or [os.getpid()]
-    assert _used_in == [os.getpid()], "a fork of a process with connections: start it by `start_method`"
+    assert _used_in == [os.getpid()], "a fork of a process with connections: see `may_fork`"
     limit = timedelta(seconds=seconds)
     plain = root.startswith("http://") or any(
         os.environ.get(name, "").startswith("http://")

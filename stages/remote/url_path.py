@@ -24,7 +24,7 @@ class UrlPath:
     """A file or folder at a URL: `s3://bucket/folder/file`, `gs://`, `az://`, and `http(s)://` for reading.
 
     It is small when pickled. A process opens its connections at its first request. A fork of such a process can't use
-    them: start processes by forkserver or spawn (see `start_method`).
+    them: start fresh processes (see `may_fork`).
 
     All methods raise FileNotFoundError (an OSError) for an object that isn't there, and StoreError if the store doesn't
     answer in time, refuses the credentials, or has no such bucket. What the store calls temporary is tried again until then.

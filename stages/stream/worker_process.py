@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from cache.errors import ReskdError
-from stages.remote.store import start_method
+from stages.remote.store import may_fork
+from stages.runtime.fresh_process import fresh_context
 from stages.runtime.interrupt import sigint_waits
 from stages.stream.clip_at_work import WorkNote, become_worker, set_suspects
 from stages.stream.config import ClipLimits
@@ -80,9 +81,7 @@ def start_worker(
     begin: Begin, number: int, first: int, step: int, limits: ClipLimits, answers: SimpleQueue, pin: bool
 ) -> Worker:
     """Start a worker. A thread puts (worker, answer, bytes of the answer) into `answers`, and at last `ENDED`."""
-    context = multiprocessing.get_context(method := start_method())
-    if method == "forkserver":  # which imports once what all workers need; it has to be said before the first of them
-        context.set_forkserver_preload([__name__, "stages.stream.clips"])
+    context = multiprocessing.get_context() if may_fork() else fresh_context(__name__, "stages.stream.clips")
     here, there = context.Pipe()
     note = WorkNote.new(context)
     process = context.Process(target=_work, args=(begin, first, step, there, note, limits), daemon=True)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -36,7 +37,7 @@ FORM = {"name", "value", "unit", "spread", "goal", "ok"}
 
 
 def test_every_fault_is_a_figure_and_all_are_right(tmp_path, monkeypatch):
-    monkeypatch.setattr(faults, "START", "fork")  # this process has the imports
+    monkeypatch.setattr(faults, "fresh_context", lambda *_: multiprocessing.get_context("fork"))  # it has the imports
     sizes = Sizes(clips=8, clips_per_shard=8, epochs=1, workers=0)
     small = faults.Setup(sizes, ("pack",), kills=1, stride=1000, room=1, flips=1, kinds=("a chunk of the cache",), once=(),
                          clocks=(), left_out=LEFT_OUT, jobs=1)  # fmt: skip

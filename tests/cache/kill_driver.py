@@ -81,7 +81,7 @@ def keep_what_kills_leave(function: Callable[[], object], path: Path, folder: Pa
         if (call - 1) % stride == 0:
             left = folder / str(call)
             if path.exists():
-                shutil.copytree(path, left)
+                copy(path, left)
             if file is not None and path in Path(file).parents:
                 halve(left / Path(file).relative_to(path))
 
@@ -89,6 +89,17 @@ def keep_what_kills_leave(function: Callable[[], object], path: Path, folder: Pa
     calls = at_each_call(act)
     function()
     return calls[0]
+
+
+def copy(path: Path, to: Path) -> None:
+    """zarr writes in several threads: a file of another one may get its name between the listing and the copy."""
+    for _ in range(20):
+        try:
+            shutil.copytree(path, to)
+            return
+        except shutil.Error:
+            shutil.rmtree(to)
+    raise TimeoutError(f"{path} changes all the time")
 
 
 def bring_to(path: Path, wanted: Manifest) -> None:

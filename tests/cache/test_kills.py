@@ -15,10 +15,10 @@ DRIVER = Path(__file__).with_name("kill_driver.py")
 @pytest.mark.parametrize(
     ("step", "stride", "calls", "states"),
     [
-        ("first_commit", 2, 50, 20),
-        ("growth", 2, 50, 20),
-        ("another_target", 2, 30, 10),
-        ("everything", 7, 150, 20),
+        ("first_commit", 3, 50, 15),
+        ("growth", 3, 50, 15),
+        ("another_target", 3, 30, 7),
+        ("everything", 11, 150, 12),
         ("teacher_time", 1, 4, 3),  # not finalised; finalised, with all three logs, two of them, or one
     ],
 )

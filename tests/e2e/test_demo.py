@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from stages.config.file import load_config
+from stages.demo.config import DemoConfig
+from stages.demo.runs import KINDS, cache_config, run_config, run_folders
 from stages.shards.dataset import open_dataset
 from tests.runs import command, sets
 
+DEMO = Path("configs/demo/demo.yaml")
 NETS = ("teacher", "baseline", "distilled")
 ALONE = {"loader": {"workers": 0}}  # a fork of a process with torch in it takes longer than these clips
 ONCE = {"loader": {"workers": 0, "resident": True}}  # and clips are decoded once
@@ -86,18 +90,20 @@ def test_a_rerun_resumes_and_more_seeds_are_added(demo):
     assert again["cost"]["teacher_clip_views"] == 240 and again["cost"]["in_loop_clip_views"] == 480
 
 
-def test_students_of_twice_the_epochs_lie_beside_the_others_and_share_the_teacher(demo):
-    output, run, summary = demo
-    report, before = (output / "report.html").stat().st_mtime_ns, (output / "summary.json").read_bytes()
-    run("--epochs-times", "2")
-    assert (output / "summary.json").read_bytes() == before
-    twice = json.loads((output / "x2" / "summary.json").read_text())
-    assert twice["epochs_times"] == 2 and twice["teacher"] == summary["teacher"]
-    for kind in ("baseline", "distilled"):
-        steps = [json.loads((output / x / f"runs/{kind}-0/result.json").read_text())["steps"] for x in ("", "x2")]
-        assert steps[1] == 2 * steps[0]
-    assert (output / "x2" / "student.pt2").exists() and (output / "report.html").stat().st_mtime_ns > report
-    assert twice["cost"]["teacher_clip_views"] == 240 and twice["cost"]["in_loop_clip_views"] == 480
+def test_students_of_twice_the_epochs_lie_beside_the_others_and_share_the_teacher(tmp_path):
+    changes = [f"output={tmp_path}", "seeds=2"]
+    once, twice = (load_config(DemoConfig, DEMO, [*changes, f"epochs_times={times}"]) for times in (1, 2))
+    assert run_config(once, "teacher", 0) == run_config(twice, "teacher", 0)
+    assert cache_config(once, KINDS["distilled"]) == cache_config(twice, KINDS["distilled"])
+    for kind in KINDS:
+        runs = [[run_config(config, kind, seed) for seed in range(2)] for config in (once, twice)]
+        for short, long in zip(*runs, strict=True):
+            assert long.output == tmp_path / "x2" / short.output.relative_to(tmp_path)
+            assert long.schedule.epochs == 2 * short.schedule.epochs
+            assert long.schedule.val_every == 2 * short.schedule.val_every  # as many validations
+            same = {"output": None, "schedule": None}
+            assert long.model_copy(update=same) == short.model_copy(update=same)
+        assert run_folders(twice, kind) == [run.output for run in runs[1]]
 
 
 @pytest.mark.parametrize("model", ["slowonly", "tsn"])

@@ -7,7 +7,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -99,24 +98,6 @@ def test_a_signal_saves_and_says_how_to_go_on(zygote, data, tmp_path, number, gr
     assert torch.load(output / "last.pt", weights_only=True)["step"] == step
 
 
-def test_two_processes_equal_one_that_accumulates(zygote, data, cached, tmp_path):
-    """DDP over gloo: each rank takes every other micro-batch, so W ranks are one process at accumulate: W."""
-    common = options(f"data.train={data.train}", f"data.val={data.val}", f"data.cache={cached}", *QUICK, "size=16",
-                     "losses.feature_mse=5", "model.dropout=0", "optim.clip_grad=1.0")  # fmt: skip
-    one, two = tmp_path / "one", tmp_path / "two"
-    zygote.run(["train-student", *common, *options(f"output={one}", "accumulate=2")])
-    zygote.run_ranks(["train-student", *common, *options(f"output={two}")], world=2)
-    ours, theirs = rows_of(two), rows_of(one)
-    assert len(ours) == len(theirs) == 12
-    for a, b in zip(ours, theirs, strict=True):
-        assert a["step"] == b["step"] and a["lr"] == b["lr"]
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
-    ours, theirs = (dict(load_model(p / "last.safetensors")[0].named_parameters()) for p in (two, one))
-    for name in theirs:
-        a, b = ours[name].detach().numpy(), theirs[name].detach().numpy()
-        assert np.abs(a - b).max() <= 2e-3 * np.abs(b).max() + 1e-4, name
-
-
 def test_two_processes_write_the_same_cache(zygote, data, teacher, cached, tmp_path):
     command = options(
         f"data={data.train}", f"teacher.checkpoint={teacher}", f"policy={POLICY}", "loader.workers=1", "views=2"
@@ -147,7 +128,7 @@ def test_two_processes_pack_what_one_does_and_a_killed_run_goes_on(zygote, data,
 def test_two_processes_resume_as_they_were(zygote, data, cached, tmp_path):
     """Both ranks killed in mid-epoch: generators, sums and batch statistics are each rank's own, and all come back."""
     common = options(f"data.train={data.train}", f"data.cache={cached}", *QUICK, "size=16", "losses.logit_kl=1",
-                     "schedule.epochs=4", "checkpoint_every=4")  # fmt: skip
+                     "schedule.epochs=3", "checkpoint_every=4")  # fmt: skip
     zygote.run_ranks(["train-student", *common, *options(f"output={tmp_path / 'whole'}")], world=2)
     cut = [*common, *options(f"output={tmp_path / 'cut'}")]
     killer = threading.Thread(target=_kill_after, args=(zygote, tmp_path / "cut", 10))

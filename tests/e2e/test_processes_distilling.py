@@ -26,8 +26,8 @@ def options(*values: str) -> list[str]:
 
 
 def test_two_processes_equal_one_that_accumulates(zygote, data, cached, tmp_path):
-    """Each rank takes every other micro-batch; the projector and the classifier, used twice, are averaged over them; so it
-    is in a cohort."""
+    """DDP over gloo: each rank takes every other micro-batch. The projector and the classifier, used twice, are averaged over
+    them; so it is in a cohort."""
     common = options(f"data.train={data.train}", f"data.cache={cached}", *QUICK, "size=16", WIDE, "model.dropout=0",
                      "losses.feature_mse=5", "losses.logit_map_kl=0.5", "losses.temperature=2", "ema=0.9", "losses.dist=1",
                      "losses.feature_nmse={start: 2, end: 0}", "losses.random_label=true", "optim.clip_grad=1.0",
@@ -38,6 +38,8 @@ def test_two_processes_equal_one_that_accumulates(zygote, data, cached, tmp_path
     zygote.run_ranks(["train-student", *common, *options(f"output={two}")], world=2)
     for name in ("wide", "other"):
         losses = [[row["loss"] for row in rows_of(folder / name)] for folder in (two, one)]
+        rates = [[(row["step"], row["lr"]) for row in rows_of(folder / name)] for folder in (two, one)]
+        assert rates[0] == rates[1]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
         ours, theirs = (torch.load(p / name / "last.pt", weights_only=True) for p in (two, one))
         for part in ("adapter", "ema", "model"):

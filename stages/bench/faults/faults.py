@@ -6,7 +6,6 @@ makes has to be, bit for bit, what the undisturbed run made.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import tempfile
@@ -30,10 +29,10 @@ from stages.bench.faults.kills import (
 )
 from stages.bench.faults.stages import Sizes, Stage, make_stages, output_of
 from stages.bench.figures import Figure, show
+from stages.runtime.fresh_process import fresh_context
 from stages.runtime.terminal import console
 
 # The commands are forks of a process that has the imports and no threads.
-START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "fork"
 WITH_WORKERS = ("prepare", "cache-teacher", "pack", "train-student")  # decoding processes that may be killed
 
 SIZES = Sizes()
@@ -80,9 +79,7 @@ def run_faults(quick: bool, output: Path | None) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder).resolve()
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands: one thread adds in one order
-        context = multiprocessing.get_context(START)
-        if START == "forkserver":
-            context.set_forkserver_preload(["stages.bench.faults.process"])
+        context = fresh_context("stages.bench.faults.process")
         with ProcessPoolExecutor(setup.jobs or os.cpu_count() or 1, context) as pool:
             stages = pool.submit(_make, root, setup).result()
             tries = _tries(root, stages, setup, pool.submit(can_mount, root / "mount").result())

@@ -51,12 +51,12 @@ def run_growth(quick: bool, output: Path | None, trace: Path | None, folder: Pat
     """
     setup = QUICK if quick else FULL
     with tempfile.TemporaryDirectory() as temporary, join_ranks():
+        peaks = [_peak(_bench(Path(temporary) / f"memory-{times}", folder, times, setup)) for times in setup.memory]
         seconds: dict[int, list[dict[str, float]]] = {times: [] for times in setup.times}
         _stages(_bench(Path(temporary) / "warm", folder, setup.times[0], setup))
         for run in range(setup.runs):
             for times, stage_seconds in seconds.items():
                 stage_seconds.append(_stages(_bench(Path(temporary) / f"{times}-{run}", folder, times, setup)))
-        peaks = [_peak(_bench(Path(temporary) / f"memory-{times}", folder, times, setup)) for times in setup.memory]
         with profiled(trace):
             if trace is not None:
                 _stages(_bench(Path(temporary) / "traced", folder, setup.times[0], setup))

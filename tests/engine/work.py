@@ -19,6 +19,9 @@ def work(folder: Path, units: Units, tell: Tell) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "bad":
             raise ReskdError(f"{name} is damaged")
+        if what == "meet":  # another unit that is at work at the same time
+            while len(list(folder.iterdir())) < 2:
+                time.sleep(0.01)
         if what == "full":
             raise OSError(28, "No space left on device", str(folder / name))
         time.sleep(0.05)

@@ -143,7 +143,7 @@ def test_a_killed_actor_is_replaced_a_bad_shard_left_out_and_a_rerun_ends_in_the
     bad, url = tmp_path / "data/000001.tar", UrlPath(s3.bucket) / "engine.zarr"
     whole = bad.read_bytes()
     bad.write_bytes(whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:])
-    more = ("--actors", 1, "--address", ray.address)
+    more = ("--actors", 1, "--address", ray.address, "--set", "loader.workers=0")
     at_work = zygote.start(
         caching(SimpleNamespace(train=tmp_path / "data"), teacher, url, *more), **ray.environment, **s3.environment
     )

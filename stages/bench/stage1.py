@@ -43,7 +43,7 @@ from stages.video.decord_decode import decord
 
 FULL = Setup()
 QUICK = Setup(clips=2, batch_size=1, few=4, times=(1, 4), many=16, sizes=(1, 4))
-FULL_ANSWERS, QUICK_ANSWERS = Answers(), Answers(clips=16, runs=1)
+FULL_ANSWERS, QUICK_ANSWERS = Answers(), Answers(clips=16, runs=1, written=64)
 
 ON_GPU = {"clips": 512, "batch_size": 16}  # a GPU is faster, so it gets more clips
 DISTINCT = 8  # different videos; larger data sets have them under several names

@@ -20,15 +20,20 @@ from stages.bench.clocks import cpu_seconds
 from stages.bench.figures import Figure, at_least, at_most, measured, profiled
 from stages.bench.stage1_ready import Halves, ready_halves
 from stages.bench.stage1_runs import TINY, Setup, make_dataset, measure_rate, stage_one_config
+from stages.bench.videos import Kind, make_videos
 from stages.runtime.distributed import cores, join_ranks
 
 THREADS = Path("/proc/self/task")
+SMALLEST = Kind(64, 48, 6)  # videos of which no frame is used
 FASTEST = {"ResNet-50": 1000, "ResNet-152": 250}  # clip·views of 224 px that a rank of an H100 forwards in a second
 
 
 @dataclass(frozen=True)
 class Answers:
-    """`views` views of `clips` clips at `size` px, and the shape of their maps."""
+    """`views` views of `clips` clips at `size` px, and the shape of their maps. `written`: clips of which maps are only written.
+
+    A block of 64 clips is compressed when it is full. In a shard of one block a view, all would be at its end.
+    """
 
     clips: int = 64
     views: int = 8
@@ -36,21 +41,26 @@ class Answers:
     maps: tuple[int, int, int, int] = (8, 7, 7, 2048)
     size: int = 224
     runs: int = 3
+    written: int = 256
 
 
 def run_answers(folder: Path, videos: Path, setup: Answers, trace: Path | None) -> list[Figure]:
     """Both halves of stage one, stage one with a teacher that costs nothing, and the cores that a rank of a GPU needs."""
     torch.set_num_threads(1)  # one thread encodes a map; several maps are encoded side by side
     data, maps = make_dataset(folder / "answers", videos, setup.clips), setup.clips * setup.views
+    small = make_dataset(folder / "written", make_videos(folder / "small", SMALLEST, 8, 0.5), setup.written)
     sizes = Setup(size=setup.size, views=setup.views, batch_size=setup.batch_size)
-    config = stage_one_config(folder, data, TINY, setup.size, sizes, "answers.zarr")
+    config, to_write = (
+        stage_one_config(folder, d, TINY, setup.size, sizes, f"{d.path.parent.name}.zarr") for d in (data, small)
+    )
     with join_ranks() as ranks:
         halves, gpu = ready_halves(config, data, setup.maps, ranks.device), ranks.device.type == "cuda"
+        written, of_all = ready_halves(to_write, small, setup.maps, ranks.device), setup.written * setup.views
         on_host, handed_in = (
-            [1e3 * s / maps for s in cpu_seconds(lambda codes=codes: halves.write(codes), setup.runs)]
+            [1e3 * s / of_all for s in cpu_seconds(lambda codes=codes: written.write(codes), setup.runs)]
             for codes in (False, True)
         )
-        scaling = _scaling(halves, setup.runs)
+        scaling = _scaling(written, setup.runs)
         decoding = [1e3 * s / setup.clips for s in cpu_seconds(halves.decode, setup.runs)]
         rates = [measure_rate(lambda: halves.whole(ranks), maps, gpu) for _ in range(setup.runs)]
         with profiled(trace):

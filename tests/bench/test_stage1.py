@@ -75,7 +75,7 @@ def test_stage_one_is_held_against_its_bound(tmp_path):
 
 @needs_decord
 def test_everything_but_the_forward_is_measured_with_answers_that_are_ready(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage1, "QUICK_ANSWERS", Answers(2, 2, 2, (4, 2, 2, 16), 32, 1))
+    monkeypatch.setattr(stage1, "QUICK_ANSWERS", Answers(2, 2, 2, (4, 2, 2, 16), 32, 1, 4))
     out = tmp_path / "a.json"
     command("bench", "stage1", "--answers", "max", "--quick", "--folder", tmp_path, "--json", out)
     found = {name: (f["value"], f["goal"]) for name, f in figures(out).items()}

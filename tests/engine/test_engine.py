@@ -216,7 +216,8 @@ def test_a_sweep_of_which_an_actor_is_killed_has_the_scores_of_one_process(ray, 
     command(*sweeping(tmp_path / "alone"))
     (url.parent.parent / "there").write_bytes(b"")  # the server makes a bucket at its first object
     engine = ["--engine", "ray", "--address", ray.address]
-    at_work = zygote.start([*sweeping(url), *engine], **ray.environment, **s3.environment)
+    workers = ["--set", "loader.workers=1"]  # a process with connections starts them afresh, an actor too
+    at_work = zygote.start([*sweeping(url), *workers, *engine], **ray.environment, **s3.environment)
     wait_for(lambda: any((url / f"seed={seed}/last.pt").is_file() for seed in (0, 1)) or at_work.status.exists())
     actors()[0].kill()  # another one goes on with its cohort, from the last checkpoint
     assert at_work.wait() == 0, at_work.said()

@@ -19,10 +19,11 @@ from cache.errors import ReskdError
 from stages.engine.actor import Actor
 from stages.remote.url_path import Location, UrlPath
 from stages.runtime.distributed import cores
+from stages.runtime.fresh_process import SOCKET_PATH
 from stages.runtime.interrupt import RUN_AGAIN, interrupted_by_sigterm
 
-# A Unix socket's path has at most 107 bytes, and Ray's are some 66 long below its folder.
-LONGEST = 107 - 67
+# Ray's sockets have paths of some 66 bytes below its folder.
+LONGEST = SOCKET_PATH - 67
 ANSWER = 10.0  # seconds in which an address must answer
 OBJECTS = 100 * 2**20  # bytes of Ray's store of objects, of which we use next to nothing
 

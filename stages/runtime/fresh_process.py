@@ -7,7 +7,7 @@ import os
 import tempfile
 from multiprocessing.context import BaseContext
 
-LONGEST = 107  # bytes of the path of a Unix socket
+SOCKET_PATH = 107  # bytes that the path of a Unix socket has at most
 SOCKET = "/pymp-12345678/listener-12345678"  # where multiprocessing puts the fork server's, below the temporary folder
 
 
@@ -18,7 +18,7 @@ def fresh_context(*preload: str) -> BaseContext:
     each imports by itself.
     """
     socket = os.fsencode(tempfile.gettempdir() + SOCKET)
-    if "forkserver" not in multiprocessing.get_all_start_methods() or len(socket) > LONGEST:
+    if "forkserver" not in multiprocessing.get_all_start_methods() or len(socket) > SOCKET_PATH:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))

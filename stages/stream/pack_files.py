@@ -15,8 +15,9 @@ from cache.differences import differences, differing_shards, renewed_shards
 from cache.errors import ReskdError, StoreError
 from cache.identity import ShardEntry, check_shard_names
 from cache.json_file import parse_json, read_json, read_limited
-from cache.store import side_by_side, write_atomically
+from cache.store import side_by_side
 from cache.view import View, ViewPolicy
+from stages.remote.outputs import write_whole
 from stages.remote.url_path import Location
 from stages.shards.index import check_digest, dump, rows_path, with_digest
 
@@ -81,12 +82,10 @@ def write_pack(path: Location, manifest: PackManifest, *, new: bool = False) -> 
     """`new`: at a URL, only if there is none. Raises FileExistsError."""
     file, values = path / PACK, asdict(manifest) | {"identity": manifest.identity.to_json()}
     data = dump(with_digest({"format": FORMAT} | values))
-    if isinstance(file, Path):
-        write_atomically(file, data)
-    elif new:
+    if new and not isinstance(file, Path):
         file.write_new(data)
     else:
-        file.write_bytes(data)
+        write_whole(file, data)
 
 
 def read_pack(path: Location) -> PackManifest | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from cache.errors import ReskdError, StoreError
-from stages.remote.published_root import at_once
+from cache.store import side_by_side
 from stages.remote.store import Changed
 from stages.remote.url_path import Location
 from stages.runtime.terminal import console
@@ -42,7 +42,8 @@ def group_cohorts(students: Mapping[str, TrainConfig], at_once: int) -> list[dic
 
 def pending(cohort: Mapping[str, TrainConfig]) -> list[str]:
     """The students of a cohort that aren't finished."""
-    finished = at_once(lambda name: (cohort[name].output / "result.json").is_file(), cohort)
+    files = [config.output / "result.json" for config in cohort.values()]
+    finished = side_by_side(files[0], lambda file: file.is_file(), files)
     return [name for name, is_there in zip(cohort, finished, strict=True) if not is_there]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stages.runtime.fresh_process import fresh_context
+from stages.runtime.fresh_process import fresh_context, start_by_default
 from stages.runtime.terminal import console
 
 
@@ -43,7 +42,7 @@ def in_new_process(task: partial) -> Any:
 
 
 def _with_default_start(task: partial) -> Any:
-    multiprocessing.set_start_method(None, force=True)
+    start_by_default()
     return task()
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
 from cache.errors import ReskdError, StoreError
+from stages.runtime.fresh_process import start_by_default
 from stages.runtime.interrupt import RUN_AGAIN, sigint_waits
 from stages.runtime.terminal import console
 
@@ -53,6 +54,7 @@ def _work(pickled: bytes, connection: Connection) -> None:
     """`pickled`: the task; to read it imports much, and meanwhile this process ends with its parent already."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     console.quiet = True
+    start_by_default()
     try:
         pickle.loads(pickled)()
     except ReskdError as error:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from timm.utils import distribute_bn
 
 from cache.errors import ReskdError
 
@@ -98,6 +97,8 @@ class Ranks:
     def average_statistics(self, model: torch.nn.Module) -> None:
         """Average BatchNorm's running statistics over the ranks. Each rank has its own until then."""
         if self.world > 1:
+            from timm.utils import distribute_bn  # timm imports torchvision and a compiler: 2 s in each process, also in pack's
+
             distribute_bn(model, self.world, reduce=True)
 
     def any(self, flag: bool) -> bool:

@@ -23,3 +23,11 @@ def fresh_context(*preload: str) -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     return context
+
+
+def start_by_default() -> None:
+    """Let this process start its own processes by the platform's default.
+
+    A process that was spawned would spawn them otherwise: each decoding worker would import everything anew (6 s).
+    """
+    multiprocessing.set_start_method(None, force=True)

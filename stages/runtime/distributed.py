@@ -97,7 +97,8 @@ class Ranks:
     def average_statistics(self, model: torch.nn.Module) -> None:
         """Average BatchNorm's running statistics over the ranks. Each rank has its own until then."""
         if self.world > 1:
-            from timm.utils import distribute_bn  # timm imports torchvision and a compiler: 2 s in each process, also in pack's
+            # timm imports torchvision and a compiler: 2 s in each process, also in a pack's.
+            from timm.utils import distribute_bn
 
             distribute_bn(model, self.world, reduce=True)
 

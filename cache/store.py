@@ -20,7 +20,7 @@ from cache.json_file import read_limited
 
 METADATA = "zarr.json"
 WRITER = ".writer"  # in a store, the object of the process that writes a shard's group
-AT_ONCE = 16  # requests of a process to a store
+REQUESTS = 32  # of a process to a store, at once
 
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -34,7 +34,7 @@ def side_by_side(path: Path, work: Callable[[T], R], items: Iterable[T]) -> list
     """`work` for each item, in order. If `path` is in a store, where each request takes long, several at once."""
     if isinstance(path, Path):
         return list(map(work, items))
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(REQUESTS) as pool:
         return list(pool.map(work, items))
 
 

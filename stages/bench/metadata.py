@@ -22,14 +22,13 @@ from cache.group import group_node, write_attributes
 from cache.identity import Identity, ShardEntry, keys_digest
 from cache.manifest import FORMAT, Manifest
 from cache.reader import CacheReader
-from cache.store import METADATA
+from cache.store import METADATA, side_by_side
 from cache.view import ViewPolicy
 from stages.bench.clocks import cpu_seconds
 from stages.bench.figures import Figure, at_most, show
 from stages.bench.processes import in_new_process
 from stages.bench.s3_server import store_nearby
 from stages.remote.published_cache import PublishedCache
-from stages.remote.published_root import at_once
 from stages.remote.url_path import UrlPath
 from stages.shards.dataset import OPEN_SHARDS, open_dataset
 from stages.shards.index import make_index, write_index, write_rows
@@ -88,7 +87,7 @@ def _finalising(folder: Path, setup: Setup) -> Figure:
         def put(entry: ShardEntry) -> None:
             (url / entry.name / METADATA).write_bytes(group_node(group_attributes(manifest, entry, setup)))
 
-        at_once(put, entries)
+        side_by_side(url, put, entries)
         (url / METADATA).write_bytes(group_node(manifest.to_json()))
         published = PublishedCache(url, folder / "copy", "bench", 0)
         published.folder.mkdir()

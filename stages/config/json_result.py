@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.errors import ReskdError, StoreError
+from cache.errors import ReskdError
 from cache.json_file import read_json
 from cache.store import write_atomically
-from stages.remote.published_root import PROBE
+from stages.remote.probe import check_not_on_web_server, check_puts
 from stages.remote.url_path import Location, UrlPath
 
 STDOUT = Path("-")
@@ -89,9 +88,8 @@ def check_writable(output: Location, *, in_place: bool = False) -> None:
     if output.is_dir():
         raise ReskdError(f"{output} is a folder: give the name of a file")
     if not isinstance(output, Path):
-        if str(output).startswith("http"):
-            raise ReskdError(f"{output} can't be written (a web server can only be read): give another output")
-        _check_puts(output)
+        check_not_on_web_server(output)
+        check_puts(output)
         return
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -104,14 +102,3 @@ def check_writable(output: Location, *, in_place: bool = False) -> None:
     elif not os.access(output.parent, os.W_OK):
         raise ReskdError(f"{output} can't be written (you may not write to the folder {output.parent}): change its rights, or "
                          "give an output in another folder")  # fmt: skip
-
-
-def _check_puts(output: UrlPath) -> None:
-    """Raises StoreError if nothing can be put where `output` is to lie."""
-    probe = output.with_name(f"{PROBE}{secrets.token_hex(8)}")
-    try:
-        probe.write_bytes(b"")
-    except StoreError as error:
-        raise StoreError(f"{output} can't be written: {error}") from error
-    with suppress(StoreError):  # who may put may be one who may not delete
-        probe.unlink()

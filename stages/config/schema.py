@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from cache.view import ViewPolicy
+from stages.remote.probe import check_not_on_web_server
 from stages.remote.url_path import Location, UrlPath, location
 
 Positive = Annotated[int, Field(gt=0)]
@@ -33,8 +34,7 @@ Size = Annotated[int, Field(ge=8, le=1024)]  # pixels
 
 
 def _no_web_server(output: Location) -> Location:
-    if not isinstance(output, Path) and str(output).startswith("http"):
-        raise ValueError(f"{output}: a web server can only be read; give s3://, gs://, az:// or a path of this machine")
+    check_not_on_web_server(output)
     return output
 
 

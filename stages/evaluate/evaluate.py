@@ -96,7 +96,7 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 def _state_in_store(checkpoint: Location) -> dict[str, str]:
     """By what a store names the content of a checkpoint. Web servers may have no such name."""
-    in_store = isinstance(checkpoint, UrlPath) and not str(checkpoint).startswith("http")
+    in_store = isinstance(checkpoint, UrlPath) and not checkpoint.on_web_server
     return {"checkpoint_etag": etag} if in_store and (etag := checkpoint.etag_or_none()) else {}
 
 

@@ -18,10 +18,11 @@ from filelock import FileLock, Timeout
 
 from cache.differences import renewed_shards
 from cache.errors import ReskdError
+from cache.store import side_by_side
 from stages.packs.plan import Plan, refuse_other
 from stages.packs.writing import PackedClip, commit_shard
 from stages.remote.outputs import MAX_PUT, make_private, put_known, working_folder
-from stages.remote.published_root import at_once, check_conditional_puts
+from stages.remote.probe import check_conditional_puts
 from stages.remote.store import Changed
 from stages.remote.url_path import Location, UrlPath
 from stages.runtime.background_writer import background_writer
@@ -119,7 +120,7 @@ def committer(output: Location, folder: Path, identity: PackIdentity, shards: Se
         yield partial(commit_shard, output)
         return
     check = _manifest_check(output, identity)
-    seen = dict(zip(shards, at_once(lambda shard: (output / shard).etag_or_none(), shards), strict=True))
+    seen = dict(zip(shards, side_by_side(output, lambda shard: (output / shard).etag_or_none(), shards), strict=True))
     with background_writer(AT_ONCE - 1) as submit:
 
         def commit(shard: str, clips: Iterator[PackedClip]) -> None:

@@ -15,7 +15,7 @@ from cache.reader import CacheReader, check_join
 from cache.view import ViewPolicy
 from stages.packs.config import PackConfig
 from stages.packs.writing import WantedPictures, sample_pictures
-from stages.remote.published_root import PROBE
+from stages.remote.probe import PROBE
 from stages.remote.url_path import Location
 from stages.shards.dataset import Dataset, Row
 from stages.stream.frame_height import height_for, smallest_side, smallest_stored_side

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.errors import ReskdError
 from stages.remote.local_copy import naming_url
 from stages.remote.mirror import Mirror
 from stages.remote.outputs import make_private, working_folder
-from stages.remote.published_root import PROBE
+from stages.remote.probe import PROBE, check_not_on_web_server
 from stages.remote.url_path import Location, UrlPath
 from stages.runtime.interrupt import RUN_AGAIN, interrupted_by_sigterm
 from stages.runtime.lock import locked_working_folder
@@ -95,8 +94,7 @@ def output_at(place: Location, *, dry_run: bool = False) -> Iterator[Output]:
     if isinstance(place, Path):
         yield Output(place, place)
         return
-    if str(place).startswith("http"):
-        raise ReskdError(f"{place} can't be written (a web server can only be read): give another output")
+    check_not_on_web_server(place)
     made_in = _folder_of_dry_run if dry_run else _locked_folder
     with interrupted_by_sigterm(RUN_AGAIN), made_in(place) as folder, naming_url(place, folder):
         mirror = Mirror(place, folder)

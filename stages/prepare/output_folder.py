@@ -13,7 +13,7 @@ from cache.identity import ShardEntry
 from cache.json_file import read_json
 from cache.store import write_atomically
 from stages.prepare.output import ARGUMENTS, NOTES, WORK, Output, folder_of
-from stages.remote.published_root import check_conditional_puts
+from stages.remote.probe import check_conditional_puts
 from stages.remote.url_path import Location
 from stages.runtime.lock import locked
 from stages.shards.index import INDEX, dump, rows_path

@@ -34,7 +34,7 @@ from stages.prepare.progress import say
 from stages.prepare.source import AnnotationOptions, published_name, read_source
 from stages.prepare.summary import describe
 from stages.prepare.workers import Workers
-from stages.remote.url_path import Location, UrlPath, location
+from stages.remote.url_path import Location, UrlPath, location, resolved
 from stages.shards.classes import is_data_set, read_classes
 from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import INDEX
@@ -121,12 +121,8 @@ def _disjoint_data_sets(
     paths = [location(path) for path in disjoint_from]
     if isinstance(classes, (str, Path, UrlPath)) and is_data_set(location(classes)):
         paths.append(location(classes))
-    return {str(path): open_dataset(path) for path in paths if _resolved(path) != _resolved(output)}
+    return {str(path): open_dataset(path) for path in paths if resolved(path) != resolved(output)}
 
 
 def _path(value: Path | str | None) -> Path | None:
     return None if value is None else Path(value)
-
-
-def _resolved(path: Location) -> Location:
-    return path.resolve() if isinstance(path, Path) else path

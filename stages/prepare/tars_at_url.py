@@ -20,7 +20,7 @@ def list_tars(source: UrlPath, skip: Location) -> dict[str, int]:
 
     Raises ReskdError if there are none, or videos beside them.
     """
-    if str(source).startswith("http"):
+    if source.on_web_server:
         raise ReskdError(f"{source}: a web server can't say which tars it has. Copy them into a folder or a bucket")
     hidden = f"{skip}/".removeprefix(f"{source}/") if str(skip).startswith(f"{source}/") else "."
     found = {name: size for name, size in source.files().items()

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from cache.store import side_by_side
 from stages.remote.outputs import put_known
-from stages.remote.published_root import at_once
 from stages.remote.store import Changed
 from stages.remote.url_path import UrlPath
 
@@ -23,7 +23,7 @@ class Mirror:
     def fetch(self, names: Iterable[str]) -> None:
         """Copy those of these objects that are there into the folder. They may be replaced from then on."""
 
-        at_once(self.fetch_again, [name for name in names if name in self.there])
+        side_by_side(self.url, self.fetch_again, [name for name in names if name in self.there])
 
     def fetch_again(self, name: str) -> None:
         """As `fetch`, for an object that another run may have put since."""
@@ -50,4 +50,4 @@ class Mirror:
     def remove_below(self, folder: str) -> None:
         """Delete the objects of a folder. Nothing is asked of the store if it had none, and none was put there."""
         if any(name.startswith(f"{folder}/") for name in (*self.there, *self._known)):
-            at_once(lambda name: (self.url / folder / name).unlink(), (self.url / folder).files())
+            side_by_side(self.url, lambda name: (self.url / folder / name).unlink(), (self.url / folder).files())

@@ -17,11 +17,11 @@ from pathlib import Path
 from cache.group import load_group, load_manifest
 from cache.growth import missing_work
 from cache.manifest import Manifest
-from cache.store import METADATA, WRITER
+from cache.store import METADATA, WRITER, side_by_side
 from cache.teacher_time import LOGS
 from stages.remote.lease import Holder, Lease, LeaseLost, Leases, read_holder
 from stages.remote.outputs import total_bytes
-from stages.remote.published_root import PublishedRoot, at_once, fetch, is_log
+from stages.remote.published_root import PublishedRoot, fetch, is_log
 from stages.remote.shard_commit import FENCE, fence, put_attributes, put_files, read_state
 from stages.remote.url_path import UrlPath
 
@@ -66,7 +66,7 @@ class PublishedCache:
             if state is not None:
                 self._keep(shard, state[0])
 
-        at_once(pull, shards)
+        side_by_side(self.url, pull, shards)
 
     def pull_missing(self, manifest: Manifest) -> None:
         """Fetch the attributes of the groups that others have committed, and the logs of their teacher time."""
@@ -77,7 +77,7 @@ class PublishedCache:
             with suppress(FileNotFoundError):  # another run, which has finished the cache, has removed it
                 (self.folder / name).write_bytes((self.url / name).read_bytes())
 
-        at_once(pull_log, logs)
+        side_by_side(self.url, pull_log, logs)
 
     def remove_groups(self, shards: Iterable[str]) -> None:
         """Delete the groups of shards that are to be made anew, the attributes first."""
@@ -105,7 +105,7 @@ class PublishedCache:
             if found is not None and self._is_dead(found[0]):
                 file.unlink()
 
-        at_once(remove, [entry.name for entry in manifest.identity.shards])
+        side_by_side(self.url, remove, [entry.name for entry in manifest.identity.shards])
 
     def claim(self, manifest: Manifest, shard: str, views: range, targets: Sequence[str]) -> bool:
         """Take the lease of a shard to write these views of these targets. False: it is left to another writer."""
@@ -136,7 +136,7 @@ class PublishedCache:
         claim = self._claim_of(shard)
         files = {f"{file.partition('/')[0]}/{METADATA}" for file in claim.files}
         files |= {file for file in claim.files if file.partition("/")[0] in VIEWS}
-        at_once(lambda name: fetch(self.url, self.folder, f"{shard}/{name}"), files)
+        side_by_side(self.url, lambda name: fetch(self.url, self.folder, f"{shard}/{name}"), files)
 
     def publish(self, shard: str) -> None:
         """Put the new files of a group that was committed in the folder, and commit it. Its chunks leave the folder.

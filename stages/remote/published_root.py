@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cache.errors import ReskdError, StoreError
 from cache.identity import CONSTANTS
-from cache.store import METADATA
+from cache.store import METADATA, side_by_side
 from cache.teacher_time import LOGS
+from stages.remote.probe import PROBE
 from stages.remote.store import Changed
 from stages.remote.url_path import UrlPath
 
-REQUESTS = 32  # small ones, at once
 ATTEMPTS = 5  # to change the manifest, which others change, too
-PROBE = ".probe-"
 PASSING = (PROBE, ".engine-")  # objects that runs put for a moment
 
 
@@ -39,7 +35,7 @@ class PublishedRoot:
         files = [n for n in names if n == METADATA or (n[0] == "." and not n.startswith(PASSING) and not is_log(n))]
         for folder in sorted({*names} & {*CONSTANTS}):
             files += [f"{folder}/{name}" for name in (self.url / folder).files()]
-        self._stored.update(at_once(self._fetch, files))
+        self._stored.update(side_by_side(self.url, self._fetch, files))
 
     def change(self, work: Callable[[], object]) -> None:
         """`work` changes the root's files in the folder, then they are put. If others were faster, it works on theirs."""
@@ -68,21 +64,6 @@ class PublishedRoot:
                 self._stored[name] = digest, put
 
 
-def check_conditional_puts(url: UrlPath) -> None:
-    """Raises StoreError where a store has no conditional puts: two writers would destroy each other's work there."""
-    probe = url / f"{PROBE}{secrets.token_hex(8)}"
-    try:
-        probe.write_new(b"")
-        probe.write_new(b"")
-    except FileExistsError:  # at the first put, too, if the answer to it was lost
-        return
-    finally:
-        with suppress(StoreError):
-            probe.unlink()
-    raise StoreError(f"{url}: its store ignores the condition of a put (If-None-Match), so nobody can know whether another "
-                     "process writes there, too: write into a local folder, and copy it there")  # fmt: skip
-
-
 def is_log(name: str) -> bool:
     """Whether a file of the root is a log of teacher time."""
     return fnmatchcase(name, LOGS)
@@ -100,12 +81,6 @@ def fetch(url: UrlPath, folder: Path, name: str) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(data)
     return etag
-
-
-def at_once(work: Callable, items: Iterable) -> list:
-    """`work` for each item, in order, many at once: each waits for the store."""
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        return list(pool.map(work, items))
 
 
 def _digest(file: Path) -> bytes | None:

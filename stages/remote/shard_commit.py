@@ -17,8 +17,8 @@ from pathlib import Path
 
 from cache.errors import StoreError
 from cache.group import UNCOMMITTED, group_node
+from cache.store import side_by_side
 from stages.remote.lease import Lease, LeaseLost
-from stages.remote.published_root import at_once
 from stages.remote.store import Changed
 from stages.remote.url_path import UrlPath
 
@@ -59,7 +59,7 @@ def put_files(local: Path, url: UrlPath, names: Iterable[str], lease: Lease) -> 
     names = list(names)
     with ThreadPoolExecutor(UPLOADS) as pool:
         etags = list(pool.map(lambda name: _put(url / name, (local / name).read_bytes(), lease), names))
-    found = at_once(lambda name: (url / name).etag_or_none(), names)
+    found = side_by_side(url, lambda name: (url / name).etag_or_none(), names)
     for name, put, there in zip(names, etags, found, strict=True):
         if put != there:
             lease.check()

@@ -81,6 +81,11 @@ class UrlPath:
     def with_name(self, name: str) -> UrlPath:
         return self.parent / name
 
+    @property
+    def on_web_server(self) -> bool:
+        """Whether it is at http(s)://, which is only read, and can't be listed."""
+        return self.url.startswith("http")
+
     def relative_to(self, folder: UrlPath) -> PurePosixPath:
         return PurePosixPath(self.key).relative_to(folder.key)
 
@@ -167,7 +172,7 @@ class UrlPath:
 
     def is_dir(self) -> bool:
         """Whether there is an object below this path. A web server has no folders that could be asked for."""
-        return not self.url.startswith("http") and next(self.iterdir(), None) is not None
+        return not self.on_web_server and next(self.iterdir(), None) is not None
 
     def exists(self) -> bool:
         return self.is_file() or self.is_dir()
@@ -223,6 +228,16 @@ def location(value: str | Path | UrlPath) -> Location:
     """A path of this machine or a URL, as the user wrote it."""
     text = str(value)
     return value if isinstance(value, UrlPath) else UrlPath(text) if is_url(text) else Path(value)
+
+
+def resolved(path: Location) -> Location:
+    """The path by which what lies there is known: absolute, without links. A URL is itself."""
+    return path.resolve() if isinstance(path, Path) else path
+
+
+def file_size(file: Location) -> int:
+    """In bytes. Raises FileNotFoundError."""
+    return file.stat().st_size if isinstance(file, Path) else file.size()
 
 
 def is_url(text: str) -> bool:

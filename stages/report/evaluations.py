@@ -13,8 +13,7 @@ import numpy as np
 
 from cache.json_file import read_json, read_limited
 from stages.evaluate.answers_file import Answer, read_answers
-from stages.remote.url_path import Location, UrlPath, location
-from stages.report.find_sources import resolved
+from stages.remote.url_path import Location, UrlPath, location, resolved
 
 METRICS = ("top1", "top5", "mean_class", "map")
 MAX_ANSWERS = 500_000  # that are read in all: more take minutes and GBs

@@ -10,9 +10,8 @@ from typing import Any
 
 from cache.errors import ReskdError
 from cache.json_file import parse_json
-from cache.store import METADATA
-from stages.remote.published_root import at_once
-from stages.remote.url_path import Location, UrlPath
+from cache.store import METADATA, side_by_side
+from stages.remote.url_path import Location, UrlPath, file_size
 from stages.shards.index import INDEX
 from stages.stream.pack_files import PACK
 
@@ -91,7 +90,7 @@ def _look_at_url(url: UrlPath, sources: Sources) -> None:
 
 def _look_at_runs(urls: Sequence[UrlPath], sources: Sources) -> None:
     """The runs among these URLs, and their evaluations."""
-    found = at_once(lambda url: [(url / name).is_file() for name in ("config.yaml", "test.json")], urls)
+    found = side_by_side(urls[0], lambda url: [(url / name).is_file() for name in ("config.yaml", "test.json")], urls)
     for url, (is_run, is_scored) in zip(urls, found, strict=True):
         sources.runs += [url] * is_run
         if is_scored:
@@ -134,7 +133,7 @@ def _sort_in(file: Location, sources: Sources) -> list[str]:
         sources.problems.append((str(file), "no such object" if at_url else "is no regular file: left out"))
         return []
     try:
-        if (file.size() if at_url else file.stat().st_size) > MAX_BYTES:
+        if file_size(file) > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB, more than any JSON that the report shows")
         content = parse_json(file.read_bytes(), nan=True)
     except (OSError, ValueError) as error:
@@ -174,11 +173,6 @@ def check_output(output: Path, sources: Sources) -> None:
 
 def _local(paths: Sequence[Location]) -> list[Path]:
     return [path for path in paths if isinstance(path, Path)]
-
-
-def resolved(path: Location) -> Location:
-    """The path by which what lies there is known: absolute, without links. A URL is itself."""
-    return path.resolve() if isinstance(path, Path) else path
 
 
 def short_names(paths: Sequence[Location]) -> list[str]:

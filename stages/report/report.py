@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cache.store import write_atomically
+from cache.store import side_by_side, write_atomically
 from stages.config.json_result import check_writable
-from stages.remote.published_root import at_once
-from stages.remote.url_path import Location, UrlPath
+from stages.remote.url_path import Location, UrlPath, resolved
 from stages.report.cache_sections import caches_section, cost_section, left_out_section, studies_section
 from stages.report.caches import CacheFigures, DataFigures, read_cache, read_data_set
 from stages.report.evaluations import Evaluation, read_evaluation, with_answers
-from stages.report.find_sources import Sources, check_output, find_sources, resolved, short_names
+from stages.report.find_sources import Sources, check_output, find_sources, short_names
 from stages.report.page import Page, render_page
 from stages.report.parts import Part, Section, Text, row, table
 from stages.report.run_sections import curves_section, losses_section, runs_section
@@ -79,10 +78,9 @@ def _read(sources: Sources, problems: Problems) -> Material:
                 return None, [(str(named[0]), f"can't be read ({error or type(error).__name__})")]
 
         named = list(zip(found, short_names(found), strict=True))
-        at_url = any(isinstance(path, UrlPath) for path in found)
-        answers = at_once(read_one, named) if at_url else map(read_one, named)
+        place = next((path for path in found if isinstance(path, UrlPath)), Path())
         kept = []
-        for value, faults in answers:
+        for value, faults in side_by_side(place, read_one, named):
             kept += [] if value is None else [value]
             problems.extend(faults)
         return kept

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from stages.remote.url_path import Location, location
+from stages.remote.url_path import Location, location, resolved
 from stages.report.curve_chart import Line, curve_chart
 from stages.report.evaluations import Evaluation
-from stages.report.find_sources import resolved
 from stages.report.parts import Cell, Details, Part, Section, Text, number, row, table
 from stages.report.runs import Curve, Run, Term
 from stages.report.seed_groups import SeedGroup, differing_keys, with_joined_sections

@@ -13,8 +13,7 @@ from cache.errors import ReskdError
 from cache.json_file import parse_json, read_json, read_limited
 from stages.config.file import flat
 from stages.config.yaml_text import read_yaml
-from stages.remote.url_path import Location, location
-from stages.report.find_sources import resolved
+from stages.remote.url_path import Location, location, resolved
 
 MAX_ROWS = 600  # of metrics.jsonl that are read, besides the validations: a chart has no room for more
 

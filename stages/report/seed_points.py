@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stages.metrics.spread import SeedScores
+from stages.remote.url_path import resolved
 from stages.report.evaluations import Evaluation
-from stages.report.find_sources import resolved
 from stages.report.seed_groups import SeedGroup
 from stages.sweep.pareto_front import Point
 

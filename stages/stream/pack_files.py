@@ -18,7 +18,7 @@ from cache.json_file import parse_json, read_json, read_limited
 from cache.store import side_by_side
 from cache.view import View, ViewPolicy
 from stages.remote.outputs import write_whole
-from stages.remote.url_path import Location
+from stages.remote.url_path import Location, file_size
 from stages.shards.index import check_digest, dump, rows_path, with_digest
 
 FORMAT = 2
@@ -135,7 +135,7 @@ def read_committed_shard(path: Location, shard: str) -> CommittedShard | None:
     try:
         content = read_limited(rows_path(path, shard))
         columns = parse_json(content)
-        if (tar.stat().st_size if isinstance(tar, Path) else tar.size()) != columns["bytes"]:
+        if file_size(tar) != columns["bytes"]:
             return None
     except StoreError:
         raise

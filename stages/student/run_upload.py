@@ -16,9 +16,9 @@ from pathlib import Path
 
 from cache.errors import ReskdError, StoreError
 from cache.json_file import read_json
-from cache.store import write_atomically
+from cache.store import side_by_side, write_atomically
 from stages.remote.outputs import MAX_PUT, put_known, working_folder
-from stages.remote.published_root import at_once, check_conditional_puts
+from stages.remote.probe import check_conditional_puts
 from stages.remote.store import Changed
 from stages.remote.url_path import Location, UrlPath
 from stages.runtime.lock import locked_working_folder
@@ -54,7 +54,7 @@ class RunUpload:
         If the objects are those that this machine has put, then the local files go on from there, and they are kept.
         """
         objects = (*FIRST, *LAST)
-        etags = at_once(lambda name: (self.url / name).etag_or_none(), objects)
+        etags = side_by_side(self.url, lambda name: (self.url / name).etag_or_none(), objects)
         found = {name: etag for name, etag in zip(objects, etags, strict=True) if etag}
         needed = [name for name in names if name in found and not (name == "last.pt" and "result.json" in found)]
         noted = self._read_note()

@@ -20,8 +20,9 @@ from cache.statistics import add_channel_std
 from cache.store import METADATA
 from stages.remote.local_copy import naming_url
 from stages.remote.outputs import make_private, working_folder
+from stages.remote.probe import check_conditional_puts
 from stages.remote.published_cache import PublishedCache
-from stages.remote.published_root import check_conditional_puts, is_log
+from stages.remote.published_root import is_log
 from stages.remote.url_path import UrlPath
 from stages.runtime.distributed import Ranks, rank_of_machine
 from stages.runtime.lock import locked

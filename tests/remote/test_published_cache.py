@@ -15,8 +15,8 @@ from cache.manifest import Manifest
 from stages.bench.s3_server import free_port
 from stages.remote import lease, published_cache
 from stages.remote.lease import LeaseLost, take_lease
+from stages.remote.probe import check_conditional_puts
 from stages.remote.published_cache import PublishedCache
-from stages.remote.published_root import check_conditional_puts
 from stages.remote.shard_commit import fence, put_attributes, put_files
 from stages.remote.store import connections
 from stages.remote.url_path import UrlPath

@@ -101,9 +101,14 @@ class Halves:
 
 
 def ready_halves(config: CacheConfig, data: Dataset, shape: tuple[int, ...], device: torch.device) -> Halves:
-    """The stand-in's maps have `shape`, are positive like a ResNet-50's, and 15 % of them are not zero."""
+    """The stand-in's maps have `shape` and are positive, as after a ReLU. 16 % of their numbers are not zero.
+
+    A channel is strong or weak in a whole clip. With this share of it, int3, int4 and int8 maps take as many bytes after zstd as
+    those of EfficientNet-Lite2, with ImageNet's weights, of real clips; numbers drawn one by one take a third more.
+    """
     random, batch = torch.Generator().manual_seed(0), config.teacher.batch_size
-    maps = torch.randn(batch, *shape, generator=random).sub(1.04).relu()
+    of_channels = torch.randn(batch, 1, 1, 1, shape[3], generator=random) * 0.6**0.5
+    maps = (torch.randn(batch, *shape, generator=random) * 0.4**0.5 + of_channels).sub_(1).relu_()
     answers = {"logits": torch.randn(batch, CLASSES, generator=random).to(device), "features": maps.to(device)}
     sample = Sample(shape[:3], moments=False)
     sample.add(maps, np.zeros(batch, bool))

@@ -41,7 +41,7 @@ class RowBuffers:
         for low in range(start - start % size, stop, size):
             first, last = max(start, low), min(stop, low + size)
             if (name, view) not in self._buffers:
-                self._buffers[name, view] = self._empty(name, size)
+                self._buffers[name, view] = self._new_buffer(name, size, low)
             self._buffers[name, view][first - low : last - low] = values[first - start : last - start]
             if self.specs[name].rows is not None and last in (low + size, self.clips):
                 block = self._buffers.pop((name, view))
@@ -72,8 +72,11 @@ class RowBuffers:
             return name, []
         spec = self.specs[name]
         file = f"{name}/{chunk_file(spec, low // spec.rows, view)}"
-        return file, write_new(self.folder / file, encode_chunk(block))
+        return file, write_new(self.folder / file, encode_chunk(self._arrays[name], block))
 
-    def _empty(self, name: str, size: int) -> np.ndarray:
+    def _new_buffer(self, name: str, size: int, low: int) -> np.ndarray:
+        """For the rows from `low` on. All rows of the shard come before it is written; behind the last one are fill values."""
         spec = self.specs[name]
-        return np.full((min(size, self.clips), *spec.tail), spec.fill, dtype=spec.dtype)
+        buffer = np.empty((min(size, self.clips), *spec.tail), dtype=spec.dtype)
+        buffer[self.clips - low :] = spec.fill
+        return buffer

@@ -226,7 +226,11 @@ def _metadata_fault(expected: Expected, store: GroupStore, name: str, group: Map
 
 
 def _metadata(store: GroupStore, name: str) -> dict[str, Any]:
-    return open_for_reading(store, name).metadata.to_dict()
+    """Without the size of Blosc's blocks: older versions have another, and each chunk names its own."""
+    metadata = open_for_reading(store, name).metadata.to_dict()
+    codecs = [codec | {"configuration": {k: v for k, v in codec.get("configuration", {}).items() if k != "blocksize"}}
+              for codec in metadata["codecs"]]  # fmt: skip
+    return metadata | {"codecs": codecs}
 
 
 def files_below(folder: Path, path: Path) -> list[str]:

@@ -4,8 +4,12 @@ import threading
 
 import numpy as np
 import pytest
+import zarr
+from numcodecs.blosc import Blosc
+from zarr.codecs import BloscCodec
+from zarr.storage import MemoryStore
 
-from cache.arrays import compressed_chunks, encode_chunk
+from cache.arrays import encode_chunk, file_format
 from cache.codecs import codec_of
 from cache.create import create_cache
 from cache.group import load_group
@@ -73,11 +77,31 @@ def test_the_first_error_is_raised_and_nothing_runs_after_it():
 
 @pytest.mark.parametrize("dtype", ["int8", "float16"])
 @pytest.mark.parametrize("rows", [1, 3, 64])
-def test_a_chunk_file_is_the_one_that_zarr_makes(dtype, rows):
+@pytest.mark.parametrize("changes", [{}, {"blocksize": 0}, {"clevel": 5, "shuffle": "bitshuffle"}])
+def test_a_chunk_file_is_the_one_that_zarr_makes(dtype, rows, changes):
+    """Also in an array of another version, whose compression differs: its new chunks are as its old ones."""
     values = np.random.default_rng(rows).normal(size=(rows, 40, 2, 3, 3)).clip(0)
     values = (values * 7).astype(dtype)
-    (wanted,) = compressed_chunks(values)
-    assert b"".join(encode_chunk(values)) == bytes(wanted)
+    files, form = {}, file_format(values.itemsize)
+    blosc, checksum = form["compressors"]
+    form["compressors"] = [
+        BloscCodec.from_dict({"name": "blosc", "configuration": blosc.to_dict()["configuration"] | changes}),
+        checksum,
+    ]
+    array = zarr.create_array(MemoryStore(files), shape=values.shape, chunks=values.shape, dtype=dtype, **form)
+    array[:] = values
+    (wanted,) = (buffer.to_bytes() for name, buffer in files.items() if not name.endswith("zarr.json"))
+    assert b"".join(encode_chunk(array, values)) == wanted
+
+
+def test_rows_behind_the_last_one_of_a_block_are_fill_values(tmp_path):
+    """They aren't left as memory was, so that the same rows give the same bytes."""
+    manifest = Manifest(identity_of({SHARD: 65}, features=True), 1)
+    create_cache(tmp_path / "cache", manifest)
+    write_views(tmp_path / "cache", manifest, SHARD, range(1))
+    (file,) = (tmp_path / "cache" / SHARD / "features").glob("c.1.0.*")  # zarr shows no rows behind the last one
+    rows = np.frombuffer(Blosc().decode(file.read_bytes()[:-4]), np.float16).reshape(64, -1)
+    assert np.isfinite(rows[0]).all() and np.isnan(rows[1:]).all()
 
 
 def test_a_pool_writes_the_same_cache(tmp_path):

@@ -78,7 +78,7 @@ def real(config_file, overrides, quick, json_file, **options):
     The teacher is EfficientNet-Lite2 at 224 px, the student EfficientNet-Lite0 at 80 px, both over 4 frames. They take the
     mean over frames, so they don't see motion.
 
-    
+    \b
     1. length 1: how many epochs labels alone need, and what frozen nets know of the clips
     2. screening: upstream's recipe, each part of ours, and teachers that haven't memorised the clips
     3. the claim: labels, upstream's recipe and the best one, on every split, at one and three lengths

@@ -197,7 +197,7 @@ def test_a_basis_is_taken_from_a_cache(expected):
     basis = "targets.features={codec: int8, dims: 4, basis: growing.zarr}"
     run("cache-teacher", "--config", "growing.yaml", "--set", "output=new.zarr", "--set", basis)
     for name in ("basis", "mean", "scale", "offset"):
-        assert files(f"new.zarr/{name}") == files(f"growing.zarr/{name}") != {}
+        assert files(f"new.zarr/{name}", "c*") == files(f"growing.zarr/{name}", "c*") != {}
 
 
 def test_a_student_reads_a_pack(expected):

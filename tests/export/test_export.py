@@ -134,8 +134,9 @@ def test_each_family_answers_in_onnxruntime_for_any_batch(house, arch):
     assert str(Path(cli.callback.__code__.co_filename).parent).encode() not in house.files[arch].read_bytes()
 
 
-@pytest.mark.parametrize("arch", FAMILIES)
-def test_each_family_answers_as_a_program_of_torch(house, arch, tmp_path, capfd, s3):
+@pytest.mark.parametrize("arch", ["slowonly", "swin"])
+def test_a_volume_and_a_transformer_answer_as_programs_of_torch(house, arch, tmp_path, capfd, s3):
+    """The demo exports a TSM so."""
     output = UrlPath(s3.bucket) / "export" / "net.pt2" if arch == "swin" else tmp_path / "net.pt2"
     result = export(ExportConfig(checkpoint=house.nets[arch], output=output))
     if arch == "swin":

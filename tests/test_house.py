@@ -1,6 +1,7 @@
 """The house: what lies at the top, which floor a file is on, what a floor may import, who owns which library."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def place(module: str) -> tuple[int, str]:
     return floor, entry
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, inside functions too; `from a import b` counts as a.b where that is a file."""
     found = set()

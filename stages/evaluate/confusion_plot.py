@@ -31,12 +31,7 @@ def plot_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> No
     # The square root makes rare confusions visible beside a strong diagonal.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     axes.set_facecolor("lightgray")
-    axes.set(xlabel="taken for", ylabel="truth")
-    if not named:
-        axes.set(xlabel="taken for, class number", ylabel="truth, class number")
-    else:
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
-        axes.set_yticks(range(len(names)), names, fontsize=size)
+    label_axes(axes, names if named else (), size)
     if len(names) <= MAX_WRITTEN:
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[row, column] > 40 else "black"
@@ -53,6 +48,23 @@ def room_for(names: Sequence[str], size: float) -> float:
     """
     letters = max((sum(1 + (east_asian_width(c) in "WF") for c in name) for name in names), default=6)
     return 0.62 * size * letters / 72 + 0.55
+
+
+def label_axes(axes: Axes, names: Sequence[str], size: float) -> None:
+    """Write the names beside the rows and below the columns; without names, the axes count the classes.
+
+    A tick is five things to draw, and its text is measured twice: here names are texts alone.
+    """
+    if not names:
+        axes.set(xlabel="taken for, class number", ylabel="truth, class number")
+        return
+    axes.set(xticks=(), yticks=())
+    for i, name in enumerate(names):
+        axes.text(i, len(names) - 0.3, name, fontsize=size, rotation=90, ha="center", va="top")
+        axes.text(-0.7, i, name, fontsize=size, ha="right", va="center")
+    pad = 72 * (room_for(names, size) - 0.55) + 4
+    axes.set_xlabel("taken for", labelpad=pad)
+    axes.set_ylabel("truth", labelpad=pad)
 
 
 def place(axes: Axes, room: float) -> None:

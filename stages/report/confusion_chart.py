@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from stages.evaluate.confusion_plot import MAX_NAMED, MAX_WRITTEN, place, room_for
+from stages.evaluate.confusion_plot import MAX_NAMED, MAX_WRITTEN, label_axes, place, room_for
 from stages.metrics.accuracy import confused_pairs
 from stages.report.parts import Chart
 from stages.report.svg import Names, draw
@@ -32,11 +32,7 @@ def confusion_chart(caption: str, counts: np.ndarray, classes: Sequence[str]) ->
         axes.spines[["top", "right"]].set_visible(True)
         axes.figure.set_layout_engine(None)
         place(axes, room)
-        unit = "" if texts else ", class number"
-        axes.set(xlabel=f"taken for{unit}", ylabel=f"truth{unit}")
-        if texts:
-            axes.set_xticks(range(len(texts)), texts, rotation=90, fontsize=size)
-            axes.set_yticks(range(len(texts)), texts, fontsize=size)
+        label_axes(axes, texts, size)
         if len(classes) <= MAX_WRITTEN:
             for truth, answer in zip(*np.nonzero(counts), strict=True):
                 axes.text(answer, truth, f"{100 * shares[truth, answer]:.0f}", ha="center", va="center", fontsize=9)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 
 from cache.errors import ReskdError, StoreError
@@ -25,7 +25,7 @@ def beside(task: Callable[[], None]) -> Iterator[Callable[[], None]]:
     context ends before the task, the task gets a SIGTERM, and the context waits until it has ended; if this process is
     killed, the task ends too.
     """
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    context = get_context("spawn")  # a fork of a process with threads may hang
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(pickle.dumps(task), there))
     with sigint_waits():
@@ -67,5 +67,5 @@ def _work(pickled: bytes, connection: Connection) -> None:
 
 def _end_with_parent() -> None:
     """What is trained since the last checkpoint is lost: a killed command loses as much."""
-    wait([multiprocessing.parent_process().sentinel])
+    wait([parent_process().sentinel])
     os._exit(1)

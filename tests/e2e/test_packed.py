@@ -7,7 +7,7 @@ from tests.runs import POLICY, QUICK, command, sets
 
 def test_prepare_teacher_cache_pack_student_evaluate(data, tmp_path):
     for split in ("train", "val"):
-        command("prepare", data.videos / split, "--output", tmp_path / split, "--limit", 40, "--set", "workers=0")
+        command("prepare", data.videos / split, "--output", tmp_path / split, "--limit", 20, "--set", "workers=0")
     quick = [part for change in (*QUICK, "loader.resident=false", "schedule.epochs=1") for part in ("--set", change)]
     paths = {"data.train": str(tmp_path / "train"), "data.val": str(tmp_path / "val")}
     teacher, student, cache = tmp_path / "teacher", tmp_path / "student", tmp_path / "t.zarr"
@@ -24,7 +24,7 @@ def test_prepare_teacher_cache_pack_student_evaluate(data, tmp_path):
     packed = ["pack", "--data", tmp_path / "train", "--cache", cache, "--size", 16, "--set", "loader.workers=0"]
     assert "what it would do" in command(*packed, "--output", tmp_path / "pack", "--dry-run")
     assert not (tmp_path / "pack").exists()
-    assert "packed 40 clips" in " ".join(command(*packed, "--output", tmp_path / "pack", "--psnr", 33).split())
+    assert "packed 20 clips" in " ".join(command(*packed, "--output", tmp_path / "pack", "--psnr", 33).split())
     command("pack", "--data", tmp_path / "val", "--output", tmp_path / "val_pack", "--frames", "all", "--height", 24)
 
     for tar in [*(tmp_path / "train").glob("*.tar"), *(tmp_path / "val").glob("*.tar")]:
@@ -36,4 +36,4 @@ def test_prepare_teacher_cache_pack_student_evaluate(data, tmp_path):
     score = tmp_path / "score.json"
     command("evaluate", student / "last.safetensors", "--data", tmp_path / "val", "--pack", tmp_path / "val_pack",
             "--output", score)  # fmt: skip
-    assert json.loads(score.read_text())["clips"] == 40
+    assert json.loads(score.read_text())["clips"] == 20

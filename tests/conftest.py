@@ -14,6 +14,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import contextlib
 import faulthandler
+import gc
 import threading
 import time
 from multiprocessing import forkserver
@@ -62,6 +63,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: next((i for i, part in enumerate(LONG) if part in item.nodeid), len(LONG)))
 
 
+def pytest_collection_finish(session):
+    """What is imported stays: neither this process nor its forks look through it for garbage."""
+    if not leads(session.config):
+        gc.collect()
+        gc.freeze()
+
+
 def pytest_unconfigure(config):
     if hasattr(config, "zygote"):
         config.zygote.close()
@@ -69,6 +77,7 @@ def pytest_unconfigure(config):
 
 def pytest_sessionfinish(session, exitstatus):
     """No process outlives the tests, and an interpreter that does not end says where it hangs, and ends."""
+    gc.unfreeze()
     if not hasattr(session.config, "workerinput"):
         stop_server(shared_folder(session.config))
     for process in [] if leads(session.config) else psutil.process_iter():  # who leads has started nothing else

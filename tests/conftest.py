@@ -122,6 +122,17 @@ def data(request) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
+def shuffled(data, request) -> Path:
+    """The clips of `data.train` in another order, in shards of the same names and sizes."""
+    from stages.prepare.prepare import prepare
+
+    def make(folder: Path) -> None:
+        prepare(data.videos / "train", folder / "data", clips_per_shard=80, seed=7, workers=0)
+
+    return made_once(request.config, "shuffled", make) / "data"
+
+
+@pytest.fixture(scope="session")
 def teacher(data, request) -> Path:
     """The checkpoint of a net trained for a moment at 32 px."""
     from stages.student.train_student import train_student

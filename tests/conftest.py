@@ -203,6 +203,7 @@ def _forks_again():
     """
     yield
     forkserver._forkserver._stop()
+    forkserver.set_forkserver_preload(["__main__"])  # as at first: the next one need not import what this one did
     if used := sys.modules.get("stages.remote.store"):
         used._used_in.clear()
         used.connections.cache_clear()

@@ -151,7 +151,8 @@ def test_a_long_clip_is_decoded_in_pieces(small, tmp_path, monkeypatch, frames):
 
 @pytest.mark.parametrize("frames", ["all", "crops"])
 def test_the_quality_is_the_lowest_with_the_psnr_asked_for(small, tmp_path, capsys, frames):
-    qualities = {q: pack(config_of(small, tmp_path / str(q), quality=q, frames=frames))["psnr"] for q in (60, 61)}
+    asked = {q: config_of(small, tmp_path / str(q), quality=q, frames=frames) for q in (60, 61)}
+    qualities = {q: pack(config, dry_run=True)["psnr"] for q, config in asked.items()}
     between = (qualities[60] + qualities[61]) / 2
     planned = pack(config_of(small, tmp_path / "p", psnr=between, frames=frames), dry_run=True)
     assert planned["quality"] == 61 and planned["psnr"] == qualities[61] and not (tmp_path / "p").exists()

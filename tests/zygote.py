@@ -57,8 +57,7 @@ class Zygote:
         self.requests, self.replies = os.fdopen(requests, "w"), os.fdopen(replies)
 
     def start(self, arguments: list[str], cwd: Path = ROOT, project: Path = ROOT, **environment: str) -> Command:
-        """Start a command of the pipeline, torchrun, or a script: ["python", FILE, ...]. `project`: the folder whose code runs,
-        a copy of ours."""
+        """Start a command of the pipeline, torchrun or ["python", SCRIPT, ...]. `project`: where the code is, a copy of ours."""
         name = str(len(self.commands))
         output, status = self.folder / f"{name}.txt", self.folder / f"{name}.status"
         request = [list(map(str, arguments)), str(cwd), str(project), environment, str(output), str(status)]

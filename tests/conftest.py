@@ -131,6 +131,17 @@ def data(request) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
+def shuffled(data, request) -> Path:
+    """The clips of `data.train` in another order, in shards of the same names and sizes."""
+    from stages.prepare.prepare import prepare
+
+    def make(folder: Path) -> None:
+        prepare(data.videos / "train", folder / "data", clips_per_shard=80, seed=7, workers=0)
+
+    return made_once(request.config, "shuffled", make) / "data"
+
+
+@pytest.fixture(scope="session")
 def teacher(data, request) -> Path:
     """The checkpoint of a net trained for a moment at 32 px."""
     from stages.student.train_student import train_student
@@ -201,6 +212,7 @@ def _forks_again():
     """
     yield
     forkserver._forkserver._stop()
+    forkserver.set_forkserver_preload(["__main__"])  # as at first: the next one need not import what this one did
     if used := sys.modules.get("stages.remote.store"):
         used._used_in.clear()
         used.connections.cache_clear()

@@ -83,7 +83,7 @@ def small_files() -> list[bytes]:
     return [odd.KINDS[kind](container) for kind, container in wanted]
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(56))
 def test_a_mutant_is_refused_or_shows_the_frames_of_one_decoding(small_files, seed):
     kind, data = mutant(small_files[seed % len(small_files)], seed)
     assert check_video(data, seed, sets=3).wrong == "", kind
@@ -117,7 +117,7 @@ SEEN = {("WMV 1", "avi"): 431, ("MJPEG", "mov"): 928, ("VP8, hidden frames", "ma
 @pytest.mark.parametrize("kind", SEEN)
 def test_mutants_that_showed_other_frames(kind):
     codec, container = kind
-    for seed in range(SEEN[kind], SEEN[kind] + 5):
+    for seed in range(SEEN[kind], SEEN[kind] + 2):
         assert check_video(mutant(odd.KINDS[codec](container), seed)[1], seed, sets=8).wrong == ""
 
 

@@ -58,7 +58,7 @@ def truth(name: str) -> tuple[np.ndarray, str]:
     return decode_from_start(kind(name), np.arange(info.frames)), info.decoder
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(name=st.sampled_from(sorted(KINDS)), places=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=9))
 def test_pixels_never_depend_on_what_else_is_asked(name, places):
     frames, decoder = truth(name)
@@ -67,10 +67,15 @@ def test_pixels_never_depend_on_what_else_is_asked(name, places):
     assert np.array_equal(pictures, frames[asked]) and served == decoder
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_nor_in_real_videos(clips, data):
-    files = sorted(path for path in clips.iterdir() if path.name != "corrupted.mp4")
+    left_out = (
+        "corrupted.mp4",
+        "nasa_13013.mp4",
+        "bt709_full_range.mp4",
+    )  # these two are large, and H.264 in MP4 as others
+    files = sorted(path for path in clips.iterdir() if path.name not in left_out)
     frames, decoder, video = _whole_file(data.draw(st.sampled_from(files)))
     asked = np.array(data.draw(st.lists(st.integers(0, len(frames) - 1), min_size=1, max_size=8)))
     pictures, served = decode_frames(video, asked, decoder)

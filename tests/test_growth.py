@@ -21,19 +21,19 @@ from tests.runs import cache_config, train_config, tree
 
 FEATURES = "targets.features={codec: int8, dims: 8}"
 NEITHER = "targets.features=null"
-OLD, NEW = "b.tar", "a.tar"
+OLD, NEW, CLIPS = "b.tar", "a.tar", 16
 
 
 @pytest.fixture(scope="module")
 def two(data, tmp_path_factory):
-    """Indexes of a folder of one tar of 40 clips, `one`, and of the same after another has come, `both`: first in order."""
+    """Indexes of a folder of one tar of 16 clips, `one`, and of the same after another has come, `both`: first in order."""
     root = tmp_path_factory.mktemp("grown")
     classes, folder = open_dataset(data.train).classes, root / "tars"
     folder.mkdir()
-    shutil.copy(data.val / "000000.tar", folder / OLD)
-    prepare(folder, root / "one", classes=classes, workers=1)
-    shutil.copy(data.train / "000002.tar", folder / NEW)
-    prepare(folder, root / "both", classes=classes, workers=1)
+    for split, name, index in (("val", OLD, "one"), ("train", NEW, "both")):
+        prepare(data.videos / split, root / split, classes=classes, limit=CLIPS, workers=0)
+        shutil.copy(root / split / "000000.tar", folder / name)
+        prepare(folder, root / index, classes=classes, workers=0)
     return SimpleNamespace(one=SimpleNamespace(train=root / "one"), both=SimpleNamespace(train=root / "both"))
 
 
@@ -43,6 +43,14 @@ def logits(two, teacher, tmp_path_factory):
     config = cache_config(tmp_path_factory.mktemp("cache") / "logits.zarr", two.one, teacher, NEITHER)
     cache_teacher(config)
     return config.output
+
+
+@pytest.fixture(scope="module")
+def with_features(two, teacher, tmp_path_factory):
+    """Its config: two views of one shard with features, made at once; nobody writes to it."""
+    config = cache_config(tmp_path_factory.mktemp("cache") / "features.zarr", two.one, teacher, FEATURES)
+    cache_teacher(config)
+    return config
 
 
 @pytest.fixture
@@ -67,19 +75,19 @@ def stop_at(monkeypatch, module, name, when):
     monkeypatch.setattr(module, name, stopped)
 
 
-def test_features_and_then_a_view_are_added_as_if_made_at_once(two, teacher, copied, tmp_path):
+def test_features_and_then_a_view_are_added_as_if_made_at_once(two, teacher, with_features, copied, tmp_path):
     before, running = tree(copied), CacheReader(copied)
     config = cache_config(copied, two.one, teacher, FEATURES)
-    assert cache_teacher(config, dry_run=True)["clip_views_missing"] == 80
+    assert cache_teacher(config, dry_run=True)["clip_views_missing"] == 2 * CLIPS
     assert tree(copied) == before
-    assert cache_teacher(config, verify=20)["clip_views"] == 80
-    at_once = cache_config(tmp_path / "whole.zarr", two.one, teacher, FEATURES)
-    cache_teacher(at_once)
+    assert cache_teacher(config, verify=20)["clip_views"] == 2 * CLIPS
     assert chunks(before).items() <= tree(copied).items() and len(chunks(before)) > 10
-    assert tree(copied) == tree(at_once.output)
+    assert tree(copied) == tree(with_features.output)
     assert running.block(OLD, 1, 0).logits.any()  # opened before, read after
+    at_once = config.model_copy(update={"output": tmp_path / "whole.zarr"})
+    shutil.copytree(with_features.output, at_once.output)
     for each in (config, at_once):
-        assert cache_teacher(each.model_copy(update={"views": 3}), verify=20)["clip_views"] == 40
+        assert cache_teacher(each.model_copy(update={"views": 3}), verify=20)["clip_views"] == CLIPS
     assert tree(copied) == tree(at_once.output)
     assert cache_teacher(config.model_copy(update={"views": 3}))["clip_views"] == 0
 
@@ -87,7 +95,7 @@ def test_features_and_then_a_view_are_added_as_if_made_at_once(two, teacher, cop
 def test_features_and_views_and_shards_at_once(two, teacher, copied, tmp_path):
     before = tree(copied)
     config = cache_config(copied, two.both, teacher, FEATURES, "views=3")
-    assert cache_teacher(config, verify=40)["clip_views"] == 80 + 40 + 120
+    assert cache_teacher(config, verify=20)["clip_views"] == (2 + 1 + 3) * CLIPS
     after = tree(copied)
     assert chunks(before).items() <= after.items()
     assert cache_teacher(config)["clip_views"] == 0 and tree(copied) == after
@@ -96,9 +104,7 @@ def test_features_and_views_and_shards_at_once(two, teacher, copied, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["before the attributes", "while teaching", "before the end"])
-def test_killed_on_the_way_a_rerun_ends_in_the_same_bytes(two, teacher, copied, tmp_path, monkeypatch, where):
-    at_once = cache_config(tmp_path / "whole.zarr", two.one, teacher, FEATURES)
-    cache_teacher(at_once)
+def test_killed_on_the_way_a_rerun_ends_in_the_same_bytes(two, teacher, with_features, copied, monkeypatch, where):
     before = tree(copied)
     if where == "before the attributes":  # of the shard: its chunks are there
         stop_at(monkeypatch, writer, "write_attributes", lambda folder, _: folder.name == OLD)
@@ -114,13 +120,13 @@ def test_killed_on_the_way_a_rerun_ends_in_the_same_bytes(two, teacher, copied, 
     assert load_manifest(copied).finalised_targets == ("logits",)
     assert CacheReader(copied).block(OLD, 0, 0).valid.all()
     cache_teacher(config)
-    assert tree(copied) == tree(at_once.output)
+    assert tree(copied) == tree(with_features.output)
 
 
 def test_a_shard_is_added_and_the_old_group_stays_byte_for_byte(two, teacher, copied, tmp_path):
     before, running = tree(copied), CacheReader(copied)
     running.block(OLD, 0, 0)
-    assert cache_teacher(cache_config(copied, two.both, teacher, NEITHER), verify=20)["clip_views"] == 80
+    assert cache_teacher(cache_config(copied, two.both, teacher, NEITHER), verify=20)["clip_views"] == 2 * CLIPS
     after, manifest = tree(copied), load_manifest(copied)
     assert {n: d for n, d in before.items() if n != "zarr.json"}.items() <= after.items()
     assert [e.name for e in manifest.identity.shards] == [OLD, NEW] and manifest.finalised_shards == 2
@@ -132,7 +138,7 @@ def test_a_shard_is_added_and_the_old_group_stays_byte_for_byte(two, teacher, co
     with pytest.raises(ReskdError, match=r"only in the cache.*a\.tar"):
         cache_teacher(cache_config(copied, two.one, teacher, NEITHER))
     for few in (two.one, two.both):  # a student of either
-        run = train_config(tmp_path / few.train.name, few, f"data.cache={copied}", "losses.logit_kl=1", "batch_size=20")
+        run = train_config(tmp_path / few.train.name, few, f"data.cache={copied}", "losses.logit_kl=1", "batch_size=8")
         assert train_student(run)["steps"] == 2 * len(open_dataset(few.train).shards) * 2
 
 
@@ -147,9 +153,7 @@ def test_students_of_what_is_finished_train_while_the_cache_grows(
     distilled = ("losses.logit_kl=1", "losses.temperature=2")
 
     def student(data, *changes, cache=copied, name="run"):
-        return train_config(
-            tmp_path / name, data, f"data.cache={cache}", "batch_size=20", "schedule.epochs=1", *changes
-        )
+        return train_config(tmp_path / name, data, f"data.cache={cache}", "batch_size=8", "schedule.epochs=1", *changes)
 
     def refuses(match, data, *changes):
         with pytest.raises(ReskdError, match=match):
@@ -166,7 +170,7 @@ def test_students_of_what_is_finished_train_while_the_cache_grows(
     refuses(r"not finished \(it lacks the features of some shards\)", two.one, "losses.feature_mse=1")
     partial = student(two.both, "losses.feature_mse=1", "data.views=3")
     assert train_student(partial, allow_partial=True)["steps"] == 2
-    assert "leaves out 1 of 2 shards (40 clips) that lack some of 3 views: b.tar" in " ".join(
+    assert "leaves out 1 of 2 shards (16 clips) that lack some of 3 views: b.tar" in " ".join(
         capfd.readouterr().err.split()
     )
 
@@ -189,9 +193,11 @@ def test_a_cache_grows_by_its_own_teacher_alone(two, teacher, copied, tmp_path):
 def test_a_recalibrated_teacher_is_kept_as_it_is(two, teacher, tmp_path):
     """Its statistics are of the first shard's views, and would be others if they were estimated again."""
     path, changes = tmp_path / "t.zarr", (NEITHER, "teacher.bn=recalibrate")
-    assert cache_teacher(cache_config(path, two.one, teacher, *changes, "views=1"))["clip_views"] == 40
+    assert cache_teacher(cache_config(path, two.one, teacher, *changes, "views=1"))["clip_views"] == CLIPS
     whose, before = load_manifest(path).identity.teacher, tree(path)
-    assert cache_teacher(cache_config(path, two.both, teacher, *changes, "views=2"), verify=20)["clip_views"] == 120
+    assert (
+        cache_teacher(cache_config(path, two.both, teacher, *changes, "views=2"), verify=20)["clip_views"] == 3 * CLIPS
+    )
     assert load_manifest(path).identity.teacher == whose
     kept = {n: d for n, d in before.items() if "/c." in n or n == ".teacher.safetensors"}
     assert len(kept) == 8 and kept.items() <= tree(path).items()

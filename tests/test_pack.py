@@ -54,8 +54,7 @@ def small(tmp_path_factory) -> SimpleNamespace:
         make_videos(root / "videos" / split, clips, seed=100 * clips)
         prepare(root / "videos" / split, root / split, clips_per_shard=12, workers=0)
     made = SimpleNamespace(root=root, train=root / "train", val=root / "val", cache=root / "t.zarr")
-    slow = ["optim.lr=0.003", "schedule.epochs=12", "schedule.val_every=12", "model.dropout=0", "loader.workers=0"]
-    train_student(train_config(root / "teacher", made, "size=32", f"policy={POLICY}", *slow))
+    train_student(train_config(root / "teacher", made, "size=32", f"policy={POLICY}"))
     made.teacher = root / "teacher" / "last.safetensors"
     cache_teacher(cache_config(made.cache, made, made.teacher, "loader.workers=0"))
     made.crops, made.all, made.all_val = root / "crops", root / "all", root / "all_val"
@@ -138,9 +137,8 @@ def test_a_crop_is_the_picture_of_the_stored_view_and_of_no_other(small, tmp_pat
 
 
 @pytest.mark.parametrize("frames", ["all", "crops"])
-@pytest.mark.parametrize("workers", [0, 3])
-def test_the_same_videos_give_the_same_bytes_whoever_packs_them(small, tmp_path, workers, frames):
-    pack(config_of(small, tmp_path / "again", loader={"workers": workers}, frames=frames))
+def test_the_same_videos_give_the_same_bytes_whoever_packs_them(small, tmp_path, frames):
+    pack(config_of(small, tmp_path / "again", loader={"workers": 2}, frames=frames))
     assert tree(tmp_path / "again") == tree(getattr(small, frames))
 
 
@@ -153,7 +151,8 @@ def test_a_long_clip_is_decoded_in_pieces(small, tmp_path, monkeypatch, frames):
 
 @pytest.mark.parametrize("frames", ["all", "crops"])
 def test_the_quality_is_the_lowest_with_the_psnr_asked_for(small, tmp_path, capsys, frames):
-    qualities = {q: pack(config_of(small, tmp_path / str(q), quality=q, frames=frames))["psnr"] for q in (60, 61)}
+    asked = {q: config_of(small, tmp_path / str(q), quality=q, frames=frames) for q in (60, 61)}
+    qualities = {q: pack(config, dry_run=True)["psnr"] for q, config in asked.items()}
     between = (qualities[60] + qualities[61]) / 2
     planned = pack(config_of(small, tmp_path / "p", psnr=between, frames=frames), dry_run=True)
     assert planned["quality"] == 61 and planned["psnr"] == qualities[61] and not (tmp_path / "p").exists()
@@ -207,7 +206,7 @@ def test_unreadable_clips_are_left_out_of_training_and_said(small, tmp_path, cap
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
 def test_killed_at_any_call_a_shard_is_whole_or_not_there_and_a_rerun_ends_alike(tmp_path, monkeypatch):
-    """In the k-th call that touches the disk, for every k, with a file half written if it writes one."""
+    """In the k-th call that touches the disk, for every third k, with a file half written if it writes one."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "cache"))
     from kill_driver import DIED, die_at, in_child
 
@@ -216,7 +215,7 @@ def test_killed_at_any_call_a_shard_is_whole_or_not_there_and_a_rerun_ends_alike
     )  # a kill loses nothing that was written: a power cut would
     make_videos(tmp_path / "videos", 4, seed=0)
     prepare(tmp_path / "videos", tmp_path / "data", clips_per_shard=2, workers=0)
-    output, seen, calls = tmp_path / "pack", set(), 0
+    output, seen, calls = tmp_path / "pack", set(), 1
     config = PackConfig(data=tmp_path / "data", output=output, frames="all", size=8, loader={"workers": 0})
     pack(config)
     wanted = tree(output)
@@ -227,7 +226,7 @@ def test_killed_at_any_call_a_shard_is_whole_or_not_there_and_a_rerun_ends_alike
 
     while True:
         shutil.rmtree(output, ignore_errors=True)
-        calls += 1
+        calls += 3
         status, said = in_child(killed, calls)
         if status == 0:
             break
@@ -238,7 +237,7 @@ def test_killed_at_any_call_a_shard_is_whole_or_not_there_and_a_rerun_ends_alike
         check_left(output, wanted)
         status, said = in_child(pack, config)
         assert status == 0 and tree(output) == wanted, f"call {calls}: {said}"
-    assert calls > 20 and len(seen) > 8  # the kills did fall between the steps
+    assert calls > 20 and len(seen) > 5  # the kills did fall between the steps
 
 
 def check_left(output: Path, wanted: dict[str, str]) -> None:
@@ -322,7 +321,7 @@ def without_videos(small: SimpleNamespace, folder: Path) -> SimpleNamespace:
     return SimpleNamespace(train=folder / "train", val=folder / "val")
 
 
-DISTIL = ["losses.feature_mse=5", "losses.logit_kl=1", "batch_size=8", "loader.workers=0", "schedule.epochs=3"]
+DISTIL = ["losses.feature_mse=5", "losses.logit_kl=1", "batch_size=8", "loader.workers=0"]
 
 
 @pytest.mark.parametrize("frames", ["all", "crops"])
@@ -332,7 +331,7 @@ def test_training_from_a_pack_needs_no_video_and_is_that_from_the_videos(small, 
     common = [f"data.cache={small.cache}", *DISTIL]
     ours = train_student(train_config(tmp_path / "ours", bare, *common, f"data.val={bare.val}", *packs))
     theirs = train_student(train_config(tmp_path / "theirs", small, *common, f"data.val={small.val}"))
-    assert ours["steps"] == theirs["steps"] == 12 and ours["failed_clips"] == 0
+    assert ours["steps"] == theirs["steps"] == 8 and ours["failed_clips"] == 0
     for a, b in zip(rows_of(tmp_path / "ours"), rows_of(tmp_path / "theirs"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=0.05)
     with pytest.raises(ReskdError, match="missing shard"):

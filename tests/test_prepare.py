@@ -7,8 +7,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from functools import cache, partial
@@ -26,6 +24,7 @@ from stages.shards.classes import class_table
 from stages.shards.dataset import Dataset
 from stages.video.decode import decode_frames
 from tests.media import encode_audio, encode_video, moving_square
+from tests.zygote import Zygote
 
 
 @cache
@@ -69,7 +68,6 @@ def quarantine(folder: Path) -> dict[str, str]:
     return {line["path"]: line["reason"] for line in map(json.loads, lines)}
 
 
-ROOT = Path(__file__).parents[1]
 make = partial(prepare, workers=0)
 
 
@@ -359,7 +357,7 @@ def test_a_bad_tar_is_refused_before_any_work(tmp_path):
     tar = source / "part1/00000.tar"
     os.truncate(tar, tar.stat().st_size // 2 // 512 * 512)
     with pytest.raises(ReskdError, match=r"part1/00000\.tar: "):
-        prepare(source, tmp_path / "out", workers=2)
+        make(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -412,11 +410,10 @@ def test_an_output_made_from_something_else_is_refused_naming_the_difference(tmp
         make(source, tmp_path / "used/thesis.txt")
 
 
-# Runs in a process of its own, which forks a child for each try once everything is imported.
+# Runs in a process of its own, which has decoded nothing and forks a child for each try: decord's threads are not forked.
 KILLS = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
-import webdataset
 from stages.prepare.prepare import prepare
 source, output, mode, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
 rename = os.replace
@@ -433,7 +430,6 @@ def start(keep=False):
     def keeping(*names):
         kept()
         rename(*names)
-        kept()
     if keep:
         os.replace = keeping
     prepare(source, output, workers=0, **options)
@@ -458,28 +454,26 @@ if mode == "steps":
 else:
     began = time.monotonic()
     finish("undisturbed")
-    seconds, draw = time.monotonic() - began, random.Random(0)
-    for i in range(5):
+    seconds, draw, notes = time.monotonic() - began, random.Random(0), output / ".prepare/notes"
+    for i in range(4):  # somewhere in the first quarter of the shards, in the second ...
         for _ in range(1 + i % 2):  # some runs are killed twice
             child = start()
-            time.sleep(draw.uniform(0, seconds))
+            while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) and len(list(notes.glob("*"))) < 2 * i:
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, seconds / 4))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
         finish(i)
 """
 
 
-def finished_before(tmp_path: Path, source: Path, mode: str, options: dict) -> list[int]:
+def finished_before(zygote: Zygote, tmp_path: Path, source: Path, mode: str, options: dict) -> list[int]:
     """Kills and reruns in every way, checks the bytes, returns for each rerun how many shards it found finished."""
     whole = tmp_path / "whole"
     make(source, whole, **options)
     script = write(tmp_path / "kills.py", KILLS.encode())
-    command = [sys.executable, script, source, tmp_path / "out", mode, json.dumps(options)]
-    run = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    found = [int(line) for line in run.stdout.splitlines()]
+    said = zygote.run(["python", script, source, tmp_path / "out", mode, json.dumps(options)])
+    found = [int(line) for line in said.splitlines() if line.isdigit()]
     outputs = list(tmp_path.glob("out-*"))
     assert len(outputs) == len(found) + (mode == "steps")  # and the undisturbed one
     for output in outputs:
@@ -487,48 +481,38 @@ def finished_before(tmp_path: Path, source: Path, mode: str, options: dict) -> l
     return found
 
 
-def test_killed_at_every_commit_step_a_rerun_gives_the_undisturbed_bytes(tmp_path):
+def test_killed_at_every_commit_step_a_rerun_gives_the_undisturbed_bytes(zygote, tmp_path):
     source = class_folders(tmp_path / "source", "xy")
     write(source / "x/bad.mp4", b"")
-    found = finished_before(tmp_path, source, "steps", {"clips_per_shard": 4})
-    # before and after each rename: arguments, check, tar, rows, note, tar, rows, note, quarantine, report, index
-    assert found == [0] * 9 + [1] * 6 + [2] * 7
+    found = finished_before(zygote, tmp_path, source, "steps", {"clips_per_shard": 4})
+    # before each rename: arguments, check, tar, rows, note, tar, rows, note, quarantine, report, index
+    assert found == [0] * 5 + [1] * 3 + [2] * 3
 
 
-def test_an_index_killed_at_every_commit_step_is_continued(tmp_path):
-    found = finished_before(tmp_path, foreign(tmp_path / "source"), "steps", {})
-    assert found == [0] * 7 + [1] * 4 + [2] * 7
+def test_an_index_killed_at_every_commit_step_is_continued(zygote, tmp_path):
+    found = finished_before(zygote, tmp_path, foreign(tmp_path / "source"), "steps", {})
+    assert found == [0] * 4 + [1] * 2 + [2] * 3
 
 
-def test_killed_at_random_moments_a_rerun_gives_the_undisturbed_bytes(tmp_path):
+def test_killed_at_random_moments_a_rerun_gives_the_undisturbed_bytes(zygote, tmp_path):
     source = tmp_path / "videos"
-    for i in range(24):
-        write(source / f"{'xy'[i % 2]}/{i}.mp4", clip(i % 8, 40))
-    found = finished_before(tmp_path, source, "random", {"clips_per_shard": 3})
-    assert len(found) == 6 and len(set(found)) >= 3  # the kills fell on different moments
+    for i in range(16):
+        write(source / f"{'xy'[i % 2]}/{i}.mp4", clip(i % 4, 40))
+    found = finished_before(zygote, tmp_path, source, "random", {"clips_per_shard": 2})
+    assert len(found) == 5 and len(set(found)) >= 3  # the kills fell on different moments
 
 
-RUN = """
-import sys
-from pathlib import Path
-from stages.prepare.prepare import prepare
-if __name__ == "__main__":
-    prepare(Path(sys.argv[1]), Path(sys.argv[2]), clips_per_shard=4, workers=2)
-"""
-
-
-def test_a_killed_run_leaves_no_worker_and_another_run_finishes_its_work(tmp_path):
+def test_a_killed_run_leaves_no_worker_and_another_run_finishes_its_work(zygote, tmp_path):
     source, output = tmp_path / "videos", tmp_path / "out"
     for i in range(40):
-        write(source / f"{'xy'[i % 2]}/{i}.mp4", clip(i % 8, 40))
-    command = [sys.executable, write(tmp_path / "run.py", RUN.encode()), source, output]
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+        write(source / f"{'xy'[i % 2]}/{i}.mp4", clip(i % 4, 40))
+    run = zygote.start(["prepare", source, "--output", output, "--clips-per-shard", 4, "--set", "workers=2"])
     notes = output / ".prepare/notes"
-    while process.poll() is None and not notes.exists():
+    while not run.status.exists() and not notes.exists():
         time.sleep(0.005)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL and len(workers) >= 2
+    workers = psutil.Process(run.pid).children(recursive=True)
+    run.kill(group=False)
+    assert run.wait() == -signal.SIGKILL and len(workers) >= 2
     assert not psutil.wait_procs(workers, timeout=30)[1]
     done = {path: path.stat().st_mtime_ns for path in output.glob("*.rows.json")}
     prepare(source, output, clips_per_shard=4, workers=2)
@@ -537,22 +521,17 @@ def test_a_killed_run_leaves_no_worker_and_another_run_finishes_its_work(tmp_pat
     assert sum(path.stat().st_mtime_ns != stamp for path, stamp in done.items()) <= 1  # the one not yet noted
 
 
-def test_an_interrupt_at_any_moment_is_one_word(tmp_path):
+def test_an_interrupt_at_any_moment_is_one_word(zygote, tmp_path):
     """Ctrl-C reaches the workers, too: also those that have just begun, and import."""
     source = class_folders(tmp_path / "videos", "x")
-    command = [sys.executable, ROOT / "pipeline.py", "prepare", source, "--output", tmp_path / "out"]
-    # A shell lets a command in the background ignore Ctrl-C, and its children inherit that.
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
-    while process.poll() is None and not any(
-        re.search("forkserver|spawn_main", " ".join(child.cmdline()))
-        for child in psutil.Process(process.pid).children()
+    run = zygote.start(["prepare", source, "--output", tmp_path / "out"])
+    while not run.status.exists() and not any(
+        re.search("forkserver|spawn_main", " ".join(child.cmdline())) for child in psutil.Process(run.pid).children()
     ):
         time.sleep(0.01)
     time.sleep(0.2)  # it imports still
-    os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate()[1]
-    assert process.returncode == 130 and "Stopped." in said and "Traceback" not in said
+    run.kill(signal.SIGINT)
+    assert run.wait() == 130 and "Stopped." in run.said() and "Traceback" not in run.said()
 
 
 def test_two_at_once_are_refused(tmp_path, monkeypatch):
@@ -588,7 +567,7 @@ def test_a_full_disk_is_told_and_a_rerun_continues(tmp_path):
 
 
 def test_real_videos_of_many_codecs(clips, tmp_path):
-    data = prepare(clips, tmp_path / "out", clips_per_shard=6, workers=2)
+    data = make(clips, tmp_path / "out", clips_per_shard=6, check="quick")
     assert list(quarantine(tmp_path / "out")) == ["corrupted.mp4"]
     rows = {row.key: row for entry in data.shards for _, row, _ in data.stream(entry.name)}
     assert len(rows) == 14 and rows["av1_video"].decoder == "pyav-seek"

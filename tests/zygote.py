@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import pkgutil
+import runpy
 import signal
 import socket
 import sys
@@ -56,7 +57,7 @@ class Zygote:
         self.requests, self.replies = os.fdopen(requests, "w"), os.fdopen(replies)
 
     def start(self, arguments: list[str], cwd: Path = ROOT, project: Path = ROOT, **environment: str) -> Command:
-        """Start a command of the pipeline, or torchrun. `project`: the folder whose code runs, a copy of ours."""
+        """Start a command of the pipeline, torchrun or ["python", SCRIPT, ...]. `project`: where the code is, a copy of ours."""
         name = str(len(self.commands))
         output, status = self.folder / f"{name}.txt", self.folder / f"{name}.status"
         request = [list(map(str, arguments)), str(cwd), str(project), environment, str(output), str(status)]
@@ -174,6 +175,10 @@ def _child(arguments: list[str], cwd: str, project: str, environment: dict[str, 
             from torch.distributed.run import main
 
             main(arguments[1:])
+            sys.exit(0)
+        if arguments[0] == "python":
+            sys.argv = arguments[1:]
+            runpy.run_path(arguments[1], run_name="__main__")
             sys.exit(0)
         import pipeline
 

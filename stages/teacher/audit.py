@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from cache.reduction import Constants
 from cache.view import BLOCK, View
 from stages.metrics.accuracy import chance
 from stages.runtime.terminal import console
-from stages.shards.dataset import Dataset, Row
+from stages.shards.dataset import Dataset
 from stages.teacher.teacher import Teacher
 from stages.video.decode import decode_frames
 from stages.video.render import render
@@ -59,43 +60,72 @@ def verify_targets(data: Dataset, manifest: Manifest, reader: CacheReader, teach
 
     Raises ReskdError where a difference is larger than the codec and the rounding of another batch explain.
     """
-    ends, generator = np.cumsum([e.clips for e in data.shards]), random.Random()
-    worst, verified = 0.0, 0
-    numbers = generator.sample(range(int(ends[-1])), min(count, int(ends[-1])))
-    for number in numbers:
-        s = int(np.searchsorted(ends, number, side="right"))
-        shard, r = data.shards[s].name, number - int(ends[s]) + data.shards[s].clips
-        v = generator.randrange(manifest.views)
-        if r in manifest.quarantine.get(shard, {}):
-            continue
-        block, i = reader.block(shard, v, r // BLOCK), r % BLOCK
-        row = data.rows(shard)[r]
-        outputs = _recompute(data.read(shard, r), row, block.view_of(i), teacher, tuple(manifest.identity.targets))
-        rounding = 1e-3 if teacher.dtype == torch.float32 else 5e-2
-        span, difference, feature_difference = 0.0, 0.0, 0.0
-        if block.logits is not None:
-            span = float(np.ptp(outputs["logits"])) + 1e-3
-            difference = float(np.abs(outputs["logits"] - block.logits[i]).max())
-        if block.features is not None:
-            feature_difference = _feature_difference(
-                outputs["features"], block.features[i], teacher.constants, teacher.features.codec
-            )
-        if difference > span / 500 + rounding * span or feature_difference > rounding + 1e-3:
-            raise ReskdError(f"shard {shard}, clip {row.key!r}, view {v}: the cached targets differ from the "
-                             f"teacher's by {difference:.4f} (logits) and {feature_difference:.4f} (features, relative): "
-                             f"the cache was made with another teacher or from other videos; make it anew")  # fmt: skip
-        worst, verified = max(worst, difference if block.logits is not None else feature_difference), verified + 1
+    worst, chosen = 0.0, _random_clip_views(data, manifest, count)
+    rounding = 1e-3 if teacher.dtype == torch.float32 else 5e-2
+    for low in range(0, len(chosen), teacher.batch_size):
+        stored = [_stored(reader, *place) for place in chosen[low : low + teacher.batch_size]]
+        outputs = _recompute(data, stored, teacher, tuple(manifest.identity.targets))
+        for i, one in enumerate(stored):
+            span, difference, feature_difference = 0.0, 0.0, 0.0
+            if one.logits is not None:
+                span = float(np.ptp(outputs["logits"][i])) + 1e-3
+                difference = float(np.abs(outputs["logits"][i] - one.logits).max())
+            if one.features is not None:
+                feature_difference = _feature_difference(
+                    outputs["features"][i], one.features, teacher.constants, teacher.features.codec
+                )
+            if difference > span / 500 + rounding * span or feature_difference > rounding + 1e-3:
+                raise ReskdError(f"shard {one.shard}, clip {data.rows(one.shard)[one.row].key!r}, view {one.number}: the cached "
+                                 f"targets differ from the teacher's by {difference:.4f} (logits) and "
+                                 f"{feature_difference:.4f} (features, relative): the cache was made with another teacher or "
+                                 f"from other videos; make it anew")  # fmt: skip
+            worst = max(worst, difference if one.logits is not None else feature_difference)
     what = "logits" if "logits" in manifest.identity.targets else "maps"
-    console.print(f"verified {verified} clip·views: {what} differ by at most {worst:.4f}")
+    console.print(f"verified {len(chosen)} clip·views: {what} differ by at most {worst:.4f}")
     return worst
 
 
-def _recompute(video: bytes, row: Row, view: View, teacher: Teacher, targets: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The teacher's outputs for one view of a clip, without the batch's axis. The batch is padded with zeros."""
-    pictures, _ = decode_frames(video, row.start + view.frames, row.decoder)
-    clips = np.zeros((teacher.batch_size, len(view.frames), 3, teacher.size, teacher.size), np.uint8)
-    clips[0] = render(pictures, view, teacher.size)
-    return {name: values[0] for name, values in teacher.run(torch.from_numpy(clips), targets).items()}
+def _random_clip_views(data: Dataset, manifest: Manifest, count: int) -> list[tuple[str, int, int]]:
+    """(shard, row, view) of `count` random clips, without those in quarantine."""
+    ends, generator, chosen = np.cumsum([e.clips for e in data.shards]), random.Random(), []
+    for number in generator.sample(range(int(ends[-1])), min(count, int(ends[-1]))):
+        s = int(np.searchsorted(ends, number, side="right"))
+        shard, r = data.shards[s].name, number - int(ends[s]) + data.shards[s].clips
+        v = generator.randrange(manifest.views)
+        if r not in manifest.quarantine.get(shard, {}):
+            chosen.append((shard, r, v))
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A stored view of a clip, the view number `number`, with its targets."""
+
+    shard: str
+    row: int
+    number: int
+    view: View
+    logits: np.ndarray | None
+    features: np.ndarray | None
+
+
+def _stored(reader: CacheReader, shard: str, r: int, v: int) -> _Stored:
+    """With copies of the targets, so that a batch holds no whole blocks of them in memory."""
+    block, i = reader.block(shard, v, r // BLOCK), r % BLOCK
+    logits, features = (None if of is None else of[i].copy() for of in (block.logits, block.features))
+    return _Stored(shard, r, v, block.view_of(i), logits, features)
+
+
+def _recompute(
+    data: Dataset, stored: list[_Stored], teacher: Teacher, targets: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """The teacher's outputs for stored views, in one batch of its size, which is padded with zeros."""
+    clips = np.zeros((teacher.batch_size, len(stored[0].view.frames), 3, teacher.size, teacher.size), np.uint8)
+    for i, one in enumerate(stored):
+        row = data.rows(one.shard)[one.row]
+        pictures, _ = decode_frames(data.read(one.shard, one.row), row.start + one.view.frames, row.decoder)
+        clips[i] = render(pictures, one.view, teacher.size)
+    return teacher.run(torch.from_numpy(clips), targets)
 
 
 def _feature_difference(fresh: np.ndarray, stored: np.ndarray, constants: Constants, codec: str) -> float:

@@ -4,9 +4,9 @@ every so many). With the step "teacher_time" it runs `finalise` alone, with logs
 A kill leaves on the disk what is there when it comes. So one run that copies its folder before each call shows what all
 kills leave, without a run for each of them. The second kills, on the way to the end, are kills.
 
-Started by test_kills.py as a process of its own, small enough to fork hundreds of times.
-Prints one JSON object: {"calls": how many there are, "states": how many different folders the kills left behind,
-"wrong": [what went wrong at which k]}.
+Started by test_kills.py as a process of its own, small enough to fork hundreds of times, with a folder and the steps, each as
+NAME=STRIDE. Prints one JSON object, of each step {"calls": how many there are, "states": how many different folders the kills
+left behind, "wrong": [what went wrong at which k]}.
 """
 
 import json
@@ -271,5 +271,10 @@ def run_teacher_time(folder: Path) -> dict:
 
 
 if __name__ == "__main__":
-    step, where = sys.argv[1], Path(sys.argv[2])
-    print(json.dumps(run_teacher_time(where) if step == "teacher_time" else run(step, where, int(sys.argv[3]))))
+    results = {}
+    for asked in sys.argv[2:]:
+        step, _, stride = asked.partition("=")
+        where = Path(sys.argv[1]) / step
+        where.mkdir()
+        results[step] = run_teacher_time(where) if step == "teacher_time" else run(step, where, int(stride))
+    print(json.dumps(results))

@@ -232,12 +232,12 @@ def test_a_whole_view(cache):
     assert np.array_equal(whole.logits, np.concatenate([b.logits for b in blocks]))
 
 
-@pytest.mark.parametrize("capacity", [1, 2, 5, 1000])
+@pytest.mark.parametrize("capacity", [1, 5, 1000])
 def test_few_or_many_blocks_in_memory_serve_the_same_rows(intact, capacity):
     reader, fresh = both(intact, capacity_blocks=capacity), {}
     sizes = {SHARD: 3, NESTED: 2}
     asked = [(s, v, b) for s, n in sizes.items() for v in range(3) for b in range(n)]
-    for i in np.random.default_rng(0).integers(0, len(asked), 150):
+    for i in np.random.default_rng(0).integers(0, len(asked), 60):
         block = reader.block(*asked[i])
         if asked[i] not in fresh:
             fresh[asked[i]] = both(intact).block(*asked[i])
@@ -270,14 +270,11 @@ def test_workers_of_every_kind_read_alike(intact, method):
     here = digest_of(reader)  # so the reader is already open, its event loop running, when the workers start
     context = multiprocessing.get_context(method)
     queue = context.Queue()
-    workers = [context.Process(target=_serve, args=(reader, queue)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    results = [queue.get(timeout=60) for _ in workers]
-    for worker in workers:
-        worker.join(timeout=60)
-        assert worker.exitcode == 0
-    assert results == [here, here]
+    worker = context.Process(target=_serve, args=(reader, queue))
+    worker.start()
+    assert queue.get(timeout=60) == here
+    worker.join(timeout=60)
+    assert worker.exitcode == 0
 
 
 def test_readers_and_stores_pickle(intact):

@@ -119,7 +119,7 @@ def test_golden_values(policy, clip, frames, box, flip):
 
 
 @given(policies, clips)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_frames_lie_in_the_clip_and_the_box_in_the_frame(policy, clip):
     view = sample_view(policy, **clip)
     assert view.frames.dtype == np.int32 and view.frames.shape == (policy.num_frames,)
@@ -252,7 +252,7 @@ def test_flips_come_as_often_as_asked():
 
 
 @given(st.integers(1, 400), st.integers(1, 40), st.integers(1, 9))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_frames_without_jitter_and_of_short_clips_are_the_seeds(n, count, stride):
     """mmaction2's SampleFrames, as upstream has it, in numpy."""
     clip = CLIP | {"num_frames": n}
@@ -301,7 +301,7 @@ def frames_of(policy, n):
 @given(
     st.integers(1, 500), st.integers(1, 12), st.integers(1, 32), st.integers(1, 4), st.sampled_from(["center", "full"])
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_dense_clips_are_mmaction2s(n, clips, count, stride, crop):
     policy = ViewPolicy(
         sampling="dense", num_frames=count, stride=stride, jitter=False, crop=crop, flip=0.0, clips=clips
@@ -319,7 +319,7 @@ def test_dense_clips_by_hand():
 
 
 @given(st.integers(1, 500), st.integers(1, 12), st.integers(2, 32), st.integers(1, 8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_dense_1x_clips_are_those_of_mmaction2_1x(n, clips, count, stride):
     """Its test clips in numpy: the last frame of a clip counts once, and the clips go from end to end."""
     policy = ViewPolicy(**SPREAD | {"num_frames": count, "stride": stride, "clips": clips})
@@ -352,7 +352,7 @@ def test_with_jitter_dense_1x_draws_as_dense():
 
 
 @given(st.integers(1, 500), st.integers(1, 40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_two_clips_of_segments_are_twice_sample(n, count):
     """mmaction2's: the segments' middles, then their first frames."""
     middle, first = frames_of(ViewPolicy(**TEST_TIME | {"num_frames": count, "clips": 2}), n)
@@ -363,7 +363,7 @@ def test_two_clips_of_segments_are_twice_sample(n, count):
 
 
 @given(st.integers(1, 500), st.integers(1, 40), st.integers(1, 12))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_clips_of_segments_are_spread_over_a_segment(n, count, clips):
     frames = frames_of(ViewPolicy(**TEST_TIME | {"num_frames": count, "clips": clips}), n)
     for c in range(clips):

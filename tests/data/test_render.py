@@ -1,5 +1,7 @@
 """One picture at every size: what the student sees is what the teacher saw, shrunk."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ boxes = st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0.4, 1), st.floats
 )
 
 
+@cache
 def scene(height: int, width: int, t: int = 2) -> np.ndarray:
     """Natural-ish frames [t, height, width, 3]: soft blobs of all scales, the same picture at any resolution."""
     y = (np.arange(height)[:, None] + 0.5) / height

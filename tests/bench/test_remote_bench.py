@@ -37,7 +37,7 @@ def test_without_the_server_it_says_what_to_install(monkeypatch, tmp_path):
         s3_server.start_server(tmp_path)
 
 
-def test_metadata_of_many_shards(s3, tmp_path, monkeypatch):
+def test_metadata_of_many_shards(s3, tmp_path, monkeypatch, forked):
     monkeypatch.setattr(metadata, "store_nearby", lambda folder: nullcontext(s3.port))
     monkeypatch.setattr(metadata, "QUICK", metadata.Setup(shards=3, clips=200, read=2))
     command("bench", "metadata", "--quick", "--json", tmp_path / "out.json")

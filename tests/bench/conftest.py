@@ -1,4 +1,4 @@
-"""What the tests of benches share: new processes that don't import everything once more."""
+"""What the tests of benches share: fewer processes, and none that imports everything once more."""
 
 import multiprocessing
 
@@ -9,7 +9,8 @@ from tests.zygote import GPUS
 
 
 @pytest.fixture
-def forked(monkeypatch):
-    """`in_new_process` forks this process, which has the imports; not where there is a GPU, which no fork can use."""
+def few_processes(monkeypatch):
+    """A loader has one process, and `in_new_process` forks this one, which has the imports; no fork can use a GPU."""
+    monkeypatch.setattr("stages.stream.loading.cores", lambda: 1)
     if not GPUS:
         monkeypatch.setattr(processes, "fresh_context", lambda *_: multiprocessing.get_context("fork"))

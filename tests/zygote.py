@@ -107,11 +107,18 @@ class Zygote:
 
 
 def start_zygote() -> Zygote:
-    """Import all that any command imports, and fork."""
+    """Import all that any command imports, and fork.
+
+    torch's first backward decides whether it has threads, after which no fork can do one. After an export to ONNX it would.
+    """
     import stages
 
     for module in pkgutil.walk_packages(stages.__path__, "stages."):
         importlib.import_module(module.name)
+    if not GPUS:
+        import torch
+
+        torch.ones(1, requires_grad=True).backward()
     (requests, ours), (theirs, replies) = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -69,9 +69,11 @@ def set_layout(net: nn.Module, name: str, pooled: bool) -> list[str]:
     size = usual_size(net)
     frames = torch.empty(2, 3, *size, device="meta")
     try:
-        shapes.map_layout = net.map_layout = _find_layout(shapes, frames)
+        with torch.enable_grad():
+            net.map_layout, maps = _find_layout(shapes, frames)
+        shapes.map_layout = net.map_layout
         if not pooled:
-            return unused_parameters(shapes, lambda: _maps(shapes, frames)[:1])[0]
+            return unused_parameters(shapes, lambda: [maps])[0]
         return note_pooling(net, shapes, lambda: encode_frames_pooled(shapes, frames[:, None]))
     except Exception as error:
         raise ReskdError(f"backbone {name!r} gives no feature map at {size[-1]} px: {error}; choose another") from error
@@ -83,18 +85,19 @@ def usual_size(net: nn.Module) -> tuple[int, int]:
     return tuple(made_for or getattr(net, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:])
 
 
-def _find_layout(net: nn.Module, frames: Tensor) -> str:
+def _find_layout(net: nn.Module, frames: Tensor) -> tuple[str, Tensor]:
+    """What `forward_features` returns, as `layout_of`, and the map in whatever order."""
     output = net.forward_features(frames)
     found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if isinstance(output, Tensor) and output.dim() == 4:
         if output.shape[1] == net.num_features:
-            return "NCHW"
+            return "NCHW", output
         if output.shape[3] == net.num_features:
-            return "NHWC"
+            return "NHWC", output
     if isinstance(output, Tensor) and output.dim() == 3 and hasattr(net, "forward_intermediates"):
         _, (maps,) = net.forward_intermediates(frames, indices=1, norm=True, output_fmt="NCHW")
         if maps.dim() == 4 and maps.shape[1] == net.num_features:
-            return "tokens"
+            return "tokens", maps
         found = list(maps.shape)
     raise ValueError(f"it gives {found} for 2 frames, and a map of {net.num_features} channels is needed")
 

@@ -33,11 +33,11 @@ def build_backbone(config: ModelConfig, pretrained: bool) -> nn.Module:
         ReskdError: timm has no such network or refuses an argument, the pretrained weights can't be loaded, or the
             network returns no map.
     """
-    net = _create(config, timm.list_models())
+    net = _create(config)
     sizes = {} if isinstance(net, ResNet) else size_arguments(net, config.args)
     if sizes:
         config = config.model_copy(update={"args": config.args | sizes})
-        net = _create(config, [])
+        net = _create(config)
     own = config.pooling == "own"
     unused, noted = ([], {}) if isinstance(net, ResNet) and not own else _known_layout(net, config, own)
     if pretrained:
@@ -65,7 +65,7 @@ def build_resnet(config: ModelConfig, pretrained: bool) -> ResNet:
     Raises:
         ReskdError: as `build_backbone`, or the network is no ResNet.
     """
-    net = _create(config, timm.list_models(module="resnet"))
+    net = _create(config, module="resnet")
     if not isinstance(net, ResNet):
         raise ReskdError(
             f"backbone {config.backbone!r} is a {type(net).__name__}, and arch {config.arch} needs a ResNet: "
@@ -89,10 +89,11 @@ def timm_arguments(config: ModelConfig) -> dict:
     return {"num_classes": 0, **({} if config.pooling == "own" else {"global_pool": ""}), **args}
 
 
-def _create(config: ModelConfig, known: list[str]) -> nn.Module:
+def _create(config: ModelConfig, module: str = "") -> nn.Module:
+    """`module`: of timm, from which other names are suggested."""
     name, args = config.backbone, timm_arguments(config)
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, timm.list_models(module=module), n=3, cutoff=0.5)
         raise ReskdError(
             f"backbone {name!r} is not a model of timm {timm.__version__}; try {', '.join(near) or 'resnet50'}"
         )

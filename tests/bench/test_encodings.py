@@ -26,7 +26,7 @@ def test_encodings_of_a_teacher_on_a_data_set(data, teacher, tmp_path):
 
 
 def test_joining_is_measured_in_the_form_of_every_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(join, "QUICK", join.Setup(clips=128, shards=20, maps=(2, 2, 7, 7, 256), size=32, runs=2))
+    monkeypatch.setattr(join, "QUICK", join.Setup(clips=64, shards=20, maps=(2, 2, 7, 7, 256), size=32, runs=2))
     monkeypatch.setattr(resident, "RANKS", (2,))
     monkeypatch.setattr(resident, "WORKERS", (1,))
     command("bench", "join", "--quick", "--json", tmp_path / "j.json")

@@ -69,7 +69,7 @@ def test_tasks_run_in_processes_of_one_thread_and_an_error_is_raised():
         list(in_processes({"bad": partial(int, "x"), "good": os.getpid}, 2, "stages.bench.processes"))
 
 
-def test_a_small_study_from_the_command_line(tmp_path):
+def test_a_small_study_from_the_command_line(tmp_path, few_processes):
     small = {
         "clips": {"train": 40, "val": 40, "test": 40},
         "epochs": 1,

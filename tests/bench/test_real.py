@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.errors import ReskdError
+from stages.bench.real import budget
 from stages.bench.real.arms import LABELS, UPPER, UPSTREAM, combined_arms, detail_arms, screening_arms, sized
 from stages.bench.real.budget import Part, plan_parts
 from stages.bench.real.clip_list import few_labels, hold_out, read_clips, splits_of
@@ -20,6 +21,13 @@ from tests.runs import command
 
 LINES = [f"{label}/{source}_{i}.mp4,{label},{source},{side}" for label in ("run", "walk") for source, side in (
     ("g1", "train"), ("g2", "train"), ("g3", "train"), ("g4", "train"), ("g5", "test")) for i in range(3)]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def briefly(monkeypatch, few_processes):
+    """The budget times one step of one clip; a loader has one process."""
+    monkeypatch.setattr(budget, "CLIPS", 1)
+    monkeypatch.setattr(budget, "STEPS", 1)
 
 
 @pytest.fixture

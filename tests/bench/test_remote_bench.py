@@ -9,14 +9,17 @@ import pytest
 
 from cache.errors import ReskdError
 from stages.bench import metadata, remote, s3_server
+from stages.bench.stage1_runs import TINY
 from stages.bench.videos import Kind
 from tests.runs import command
 
 
-def test_training_from_a_store(s3, tmp_path, monkeypatch):
+def test_training_from_a_store(s3, tmp_path, monkeypatch, few_processes):
     monkeypatch.setattr(remote, "store_nearby", lambda folder: nullcontext(s3.port))
     monkeypatch.setattr(remote, "BUCKET", f"{s3.bucket}-bench")
-    small = {"kind": Kind(64, 48, 6), "clips": 2, "times": 32, "seconds": 0.5, "epochs": 2, "cached": 9, "runs": 1}
+    monkeypatch.setattr(remote, "TEACHER", TINY)
+    monkeypatch.setattr(remote, "SIZE", 32)
+    small = {"kind": Kind(64, 48, 6), "clips": 2, "times": 16, "seconds": 0.5, "epochs": 2, "cached": 9, "runs": 1}
     monkeypatch.setattr(remote, "QUICK", remote.Setup(many=256, streams=1, window=1, **small))
     command("bench", "remote", "--quick", "--folder", tmp_path / "videos", "--json", tmp_path / "out.json")
     found = {figure["name"]: figure for figure in json.loads((tmp_path / "out.json").read_text())}
@@ -37,7 +40,7 @@ def test_without_the_server_it_says_what_to_install(monkeypatch, tmp_path):
         s3_server.start_server(tmp_path)
 
 
-def test_metadata_of_many_shards(s3, tmp_path, monkeypatch):
+def test_metadata_of_many_shards(s3, tmp_path, monkeypatch, few_processes):
     monkeypatch.setattr(metadata, "store_nearby", lambda folder: nullcontext(s3.port))
     monkeypatch.setattr(metadata, "QUICK", metadata.Setup(shards=3, clips=200, read=2))
     command("bench", "metadata", "--quick", "--json", tmp_path / "out.json")

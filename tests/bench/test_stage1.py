@@ -22,7 +22,7 @@ needs_decord = pytest.mark.skipif(decord is None, reason="decord has no wheel fo
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def small(monkeypatch, few_processes):
     monkeypatch.setattr(decode, "QUICK", decode.Setup((SMALL,), views=2, seconds=1, runs=2))
     sizes = {"clips": 2, "batch_size": 1, "few": 2, "many": 2, "times": (1, 2), "sizes": (1,), "seconds": 1, "runs": 2}
     monkeypatch.setattr(stage1, "QUICK", replace(stage1.FULL, model=TINY, size=32, **sizes))

@@ -16,7 +16,7 @@ FORM = {"name", "value", "unit", "spread", "goal", "ok"}
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def small(monkeypatch, few_processes):
     for module in (stage2, packing, cohort, sweeping, growth):
         if hasattr(module, "SMALL"):
             monkeypatch.setattr(module, "SMALL", (SMALL, SMALL))

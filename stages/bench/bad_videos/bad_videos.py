@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from stages.bench.bad_videos.bombs import bombs
-from stages.bench.bad_videos.frame_check import Outcome, check_video, memory_growth, opens, probe_cost
-from stages.bench.bad_videos.mutants import mutant
+from stages.bench.bad_videos.checks import check_bomb, check_file, check_mutant
+from stages.bench.bad_videos.frame_check import Outcome, memory_growth, opens
 from stages.bench.bad_videos.odd_videos import KINDS, made_kinds
 from stages.bench.figures import Figure, at_least, at_most, measured, show
-from stages.prepare.workers import VideoLimits, Workers, video_limits
+from stages.prepare.workers import VideoLimits, Workers
 from stages.runtime.terminal import console
 
 NAMES = {
@@ -72,23 +72,6 @@ def run_bad_videos(quick: bool, output: Path | None, videos: Path | None, seed: 
         figures.append(at_most(f"memory that {setup.decodes:,} decodes leave", [grown / MEGABYTE], "MB", 20))
     show("bad videos", figures, output)
     return figures
-
-
-def check_file(path: Path, seed: int) -> Outcome:
-    return _limited(check_video, path.read_bytes(), seed)
-
-
-def check_mutant(path: Path, seed: int) -> Outcome:
-    return _limited(check_video, mutant(path.read_bytes(), seed)[1], seed)
-
-
-def check_bomb(path: Path, _: int) -> Outcome:
-    return _limited(probe_cost, path.read_bytes())
-
-
-def _limited(check: Callable[..., Outcome], data: bytes, *rest: int) -> Outcome:
-    with video_limits(len(data)):
-        return check(data, *rest)
 
 
 def _written(folder: Path, files: Iterable[tuple[str, bytes]]) -> list[Path]:

@@ -167,7 +167,9 @@ def test_step_schedule_and_warmup(few, tmp_path):
 
 
 def test_first_weights_from_a_checkpoint(few, teacher, tmp_path):
-    config = train_config(tmp_path / "run", few, f"init={{source: checkpoint, path: {teacher}}}", "optim.lr=1e-12", "schedule.epochs=1")
+    config = train_config(
+        tmp_path / "run", few, f"init={{source: checkpoint, path: {teacher}}}", "optim.lr=1e-12", "schedule.epochs=1"
+    )
     train_student(config)
     ours, theirs = load_model(config.output / "last.safetensors")[0], load_model(teacher)[0]
     assert torch.allclose(ours.head.fc.weight, theirs.head.fc.weight, atol=1e-6)
@@ -280,7 +282,9 @@ def test_a_resume_replays_the_views_it_began_with(few, teacher, tmp_path):
 
 
 def test_features_alone_leave_the_classifier_as_it_is(few, few_cached, tmp_path, capfd):
-    config = train_config(tmp_path / "run", few, f"data.cache={few_cached}", "losses={cross_entropy: 0, feature_mse: 1}")
+    config = train_config(
+        tmp_path / "run", few, f"data.cache={few_cached}", "losses={cross_entropy: 0, feature_mse: 1}"
+    )
     train_student(config)
     assert "the classifier is not" in " ".join(capfd.readouterr().err.split())
 
@@ -317,7 +321,9 @@ def test_refuses_several_labels_under_cross_entropy(data, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(few, tmp_path):
-    config = train_config(tmp_path / "run", few, "batch_size=8", "checkpoint_every=1", "optim.lr=1e30", "optim.name=sgd")
+    config = train_config(
+        tmp_path / "run", few, "batch_size=8", "checkpoint_every=1", "optim.lr=1e30", "optim.name=sgd"
+    )
     refuses(config, r"cross_entropy is not finite at step \d+.*last good checkpoint is .*last\.pt")
     state = torch.load(config.output / "last.pt", weights_only=True)
     assert all(torch.isfinite(v).all() for v in state["model"].values() if v.is_floating_point()) or state["step"] >= 1

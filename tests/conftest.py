@@ -166,6 +166,24 @@ def cached(data, teacher, request) -> Path:
 
 
 @pytest.fixture(scope="session")
+def few(data) -> SimpleNamespace:
+    """The 40 clips of `data.val` to train on and to validate with: for tests that need a training, and no second shard."""
+    return SimpleNamespace(train=data.val, val=data.val, videos=data.videos)
+
+
+@pytest.fixture(scope="session")
+def few_cached(few, teacher, request) -> Path:
+    """Two views of every clip of `few`, logits and features."""
+    from stages.teacher.cache_teacher import cache_teacher
+    from tests.runs import cache_config
+
+    def make(folder: Path) -> None:
+        cache_teacher(cache_config(folder / "teacher.zarr", few, teacher))
+
+    return made_once(request.config, "few_cache", make) / "teacher.zarr"
+
+
+@pytest.fixture(scope="session")
 def zygote(request, tmp_path_factory) -> Zygote:
     """Runs commands in processes of their own, without paying the imports each time."""
     zygote = request.config.zygote

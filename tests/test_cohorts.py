@@ -25,19 +25,19 @@ STUDENTS = {
 }
 
 
-def cohort_file(path, data, cached, students, *changes: str):
+def cohort_file(path, few, few_cached, students, *changes: str):
     """A config of several students, and those it holds."""
-    base = load_config(TrainConfig, None, [f"output={path / 'run'}", f"data.train={data.train}", "size=16", *QUICK,
-                                           f"data.cache={cached}", f"data.val={data.val}", "losses.logit_kl=1",
-                                           "checkpoint_every=3", *changes])  # fmt: skip
+    base = load_config(TrainConfig, None, [f"output={path / 'run'}", f"data.train={few.train}", "size=16", *QUICK,
+                                           f"data.cache={few_cached}", f"data.val={few.val}", "losses.logit_kl=1",
+                                           "checkpoint_every=2", "batch_size=8", *changes])  # fmt: skip
     file = path / "cohort.yaml"
     file.write_text(json.dumps(base.model_dump(mode="json", exclude_unset=True) | {"students": students}))
     return file, load_cohort(file)
 
 
 @pytest.fixture(scope="module")
-def cohort(data, cached, tmp_path_factory):
-    _, configs = cohort_file(tmp_path_factory.mktemp("cohort"), data, cached, STUDENTS)
+def cohort(few, few_cached, tmp_path_factory):
+    _, configs = cohort_file(tmp_path_factory.mktemp("cohort"), few, few_cached, STUDENTS)
     return configs, train_cohort(configs)
 
 
@@ -65,12 +65,12 @@ def test_clips_come_in_the_order_of_the_config_whatever_a_students_seed(cohort):
     assert results["short"]["steps"] * 2 == results["first"]["steps"]
 
 
-def test_resumes_where_its_members_are(data, cached, cohort, tmp_path):
+def test_resumes_where_its_members_are(few, few_cached, cohort, tmp_path):
     """Killed between the saves of two members: the one that is behind catches up, the other waits, a third is done."""
     whole, results = cohort
-    _, configs = cohort_file(tmp_path, data, cached, STUDENTS)
-    for name, step in (("first", 8), ("wide", 14), ("large", 5)):
-        cut_at(configs[name], step)  # checkpoints at 6, 12 and 3
+    _, configs = cohort_file(tmp_path, few, few_cached, STUDENTS)
+    for name, step in (("first", 5), ("wide", 9), ("large", 3)):
+        cut_at(configs[name], step)  # checkpoints at 4, 8 and 2
     train_student(configs["short"])
     again = train_cohort(configs, resume=True)
     assert {name: result["steps"] for name, result in again.items()} == {n: r["steps"] for n, r in results.items()}
@@ -80,10 +80,10 @@ def test_resumes_where_its_members_are(data, cached, cohort, tmp_path):
     assert train_cohort(configs, resume=True) == again
 
 
-def test_one_that_fails_does_not_stop_the_others(data, cached, cohort, tmp_path, capfd):
+def test_one_that_fails_does_not_stop_the_others(few, few_cached, cohort, tmp_path, capfd):
     whole, _ = cohort
     bad = {"optim": {"lr": 1e30, "name": "sgd"}, "seed": 3}
-    _, configs = cohort_file(tmp_path, data, cached, {"bad": bad, **{n: STUDENTS[n] for n in ("first", "short")}})
+    _, configs = cohort_file(tmp_path, few, few_cached, {"bad": bad, **{n: STUDENTS[n] for n in ("first", "short")}})
     with pytest.raises(ReskdError, match=r"1 of 3 students failed, all others are finished:\n.*run/bad.*not finite"):
         train_cohort(configs)
     assert "the others go on" in " ".join(capfd.readouterr().err.split())
@@ -92,19 +92,19 @@ def test_one_that_fails_does_not_stop_the_others(data, cached, cohort, tmp_path,
         alike(configs[name], whole[name])
     mended = dict(configs)
     mended["bad"] = configs["bad"].model_copy(update={"optim": configs["first"].optim, "output": tmp_path / "mended"})
-    assert train_cohort(mended, resume=True)["bad"]["steps"] == 24  # alone; the others are left as they are
+    assert train_cohort(mended, resume=True)["bad"]["steps"] == 10  # alone; the others are left as they are
 
 
-def test_a_teacher_in_the_loop_answers_once_for_all(data, teacher, tmp_path, monkeypatch):
+def test_a_teacher_in_the_loop_answers_once_for_all(few, teacher, tmp_path, monkeypatch):
     import stages.student.online_teacher as online
 
     calls, teacher_outputs = [], online.teacher_outputs
     monkeypatch.setattr(online, "teacher_outputs", lambda *a: calls.append(1) or teacher_outputs(*a))
-    changes = [f"teacher.checkpoint={teacher}", "losses.feature_mse=2", "schedule.epochs=1"]
-    shared = train_config(tmp_path / "a", data, *changes)
-    other = train_config(tmp_path / "b", data, *changes, "size=24", "losses.logit_kl=1", "seed=1", "data.order_seed=0")
+    changes = [f"teacher.checkpoint={teacher}", "losses.feature_mse=2", "schedule.epochs=1", "batch_size=8"]
+    shared = train_config(tmp_path / "a", few, *changes)
+    other = train_config(tmp_path / "b", few, *changes, "size=24", "losses.logit_kl=1", "seed=1", "data.order_seed=0")
     train_cohort({"a": shared, "b": other})
-    assert len(calls) == 12
+    assert len(calls) == 5
     monkeypatch.undo()
     train_student(alone := other.model_copy(update={"output": tmp_path / "alone"}))
     assert rows_of(alone.output) == rows_of(other.output)
@@ -120,16 +120,16 @@ def test_a_teacher_in_the_loop_answers_once_for_all(data, teacher, tmp_path, mon
         (["loader.window=4"], "loader.window"),
     ],
 )
-def test_refuses_members_that_disagree(data, cached, tmp_path, changes, key):
-    cache = f"data.cache={cached}"
-    configs = {"a": train_config(tmp_path / "a", data, cache), "b": train_config(tmp_path / "b", data, cache, *changes)}
+def test_refuses_members_that_disagree(few, few_cached, tmp_path, changes, key):
+    cache = f"data.cache={few_cached}"
+    configs = {"a": train_config(tmp_path / "a", few, cache), "b": train_config(tmp_path / "b", few, cache, *changes)}
     with pytest.raises(ReskdError, match=f"must agree on {key}"):
         train_cohort(configs)
     assert not (tmp_path / "a").exists()
 
 
-def test_refuses_one_output_for_two_before_work(data, tmp_path):
-    config = train_config(tmp_path / "a", data)
+def test_refuses_one_output_for_two_before_work(few, tmp_path):
+    config = train_config(tmp_path / "a", few)
     with pytest.raises(ReskdError, match="a and b have one output"):
         train_cohort({"a": config, "b": config})
 
@@ -152,8 +152,8 @@ def test_refuses_a_file_that_names_no_students(tmp_path, students, match):
         load_cohort(file)
 
 
-def test_by_the_command(data, cached, tmp_path):
-    file, configs = cohort_file(tmp_path, data, cached, {n: STUDENTS[n] for n in ("first", "short")})
+def test_by_the_command(few, few_cached, tmp_path):
+    file, configs = cohort_file(tmp_path, few, few_cached, {n: STUDENTS[n] for n in ("first", "short")})
     command("train-student", "--config", file, "--dry-run")
     assert not (tmp_path / "run").exists()
     command("train-student", "--config", file, "--set", "schedule.epochs=1")

@@ -408,8 +408,8 @@ def test_the_targets_in_memory_are_what_the_zoo_says(file):
     assert resident / 2**30 == pytest.approx(float(gib), rel=0.01)
 
 
-TRAINED = {  # one config for each net and size
-    (net.arch, net.backbone, load(file).size): file for file in RUNS if (net := load(file).model)
+TRAINED = {  # one config for each net; their sizes are those of `test_a_model_is_built_at_its_size_and_costs_what_...`
+    (net.arch, net.backbone, load(file).grad_checkpointing): file for file in RUNS if (net := load(file).model)
 }
 
 
@@ -430,13 +430,15 @@ def test_every_net_trains_on_shapes(file):
 @pytest.mark.parametrize("name", ["actnet/rkd_r152_r50_72", "sthv2/rkd_tsm_r50_112", "k400/rkd_slowonly_r50_112",
                                   "k400/rkd_swin_s_112"])  # fmt: skip
 def test_one_step_of_each_family_moves_its_student(name):
-    """The config's own net, losses, groups, schedule and encoding on one clip; for the Swin a few blocks do."""
+    """The config's own width, losses, groups, schedule and encoding on one clip of four frames; a few blocks do.
+    The whole nets are those of `test_every_net_trains_on_shapes`."""
     torch.manual_seed(0)
     file = ROOT / "configs" / f"{name}.yaml"
     config, net, classes = load(file), complete(file), CLASSES[name.split("/")[0]]
-    if net.arch == "swin":
-        net = net.model_copy(update={"args": {"depths": [1, 1, 2, 1]}})
+    args = {"depths": [1, 1, 1, 1]} if net.arch == "swin" else {"layers": [1, 1, 1, 1]}
+    net = net.model_copy(update={"args": args, "num_frames": 4})
     there = stats_of(ROOT / "configs" / f"{teacher_of(cache_of(config)[1]).output.relative_to('runs')}.yaml")
+    grid = (there.grid[0] * net.num_frames // config.model.num_frames, *there.grid[1:])
     settings = cache_of(config)[1].targets.features
     width = settings.dims or there.width
     constants = {"basis": np.eye(there.width, width, dtype=np.float32)} if settings.dims else {}
@@ -450,12 +452,12 @@ def test_one_step_of_each_family_moves_its_student(name):
         multi_hot=torch.zeros(1, classes),
         usable=torch.ones(1, dtype=torch.bool),
         index=torch.zeros(1, 3, dtype=torch.int64),
-        features=torch.randint(-7, 8, (1, *there.grid, width), dtype=torch.int8),  # int4 codes
+        features=torch.randint(-7, 8, (1, *grid, width), dtype=torch.int8),  # int4 codes
     )
     watched = [next(student.model.backbone.parameters()), student.model.head.fc.weight, student.model.head.fc.bias]
     before = [p.detach().clone() for p in watched]
     decoder = TargetDecoder(
-        map_shape=(*there.grid[1:], there.width),
+        map_shape=(*grid[1:], there.width),
         scale=torch.full((width,), 0.1),
         offset=torch.full((width,), 0.7),
         classifier=(torch.randn(classes, width), torch.zeros(classes)),

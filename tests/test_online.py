@@ -19,12 +19,6 @@ QUICK = ["batch_size=8", "schedule.epochs=1"]
 
 
 @pytest.fixture(scope="module")
-def few(data):
-    """40 clips in one shard."""
-    return type(data)(train=data.val, val=data.val)
-
-
-@pytest.fixture(scope="module")
 def stored(few, teacher, tmp_path_factory):
     """One view of each, in float16."""
     output = tmp_path_factory.mktemp("cache") / "t.zarr"
@@ -61,7 +55,7 @@ def test_a_teacher_in_the_loop_says_what_the_cache_does(few, teacher, stored, tm
 
 def test_it_sees_fresh_views_each_epoch_and_stays_as_it_is(few, teacher, tmp_path):
     config = train_config(
-        tmp_path / "run", few, *online(teacher), *ALL, "schedule.epochs=3", "loader.workers=0", "ema=0.9"
+        tmp_path / "run", few, *online(teacher), *ALL, "schedule.epochs=2", "loader.workers=0", "ema=0.9"
     )
     before = load_model(teacher)[0].state_dict()
     train_student(config)
@@ -113,9 +107,9 @@ def test_refuses_a_teacher_that_does_not_fit(few, teacher, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_fresh_views_never_get_the_targets_of_stored_ones(few, cached, tmp_path):
+def test_fresh_views_never_get_the_targets_of_stored_ones(few, few_cached, tmp_path):
     with pytest.raises(ReskdError, match=r"stored views are replayed: remove `policy`"):
-        train_config(tmp_path / "run", few, f"data.cache={cached}", f"policy={POLICY}", *ALL)
+        train_config(tmp_path / "run", few, f"data.cache={few_cached}", f"policy={POLICY}", *ALL)
 
 
 # ---- clips in memory ----

@@ -30,20 +30,20 @@ from tests.runs import QUICK, command
 
 
 @pytest.fixture
-def file(data, cached, tmp_path):
+def file(few, few_cached, tmp_path):
     path = tmp_path / "student.yaml"
     lines = [f"output: {tmp_path / 'sweep'}", "size: 16", "losses: {logit_kl: 1.0}",
-             f"data: {{train: {data.train}, val: {data.val}, cache: {cached}}}"]  # fmt: skip
+             f"data: {{train: {few.train}, val: {few.val}, cache: {few_cached}}}"]  # fmt: skip
     path.write_text("\n".join(lines))
     return path
 
 
-SET = [*QUICK, "schedule.epochs=1"]
+SET = [*QUICK, "schedule.epochs=1", "batch_size=10"]  # four steps
 
 
-def test_a_grid_is_trained_scored_and_told(file, data, tmp_path):
+def test_a_grid_is_trained_scored_and_told(file, few, tmp_path):
     sets = [part for change in SET for part in ("--set", change)]
-    said = command("sweep", "--config", file, *sets, "--grid", "size=16,24", "--grid", "seed=0,1", "--test", data.val)
+    said = command("sweep", "--config", file, *sets, "--grid", "size=16,24", "--grid", "seed=0,1", "--test", few.val)
     out = tmp_path / "sweep"
     result = json.loads((out / "sweep.json").read_text())
     assert set(result["students"]) == {f"size={size},seed={seed}" for size in (16, 24) for seed in (0, 1)}
@@ -55,14 +55,14 @@ def test_a_grid_is_trained_scored_and_told(file, data, tmp_path):
     assert result["points"][0]["gflops"] < result["points"][1]["gflops"]
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
     cost = result["cost"]
-    assert cost["teacher_clip_views"] == 400 and cost["in_loop_clip_views"] == 4 * 192
+    assert cost["teacher_clip_views"] == 80 and cost["in_loop_clip_views"] == 4 * 40
     assert cost["decode_passes"] == 1 and cost["decode_passes_alone"] == 4
     scored = {name: (out / name / "test.json").stat().st_mtime_ns for name in result["students"]}
     before = {name: (out / name / "last.pt").stat().st_mtime_ns for name in result["students"]}
 
-    command("sweep", "--config", file, *sets, "--grid", "size=16,24", "--grid", "seed=0,1,2", "--test", data.val)
+    command("sweep", "--config", file, *sets, "--grid", "size=16,24", "--grid", "seed=0,1,2", "--test", few.val)
     again = json.loads((out / "sweep.json").read_text())  # two more students, nothing done twice
-    assert len(again["students"]) == 6 and again["cost"]["in_loop_clip_views"] == 6 * 192
+    assert len(again["students"]) == 6 and again["cost"]["in_loop_clip_views"] == 6 * 40
     assert {name: again["students"][name] for name in result["students"]} == result["students"]
     assert again["cost"]["decode_passes"] == 2 and again["cost"]["decode_passes_alone"] == 6
     assert {name: (out / name / "last.pt").stat().st_mtime_ns for name in before} == before
@@ -71,12 +71,12 @@ def test_a_grid_is_trained_scored_and_told(file, data, tmp_path):
 
 
 def test_from_packs_two_halves_train_side_by_side_and_each_student_is_what_it_is_alone(
-    file, data, cached, tmp_path, s3
+    file, few, few_cached, tmp_path, s3
 ):
     """At a URL: the first process has connections, the second one makes its own."""
     out = UrlPath(s3.bucket) / "halves" / "sweep"
     (out.parent.parent / "there").write_bytes(b"")  # the server makes a bucket at its first object
-    pack(PackConfig(data=data.train, cache=cached, output=tmp_path / "pack", size=16, loader={"workers": 0}))
+    pack(PackConfig(data=few.train, cache=few_cached, output=tmp_path / "pack", size=16, loader={"workers": 0}))
     changes = [*SET, f"data.pack={tmp_path / 'pack'}", "loader.resident=false", "data.val=null", f"output={out}"]
     students = load_sweep(file, changes, ["seed=0,1,2,3"])
     students["seed=3"] = students["seed=3"].model_copy(update={"optim": OptimConfig(lr=1e30)})
@@ -119,7 +119,7 @@ def test_one_that_fails_leaves_the_rest_and_is_named(file, tmp_path):
 @pytest.mark.parametrize("where", ["_optimizer_step", "_validate", "_finish"])
 def test_a_signal_at_the_end_of_a_cohort_stops_the_sweep(file, tmp_path, monkeypatch, where):
     students = load_sweep(file, [*SET, "students={first: {}, second: {batch_size: 8}}"])
-    work, last = getattr(loop, where), 12 - (where == "_optimizer_step")
+    work, last = getattr(loop, where), 4 - (where == "_optimizer_step")
 
     def signalled(chosen, *rest):
         run = chosen if where == "_finish" else chosen[0]
@@ -127,7 +127,7 @@ def test_a_signal_at_the_end_of_a_cohort_stops_the_sweep(file, tmp_path, monkeyp
             signal.raise_signal(signal.SIGTERM)
         return work(chosen, *rest)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="at step 12 of 12; all is saved") as stopped:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="at step 4 of 4; all is saved") as stopped:
         patch.setattr(loop, where, signalled)
         run_sweep(students)
     assert "run it again: it goes on" in str(stopped.value) and "--" not in str(stopped.value)
@@ -183,30 +183,30 @@ def test_refuses_before_any_training(file, tmp_path, changes, grid, match):
     assert not (tmp_path / "sweep").exists()
 
 
-def test_refuses_a_folder_of_another_run_and_a_test_set_of_other_classes(file, data, tmp_path, cached):
+def test_refuses_a_folder_of_another_run_and_a_test_set_of_other_classes(file, few_cached, tmp_path):
     students = load_sweep(file, SET, ["seed=-1,1"])
     assert set(students) == {"seed=-1", "seed=1"}
     run_sweep(students)
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("last.pt")}
     with pytest.raises(ReskdError, match=r"seed=-1 holds a run of another config:\n  optim.lr"):
         run_sweep(load_sweep(file, [*SET, "optim.lr=0.1"], ["seed=-1,1,2"]))
-    for other in (tmp_path / "nowhere", cached):
+    for other in (tmp_path / "nowhere", few_cached):
         with pytest.raises(ReskdError, match=other.name):
             run_sweep(load_sweep(file, SET, ["seed=-1,1,2"]), test=other)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("last.pt")} == kept
 
 
-def test_a_teachers_hours_are_those_of_each_cache(cached, tmp_path):
+def test_a_teachers_hours_are_those_of_each_cache(few_cached, tmp_path):
     clips, hours, loop = {}, 0.0, 0.0
     for name, seen, seconds in (("a", 100, 3600.0), ("b", 100_000, 360_000.0)):  # a cheap teacher, and a dear one
-        cache = shutil.copytree(cached, tmp_path / name)
+        cache = shutil.copytree(few_cached, tmp_path / name)
         open_time_log(cache, 0, time.perf_counter())(seconds, 0)
         clips[cache] = seen
         spent = teacher_time_of(cache, load_manifest(cache).notes)
-        assert spent.forward_seconds > seconds and spent.clip_views == 400
-        hours, loop = hours + spent.forward_seconds / 3600, loop + seen * spent.forward_seconds / 400 / 3600
+        assert spent.forward_seconds > seconds and spent.clip_views == 80
+        hours, loop = hours + spent.forward_seconds / 3600, loop + seen * spent.forward_seconds / 80 / 3600
     cost = teacher_cost(clips)
-    assert cost["teacher_clip_views"] == 800 and cost["in_loop_clip_views"] == 100_100
+    assert cost["teacher_clip_views"] == 160 and cost["in_loop_clip_views"] == 100_100
     assert cost["teacher_hours"] == pytest.approx(hours) and cost["in_loop_hours"] == pytest.approx(loop)
     assert teacher_cost({}) == {"teacher_clip_views": 0, "in_loop_clip_views": 0, "teacher_hours": None,
                                   "in_loop_hours": None}  # fmt: skip

@@ -186,9 +186,16 @@ def model_stats(model: VideoModel, size: int) -> ModelStats:
 _counted: dict[tuple[str, int], ModelStats] = {}  # by the config and the size
 
 
+def _on_meta(tensor: Tensor) -> Tensor:
+    meta = tensor.detach().to("meta")
+    return nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
+
+
 def _count(model: VideoModel, size: int) -> ModelStats:
     """`model_stats`, counted on a copy that has shapes but no data."""
-    shapes = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
+    tensors = (*model.parameters(), *model.buffers())
+    without_data = {id(tensor): _on_meta(tensor) for tensor in tensors}  # what a copy has in its place
+    shapes = copy.deepcopy(model, without_data).eval()
     clips = torch.empty(1, model.num_frames, 3, size, size, dtype=torch.uint8, device="meta")
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():

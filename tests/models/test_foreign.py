@@ -65,7 +65,7 @@ def plain(net):
 
 def layouts():
     for arch in ("tsn", "tsm", "slowonly", "swin"):
-        for wrapped in ("bare", "0.x", "1.x"):
+        for wrapped in {"tsn": ("bare", "0.x"), "tsm": ("0.x", "1.x")}.get(arch, ("1.x",)):
             yield pytest.param(arch, "mmaction2", wrapped, "net.pth", id=f"mmaction2-{arch}-{wrapped}")
     for arch in ("tsn", "slowonly", "swin"):
         yield pytest.param(arch, "torchvision", "bare", "net.pt", id=f"torchvision-{arch}")
@@ -300,14 +300,14 @@ def test_a_prefix_is_seen_as_what_is_missing_stands_beside_what_is_there_instead
         loaded(save(tmp_path / "lightning.pth", state), model_config("tsn"))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e300], ids=["nan", "inf", "too large"])
 @pytest.mark.parametrize(
-    "name, ours",
+    "name, ours, value",
     [
-        ("layer1.0.bn1.running_var", "backbone.layer1.0.bn1.running_var"),
-        ("conv1.weight", "backbone.conv1.weight"),
-        ("fc.weight", "head.fc.weight"),
-        ("fc.bias", "head.fc.bias"),
+        ("layer1.0.bn1.running_var", "backbone.layer1.0.bn1.running_var", float("nan")),
+        ("conv1.weight", "backbone.conv1.weight", float("inf")),
+        ("conv1.weight", "backbone.conv1.weight", -1e300),
+        ("fc.weight", "head.fc.weight", -1e300),
+        ("fc.bias", "head.fc.bias", float("nan")),
     ],
 )
 def test_weights_that_are_not_finite_are_refused_by_name(name, ours, value, tmp_path):

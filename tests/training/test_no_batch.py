@@ -44,7 +44,7 @@ def whole(small, tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize(("micro_batch", "step"), [(6, 2), (7, 2), (8, 2)], ids=["first", "middle", "last"])
+@pytest.mark.parametrize(("micro_batch", "step"), [(6, 2), (8, 2)], ids=["first", "last"])
 def test_a_damaged_tar_leaves_a_saved_run(small, whole, tmp_path, micro_batch, step):
     config = config_of(small, tmp_path / "run")
     with join_ranks() as ranks:

@@ -18,6 +18,7 @@ from cache.identity import ShardEntry, keys_digest
 from stages.prepare.prepare import prepare
 from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import make_index, write_index, write_rows
+from stages.shards.stream_shard import stream_shard
 from stages.shards.tar_scan import VIDEO_EXTENSIONS, scan_tar
 from tests.media import encode_video, moving_square
 
@@ -53,7 +54,7 @@ def read_both_ways(data: Dataset) -> dict[str, bytes]:
     """Key -> video, by offset and by WebDataset's reader, which must agree."""
     found = {}
     for entry in data.shards:
-        for number, row, video in data.stream(entry.name):
+        for number, row, video in stream_shard(data, entry.name):
             assert video == data.read(entry.name, number) and hashlib.sha256(video).hexdigest() == row.sha256
             found[row.key] = video
     return found

@@ -22,6 +22,7 @@ from stages.prepare.probe_videos import crashed_probe, probe_task
 from stages.prepare.workers import Workers
 from stages.shards.classes import class_table
 from stages.shards.dataset import Dataset
+from stages.shards.stream_shard import stream_shard
 from stages.video.decode import decode_frames
 from tests.media import encode_audio, encode_video, moving_square
 from tests.zygote import Zygote
@@ -82,7 +83,7 @@ def test_class_folders_become_shards_of_the_same_bytes(tmp_path):
     seen = []
     for entry in data.shards:
         with tarfile.open(tmp_path / "out" / entry.name) as tar:
-            for number, row, video in data.stream(entry.name):
+            for number, row, video in stream_shard(data, entry.name):
                 name, stem = row.key.split("_")
                 assert video == data.read(entry.name, number) == (source / name / f"{stem}.mp4").read_bytes()
                 beside = json.loads(tar.extractfile(f"{row.key}.json").read())
@@ -320,10 +321,8 @@ def test_foreign_shards_are_indexed_where_they_are(tmp_path, place):
     assert data.rows("part1/00000.tar")[0].error and [r.tolist() for r in data.usable_rows()] == [[0, 1, 2], [1, 2]]
     (tmp_path / "here").rename(tmp_path / "there")  # both together: the index knows its tars by relative place
     moved = Path(str(output).replace("/here/", "/there/"))
-    streamed = [
-        data for _, _, data in make(Path(str(source).replace("/here/", "/there/")), moved).stream("part0/00000.tar")
-    ]
-    assert streamed == [clip(0), clip(1), clip(2)]
+    data = make(Path(str(source).replace("/here/", "/there/")), moved)
+    assert [video for _, _, video in stream_shard(data, "part0/00000.tar")] == [clip(0), clip(1), clip(2)]
 
 
 def test_labels_of_foreign_shards(tmp_path):
@@ -569,6 +568,6 @@ def test_a_full_disk_is_told_and_a_rerun_continues(tmp_path):
 def test_real_videos_of_many_codecs(clips, tmp_path):
     data = make(clips, tmp_path / "out", clips_per_shard=6, check="quick")
     assert list(quarantine(tmp_path / "out")) == ["corrupted.mp4"]
-    rows = {row.key: row for entry in data.shards for _, row, _ in data.stream(entry.name)}
+    rows = {row.key: row for entry in data.shards for _, row, _ in stream_shard(data, entry.name)}
     assert len(rows) == 14 and rows["av1_video"].decoder == "pyav-seek"
     assert (rows["video_90"].width, rows["video_90"].height) == (rows["video_0"].height, rows["video_0"].width)

@@ -3,11 +3,8 @@
 import copy
 import hashlib
 import os
-import tarfile
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +14,14 @@ from cache.errors import ReskdError, StoreError
 from cache.identity import ShardEntry, check_shard_names
 from cache.json_file import parse_json, read_limited
 from cache.lru import LRU
-from cache.view import BLOCK
 from stages.remote.url_path import Location, UrlPath, location
 from stages.shards.index import INDEX, read_index, rows_path
 from stages.shards.index_types import check_rows, short_reason
 from stages.shards.local_blocks import BlockPart, LocalBlocks, block_span
 from stages.shards.tar_file import FilePart, RemoteTar, TarFile, open_tar
-from stages.shards.tar_scan import HEADER, scan_tar
-from stages.shards.webdataset_tar import read_samples
+from stages.shards.tar_scan import HEADER
 
 OPEN_SHARDS = 256  # tars kept open, and shards whose rows stay in memory: some 100 MB at 1,000 rows a shard
-BLOCKS_AHEAD = 4  # of a tar in a store that is streamed, in memory: 130 MB with clips of 500 kB
 
 
 class ChangedVideo(ReskdError):
@@ -133,7 +127,7 @@ class Dataset:
         """The encoded video of row number `row`, read at its offset. Raises ReskdError if the tar differs from the index."""
         if self.local is not None:
             return self.local.read(self, shard, row)
-        return self.read_from(self._tars.get(shard, lambda: self._open_tar(shard)), shard, row)
+        return self.read_from(self._tars.get(shard, lambda: self.open_tar(shard)), shard, row)
 
     def fetch_block(self, shard: str, block: int) -> bytes:
         """The bytes of `block_span`, by one request. Raises StoreError, and ReskdError for a tar of another size, or none."""
@@ -156,64 +150,14 @@ class Dataset:
         rows, headers = self._rows.get(shard, lambda: self._load_rows(shard))
         clip = rows[row]
         if zlib.crc32(tar.read(HEADER, clip.offset - HEADER)) != headers[row]:
-            raise self._changed_tar(shard, f"row {row}: another member lies where {clip.key}.{clip.ext} was")
+            raise self.changed_tar(shard, f"row {row}: another member lies where {clip.key}.{clip.ext} was")
         data = tar.read(clip.size, clip.offset)
         if len(data) != clip.size:
-            raise self._changed_tar(shard, f"row {row}: cut inside the data of {clip.key}.{clip.ext}")
+            raise self.changed_tar(shard, f"row {row}: cut inside the data of {clip.key}.{clip.ext}")
         if hashlib.sha256(data).hexdigest() != clip.sha256:  # a flipped bit may decode, to another picture
-            error = self._changed_tar(shard, f"row {row}, {clip.key}.{clip.ext}: {len(data)} bytes of other content")
+            error = self.changed_tar(shard, f"row {row}, {clip.key}.{clip.ext}: {len(data)} bytes of other content")
             raise ChangedVideo(str(error))
         return data
-
-    def stream(self, shard: str, wanted: Callable[[int], bool] = lambda row: True) -> Iterator[tuple[int, Row, bytes]]:
-        """Read a shard once in tar order: yields (row number, row, encoded video) of the `wanted` rows, quarantined ones too.
-
-        WebDataset's pipeline reads the tar. It skips faults; therefore every sample is compared with the index: the keys,
-        the number of samples, and size and sha256 of the wanted videos. A tar in a store is read by the places that the
-        index names, in blocks. Raises ReskdError at the first difference.
-        """
-        rows, count = self.rows(shard), 0
-        if isinstance(self.base, UrlPath):
-            yield from self._stream_blocks(shard, rows, wanted)
-            return
-        self._open_tar(shard)  # checks the size before the first row
-        scan_tar(self.base / shard)  # WebDataset would unpack a compressed tar and fill a sparse member, however large
-        try:
-            with open(self.base / shard, "rb") as file:
-                for count, sample in enumerate(read_samples(file), 1):
-                    if count > len(rows):
-                        raise self._changed_tar(
-                            shard, f"clip {sample['__key__']!r} comes after the last of {len(rows)} rows"
-                        )
-                    row = rows[count - 1]
-                    self._check_key(shard, count - 1, row, sample)
-                    if wanted(count - 1):
-                        yield count - 1, row, self._checked_video(shard, count - 1, row, sample)
-        except (tarfile.TarError, OSError) as error:
-            raise self._changed_tar(shard, f"after {count} of {len(rows)} clips: {error.args[0]}") from error
-        if count < len(rows):
-            raise self._changed_tar(shard, f"{count} clips, the index has {len(rows)}; the next is {rows[count].key!r}")
-
-    def _stream_blocks(
-        self, shard: str, rows: Sequence[Row], wanted: Callable[[int], bool]
-    ) -> Iterator[tuple[int, Row, bytes]]:
-        """`stream` for a tar in a store: one request for the wanted rows of each block, some blocks ahead."""
-        tar, ahead = self._open_tar(shard), deque()
-
-        def fetch(numbers: Sequence[int]) -> FilePart:
-            first = rows[numbers[0]].offset - HEADER
-            return FilePart(tar.read(rows[numbers[-1]].offset + rows[numbers[-1]].size - first, first), first)
-
-        blocks = [range(start, min(start + BLOCK, len(rows))) for start in range(0, len(rows), BLOCK)]
-        parts = [numbers for block in blocks if (numbers := [r for r in block if wanted(r)])]
-        with ThreadPoolExecutor(BLOCKS_AHEAD, "stream-blocks") as pool:
-            try:
-                for i, numbers in enumerate(parts):
-                    ahead.extend(pool.submit(fetch, part) for part in parts[i + len(ahead) : i + BLOCKS_AHEAD])
-                    part = ahead.popleft().result()
-                    yield from ((r, rows[r], self.read_from(part, shard, r)) for r in numbers)
-            finally:
-                pool.shutdown(cancel_futures=True)
 
     def check_files(self) -> None:
         """Raises ReskdError, which names the first bad tar, unless all tars exist and have the sizes in the index.
@@ -257,7 +201,8 @@ class Dataset:
         rows = tuple(Row(*values) for values in zip(*(columns[name] for name in Row.__slots__), strict=True))
         return rows, columns["header"]
 
-    def _open_tar(self, shard: str) -> TarFile | RemoteTar:
+    def open_tar(self, shard: str) -> TarFile | RemoteTar:
+        """Raises ReskdError if it is missing or has another size than the index says."""
         try:
             tar = open_tar(self.base / shard)
         except OSError as error:
@@ -267,24 +212,10 @@ class Dataset:
 
     def _check_size(self, shard: str, size: int) -> None:
         if size != self.entry(shard).bytes:
-            raise self._changed_tar(shard, f"{size} bytes, the index has {self.entry(shard).bytes}")
+            raise self.changed_tar(shard, f"{size} bytes, the index has {self.entry(shard).bytes}")
 
-    def _check_key(self, shard: str, number: int, row: Row, sample: Mapping[str, Any]) -> None:
-        if sample["__key__"] != row.key:
-            raise self._changed_tar(
-                shard, f"row {number}: clip {sample['__key__']!r} lies where the index has {row.key!r}"
-            )
-
-    def _checked_video(self, shard: str, number: int, row: Row, sample: Mapping[str, Any]) -> bytes:
-        data = sample.get(row.ext)
-        if data is None or len(data) != row.size or hashlib.sha256(data).hexdigest() != row.sha256:
-            content = "no such member" if data is None else f"{len(data)} bytes of other content"
-            raise self._changed_tar(
-                shard, f"row {number}, {row.key}.{row.ext}: {content}, the index has {row.size} bytes"
-            )
-        return data
-
-    def _changed_tar(self, shard: str, difference: str) -> ReskdError:
+    def changed_tar(self, shard: str, difference: str) -> ReskdError:
+        """An error that says how a tar differs from the index."""
         return ReskdError(f"{self.base / shard}: {difference}. The tar is cut, damaged, or was changed after it was indexed: "
                           "put the indexed tar back, or run `prepare` into a new folder")  # fmt: skip
 

@@ -5,6 +5,7 @@ with decoding.
 from collections.abc import Iterator, Sequence
 
 from stages.shards.dataset import Dataset, Row
+from stages.shards.stream_shard import stream_shard
 
 Chunk = tuple[int, int, list[tuple[Row, bytes]]]  # position in the list of shards, first row, rows and their videos
 
@@ -25,7 +26,7 @@ def chunks_of_worker(data: Dataset, shards: Sequence[str], size: int, first: int
 
         chunk: list[tuple[Row, bytes]] = []
         clips = data.entry(shard).clips
-        for r, row, video in data.stream(shard, is_wanted) if end > first else ():
+        for r, row, video in stream_shard(data, shard, is_wanted) if end > first else ():
             chunk.append((row, video))
             if len(chunk) == size or r + 1 == clips:
                 yield position, r + 1 - len(chunk), chunk

@@ -20,6 +20,7 @@ from stages.prepare.path_index import PathIndex, match_paths, same_ending
 from stages.prepare.prepare import prepare
 from stages.shards.classes import read_classes
 from stages.shards.dataset import Dataset, open_dataset
+from stages.shards.stream_shard import stream_shard
 from stages.stream.all_views import AllViews, ShardWork
 from stages.stream.clips import ClipDataset
 from stages.video.decode import decode_frames
@@ -135,7 +136,7 @@ def test_views_of_a_part_show_the_frames_of_that_part(kinetics, tmp_path):
 def test_the_time_of_a_part_is_kept_beside_the_video(kinetics, tmp_path):
     data = make("kinetics", tmp_path / "out", **kinetics)
     (name,) = [entry.name for entry in data.shards]
-    found = list(data.stream(name))
+    found = list(stream_shard(data, name))
     assert sum(video == numbered() for _, _, video in found) == 3  # the bytes of the video, each time
     with tarfile.open(data.path / name) as tar:
         beside = json.loads(tar.extractfile("wholevideo_3_5_4_25.json").read())
@@ -573,7 +574,7 @@ def test_decoded_pictures_are_those_of_the_listed_file(tmp_path):
     file = write(tmp_path / "f.txt", "x/v0.mp4 0\ny/v0.mp4 1\nz/v0.mp4 2\n")
     data = make("mmaction", tmp_path / "out", annotations=file, videos=folder)
     assert kinds(tmp_path / "out") == {"x/v0.mp4": "absent"}
-    for _, row, video in data.stream(data.shards[0].name):
+    for _, row, video in stream_shard(data, data.shards[0].name):
         frames, _ = decode_frames(video, [0], row.decoder)
         expected, _ = decode_frames(clip(4 + row.labels[0]), [0], row.decoder)
         assert (frames == expected).all()

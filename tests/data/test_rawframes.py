@@ -15,6 +15,7 @@ from stages.prepare import make_shards
 from stages.prepare.encode_frames import encode_pictures
 from stages.prepare.prepare import prepare
 from stages.shards.dataset import Dataset
+from stages.shards.stream_shard import stream_shard
 from stages.video.decode import DecodeError, decode_frames
 from tests.data.test_publishers import kinds, lines, rows, write
 from tests.media import numbered_frames, read_numbers
@@ -39,7 +40,7 @@ def save(folder: Path, frames: np.ndarray, name: str = "img_{:05}.png", first: i
 
 def decoded(data: Dataset, key: str) -> np.ndarray:
     for entry in data.shards:
-        for _, row, video in data.stream(entry.name):
+        for _, row, video in stream_shard(data, entry.name):
             if row.key == key:
                 return decode_frames(video, np.arange(row.frames), row.decoder)[0]
     raise KeyError(key)

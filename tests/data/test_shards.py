@@ -19,6 +19,7 @@ from cache.errors import ReskdError
 from cache.identity import ShardEntry, keys_digest
 from stages.shards.dataset import Dataset, open_dataset
 from stages.shards.index import INDEX, make_index, write_index, write_rows
+from stages.shards.stream_shard import stream_shard
 from stages.shards.tar_scan import scan_tar
 from stages.shards.webdataset_tar import write_shard
 
@@ -81,7 +82,7 @@ def test_rows_by_index_equal_the_stream_and_what_was_written(dataset):
     assert dataset.classes == ("x", "y", "z")
     assert [entry.clips for entry in dataset.shards] == [5, 5]
     for entry in dataset.shards:
-        streamed = list(dataset.stream(entry.name))
+        streamed = list(stream_shard(dataset, entry.name))
         assert [number for number, _, _ in streamed] == [0, 1, 2, 3, 4]
         assert tuple(row for _, row, _ in streamed) == dataset.rows(entry.name)
         for number, row, data in streamed:
@@ -123,7 +124,7 @@ def test_streaming_runs_no_commands(tmp_path, monkeypatch):
     entry = make_shard(tmp_path, name, ["k"])
     write_index(tmp_path, make_index(classes=[], decoder="pyav 1", base=".", shards=[entry], quarantine={}, rules=2,
                                      check="quick"))  # fmt: skip
-    assert [data for _, _, data in open_dataset(tmp_path).stream(name)] == [video(0)]
+    assert [data for _, _, data in stream_shard(open_dataset(tmp_path), name)] == [video(0)]
     assert not (tmp_path / "ran").exists() and not (tmp_path / "rewritten").exists()
     import webdataset
 
@@ -212,7 +213,11 @@ def test_a_tar_cut_anywhere_is_refused(cut, at_block, whole):
         with pytest.raises(ReskdError, match=r"000\.tar: .*(write it anew)"):
             scan_tar(tar)
     dataset = open_dataset(path)
-    for use in (lambda: dataset.read("a/000.tar", 0), lambda: next(dataset.stream("a/000.tar")), dataset.check_files):
+    for use in (
+        lambda: dataset.read("a/000.tar", 0),
+        lambda: next(stream_shard(dataset, "a/000.tar")),
+        dataset.check_files,
+    ):
         with pytest.raises(ReskdError, match=rf"000\.tar: {cut} bytes, the index has {len(data)}"):
             use()
 
@@ -286,7 +291,7 @@ def test_a_changed_byte_never_gives_a_wrong_clip(position, value, whole):
     path, data = whole
     (path / "a/000.tar").write_bytes(data[:position] + bytes([data[position] ^ value]) + data[position + 1 :])
     try:
-        streamed = [video for _, _, video in open_dataset(path).stream("a/000.tar")]
+        streamed = [video for _, _, video in stream_shard(open_dataset(path), "a/000.tar")]
     except ReskdError as error:
         assert "000.tar: " in str(error)
     else:
@@ -296,7 +301,7 @@ def test_a_changed_byte_never_gives_a_wrong_clip(position, value, whole):
 def rewrite(dataset: Dataset, change) -> str:
     """Rewrites the first tar of a data set with its (key, bytes) changed, at the size that the index has."""
     name = dataset.shards[0].name
-    clips = change([(row.key, data) for _, row, data in dataset.stream(name)])
+    clips = change([(row.key, data) for _, row, data in stream_shard(dataset, name)])
     path = dataset.base / name
     write_shard(
         path, dataset.path / "temporary", [(k, "mp4", d, {"labels": [i % 3]}) for i, (k, d) in enumerate(clips)]
@@ -320,7 +325,7 @@ CHANGES = {
 def test_a_stream_that_differs_from_the_index_is_refused(dataset, change, message):
     name = rewrite(dataset, change)
     with pytest.raises(ReskdError, match=message):
-        list(open_dataset(dataset.path).stream(name))
+        list(stream_shard(open_dataset(dataset.path), name))
 
 
 def test_reading_by_offset_notices_another_member(dataset):
@@ -332,7 +337,7 @@ def test_reading_by_offset_notices_another_member(dataset):
 def test_what_is_missing_is_named(dataset, tmp_path):
     name = dataset.shards[1].name
     os.unlink(dataset.base / name)
-    for use in (lambda: dataset.read(name, 0), lambda: next(dataset.stream(name)), dataset.check_files):
+    for use in (lambda: dataset.read(name, 0), lambda: next(stream_shard(dataset, name)), dataset.check_files):
         with pytest.raises(ReskdError, match=r"001\.tar: missing shard .*Put the tar back"):
             use()
     with pytest.raises(ReskdError, match=r"no shard 'b\.tar' in it"):

@@ -26,6 +26,7 @@ from cache.view import ViewPolicy
 from stages.demo.digits import make_digits
 from stages.prepare.prepare import prepare
 from stages.shards.dataset import open_dataset
+from stages.shards.stream_shard import stream_shard
 from stages.stream import worker_pool
 from stages.stream.all_views import AllViews, ShardWork
 from stages.stream.clips import ClipDataset, decode_row
@@ -206,7 +207,7 @@ def test_a_tar_is_read_once_whatever_the_workers(folder, tmp_path, workers):
         return lambda clips: (make(clips), read_so_far())
 
     views = AllViews(data, work, POLICY, 16, 2)
-    next(data.stream(SHARD))  # imports are files, too
+    next(stream_shard(data, SHARD))  # imports are files, too
     before = read_so_far()
     for _, count in make_batches(fetcher, read_ahead(views.read()), workers, loader(seconds=60), data=data):
         counts.append(count)

@@ -7,6 +7,7 @@ import pytest
 from cache.errors import ReskdError
 from stages.remote.url_path import UrlPath
 from stages.shards.dataset import open_dataset
+from stages.shards.stream_shard import stream_shard
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,11 @@ def test_rows_and_videos_are_those_of_the_local_files(remote, data):
     assert theirs.path == remote and theirs.shards == ours.shards
     for shard in ours.shards:
         assert theirs.rows(shard.name) == ours.rows(shard.name)
-        assert list(theirs.stream(shard.name)) == list(ours.stream(shard.name))
+        assert list(stream_shard(theirs, shard.name)) == list(stream_shard(ours, shard.name))
         assert theirs.read(shard.name, 3) == ours.read(shard.name, 3)
-        assert [r for r, _, _ in theirs.stream(shard.name, lambda r: r % 7 == 1)] == list(range(1, shard.clips, 7))
+        assert [r for r, _, _ in stream_shard(theirs, shard.name, lambda r: r % 7 == 1)] == list(
+            range(1, shard.clips, 7)
+        )
 
 
 def test_a_tar_that_was_replaced_is_an_error(remote, data, s3):
@@ -49,4 +52,4 @@ def test_a_tar_that_was_replaced_is_an_error(remote, data, s3):
     with pytest.raises(ReskdError, match=f"{shards[1].name}: missing shard"):
         there.read(shards[1].name, 0)
     with pytest.raises(ReskdError, match=f"row 5, {row.key}.*other content"):
-        list(there.stream(shards[2].name))
+        list(stream_shard(there, shards[2].name))

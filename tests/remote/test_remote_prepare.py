@@ -20,6 +20,7 @@ from stages.remote.store import Changed, connections
 from stages.remote.url_path import UrlPath
 from stages.runtime.interrupt import Interrupted
 from stages.shards.dataset import open_dataset
+from stages.shards.stream_shard import stream_shard
 from stages.student.run_upload import RunUpload
 from tests.remote.test_remote_data import upload_folder
 from tests.runs import command
@@ -95,8 +96,8 @@ def test_the_objects_are_the_files_of_a_local_output(source, local, url, tmp_pat
     assert left_on(tmp_path) == [run]
     (url / ".prepare/check.json").write_bytes(b"{}")  # a kill just before the end
     data = make(source, url, disjoint_from=[local])
-    assert [row for *_, row in data.stream("000000.tar")] == [
-        row for *_, row in open_dataset(local).stream("000000.tar")
+    assert [row for *_, row in stream_shard(data, "000000.tar")] == [
+        row for *_, row in stream_shard(open_dataset(local), "000000.tar")
     ]
     lines = [json.loads(line)["kind"] for line in (url / "report.jsonl").read_text().splitlines()]
     assert lines.count("overlap") == 10 and set(url.files()) == set(tree(local))

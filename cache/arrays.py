@@ -22,8 +22,10 @@ from cache.store import METADATA, GroupStore, write_atomically
 from cache.view import BLOCK
 
 CODEC_NAMES = ["bytes", "blosc", "crc32c"]  # of every array, in this order
-# A fast level, since maps are large. In blocks of 32 KiB, which Blosc would take, zstd writes a sixth and reads a third slower.
-COMPRESSION = {"cname": "zstd", "clevel": 1, "blocksize": 2**19}
+COMPRESSION = {"cname": "zstd", "clevel": 1}  # a fast level: maps are large
+# Bytes that Blosc hands to zstd at once, in the arrays of shards. In its own choice, 32 KiB, maps are written a sixth and read a
+# third slower. The small arrays at the root keep that choice, so that their bytes are those of older versions.
+BLOCKSIZE = 2**19
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,17 @@ def _create(store: LocalStore | MemoryStore, name: str, spec: ArraySpec, clips: 
         chunks=(min(spec.rows or clips, clips), 1, *spec.tail),
         dtype=spec.dtype,
         fill_value=spec.fill,
-        **file_format(np.dtype(spec.dtype).itemsize),
+        **file_format(np.dtype(spec.dtype).itemsize, BLOCKSIZE),
     )
 
 
-def file_format(itemsize: int) -> dict[str, Any]:
-    """How the values of every array of a cache become chunk files; `itemsize` in bytes."""
+def file_format(itemsize: int, blocksize: int = 0) -> dict[str, Any]:
+    """How the values of every array of a cache become chunk files; `itemsize` in bytes. `blocksize` 0: Blosc's choice."""
+    # Byte shuffle is set, since zarr's default for one-byte items is bit shuffle.
+    blosc = BloscCodec(**COMPRESSION, shuffle="shuffle", typesize=itemsize, blocksize=blocksize)
     return {
         "filters": None,
-        # Byte shuffle is set, since zarr's default for one-byte items is bit shuffle.
-        "compressors": [BloscCodec(**COMPRESSION, shuffle="shuffle", typesize=itemsize), Crc32cCodec()],
+        "compressors": [blosc, Crc32cCodec()],
         # All chunks of an array lie in one folder: with "/", each chunk of a map would lie five folders deep.
         "chunk_key_encoding": {"name": "default", "separator": "."},
         "zarr_format": 3,

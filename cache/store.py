@@ -20,7 +20,8 @@ from cache.json_file import read_limited
 
 METADATA = "zarr.json"
 WRITER = ".writer"  # in a store, the object of the process that writes a shard's group
-REQUESTS = 32  # of a process to a store, at once
+REQUESTS = 32  # of one call to a store, at once
+CHUNKS = 16  # of them, if each reads a whole chunk into memory
 
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -30,11 +31,11 @@ def as_path(path: str | Path) -> Path:
     return Path(path) if isinstance(path, str) else path
 
 
-def side_by_side(path: Path, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+def side_by_side(path: Path, work: Callable[[T], R], items: Iterable[T], requests: int = REQUESTS) -> list[R]:
     """`work` for each item, in order. If `path` is in a store, where each request takes long, several at once."""
     if isinstance(path, Path):
         return list(map(work, items))
-    with ThreadPoolExecutor(REQUESTS) as pool:
+    with ThreadPoolExecutor(requests) as pool:
         return list(pool.map(work, items))
 
 
@@ -157,7 +158,7 @@ class GroupStore(LocalStore):
         """Read these objects of a store at once; the next read of each takes what is here. Local files are left alone."""
         if isinstance(self.root, Path):
             return
-        for key, data in zip(keys, side_by_side(self.root, self._read, keys), strict=True):
+        for key, data in zip(keys, side_by_side(self.root, self._read, keys, CHUNKS), strict=True):
             if data is not None:
                 self.fetched[key] = data
 

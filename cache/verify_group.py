@@ -14,7 +14,7 @@ from cache.errors import ReskdError, StoreError
 from cache.group import load_group
 from cache.identity import Identity, ShardEntry, keys_digest
 from cache.manifest import Manifest
-from cache.store import METADATA, WRITER, GroupStore, file_digest, side_by_side
+from cache.store import CHUNKS, METADATA, WRITER, GroupStore, file_digest, side_by_side
 from cache.view import BLOCK
 
 # Remedies. "hand" means that a person must decide.
@@ -115,7 +115,9 @@ def _check_group(
         yield Problem(shard, f"{METADATA} is damaged: it lists other files ({min(files.keys() ^ chunks)})", REDO)
         return
     file_of_digest = {str(list(digest)): name for name, digest in files.items()}
-    faults = side_by_side(folder, lambda name: (name, file_fault(folder / name, files[name], file_of_digest)), files)
+    faults = side_by_side(
+        folder, lambda name: (name, file_fault(folder / name, files[name], file_of_digest)), files, CHUNKS
+    )
     store = GroupStore(folder)
     store.fetch([f"{name}/{METADATA}" for name in specs])
     faults += [(f"{name}/{METADATA}", _metadata_fault(expected, store, name, group)) for name in specs]

@@ -408,9 +408,9 @@ def test_the_targets_in_memory_are_what_the_zoo_says(file):
     assert resident / 2**30 == pytest.approx(float(gib), rel=0.01)
 
 
-TRAINED = {  # one config for each net; their sizes are those of `test_a_model_is_built_at_its_size_and_costs_what_...`
-    (net.arch, net.backbone, load(file).grad_checkpointing): file for file in RUNS if (net := load(file).model)
-}
+# One config for each net, with and without checkpointing. At all other sizes there is a forward:
+# `test_a_model_is_built_at_its_size_and_costs_what_its_header_says`.
+TRAINED = {(net.arch, net.backbone, load(file).grad_checkpointing): file for file in RUNS if (net := load(file).model)}
 
 
 @each(list(TRAINED.values()))

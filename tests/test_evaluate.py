@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -21,7 +23,8 @@ from cache.view import View, ViewPolicy, sample_view
 from pipeline import cli
 from stages.config.file import load_config
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.confusion_plot import plot_confusion
+from stages.evaluate.confusion_plot import label_axes, plot_confusion, room_for
+from stages.evaluate.confusion_plot import place as place_axes
 from stages.evaluate.evaluate import evaluate, most_confused, protocol_policy
 from stages.metrics.accuracy import ScoredVideos, confusion, measure
 from stages.metrics.scoring import score_videos
@@ -233,6 +236,24 @@ def test_confusion_matrices_of_few_and_many_classes(classes, tmp_path):
     counts[0] = 0  # a class without clips
     plot_confusion(tmp_path / "c.png", counts, ["$x$ [y]"] * classes)
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "names", [list("abc"), list("0123456789"), ["run", "walk", "sit"], ["JUMPING JACK"] * 3, ["x" * 28] * 30]
+)
+def test_the_names_of_classes_lie_between_the_matrix_and_its_labels(names):
+    figure, size = Figure(figsize=(9, 9)), 9
+    axes = figure.add_subplot()
+    place_axes(axes, room_for(names, size))
+    axes.imshow(np.eye(len(names)))
+    label_axes(axes, names, size)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    matrix, texts = axes.get_window_extent(renderer), [text.get_window_extent(renderer) for text in axes.texts]
+    below, beside = texts[::2], texts[1::2]
+    assert max(box.y1 for box in below) <= matrix.y0 and max(box.x1 for box in beside) <= matrix.x0
+    assert axes.xaxis.label.get_window_extent(renderer).y1 <= min(box.y0 for box in below)
+    assert axes.yaxis.label.get_window_extent(renderer).x1 <= min(box.x0 for box in beside)
 
 
 # ---- what is refused ----

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,12 +20,6 @@ from stages.teacher.verify_cache import verify_cache
 from tests.runs import POLICY, cache_config, rows_of, train_config, tree
 
 TURNED = "{codec: int4, dims: 12, rotate: hadamard}"
-
-
-@pytest.fixture(scope="module")
-def few(data):
-    """40 clips in one shard."""
-    return SimpleNamespace(train=data.val, val=data.val)
 
 
 @pytest.fixture(scope="module")

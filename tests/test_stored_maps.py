@@ -30,12 +30,6 @@ SHARD, SMALL = "000000.tar", "{codec: int8, dims: 8}"
 BOTH = ("logits", "features")
 
 
-@pytest.fixture(scope="module")
-def few(data):
-    """40 clips in one shard."""
-    return type(data)(train=data.val, val=data.val)
-
-
 def made(path, few, teacher, features: str, *changes):
     """A cache of these clips whose features are stored so; its config."""
     config = cache_config(path, few, teacher, f"targets.features={features}", *changes)
@@ -84,7 +78,7 @@ def reduced(maps: np.ndarray, grid: tuple[int, int, int], constants) -> np.ndarr
         (SMALL, (4, 4, 4), 8, {"grid": 1.0}),
         ("{energy: 0.9}", (4, 4, 4), None, {"grid": 1.0}),
         ("{grid: [2, 2]}", (4, 2, 2), 16, {"channels": 1.0}),
-        ("{codec: int3, energy: 0.8, time: 1, grid: [3, 2], sample: 20}", (1, 3, 2), None, {}),
+        ("{codec: int3, energy: 0.8, time: 2, grid: [3, 2], sample: 20}", (2, 3, 2), None, {}),
     ],
 )
 def test_codes_are_the_teachers_maps_reduced_and_rounded(

@@ -107,7 +107,7 @@ def _drawn(policy, shard, row, index) -> View:
 
 def test_workers_change_nothing(few, few_cached, tmp_path):
     runs = []
-    for workers in (0, 1):
+    for workers in (0, 2):
         changes = [f"data.cache={few_cached}", *DISTILLED, "batch_size=8", "loader.resident=false"]
         config = train_config(tmp_path / str(workers), few, *changes, f"loader.workers={workers}")
         train_student(config)

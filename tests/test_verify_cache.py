@@ -75,9 +75,8 @@ def test_damage_repair_and_cache_teacher_end_in_the_undisturbed_bytes(data, teac
     assert run(copy)[0] == 0
 
 
-def test_damaged_constants_are_restored_by_cache_teacher(data, teacher, tmp_path):
+def test_damaged_constants_are_restored_by_cache_teacher(data, few, teacher, tmp_path):
     """Also those that were estimated."""
-    few = type(data)(train=data.val)
     config = cache_config(tmp_path / "t.zarr", few, teacher, "targets.features={codec: int8, dims: 4}", "views=1")
     cache_teacher(config)
     before = tree(config.output)
@@ -127,9 +126,8 @@ def test_recompute_refuses_another_teacher_and_what_it_lacks(data, teacher, cach
     assert "--recompute needs --teacher" in run(cached, "--recompute", 2, "--data", data.train)[1]
 
 
-def test_recompute_notices_targets_of_another_teacher(data, teacher, tmp_path):
+def test_recompute_notices_targets_of_another_teacher(data, few, teacher, tmp_path):
     """A cache that is whole, under a manifest that was forged."""
-    few = type(data)(train=data.val)
     net, card = load_model(teacher)
     torch.manual_seed(0)
     torch.nn.init.normal_(net.head.fc.bias)
@@ -152,8 +150,7 @@ def test_recompute_notices_targets_of_another_teacher(data, teacher, tmp_path):
     assert status == 1 and "differ from the teacher's" in said and "hand (1)" in said
 
 
-def test_a_recalibrated_teacher_recomputes(data, teacher, tmp_path):
-    few = type(data)(train=data.val)
+def test_a_recalibrated_teacher_recomputes(data, few, teacher, tmp_path):
     config = cache_config(tmp_path / "t.zarr", few, teacher, "teacher.bn=recalibrate", "views=1")
     cache_teacher(config)
     status, said = run(config.output, "--recompute", 3, "--data", few.train, "--teacher", teacher)

@@ -9,7 +9,7 @@ from numcodecs.blosc import Blosc
 from zarr.codecs import BloscCodec
 from zarr.storage import MemoryStore
 
-from cache.arrays import encode_chunk, file_format
+from cache.arrays import BLOCKSIZE, encode_chunk, file_format
 from cache.codecs import codec_of
 from cache.create import create_cache
 from cache.group import load_group
@@ -82,7 +82,7 @@ def test_a_chunk_file_is_the_one_that_zarr_makes(dtype, rows, changes):
     """Also in an array of another version, whose compression differs: its new chunks are as its old ones."""
     values = np.random.default_rng(rows).normal(size=(rows, 40, 2, 3, 3)).clip(0)
     values = (values * 7).astype(dtype)
-    files, form = {}, file_format(values.itemsize)
+    files, form = {}, file_format(values.itemsize, BLOCKSIZE)
     blosc, checksum = form["compressors"]
     form["compressors"] = [
         BloscCodec.from_dict({"name": "blosc", "configuration": blosc.to_dict()["configuration"] | changes}),

@@ -109,7 +109,7 @@ class Zygote:
 def start_zygote() -> Zygote:
     """Import all that any command imports, and fork.
 
-    torch's first backward decides whether it has threads, after which no fork can do one. After an export to ONNX it would.
+    The first backward is done here: after an export to ONNX it would start threads, and then no fork could do a backward.
     """
     import stages
 

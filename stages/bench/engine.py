@@ -37,6 +37,7 @@ from stages.engine.run_units import Outcome, run_units
 from stages.models.config import ModelConfig
 from stages.prepare.prepare import prepare
 from stages.runtime.distributed import join_ranks
+from stages.runtime.fresh_process import start_by_default
 from stages.shards.dataset import Dataset, open_dataset
 from stages.teacher.cache_teacher import compute_missing
 from stages.teacher.config import CacheConfig
@@ -169,9 +170,7 @@ def _rank(rank: int, port: int, config: CacheConfig, seconds: object) -> None:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES,
                "MASTER_PORT": port}  # fmt: skip
     os.environ.update({name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"})
-    multiprocessing.set_start_method(
-        None, force=True
-    )  # workers start by the platform's default, not as this process did
+    start_by_default()
     data = open_dataset(config.data)
     with join_ranks() as ranks:
         teacher, _ = load_teacher(config, data, ranks.device)

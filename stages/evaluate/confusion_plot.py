@@ -10,9 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from stages.runtime.plots import plot_text
 
+GAP = 3  # points between the names and the picture
 MAX_NAMED, MAX_WRITTEN = 60, 15  # the picture shows names for at most 60 classes, and shares for at most 15
 
 
@@ -43,11 +45,11 @@ def plot_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> No
 def room_for(names: Sequence[str], size: float) -> float:
     """Inches for names of `size` points beside or below axes, and for what stands beside the names.
 
-    A letter takes 0.62 of its size, on average at most, and one of East Asia twice as much. matplotlib's own layouts measure
+    A letter takes 0.64 of its size, on average at most, and one of East Asia twice as much. matplotlib's own layouts measure
     each name several times, which takes up to half of the drawing.
     """
     letters = max((sum(1 + (east_asian_width(c) in "WF") for c in name) for name in names), default=6)
-    return 0.62 * size * letters / 72 + 0.55
+    return 0.64 * size * letters / 72 + 0.55
 
 
 def label_axes(axes: Axes, names: Sequence[str], size: float) -> None:
@@ -59,10 +61,13 @@ def label_axes(axes: Axes, names: Sequence[str], size: float) -> None:
         axes.set(xlabel="taken for, class number", ylabel="truth, class number")
         return
     axes.set(xticks=(), yticks=())
+    inches = axes.figure.dpi_scale_trans
+    below = axes.get_xaxis_transform() + ScaledTranslation(0, -GAP / 72, inches)
+    beside = axes.get_yaxis_transform() + ScaledTranslation(-GAP / 72, 0, inches)
     for i, name in enumerate(names):
-        axes.text(i, len(names) - 0.3, name, fontsize=size, rotation=90, ha="center", va="top")
-        axes.text(-0.7, i, name, fontsize=size, ha="right", va="center")
-    pad = 72 * (room_for(names, size) - 0.55) + 4
+        axes.text(i, 0, name, transform=below, fontsize=size, rotation=90, ha="center", va="top")
+        axes.text(0, i, name, transform=beside, fontsize=size, ha="right", va="center")
+    pad = 72 * (room_for(names, size) - 0.55) + 2 * GAP
     axes.set_xlabel("taken for", labelpad=pad)
     axes.set_ylabel("truth", labelpad=pad)
 

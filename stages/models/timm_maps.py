@@ -86,7 +86,7 @@ def usual_size(net: nn.Module) -> tuple[int, int]:
 
 
 def _find_layout(net: nn.Module, frames: Tensor) -> tuple[str, Tensor]:
-    """What `forward_features` returns, as `layout_of`, and the map in whatever order."""
+    """What `forward_features` returns, as `layout_of`, and the map, its axes as they come."""
     output = net.forward_features(frames)
     found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if isinstance(output, Tensor) and output.dim() == 4:
@@ -112,7 +112,10 @@ def note_pooling(net: nn.Module, shapes: nn.Module, encode: Callable[[], Encoded
 
 
 def unused_parameters(net: nn.Module, run: Callable[[], Iterable[Tensor]]) -> tuple[list[str], list[Tensor]]:
-    """The names of the parameters on which no output of `run` depends, and the outputs. `net` and `run` have no data."""
+    """The names of the parameters on which no output of `run` depends, and the outputs. `net` and `run` have no data.
+
+    `run` may return what was computed before, with gradients.
+    """
     parameters = dict(net.named_parameters())
     with torch.enable_grad():
         outputs = list(run())

@@ -1,4 +1,6 @@
-"""Whether a run may put at a URL what it makes: asked before the work, with an object that is there for a moment."""
+"""Whether a run may put at a URL what it makes: asked before the work, with an object that is there for a moment. A web server is
+refused by its URL.
+"""
 
 import secrets
 from contextlib import suppress

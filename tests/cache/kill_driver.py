@@ -5,8 +5,9 @@ A kill leaves on the disk what is there when it comes. So one run that copies it
 kills leave, without a run for each of them. The second kills, on the way to the end, are kills.
 
 Started by test_kills.py as a process of its own, small enough to fork hundreds of times, with a folder and the steps, each as
-NAME=STRIDE. Prints one JSON object, of each step {"calls": how many there are, "states": how many different folders the kills
-left behind, "wrong": [what went wrong at which k]}.
+NAME=STRIDE (of "teacher_time", every call is tried). Prints each step's name to stderr as it begins, and one JSON object, of each
+step {"calls": how many there are, "states": how many different folders the kills left behind, "wrong": [what went wrong at which
+k]}.
 """
 
 import json
@@ -276,5 +277,6 @@ if __name__ == "__main__":
         step, _, stride = asked.partition("=")
         where = Path(sys.argv[1]) / step
         where.mkdir()
+        print(step, file=sys.stderr, flush=True)
         results[step] = run_teacher_time(where) if step == "teacher_time" else run(step, where, int(stride))
     print(json.dumps(results))

@@ -14,6 +14,7 @@ from stages.demo.runs import KINDS, cache_config, run_config, run_folders
 from stages.runtime import beside
 from stages.shards.dataset import open_dataset
 from tests.runs import command, sets
+from tests.zygote import GPUS
 
 DEMO = Path("configs/demo/demo.yaml")
 NETS = ("teacher", "baseline", "distilled")
@@ -79,8 +80,9 @@ def test_the_student_is_exported_and_used_and_all_is_on_a_page(demo):
 
 
 def test_a_rerun_resumes_and_more_seeds_are_added(demo, monkeypatch):
-    """The second process is a fork, which has its imports. test_sweep.py starts a fresh one."""
-    monkeypatch.setattr(beside, "get_context", lambda _: multiprocessing.get_context("fork"))
+    """The second process is a fork, which has its imports; no fork can use a GPU. test_sweep.py starts a fresh one."""
+    if not GPUS:
+        monkeypatch.setattr(beside, "get_context", lambda _: multiprocessing.get_context("fork"))
     output, run, summary = demo
     checkpoint = (output / "runs" / "teacher-0" / "last.pt").stat().st_mtime_ns
     (output / "curves.png").unlink()

@@ -171,12 +171,14 @@ def test_a_cache_grows_and_what_was_there_stays(expected):
 def test_an_unfinished_cache_is_finished(expected):
     shards = json.loads(Path("data/index.json").read_text())["shards"]
     committed = files(f"growing.zarr/{shards[0]['name']}")
+    constants = [files(f"growing.zarr/{name}") for name in ("basis", "mean", "scale", "offset")]
     ledgers = [json.loads(line) for text in files("growing.zarr", ".paid-*").values() for line in text.splitlines()]
     spent = {name: sum(line[name] for line in ledgers) for name in ledgers[0]}
     train("basis_student.yaml", flags=("--dry-run", "--allow-partial"))
 
     run("cache-teacher", "--config", "growing.yaml")
     assert files(f"growing.zarr/{shards[0]['name']}") == committed
+    assert [files(f"growing.zarr/{name}") for name in ("basis", "mean", "scale", "offset")] == constants
     assert not files("growing.zarr", ".*")
     run("inspect-cache", "growing.zarr", "--json", "cache.json")
     notes = json.loads(Path("cache.json").read_text())["notes"].values()
@@ -194,7 +196,7 @@ def test_a_basis_is_taken_from_a_cache(expected):
     basis = "targets.features={codec: int8, dims: 4, basis: growing.zarr}"
     run("cache-teacher", "--config", "growing.yaml", "--set", "output=new.zarr", "--set", basis)
     for name in ("basis", "mean", "scale", "offset"):
-        assert files(f"new.zarr/{name}", "c*") == files(f"growing.zarr/{name}", "c*") != {}
+        assert files(f"new.zarr/{name}") == files(f"growing.zarr/{name}") != {}
 
 
 def test_a_student_reads_a_pack(expected):

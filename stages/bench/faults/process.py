@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import re
 import runpy
@@ -27,6 +26,7 @@ import stages.sweep.config
 import stages.sweep.sweep
 import stages.teacher.cache_teacher
 import stages.teacher.verify_cache  # noqa: F401
+from stages.runtime.fresh_process import start_by_default
 
 PROGRAM = Path(__file__).parents[3] / "pipeline.py"
 TIMEOUT = 180  # seconds; a command that takes longer hangs
@@ -139,7 +139,7 @@ def _become(arguments: Sequence[str], folder: Path, output: Path, first: Callabl
             os.dup2(file, stream)
             setattr(sys, name, os.fdopen(stream, "w", closefd=False))
         os.chdir(folder)
-        multiprocessing.set_start_method(None, force=True)  # its own processes begin as they do without us
+        start_by_default()
         sys.argv = [str(PROGRAM), *arguments]
         sys.path.insert(0, str(PROGRAM.parent))
         os.fsync = lambda descriptor: None  # a kill loses nothing that was written; power cuts aren't tried

@@ -164,7 +164,7 @@ def frame_list(tmp_path: Path, clips: int = 4) -> dict[str, str]:
 
 def test_a_killed_run_is_continued_to_the_same_bytes_and_workers_change_none(zygote, tmp_path):
     options = frame_list(tmp_path, clips=2)
-    assert finished_before(zygote, tmp_path, Path("rawframes"), "steps", options) == [0] * 5 + [1] * 3
+    assert finished_before(zygote, tmp_path, Path("rawframes"), "steps", options) == [0] * 5 + [1] * 4
     prepare("rawframes", tmp_path / "two", **options, workers=1)
     assert tree(tmp_path / "two") == tree(tmp_path / "whole")
 

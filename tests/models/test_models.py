@@ -185,10 +185,10 @@ def assert_alike(mine, theirs):
         torch.testing.assert_close(mine[name], value, rtol=0, atol=1e-5 * value.abs().max().item(), msg=name)
 
 
-@pytest.mark.parametrize("arch, args", [("tsm", {}), ("swin", {"depths": [2, 1]})])
-def test_a_model_compiles_and_computes_the_same(arch, args):
+def test_a_model_compiles_and_computes_the_same():
+    """A Swin. A compiled TSM trains as one that isn't in test_distilling.py."""
     torch._dynamo.reset()
-    model = lively(arch, args, dropout=0.0)
+    model = lively("swin", {"depths": [2, 1]}, dropout=0.0)
     twin = copy.deepcopy(model)
     enable_grad_checkpointing(twin, compiled=True)
     clips = random_clips(2, 3, 16)

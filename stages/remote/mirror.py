@@ -22,7 +22,6 @@ class Mirror:
 
     def fetch(self, names: Iterable[str]) -> None:
         """Copy those of these objects that are there into the folder. They may be replaced from then on."""
-
         side_by_side(self.url, self.fetch_again, [name for name in names if name in self.there])
 
     def fetch_again(self, name: str) -> None:

@@ -19,7 +19,7 @@ def check_not_on_web_server(output: Location) -> None:
 
 def check_puts(output: UrlPath) -> None:
     """Raises StoreError if nothing can be put where `output` is to lie."""
-    probe = output.with_name(f"{PROBE}{secrets.token_hex(8)}")
+    probe = output.with_name(_new_name())
     try:
         probe.write_bytes(b"")
     except StoreError as error:
@@ -30,7 +30,7 @@ def check_puts(output: UrlPath) -> None:
 
 def check_conditional_puts(url: UrlPath) -> None:
     """Raises StoreError where a store has no conditional puts: two writers would destroy each other's work there."""
-    probe = url / f"{PROBE}{secrets.token_hex(8)}"
+    probe = url / _new_name()
     try:
         probe.write_new(b"")
         probe.write_new(b"")
@@ -41,3 +41,7 @@ def check_conditional_puts(url: UrlPath) -> None:
             probe.unlink()
     raise StoreError(f"{url}: its store ignores the condition of a put (If-None-Match), so nobody can know whether another "
                      "process writes there, too: write into a local folder, and copy it there")  # fmt: skip
+
+
+def _new_name() -> str:
+    return f"{PROBE}{secrets.token_hex(8)}"

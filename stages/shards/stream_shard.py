@@ -26,8 +26,8 @@ def stream_shard(data: Dataset, shard: str, wanted: Callable[[int], bool] = lamb
     the number of samples, and size and sha256 of the wanted videos. A tar in a store is read by the places that the
     index names, in blocks. Raises ReskdError at the first difference.
     """
-    rows = data.rows(shard)
-    return (_blocks if isinstance(data.base, UrlPath) else _samples)(data, shard, rows, wanted)
+    read = _blocks if isinstance(data.base, UrlPath) else _samples
+    return read(data, shard, data.rows(shard), wanted)
 
 
 def _samples(data: Dataset, shard: str, rows: Sequence[Row], wanted: Callable[[int], bool]) -> Clips:
